@@ -1,0 +1,47 @@
+//! The command line: clap types, and the step from flags to the library's plain configs.
+//!
+//! Each command has a file of its own with its flags (`Args`) and a `run` that turns them into a
+//! checked config and calls the library. `evecho` without a command serves.
+
+mod serve;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a command ends in: an exit code, or one sentence for standard error (exit code 1).
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+
+#[derive(Parser)]
+#[command(name = "evecho", version, about, args_conflicts_with_subcommands = true)]
+#[command(subcommand_help_heading = "Other commands")]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    serve: serve::Args,
+}
+
+#[derive(Subcommand)]
+enum Command {}
+
+/// Parses the command line, runs what it names and turns the outcome into an exit code: 0 done,
+/// 1 run time, 2 usage (clap's own exit).
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        None => serve::run(cli.serve),
+        Some(command) => match command {},
+    };
+    outcome.unwrap_or_else(|error| {
+        complain(&error.to_string());
+        ExitCode::from(1)
+    })
+}
+
+/// The one place that writes a failure for people to standard error.
+#[allow(clippy::print_stderr, reason = "the binary's voice, once the log cannot serve")]
+fn complain(sentence: &str) {
+    eprintln!("evecho: {sentence}");
+}

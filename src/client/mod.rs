@@ -1,0 +1,1 @@
+//! The tools that talk to an echo server.
