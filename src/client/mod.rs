@@ -1,1 +1,4 @@
 //! The tools that talk to an echo server.
+
+pub mod pattern;
+pub mod target;
