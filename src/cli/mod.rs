@@ -4,6 +4,7 @@
 //! checked config and calls the library. `evecho` without a command serves.
 
 mod serve;
+mod supervise;
 mod units;
 
 use std::process::ExitCode;
@@ -24,7 +25,10 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    #[command(name = "__supervise", hide = true)]
+    Supervise(supervise::Args),
+}
 
 /// Parses the command line, runs what it names and turns the outcome into an exit code: 0 done,
 /// 1 run time, 2 usage (clap's own exit).
@@ -32,7 +36,7 @@ pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         None => serve::run(cli.serve),
-        Some(command) => match command {},
+        Some(Command::Supervise(args)) => supervise::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         complain(&error.to_string());

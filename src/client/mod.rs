@@ -1,4 +1,5 @@
 //! The tools that talk to an echo server.
 
 pub mod pattern;
+pub mod process;
 pub mod target;
