@@ -3,6 +3,7 @@
 //! Each command has a file of its own with its flags (`Args`) and a `run` that turns them into a
 //! checked config and calls the library. `evecho` without a command serves.
 
+mod check;
 mod serve;
 mod supervise;
 mod units;
@@ -26,6 +27,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Check(check::Args),
     #[command(name = "__supervise", hide = true)]
     Supervise(supervise::Args),
 }
@@ -36,6 +38,7 @@ pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         None => serve::run(cli.serve),
+        Some(Command::Check(args)) => check::run(&args),
         Some(Command::Supervise(args)) => supervise::run(&args),
     };
     outcome.unwrap_or_else(|error| {

@@ -1,5 +1,6 @@
 //! The tools that talk to an echo server.
 
+pub mod check;
 pub mod pattern;
 pub mod process;
 pub mod target;
