@@ -269,7 +269,11 @@ pub fn listens(address: SocketAddr, transport: Transport) -> bool {
             let asked = UdpSocket::bind(SocketAddr::new(address.ip(), 0)).and_then(|socket| {
                 socket.connect(address)?;
                 socket.send(b"?")?;
-                socket.take_error()
+                let refused = socket.take_error()?;
+                // An answer is taken, so that it does not meet a port that is closed already.
+                socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+                let _ = socket.recv(&mut [0]);
+                Ok(refused)
             });
             matches!(asked, Ok(None))
         }

@@ -55,7 +55,7 @@ pub static CASES: &[Case] = &[
     Case {
         name: "tcp-late-reader",
         group: Tcp,
-        rule: "a client that sends 6 MiB before it reads gets all of it, however long that waits",
+        rule: "a client that sends 16 MiB before it reads gets all of it, however long that waits",
         source: "RFC 9293 section 3.8.6.1 (zero windows); RFC 1122 section 4.2.2.17",
         needs: TCP,
         run: tcp::late_reader,
@@ -95,7 +95,7 @@ pub static CASES: &[Case] = &[
     Case {
         name: "tcp-many",
         group: Tcp,
-        rule: "400 connections that are held at once are all served, again and again",
+        rule: "300 connections that are held at once are all served, again and again",
         source: "RFC 862 (\"once a connection is established any data received is sent back\")",
         needs: TCP,
         run: tcp::many,

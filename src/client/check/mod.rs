@@ -188,10 +188,10 @@ impl Needs {
     fn missing(&self, context: &Context<'_>) -> Option<String> {
         let probe = &context.probe;
         if self.tcp && !probe.tcp {
-            return Some(format!("{} is not graded over TCP: {}", probe.address, probe.no_tcp));
+            return Some(format!("no TCP: {}", probe.no_tcp));
         }
         if self.udp && !probe.udp {
-            return Some(format!("{} is not graded over UDP: {}", probe.address, probe.no_udp));
+            return Some(format!("no UDP: {}", probe.no_udp));
         }
         if self.loopback && !probe.address.ip().is_loopback() {
             return Some("done on loopback only".to_owned());

@@ -54,8 +54,8 @@ pub(super) fn idle_cpu(cx: &Context<'_>) -> Result<(), Stop> {
 
 /// `process-blocked-cpu`
 pub(super) fn blocked_cpu(cx: &Context<'_>) -> Result<(), Stop> {
-    let _never_reads = tcp::blocked(cx, 12 << 20)?;
-    let half_closed = tcp::blocked(cx, 12 << 20)?;
+    let _never_reads = tcp::blocked(cx)?;
+    let half_closed = tcp::blocked(cx)?;
     half_closed.finish().expecting("a client may half-close")?;
     rests(cx, "a client that never reads and one that has half-closed and not read")
 }

@@ -94,7 +94,7 @@ impl Wire {
                 false => PollFlags::POLLIN | PollFlags::POLLOUT,
             };
             if !self.wait(flags, Duration::MAX) {
-                return Err(reading.too_late(sent.len() - unsent.len()));
+                return Err(reading.too_late(unsent.len()));
             }
             let length = unsent.len().min(64 << 10);
             if length > 0 {
@@ -217,9 +217,13 @@ impl<'a> Reading<'a> {
         Seen::server(format!("{what} after {got} of {all}"))
     }
 
-    fn too_late(&self, sent: usize) -> Seen {
-        let (got, sent) = (bytes(self.got as u64), bytes(sent as u64));
-        Seen::server(format!("in time, {sent} were taken and {got} came back"))
+    fn too_late(&self, unsent: usize) -> Seen {
+        let (got, all) = (bytes(self.got as u64), bytes(self.answer.len() as u64));
+        let not_taken = match unsent {
+            0 => String::new(),
+            _ => format!(", and it does not take the last {}", bytes(unsent as u64)),
+        };
+        Seen::server(format!("it stopped answering after {got} of {all}{not_taken}"))
     }
 
     fn broken(&self, error: &io::Error) -> Seen {

@@ -14,7 +14,7 @@ use super::stream::{Got, Wire, left};
 pub(super) const STALLED: Duration = Duration::from_millis(200);
 
 /// More than the kernel's buffers of an unread connection hold, so that the server has to wait.
-const OVERFLOWING: usize = 6 << 20;
+pub(super) const OVERFLOWING: usize = 16 << 20;
 
 /// `tcp-sizes`
 pub(super) fn sizes(cx: &Context<'_>) -> Result<(), Stop> {
@@ -86,7 +86,7 @@ pub(super) fn half_close_empty(cx: &Context<'_>) -> Result<(), Stop> {
 /// `tcp-late-reader`
 pub(super) fn late_reader(cx: &Context<'_>) -> Result<(), Stop> {
     let bytes = payload(3, OVERFLOWING);
-    let expected = "6.0 MiB come back, of which nothing was read before no more was taken";
+    let expected = "16 MiB come back, of which nothing was read before no more was taken";
     let mut wire = cx.connect_narrow()?;
     let sent = wire.stuff(&bytes, STALLED).expecting(expected)?;
     wire.converse(&bytes[sent..], &bytes).expecting(expected)
@@ -102,7 +102,7 @@ pub(super) fn idle_peer(cx: &Context<'_>) -> Result<(), Stop> {
 
 /// `tcp-never-reader`
 pub(super) fn never_reader(cx: &Context<'_>) -> Result<(), Stop> {
-    let _blocked = blocked(cx, 2 * OVERFLOWING)?;
+    let _blocked = blocked(cx)?;
     let bytes = payload(5, 1_000);
     let mut wire = cx.connect()?;
     for _ in 0..20 {
@@ -111,10 +111,10 @@ pub(super) fn never_reader(cx: &Context<'_>) -> Result<(), Stop> {
     Ok(())
 }
 
-/// A peer that has sent all that is taken, at most `limit` bytes, and read nothing.
-pub(super) fn blocked(cx: &Context<'_>, limit: usize) -> Result<Wire, Stop> {
+/// A peer that has sent all that is taken and read nothing.
+pub(super) fn blocked(cx: &Context<'_>) -> Result<Wire, Stop> {
     let mut wire = cx.connect_narrow()?;
-    wire.stuff(&payload(6, limit), STALLED).expecting("a peer that never reads may send")?;
+    wire.stuff(&payload(6, OVERFLOWING), STALLED).expecting("a peer that never reads may send")?;
     Ok(wire)
 }
 
@@ -159,7 +159,7 @@ pub(super) fn churn(cx: &Context<'_>) -> Result<(), Stop> {
 
 /// `tcp-many`
 pub(super) fn many(cx: &Context<'_>) -> Result<(), Stop> {
-    const CONNECTIONS: u32 = 400;
+    const CONNECTIONS: u32 = 300;
     let mut wires = Vec::new();
     for number in 1..=CONNECTIONS {
         let expected = || format!("connection {number} of {CONNECTIONS} held at once is answered");
