@@ -82,6 +82,8 @@ pub(crate) enum Fault {
     SpinsAccepting,
     /// Ends at the limit of descriptors.
     DiesAtLimit,
+    /// Ends when a zero byte comes.
+    DiesOfNuls,
     /// Leaves SIGTERM to the system's default.
     NoHandler,
     /// Exits with 1 on SIGTERM.
@@ -124,6 +126,7 @@ const ALL: &[Fault] = &[
     Fault::StopsAccepting,
     Fault::SpinsAccepting,
     Fault::DiesAtLimit,
+    Fault::DiesOfNuls,
     Fault::NoHandler,
     Fault::ExitsWith1,
     Fault::AnswersItself,
@@ -469,6 +472,11 @@ impl<'a> Connection<'a> {
         let mut answer = self.serve(read);
         match self.double.fault {
             Fault::SwapsTwo if self.total == 2 && read.len() == 2 => answer.swap(0, 1),
+            Fault::DiesOfNuls if read.contains(&0) => {
+                // Not by eprintln, which the test harness may capture.
+                let _ = io::stderr().write_all(b"a NUL came\n");
+                std::process::exit(3);
+            }
             Fault::DropsNuls => answer.retain(|&byte| byte != 0),
             Fault::MangleSingles if self.singles > 64 => answer[0] ^= 1,
             Fault::WrongOnIpv6 if self.stream.local_addr().is_ok_and(|own| own.is_ipv6()) => {
