@@ -258,7 +258,7 @@ pub static CASES: &[Case] = &[
         group: Loop,
         rule: "a datagram that seems to come from the server's own address and port is not answered",
         source: "CERT CA-1996-01; CERT VU#417980",
-        needs: Needs { process: Look, ..UDP_ON_LOOPBACK },
+        needs: Needs { process: Start, ..UDP_ON_LOOPBACK },
         run: loops::own_address,
     },
     Case {
