@@ -1,0 +1,4 @@
+//! temp
+#![allow(dead_code)]
+mod faults;
+mod stream;
