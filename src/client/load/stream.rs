@@ -107,7 +107,7 @@ impl Checker {
     /// the `sent` bytes.
     pub(super) fn finish(&mut self, sent: u64, faults: &mut Faults) {
         self.close(sent, faults);
-        let partial = (self.front % self.size != 0 && self.front < sent)
+        let partial = (!self.front.is_multiple_of(self.size) && self.front < sent)
             .then_some(self.front / self.size)
             .filter(|&message| self.counted != Some(message) && self.is_whole(message));
         if partial.is_some() {
