@@ -4,9 +4,9 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use super::datagram;
+use super::{datagram, nanoseconds};
 use crate::client::target::Transport;
 
 /// How the connections are used.
@@ -31,7 +31,8 @@ pub enum Mode {
 #[serde(rename_all = "kebab-case")]
 pub enum Length {
     /// After this time.
-    Time(#[serde(serialize_with = "seconds")] Duration),
+    #[serde(rename = "time_ns", serialize_with = "nanoseconds")]
+    Time(Duration),
     /// After so many messages, over all connections.
     Messages(u64),
 }
@@ -55,7 +56,7 @@ pub struct Config {
     /// When the measured part ends. Default: after 10 s.
     pub length: Length,
     /// Load before the measured part. Default: none.
-    #[serde(serialize_with = "seconds")]
+    #[serde(rename = "warmup_ns", serialize_with = "nanoseconds")]
     pub warmup: Duration,
     /// Messages (churn: connections) a second over all connections, sent when they are due
     /// whether or not earlier ones have come back, as far as connections and depth allow.
@@ -65,7 +66,7 @@ pub struct Config {
     /// How long a reply may take. A UDP message is then given up, and the next one sent. TCP
     /// connections wait on, until nothing at all has come for this long. Default: 5 s, over UDP
     /// 500 ms.
-    #[serde(serialize_with = "seconds")]
+    #[serde(rename = "timeout_ns", serialize_with = "nanoseconds")]
     pub timeout: Duration,
     /// The client's own addresses, used in turn; each has some 28,000 ports for one server
     /// address. Default: the system's choice, but 127.0.0.2 to 127.0.0.65 where one address
@@ -165,11 +166,6 @@ impl fmt::Display for Invalid {
 }
 
 impl std::error::Error for Invalid {}
-
-/// Programs read times as a number of seconds.
-pub(super) fn seconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(time.as_secs_f64())
-}
 
 #[cfg(test)]
 mod tests {

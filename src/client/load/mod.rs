@@ -47,6 +47,9 @@ mod udp;
 use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
+use std::time::Duration;
+
+use serde::Serializer;
 
 pub use config::{Config, Invalid, Length, Mode};
 pub use faults::Errors;
@@ -70,7 +73,7 @@ pub fn run(
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Report, Error> {
     config.check()?;
-    socket::raise_file_limit(config.connections)?;
+    socket::make_room(config.connections)?;
     let course = course::Course::new(config, progress)?;
     match (config.transport, config.mode) {
         (Transport::Udp, _) => course.measure(udp::Udp::new(config)),
@@ -135,4 +138,9 @@ impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {
         Self::Invalid(invalid)
     }
+}
+
+/// Programs read times as nanoseconds.
+fn nanoseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use super::config::{Config, seconds};
+use super::config::Config;
 use super::faults::Errors;
+use super::nanoseconds;
 
 /// What came of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -19,7 +20,7 @@ pub struct Report {
     pub starved: u32,
     /// Length of the measured part: when a number of messages was asked for, until the last of
     /// them came back.
-    #[serde(rename = "seconds", serialize_with = "seconds")]
+    #[serde(rename = "duration_ns", serialize_with = "nanoseconds")]
     pub duration: Duration,
     /// Messages (churn: connections) that came back in the measured part, whole, correct and in
     /// order. Those that were begun before it are left out, but for stream mode.
@@ -49,29 +50,29 @@ impl Report {
     }
 }
 
-/// How long messages took. As JSON, in microseconds.
+/// How long messages took. As JSON, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Latency {
     /// The shortest.
-    #[serde(rename = "min_us", serialize_with = "microseconds")]
+    #[serde(rename = "min_ns", serialize_with = "nanoseconds")]
     pub min: Duration,
     /// The mean.
-    #[serde(rename = "mean_us", serialize_with = "microseconds")]
+    #[serde(rename = "mean_ns", serialize_with = "nanoseconds")]
     pub mean: Duration,
     /// Half of the messages took no longer.
-    #[serde(rename = "p50_us", serialize_with = "microseconds")]
+    #[serde(rename = "p50_ns", serialize_with = "nanoseconds")]
     pub p50: Duration,
     /// 90 % took no longer.
-    #[serde(rename = "p90_us", serialize_with = "microseconds")]
+    #[serde(rename = "p90_ns", serialize_with = "nanoseconds")]
     pub p90: Duration,
     /// 99 % took no longer.
-    #[serde(rename = "p99_us", serialize_with = "microseconds")]
+    #[serde(rename = "p99_ns", serialize_with = "nanoseconds")]
     pub p99: Duration,
     /// 99.9 % took no longer.
-    #[serde(rename = "p999_us", serialize_with = "microseconds")]
+    #[serde(rename = "p999_ns", serialize_with = "nanoseconds")]
     pub p999: Duration,
     /// The longest.
-    #[serde(rename = "max_us", serialize_with = "microseconds")]
+    #[serde(rename = "max_ns", serialize_with = "nanoseconds")]
     pub max: Duration,
 }
 
@@ -89,10 +90,6 @@ impl Latency {
             max: Duration::from_nanos(histogram.max()),
         })
     }
-}
-
-fn microseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64(time.as_nanos() as f64 / 1e3)
 }
 
 /// Where a run stands.

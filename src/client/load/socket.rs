@@ -3,34 +3,35 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Error;
 use super::config::{Config, Mode};
 use crate::client::target::{self, Transport};
+use crate::socket::raise_open_file_limit;
 
 /// Descriptors that the process needs besides the connections: standard streams, the poll, and
 /// what the caller has open.
 const SPARE_FILES: u64 = 64;
 
-/// Raises the soft limit of open files, when `connections` need it.
-pub(super) fn raise_file_limit(connections: u32) -> Result<(), Error> {
-    let system = |error: nix::Error| Error::System {
-        what: "raise the limit of open files",
-        error: error.into(),
-    };
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(system)?;
+/// Makes room for `connections` under the limit of open files, where the hard limit has it.
+pub(super) fn make_room(connections: u32) -> Result<(), Error> {
     let needed = u64::from(connections) + SPARE_FILES;
-    if needed <= soft {
-        return Ok(());
-    }
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| Error::System {
+        what: "look up the limit of open files",
+        error: error.into(),
+    })?;
     if needed > hard {
         let allowed = hard.saturating_sub(SPARE_FILES);
         return Err(Error::TooManyConnections { asked: connections, allowed });
     }
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(system)
+    if needed > soft {
+        raise_open_file_limit()
+            .map_err(|error| Error::System { what: "raise the limit of open files", error })?;
+    }
+    Ok(())
 }
 
 /// Opens sockets to one server, from its source addresses in turn.
