@@ -4,6 +4,7 @@
 //! checked config and calls the library. `evecho` without a command serves.
 
 mod check;
+mod load;
 mod serve;
 mod supervise;
 mod units;
@@ -29,6 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Check(check::Args),
+    Load(load::Args),
     #[command(name = "__supervise", hide = true)]
     Supervise(supervise::Args),
 }
@@ -40,6 +42,7 @@ pub(crate) fn run() -> ExitCode {
     let outcome = match cli.command {
         None => serve::run(cli.serve),
         Some(Command::Check(args)) => check::run(&args),
+        Some(Command::Load(args)) => load::run(args),
         Some(Command::Supervise(args)) => supervise::run(&args),
     };
     outcome.unwrap_or_else(|error| {

@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+/// Nobody waits longer, whatever the timeout.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
 /// What carries the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -123,6 +126,7 @@ impl Target {
         timeout: Duration,
         mut attempt: impl FnMut(SocketAddr, Duration, bool) -> io::Result<T>,
     ) -> Result<T, Error> {
+        let timeout = timeout.min(LONGEST);
         let deadline = Instant::now() + timeout;
         let addresses = self.addresses(timeout)?;
         let mut tried = Vec::new();
@@ -158,7 +162,7 @@ fn await_echo(socket: &UdpSocket, timeout: Duration) -> io::Result<()> {
         if left.is_zero() {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        socket.set_read_timeout(Some((timeout / 4).clamp(Duration::from_millis(1), left)))?;
+        socket.set_read_timeout(Some((timeout / 4).max(Duration::from_millis(1)).min(left)))?;
         socket.send(PROBE)?;
         match socket.recv(&mut reply) {
             Ok(length) if &reply[..length] == PROBE => return Ok(()),
