@@ -109,10 +109,10 @@ struct DesignArgs {
 #[command(next_help_heading = "Log (on standard error; RUST_LOG overrides)")]
 struct LogArgs {
     /// Say more: -v tells how each connection ended, -vv everything
-    #[arg(short, long, action = clap::ArgAction::Count)]
+    #[arg(short, long, env = "EVECHO_VERBOSE", action = clap::ArgAction::Count)]
     verbose: u8,
     /// Say only what went wrong
-    #[arg(short, long, conflicts_with = "verbose")]
+    #[arg(short, long, env = "EVECHO_QUIET", conflicts_with = "verbose")]
     quiet: bool,
 }
 
