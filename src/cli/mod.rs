@@ -3,6 +3,7 @@
 //! Each command has a file of its own with its flags (`Args`) and a `run` that turns them into a
 //! checked config and calls the library. `evecho` without a command serves.
 
+mod send;
 mod serve;
 mod units;
 
@@ -24,7 +25,9 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    Send(send::Args),
+}
 
 /// Parses the command line, runs what it names and turns the outcome into an exit code: 0 done,
 /// 1 run time, 2 usage (clap's own exit).
@@ -32,7 +35,7 @@ pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         None => serve::run(cli.serve),
-        Some(command) => match command {},
+        Some(Command::Send(args)) => send::run(args),
     };
     outcome.unwrap_or_else(|error| {
         complain(&error.to_string());

@@ -1,4 +1,6 @@
 //! The tools that talk to an echo server.
 
 pub mod pattern;
+pub mod send;
 pub mod target;
+mod wait;
