@@ -3,6 +3,7 @@
 //! Each command has a file of its own with its flags (`Args`) and a `run` that turns them into a
 //! checked config and calls the library. `evecho` without a command serves.
 
+mod ping;
 mod send;
 mod serve;
 mod units;
@@ -26,6 +27,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Ping(ping::Args),
     Send(send::Args),
 }
 
@@ -35,6 +37,7 @@ pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         None => serve::run(cli.serve),
+        Some(Command::Ping(args)) => ping::run(args),
         Some(Command::Send(args)) => send::run(args),
     };
     outcome.unwrap_or_else(|error| {

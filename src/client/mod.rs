@@ -1,6 +1,7 @@
 //! The tools that talk to an echo server.
 
 pub mod pattern;
+pub mod ping;
 pub mod send;
 pub mod target;
 mod wait;

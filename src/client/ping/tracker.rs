@@ -1,0 +1,457 @@
+//! Which pings are out, and what a reply is worth. Pure: no socket, and `now` is an argument.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use serde::{Serialize, Serializer};
+
+use super::{LONGEST, Size};
+use crate::client::pattern;
+
+/// Each message starts with its sequence number and then with that number mixed with the run's
+/// key: if one is damaged, the other still tells whose reply it is.
+const HEADER: usize = 16;
+
+/// How many of the latest pings are remembered, to tell a late reply from a second one.
+const MEMORY: u64 = 1 << 16;
+
+/// Percentiles know times up to this many nanoseconds, twice the longest wait; a longer one, which
+/// only a stopped process can see, counts as this.
+const LONGEST_TIME: u64 = 2 * LONGEST.as_nanos() as u64;
+
+/// What a reply is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Reply {
+    /// The first reply to a ping, in time and unharmed.
+    Echo {
+        /// Which ping it answers: the first is 1.
+        seq: u64,
+        /// The round-trip time.
+        #[serde(rename = "time_ns", serialize_with = "nanoseconds")]
+        time: Duration,
+        /// Whether the reply to a later ping came before this one (RFC 4737).
+        reordered: bool,
+    },
+    /// A ping that has had its reply had another.
+    Duplicate {
+        /// Which ping it answers.
+        seq: u64,
+        /// The time since that ping was sent.
+        #[serde(rename = "time_ns", serialize_with = "nanoseconds")]
+        time: Duration,
+    },
+    /// The ping had been given up, and stays lost.
+    Late {
+        /// Which ping it answers.
+        seq: u64,
+        /// The round-trip time.
+        #[serde(rename = "time_ns", serialize_with = "nanoseconds")]
+        time: Duration,
+    },
+    /// A byte differs from what was sent.
+    Corrupt {
+        /// Which ping it answers, unless too much of it is damaged to tell.
+        seq: Option<u64>,
+        /// Where the first such byte stands, counted from 0.
+        byte: usize,
+    },
+    /// The reply is not as long as what was sent.
+    Cut {
+        /// Which ping it answers, unless too little of it is left to tell.
+        seq: Option<u64>,
+        /// Its length in bytes.
+        bytes: usize,
+    },
+    /// It answers a ping that was not sent, or not recently.
+    Stray,
+}
+
+/// What has come of all pings so far. Each ping that was sent is received, lost, damaged (its only
+/// reply was corrupt or cut) or still waiting.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    /// Pings that were sent.
+    pub sent: u64,
+    /// Pings that were echoed in time and unharmed.
+    pub received: u64,
+    /// Pings that nothing came back for in time.
+    pub lost: u64,
+    /// Pings whose time was not over yet when the run ended.
+    pub waiting: u64,
+    /// Of the received: how many came after the reply to a later ping.
+    pub reordered: u64,
+    /// Replies to pings that had had theirs.
+    pub duplicates: u64,
+    /// Replies to pings that had been given up.
+    pub late: u64,
+    /// Replies with a wrong byte.
+    pub corrupt: u64,
+    /// Replies of a wrong length.
+    pub cut: u64,
+    /// Replies to pings that were never sent, or not recently.
+    pub stray: u64,
+    /// Lost pings in percent of those that are not waiting.
+    pub loss_percent: f64,
+    /// Round-trip times of the received pings, if there are any.
+    #[serde(rename = "time_ns")]
+    pub times: Option<Times>,
+}
+
+/// Round-trip times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Times {
+    /// The shortest.
+    #[serde(serialize_with = "nanoseconds")]
+    pub min: Duration,
+    /// The mean.
+    #[serde(serialize_with = "nanoseconds")]
+    pub avg: Duration,
+    /// The longest.
+    #[serde(serialize_with = "nanoseconds")]
+    pub max: Duration,
+    /// The standard deviation, as `ping(8)` has it.
+    #[serde(serialize_with = "nanoseconds")]
+    pub mdev: Duration,
+    /// Half of them took no longer. Percentiles are exact to 0.1 %.
+    #[serde(serialize_with = "nanoseconds")]
+    pub p50: Duration,
+    /// Nine in ten took no longer.
+    #[serde(serialize_with = "nanoseconds")]
+    pub p90: Duration,
+    /// 99 in a hundred took no longer.
+    #[serde(serialize_with = "nanoseconds")]
+    pub p99: Duration,
+}
+
+fn nanoseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Answered,
+    Damaged,
+    Lost,
+}
+
+struct Ping {
+    sent: Instant,
+    state: State,
+}
+
+/// Knows every ping of one run.
+pub(super) struct Tracker {
+    size: usize,
+    wait: Duration,
+    key: u64,
+    /// The latest pings, up to number `sent`.
+    memory: VecDeque<Ping>,
+    sent: u64,
+    /// No ping before this one is waiting.
+    oldest: u64,
+    waiting: u64,
+    /// The highest number that was echoed.
+    highest: u64,
+    received: u64,
+    lost: u64,
+    reordered: u64,
+    duplicates: u64,
+    late: u64,
+    corrupt: u64,
+    cut: u64,
+    stray: u64,
+    times: Stopwatch,
+}
+
+impl Tracker {
+    /// Pings of `size` that may take `wait`. `key` tells this run's messages from another's.
+    pub(super) fn new(size: Size, wait: Duration, key: u64) -> Self {
+        Self {
+            size: size.bytes(),
+            wait,
+            key,
+            memory: VecDeque::new(),
+            sent: 0,
+            oldest: 1,
+            waiting: 0,
+            highest: 0,
+            received: 0,
+            lost: 0,
+            reordered: 0,
+            duplicates: 0,
+            late: 0,
+            corrupt: 0,
+            cut: 0,
+            stray: 0,
+            times: Stopwatch::default(),
+        }
+    }
+
+    /// The message of ping number `seq`.
+    pub(super) fn message(&self, seq: u64) -> Vec<u8> {
+        let mut message = Vec::with_capacity(self.size);
+        message.extend_from_slice(&seq.to_be_bytes());
+        message.extend_from_slice(&(seq ^ self.key).to_be_bytes());
+        // Cut to 32 bits: numbers that far apart are never out at the same time.
+        message.extend_from_slice(pattern::slice(seq as u32, 0, self.size - HEADER));
+        message
+    }
+
+    /// How many pings were sent: the next one's number less one.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// How many pings are neither answered nor given up.
+    pub(super) fn waiting(&self) -> u64 {
+        self.waiting
+    }
+
+    /// Whether one more ping can be remembered without forgetting one that is waiting.
+    pub(super) fn has_room(&self) -> bool {
+        self.waiting == 0 || self.sent + 1 - self.oldest < MEMORY
+    }
+
+    /// Notes that the next ping is sent, and returns its number.
+    pub(super) fn send(&mut self, now: Instant) -> u64 {
+        if self.memory.len() as u64 == MEMORY {
+            self.memory.pop_front();
+        }
+        self.memory.push_back(Ping { sent: now, state: State::Waiting });
+        self.sent += 1;
+        self.waiting += 1;
+        self.sent
+    }
+
+    /// When the time of the oldest waiting ping is over.
+    pub(super) fn deadline(&mut self) -> Option<Instant> {
+        let wait = self.wait;
+        self.oldest_waiting().map(|(_, ping)| ping.sent + wait)
+    }
+
+    /// Gives up the oldest waiting ping if its time is over. Call this until it returns `None`
+    /// before [`Self::receive`], so that what comes too late is known to.
+    pub(super) fn expire(&mut self, now: Instant) -> Option<u64> {
+        let deadline = self.deadline()?;
+        if now < deadline { None } else { self.give_up() }
+    }
+
+    /// Gives up the oldest waiting ping, whatever its time.
+    pub(super) fn give_up(&mut self) -> Option<u64> {
+        let (seq, _) = self.oldest_waiting()?;
+        self.settle(seq, State::Lost);
+        self.lost += 1;
+        Some(seq)
+    }
+
+    /// Says what a reply is, and counts it.
+    pub(super) fn receive(&mut self, bytes: &[u8], now: Instant) -> Reply {
+        let Some(seq) = self.owner(bytes) else {
+            return self.receive_unowned(bytes);
+        };
+        let message = self.message(seq);
+        if bytes.len() != message.len() {
+            self.cut += 1;
+            self.damage(seq);
+            return Reply::Cut { seq: Some(seq), bytes: bytes.len() };
+        }
+        if let Some(byte) = bytes.iter().zip(&message).position(|(came, sent)| came != sent) {
+            self.corrupt += 1;
+            self.damage(seq);
+            return Reply::Corrupt { seq: Some(seq), byte };
+        }
+        let ping = self.ping(seq);
+        let (time, state) = (now.saturating_duration_since(ping.sent), ping.state);
+        self.settle(seq, State::Answered);
+        match state {
+            State::Waiting => self.echo(seq, time),
+            State::Lost => {
+                self.late += 1;
+                Reply::Late { seq, time }
+            }
+            State::Answered | State::Damaged => {
+                self.duplicates += 1;
+                Reply::Duplicate { seq, time }
+            }
+        }
+    }
+
+    fn echo(&mut self, seq: u64, time: Duration) -> Reply {
+        let reordered = seq < self.highest;
+        self.highest = self.highest.max(seq);
+        self.reordered += u64::from(reordered);
+        self.received += 1;
+        self.times.record(time);
+        Reply::Echo { seq, time, reordered }
+    }
+
+    fn receive_unowned(&mut self, bytes: &[u8]) -> Reply {
+        match self.claims(bytes) {
+            [Some(seq), Some(same)] if seq == same => {
+                self.stray += 1;
+                Reply::Stray
+            }
+            _ if bytes.len() != self.size => {
+                self.cut += 1;
+                Reply::Cut { seq: None, bytes: bytes.len() }
+            }
+            _ => {
+                self.corrupt += 1;
+                Reply::Corrupt { seq: None, byte: 0 }
+            }
+        }
+    }
+
+    /// Whether these bytes name a ping that is remembered.
+    pub(super) fn recognises(&self, bytes: &[u8]) -> bool {
+        self.claims(bytes).into_iter().flatten().any(|seq| self.remembers(seq))
+    }
+
+    /// Whether the ping that this start of a reply belongs to is waiting, and has time left.
+    pub(super) fn has_time_for(&mut self, partial: &[u8], now: Instant) -> bool {
+        let wait = self.wait;
+        self.owner(partial).is_some_and(|seq| {
+            let ping = self.ping(seq);
+            ping.state == State::Waiting && now < ping.sent + wait
+        })
+    }
+
+    /// Which ping these bytes answer, however damaged they are. Where the two numbers in them
+    /// disagree, the one whose message is more like them; where neither is known, the only ping
+    /// that waits for a reply.
+    fn owner(&mut self, bytes: &[u8]) -> Option<u64> {
+        let claims = self.claims(bytes);
+        let known = claims.into_iter().flatten().filter(|&seq| self.remembers(seq));
+        let best = known.min_by_key(|&seq| {
+            bytes.iter().zip(self.message(seq)).filter(|(came, sent)| *came != sent).count()
+        });
+        let genuine = matches!(claims, [Some(seq), Some(same)] if seq == same);
+        match best {
+            None if self.waiting == 1 && !genuine => self.oldest_waiting().map(|(seq, _)| seq),
+            best => best,
+        }
+    }
+
+    /// The sequence numbers that these bytes name, first as it stands and then mixed with the key.
+    fn claims(&self, bytes: &[u8]) -> [Option<u64>; 2] {
+        let number = |at: usize| {
+            let bytes = bytes.get(at..at + 8)?;
+            Some(u64::from_be_bytes(bytes.try_into().expect("a slice of 8 bytes")))
+        };
+        [number(0), number(8).map(|mixed| mixed ^ self.key)]
+    }
+
+    /// What has come of all pings so far.
+    pub(super) fn summary(&self) -> Summary {
+        let due = self.sent - self.waiting;
+        Summary {
+            sent: self.sent,
+            received: self.received,
+            lost: self.lost,
+            waiting: self.waiting,
+            reordered: self.reordered,
+            duplicates: self.duplicates,
+            late: self.late,
+            corrupt: self.corrupt,
+            cut: self.cut,
+            stray: self.stray,
+            loss_percent: if due == 0 { 0.0 } else { self.lost as f64 * 100.0 / due as f64 },
+            times: self.times.times(),
+        }
+    }
+
+    /// The number of the first ping that is remembered.
+    fn first(&self) -> u64 {
+        self.sent + 1 - self.memory.len() as u64
+    }
+
+    fn remembers(&self, seq: u64) -> bool {
+        (self.first()..=self.sent).contains(&seq)
+    }
+
+    fn ping(&mut self, seq: u64) -> &mut Ping {
+        let index = seq - self.first();
+        &mut self.memory[index as usize]
+    }
+
+    fn oldest_waiting(&mut self) -> Option<(u64, &Ping)> {
+        self.oldest = self.oldest.max(self.first());
+        while self.oldest <= self.sent {
+            let seq = self.oldest;
+            if self.ping(seq).state == State::Waiting {
+                return Some((seq, self.ping(seq)));
+            }
+            self.oldest += 1;
+        }
+        None
+    }
+
+    fn settle(&mut self, seq: u64, state: State) {
+        let before = std::mem::replace(&mut self.ping(seq).state, state);
+        self.waiting -= u64::from(before == State::Waiting);
+    }
+
+    /// A ping whose first reply is damaged gets no other chance.
+    fn damage(&mut self, seq: u64) {
+        if self.ping(seq).state == State::Waiting {
+            self.settle(seq, State::Damaged);
+        }
+    }
+}
+
+/// Adds up round-trip times.
+struct Stopwatch {
+    histogram: Histogram<u64>,
+    min: Duration,
+    max: Duration,
+    sum: f64,
+    sum_of_squares: f64,
+}
+
+impl Default for Stopwatch {
+    fn default() -> Self {
+        Self {
+            histogram: Histogram::new_with_bounds(1, LONGEST_TIME, 3)
+                .expect("the bounds are apart, and three digits are allowed"),
+            min: Duration::MAX,
+            max: Duration::ZERO,
+            sum: 0.0,
+            sum_of_squares: 0.0,
+        }
+    }
+}
+
+impl Stopwatch {
+    fn record(&mut self, time: Duration) {
+        self.min = self.min.min(time);
+        self.max = self.max.max(time);
+        self.sum += time.as_secs_f64();
+        self.sum_of_squares += time.as_secs_f64().powi(2);
+        self.histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    fn times(&self) -> Option<Times> {
+        let count = self.histogram.len();
+        if count == 0 {
+            return None;
+        }
+        let avg = self.sum / count as f64;
+        let variance = (self.sum_of_squares / count as f64 - avg * avg).max(0.0);
+        let percentile = |quantile| {
+            let time = Duration::from_nanos(self.histogram.value_at_quantile(quantile));
+            time.clamp(self.min, self.max)
+        };
+        Some(Times {
+            min: self.min,
+            avg: Duration::from_secs_f64(avg).clamp(self.min, self.max),
+            max: self.max,
+            mdev: Duration::from_secs_f64(variance.sqrt()),
+            p50: percentile(0.5),
+            p90: percentile(0.9),
+            p99: percentile(0.99),
+        })
+    }
+}
