@@ -10,7 +10,8 @@ mod units;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// What a command ends in: an exit code, or one sentence for standard error (exit code 1).
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
@@ -44,6 +45,11 @@ pub(crate) fn run() -> ExitCode {
         complain(&error.to_string());
         ExitCode::from(1)
     })
+}
+
+/// Ends with a usage error (exit code 2), as clap does for what it finds itself.
+fn usage(kind: ErrorKind, sentence: &str) -> ! {
+    Cli::command().error(kind, sentence).exit()
 }
 
 /// The one place that writes a failure for people to standard error.

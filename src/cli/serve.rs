@@ -1,25 +1,217 @@
 //! `evecho`: serve.
 
+use std::net::IpAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::ValueEnum;
+use clap::error::ErrorKind;
+use evecho::protocol::Protocol;
+use evecho::{Config, Design, Error, Framing, GuardPorts, Limits, Server, ServiceKind, Transport};
+use log::{LevelFilter, warn};
 
 use super::{Outcome, units};
 
 /// The server's flags.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    #[command(flatten)]
+    sockets: SocketArgs,
+    #[command(flatten)]
+    conversation: ConversationArgs,
+    #[command(flatten)]
+    limits: LimitArgs,
+    #[command(flatten)]
+    how: DesignArgs,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Where to listen")]
+struct SocketArgs {
     /// TCP and UDP port; 0 picks a free one and prints it
     #[arg(short, long, env = "EVECHO_PORT", default_value_t = 12000)]
     port: u16,
-    /// Close a connection after this time without a byte; 0 never does
-    #[arg(long, value_name = "TIME", env = "EVECHO_IDLE_TIMEOUT", default_value = "0", value_parser = units::duration)]
-    idle_timeout: std::time::Duration,
-    /// Longest frame that is answered
+    /// Bind this address; may be given several times [default: every interface, IPv4 and IPv6]
+    #[arg(long, value_name = "ADDR", env = "EVECHO_BIND", value_delimiter = ',')]
+    bind: Vec<IpAddr>,
+    /// Serve no UDP
+    #[arg(long, env = "EVECHO_TCP_ONLY", conflicts_with = "udp_only")]
+    tcp_only: bool,
+    /// Serve no TCP
+    #[arg(long, env = "EVECHO_UDP_ONLY")]
+    udp_only: bool,
+    /// Connections that may wait to be accepted, as far as the system allows
+    #[arg(long, value_name = "N", env = "EVECHO_BACKLOG", default_value_t = 4096)]
+    backlog: u32,
+    /// Let several processes share the port (SO_REUSEPORT)
+    #[arg(long, env = "EVECHO_REUSE_PORT")]
+    reuse_port: bool,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "What to answer")]
+struct ConversationArgs {
+    /// What comes back
+    #[arg(long, env = "EVECHO_SERVICE", value_enum, default_value_t = ServiceArg::Echo)]
+    service: ServiceArg,
+    /// Where a message of a TCP stream ends; each datagram is a message
+    #[arg(long, env = "EVECHO_FRAMING", value_enum, default_value_t = FramingArg::Raw)]
+    framing: FramingArg,
+    /// Longest frame that is answered: a longer one ends the connection
     #[arg(long, value_name = "SIZE", env = "EVECHO_MAX_FRAME", default_value = "64k", value_parser = units::size)]
     max_frame: u64,
+    /// Answer the first message of a connection, then close it
+    #[arg(long, env = "EVECHO_ONCE")]
+    once: bool,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Limits")]
+struct LimitArgs {
+    /// TCP connections at a time; others wait in the backlog [default: what the limit on open files allows]
+    #[arg(long, value_name = "N", env = "EVECHO_MAX_CONNECTIONS")]
+    max_connections: Option<NonZeroUsize>,
+    /// TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]
+    #[arg(long, value_name = "N", env = "EVECHO_PER_SOURCE_CONNECTIONS")]
+    per_source_connections: Option<NonZeroUsize>,
+    /// Close a connection on which nothing moves for so long; 0 never does
+    #[arg(long, value_name = "TIME", env = "EVECHO_IDLE_TIMEOUT", default_value = "0", value_parser = units::duration)]
+    idle_timeout: Duration,
+    /// How long connections may go on after SIGTERM or SIGINT; a second signal ends at once
+    #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_TIMEOUT", default_value = "10s", value_parser = units::duration)]
+    drain_timeout: Duration,
+    /// Datagrams per second that one remote IPv4 address or IPv6 /64 may have answered; 0 is no limit
+    #[arg(long, value_name = "N", env = "EVECHO_UDP_RATE", default_value_t = 10_000)]
+    udp_rate: u32,
+    /// Source ports whose datagrams are not answered, beside our own, or 'none'
+    #[arg(long, value_name = "PORTS", env = "EVECHO_GUARD_PORTS", default_value_t)]
+    guard_ports: GuardPorts,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "How to run")]
+struct DesignArgs {
+    /// How the server is built
+    #[arg(long, env = "EVECHO_DESIGN", value_enum, default_value_t = DesignArg::EventLoop)]
+    design: DesignArg,
+    /// Poll for at most so long before sleeping, while that pays; 0 switches it off
+    #[arg(long, value_name = "TIME", env = "EVECHO_BUSY_POLL", default_value = "50us", value_parser = units::duration)]
+    busy_poll: Duration,
+    /// Receive and send each datagram alone, without segmentation offload
+    #[arg(long, env = "EVECHO_NO_UDP_OFFLOAD")]
+    no_udp_offload: bool,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "Log (on standard error; RUST_LOG overrides)")]
+struct LogArgs {
+    /// Say more: -v tells how each connection ended, -vv everything
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Say only what went wrong
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ServiceArg {
+    /// The same bytes (RFC 862)
+    Echo,
+    /// Text in Unicode upper case; bytes that are not UTF-8 unchanged
+    Upper,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FramingArg {
+    /// Bytes are answered as they come
+    Raw,
+    /// Whole lines, up to a line feed
+    Lines,
+    /// Whole frames, behind a length in four bytes, big-endian
+    Length,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DesignArg {
+    /// One thread, one poll loop, nothing blocks
+    EventLoop,
+    /// A thread for each connection, and one for UDP
+    Threaded,
+    /// One client at a time, the others wait unseen; and a thread for UDP
+    Iterative,
 }
 
 /// Runs the server until a signal ends it.
 pub(crate) fn run(args: Args) -> Outcome {
-    let _ = (args.port, args.idle_timeout, args.max_frame);
+    start_log(&args.log);
+    if let Err(error) = evecho::raise_open_file_limit() {
+        warn!("the limit on open files stays as it is: {error}");
+    }
+    let server = match Server::bind(config(args)) {
+        Ok(server) => server,
+        Err(error @ Error::Config(_)) => {
+            super::usage(ErrorKind::ValueValidation, &error.to_string())
+        }
+        Err(error) => return Err(error.into()),
+    };
+    server.run()?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn start_log(args: &LogArgs) {
+    let level = match (args.quiet, args.verbose) {
+        (true, _) => LevelFilter::Error,
+        (false, 0) => LevelFilter::Info,
+        (false, 1) => LevelFilter::Debug,
+        (false, _) => LevelFilter::Trace,
+    };
+    env_logger::Builder::new().filter_level(level).parse_default_env().format_target(false).init();
+}
+
+fn config(args: Args) -> Config {
+    let Args { sockets, conversation, limits, how, log: _ } = args;
+    Config {
+        design: match how.design {
+            DesignArg::EventLoop => Design::EventLoop,
+            DesignArg::Threaded => Design::Threaded,
+            DesignArg::Iterative => Design::Iterative,
+        },
+        port: sockets.port,
+        bind: sockets.bind,
+        transport: match (sockets.tcp_only, sockets.udp_only) {
+            (true, _) => Transport::Tcp,
+            (false, true) => Transport::Udp,
+            (false, false) => Transport::Both,
+        },
+        service: match conversation.service {
+            ServiceArg::Echo => ServiceKind::Echo,
+            ServiceArg::Upper => ServiceKind::Upper,
+        },
+        protocol: Protocol {
+            framing: match conversation.framing {
+                FramingArg::Raw => Framing::Raw,
+                FramingArg::Lines => Framing::Lines,
+                FramingArg::Length => Framing::LengthPrefixed,
+            },
+            // The library says what is too long.
+            max_frame: u32::try_from(conversation.max_frame).unwrap_or(u32::MAX),
+            once: conversation.once,
+        },
+        limits: Limits {
+            max_connections: limits.max_connections,
+            per_source_connections: limits.per_source_connections,
+            idle_timeout: Some(limits.idle_timeout).filter(|time| !time.is_zero()),
+            drain_timeout: limits.drain_timeout,
+            udp_rate: NonZeroU32::new(limits.udp_rate),
+            guard_ports: limits.guard_ports,
+        },
+        backlog: sockets.backlog,
+        reuse_port: sockets.reuse_port,
+        busy_poll: how.busy_poll,
+        udp_offload: !how.no_udp_offload,
+        signals: true,
+    }
 }

@@ -1,0 +1,273 @@
+//! What a server is told to do: plain values with their defaults, checked once.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::protocol::Protocol;
+
+/// Everything that a [`Server`](crate::Server) is told.
+///
+/// ```
+/// use evecho::{Config, Transport};
+///
+/// let config = Config { port: 0, transport: Transport::Tcp, ..Config::default() };
+/// assert!(config.bind.is_empty());
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// How the server is built.
+    pub design: Design,
+    /// The port of all sockets; 0 picks a free one, the same for TCP and UDP. Default: 12000.
+    pub port: u16,
+    /// The addresses to bind. Default: none, which is every interface, IPv4 and IPv6, through one
+    /// dual-stack socket (0.0.0.0 where the machine has no IPv6).
+    pub bind: Vec<IpAddr>,
+    /// What is served. Default: TCP and UDP.
+    pub transport: Transport,
+    /// What [`Server::run`](crate::Server::run) answers. Default: the same bytes.
+    pub service: ServiceKind,
+    /// Framing, the longest frame, and whether one message is enough.
+    pub protocol: Protocol,
+    /// What clients are allowed.
+    pub limits: Limits,
+    /// How many connections may wait to be accepted, as far as the system allows
+    /// (net.core.somaxconn). Default: 4096.
+    pub backlog: u32,
+    /// Whether several processes may share the port (SO_REUSEPORT). Default: no.
+    pub reuse_port: bool,
+    /// How long the event loop polls before it sleeps, while that pays; zero switches it off.
+    /// Default: 50 µs.
+    pub busy_poll: Duration,
+    /// Whether UDP segmentation offload is used where the kernel has it. Default: yes.
+    pub udp_offload: bool,
+    /// Whether the server takes SIGTERM, SIGINT (drain) and SIGUSR1 (log the counters) for itself.
+    /// Default: no, since signals belong to the process.
+    pub signals: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            design: Design::default(),
+            port: 12000,
+            bind: Vec::new(),
+            transport: Transport::default(),
+            service: ServiceKind::default(),
+            protocol: Protocol::default(),
+            limits: Limits::default(),
+            backlog: 4096,
+            reuse_port: false,
+            busy_poll: Duration::from_micros(50),
+            udp_offload: true,
+            signals: false,
+        }
+    }
+}
+
+/// How a server is built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum Design {
+    /// One thread, one poll loop, all sockets non-blocking.
+    #[default]
+    EventLoop,
+    /// A thread for each connection, and one for UDP.
+    Threaded,
+    /// One client at a time, the others wait; and a thread for UDP.
+    Iterative,
+}
+
+impl fmt::Display for Design {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Design::EventLoop => "event-loop",
+            Design::Threaded => "threaded",
+            Design::Iterative => "iterative",
+        })
+    }
+}
+
+/// What is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Transport {
+    /// TCP and UDP, on the same port.
+    #[default]
+    Both,
+    /// TCP only.
+    Tcp,
+    /// UDP only.
+    Udp,
+}
+
+impl Transport {
+    /// Whether TCP is served.
+    pub fn tcp(self) -> bool {
+        self != Transport::Udp
+    }
+
+    /// Whether UDP is served.
+    pub fn udp(self) -> bool {
+        self != Transport::Tcp
+    }
+}
+
+/// The services that come with the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServiceKind {
+    /// [`Echo`](crate::protocol::Echo): the same bytes.
+    #[default]
+    Echo,
+    /// [`Upper`](crate::protocol::Upper): text in upper case.
+    Upper,
+}
+
+/// What clients are allowed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// TCP connections at a time; further ones wait in the backlog. Kept below the limit on open
+    /// files. Default: as many as that allows.
+    pub max_connections: Option<NonZeroUsize>,
+    /// TCP connections at a time from one source (an IPv4 address or an IPv6 /64); further ones are
+    /// closed. Default: no limit.
+    pub per_source_connections: Option<NonZeroUsize>,
+    /// A connection on which nothing moves for so long is closed. Default: never.
+    pub idle_timeout: Option<Duration>,
+    /// How long connections may go on once the server is told to stop. Default: 10 s.
+    pub drain_timeout: Duration,
+    /// Datagrams per second that one remote source may have answered; loopback is not limited.
+    /// Default: 10,000.
+    pub udp_rate: Option<NonZeroU32>,
+    /// Source ports whose datagrams are not answered, beside our own port.
+    pub guard_ports: GuardPorts,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            max_connections: None,
+            per_source_connections: None,
+            idle_timeout: None,
+            drain_timeout: Duration::from_secs(10),
+            udp_rate: NonZeroU32::new(10_000),
+            guard_ports: GuardPorts::default(),
+        }
+    }
+}
+
+/// Source ports whose datagrams are not answered: services there answer anything, so that an answer
+/// would be answered, and so on (CERT CA-1996-01), or our answer would be taken for one to a question
+/// that somebody else asked.
+///
+/// The default holds no port (0), echo (7), daytime (13), qotd (17), chargen (19), time (37), domain
+/// (53), tftp (69) and ntp (123).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuardPorts(pub Vec<u16>);
+
+impl Default for GuardPorts {
+    fn default() -> Self {
+        GuardPorts(vec![0, 7, 13, 17, 19, 37, 53, 69, 123])
+    }
+}
+
+/// Reads `7,19,53`, or `none`.
+impl FromStr for GuardPorts {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(GuardPorts(Vec::new()));
+        }
+        let port = |port: &str| {
+            port.trim().parse().map_err(|_| {
+                format!(
+                    "'{port}' is not a port; ports are 0 to 65535, separated by commas, or 'none'"
+                )
+            })
+        };
+        text.split(',').map(port).collect::<Result<_, _>>().map(GuardPorts)
+    }
+}
+
+impl fmt::Display for GuardPorts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("none");
+        }
+        let ports: Vec<String> = self.0.iter().map(u16::to_string).collect();
+        f.write_str(&ports.join(","))
+    }
+}
+
+/// The longest that [`Protocol::max_frame`] may be.
+pub const MAX_MAX_FRAME: u32 = 16 << 20;
+/// The longest that [`Config::busy_poll`] may be: a longer wait is no latency any more.
+pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
+
+/// Why a config cannot be run: one sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError(pub(crate) String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Checks what the types cannot say.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        let max_frame = self.protocol.max_frame;
+        if !(1..=MAX_MAX_FRAME).contains(&max_frame) {
+            return Err(ConfigError(format!(
+                "a longest frame of {max_frame} bytes cannot be had; give 1 to {MAX_MAX_FRAME}"
+            )));
+        }
+        if self.busy_poll > MAX_BUSY_POLL {
+            return Err(ConfigError(format!(
+                "polling for {:?} would only burn CPU; give at most {MAX_BUSY_POLL:?}",
+                self.busy_poll
+            )));
+        }
+        for (index, address) in self.bind.iter().enumerate() {
+            if self.bind[..index].contains(address) {
+                return Err(ConfigError(format!("{address} is to be bound twice; name it once")));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guard_ports_read_as_they_print() {
+        let ports: GuardPorts = "7, 19,65535".parse().unwrap();
+        assert_eq!(ports, GuardPorts(vec![7, 19, 65535]));
+        assert_eq!(ports.to_string(), "7,19,65535");
+        assert_eq!("none".parse(), Ok(GuardPorts(vec![])));
+        assert_eq!(GuardPorts(vec![]).to_string(), "none");
+        let default = GuardPorts::default();
+        assert_eq!(default.to_string().parse(), Ok(default));
+        for bad in ["", "7,", "65536", "-1", "echo"] {
+            assert!(bad.parse::<GuardPorts>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused() {
+        assert_eq!(Config::default().check(), Ok(()));
+        let twice = Config { bind: vec![[127, 0, 0, 1].into(); 2], ..Config::default() };
+        let slow = Config { busy_poll: Duration::from_secs(1), ..Config::default() };
+        let protocol = Protocol { max_frame: 0, ..Protocol::default() };
+        let small = Config { protocol, ..Config::default() };
+        for (config, word) in [(twice, "twice"), (slow, "CPU"), (small, "frame")] {
+            assert!(config.check().unwrap_err().to_string().contains(word));
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Where one message of a stream ends and the next begins.
+
+use std::fmt;
+
+/// How a TCP stream is cut into messages. A datagram is a message of its own in any framing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Framing {
+    /// Bytes are answered as they come (RFC 862).
+    #[default]
+    Raw,
+    /// Whole lines: up to and with a line feed, a carriage return before it included. What follows
+    /// the last line feed is answered when the peer ends its side.
+    Lines,
+    /// Whole frames: a length in four bytes, big-endian, and so many bytes of payload.
+    LengthPrefixed,
+}
+
+/// The rules of a conversation, the same for every connection of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protocol {
+    /// How the stream is cut into messages.
+    pub framing: Framing,
+    /// The longest frame that is answered, in bytes: of a line with its line feed, of a payload
+    /// without its length. Without meaning for [`Framing::Raw`].
+    pub max_frame: u32,
+    /// Close after the first message is answered.
+    pub once: bool,
+}
+
+impl Default for Protocol {
+    fn default() -> Self {
+        Protocol { framing: Framing::Raw, max_frame: 64 << 10, once: false }
+    }
+}
+
+/// Why a stream cannot be understood any further.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameError {
+    /// A frame is longer than [`Protocol::max_frame`] allows.
+    TooLong,
+    /// The peer ended its side in the middle of a length-prefixed frame.
+    Truncated,
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FrameError::TooLong => "a frame longer than --max-frame",
+            FrameError::Truncated => "the stream ended inside a frame",
+        })
+    }
+}
+
+impl std::error::Error for FrameError {}
+
+/// The bytes in front of a length-prefixed payload.
+pub(super) const PREFIX: usize = 4;
+
+impl Protocol {
+    /// How many bytes of `input` complete the frame that began with `held`; `None` when its end is
+    /// not among them. Only `input` is searched, so that a trickled line costs no more than its length.
+    pub(super) fn frame_end(&self, held: &[u8], input: &[u8]) -> Result<Option<usize>, FrameError> {
+        match self.framing {
+            Framing::Raw => Ok(Some(input.len())),
+            Framing::Lines => self.line_end(held, input),
+            Framing::LengthPrefixed => self.payload_end(held, input),
+        }
+    }
+
+    fn line_end(&self, held: &[u8], input: &[u8]) -> Result<Option<usize>, FrameError> {
+        let end = memchr::memchr(b'\n', input).map(|at| at + 1);
+        // Without its line feed a line is at least one byte longer than what is here.
+        let length = held.len() + end.unwrap_or(input.len() + 1);
+        if length > self.max_frame as usize { Err(FrameError::TooLong) } else { Ok(end) }
+    }
+
+    fn payload_end(&self, held: &[u8], input: &[u8]) -> Result<Option<usize>, FrameError> {
+        if held.len() + input.len() < PREFIX {
+            return Ok(None);
+        }
+        let mut prefix = [0; PREFIX];
+        for (to, from) in prefix.iter_mut().zip(held.iter().chain(input)) {
+            *to = *from;
+        }
+        let length = u32::from_be_bytes(prefix);
+        if length > self.max_frame {
+            return Err(FrameError::TooLong);
+        }
+        let needed = PREFIX + length as usize - held.len();
+        Ok((needed <= input.len()).then_some(needed))
+    }
+
+    /// The part of a whole frame that is the message.
+    pub(super) fn payload<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+        match self.framing {
+            Framing::Raw | Framing::Lines => frame,
+            Framing::LengthPrefixed => &frame[PREFIX..],
+        }
+    }
+}

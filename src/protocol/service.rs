@@ -1,0 +1,216 @@
+//! What a server does with a message.
+
+/// A piece of the conversation, as a service sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// The next bytes of an unframed stream, cut wherever the network cut them.
+    Chunk(&'a [u8]),
+    /// A whole frame (without its length, with its line feed) or a whole datagram.
+    Whole(&'a [u8]),
+    /// The end of an unframed stream: the last chance to answer what was kept back.
+    End,
+}
+
+impl<'a> Message<'a> {
+    /// The bytes of the message; none at the end of a stream.
+    pub fn bytes(&self) -> &'a [u8] {
+        match self {
+            Message::Chunk(bytes) | Message::Whole(bytes) => bytes,
+            Message::End => &[],
+        }
+    }
+}
+
+/// What a service answers, and whether it wants the conversation to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub struct Reply {
+    pub(super) source: Source,
+    pub(super) close: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    Message,
+    Written,
+}
+
+impl Reply {
+    /// The message itself goes back, without a copy.
+    pub const fn message() -> Self {
+        Reply { source: Source::Message, close: false }
+    }
+
+    /// What the service wrote goes back; nothing does where it wrote nothing.
+    pub const fn written() -> Self {
+        Reply { source: Source::Written, close: false }
+    }
+
+    /// Close the connection once this reply is sent. Without meaning for a datagram.
+    pub const fn then_close(self) -> Self {
+        Reply { close: true, ..self }
+    }
+}
+
+/// Answers messages.
+///
+/// A server clones its service for each connection, so that what a service remembers belongs to one
+/// conversation. All datagrams share one clone.
+///
+/// A closure that takes the bytes of a message is a service too; it is not called for
+/// [`Message::End`].
+///
+/// ```
+/// use evecho::protocol::{Reply, Service};
+///
+/// fn is_service(_: impl Service) {}
+/// is_service(|message: &[u8], reply: &mut Vec<u8>| {
+///     reply.extend(message.iter().rev());
+///     Reply::written()
+/// });
+/// ```
+pub trait Service {
+    /// Answers `message`: with the message itself ([`Reply::message`]) or with what it writes to
+    /// `reply`, which comes empty ([`Reply::written`]).
+    fn serve(&mut self, message: Message<'_>, reply: &mut Vec<u8>) -> Reply;
+}
+
+impl<F: FnMut(&[u8], &mut Vec<u8>) -> Reply> Service for F {
+    fn serve(&mut self, message: Message<'_>, reply: &mut Vec<u8>) -> Reply {
+        match message {
+            Message::Chunk(bytes) | Message::Whole(bytes) => self(bytes, reply),
+            Message::End => Reply::written(),
+        }
+    }
+}
+
+/// Every byte comes back as it was sent (RFC 862). Nothing is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Echo;
+
+impl Service for Echo {
+    fn serve(&mut self, _: Message<'_>, _: &mut Vec<u8>) -> Reply {
+        Reply::message()
+    }
+}
+
+/// Text comes back in Unicode upper case, as [`str::to_uppercase`] has it; bytes that are not UTF-8
+/// come back unchanged. A character split over two chunks is put together first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Upper {
+    /// The first bytes of a character whose rest has not come yet: at most three.
+    kept: [u8; 3],
+    kept_len: u8,
+}
+
+impl Service for Upper {
+    fn serve(&mut self, message: Message<'_>, reply: &mut Vec<u8>) -> Reply {
+        match message {
+            Message::Chunk(bytes) => self.chunk(bytes, reply),
+            Message::Whole(bytes) => upper(bytes, reply),
+            Message::End => reply.extend_from_slice(self.take_kept()),
+        }
+        Reply::written()
+    }
+}
+
+impl Upper {
+    fn chunk(&mut self, mut bytes: &[u8], reply: &mut Vec<u8>) {
+        while self.kept_len > 0 {
+            let Some((&next, rest)) = bytes.split_first() else { return };
+            let mut joined = [0; 4];
+            let kept = self.take_kept();
+            let length = kept.len() + 1;
+            joined[..kept.len()].copy_from_slice(kept);
+            joined[length - 1] = next;
+            let joined = &joined[..length];
+            if unfinished(joined) == length {
+                self.keep(joined);
+                bytes = rest;
+            } else if std::str::from_utf8(joined).is_ok() {
+                upper(joined, reply);
+                bytes = rest;
+            } else {
+                // It never becomes a character; `next` may begin one.
+                reply.extend_from_slice(&joined[..length - 1]);
+            }
+        }
+        let (whole, kept) = bytes.split_at(bytes.len() - unfinished(bytes));
+        upper(whole, reply);
+        self.keep(kept);
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        self.kept[..bytes.len()].copy_from_slice(bytes);
+        self.kept_len = bytes.len() as u8;
+    }
+
+    fn take_kept(&mut self) -> &[u8] {
+        &self.kept[..usize::from(std::mem::take(&mut self.kept_len))]
+    }
+}
+
+/// How many bytes at the end of `bytes` may still become a character: 0 to 3.
+fn unfinished(bytes: &[u8]) -> usize {
+    let may_become = |tail: &[u8]| {
+        std::str::from_utf8(tail)
+            .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    };
+    (1..=bytes.len().min(3)).find(|&n| may_become(&bytes[bytes.len() - n..])).unwrap_or(0)
+}
+
+fn upper(bytes: &[u8], reply: &mut Vec<u8>) {
+    for chunk in bytes.utf8_chunks() {
+        let text = chunk.valid();
+        if text.is_ascii() {
+            let start = reply.len();
+            reply.extend_from_slice(text.as_bytes());
+            reply[start..].make_ascii_uppercase();
+        } else {
+            for character in text.chars().flat_map(char::to_uppercase) {
+                reply.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
+            }
+        }
+        reply.extend_from_slice(chunk.invalid());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upper_of(chunks: &[&[u8]]) -> Vec<u8> {
+        let (mut service, mut all, mut reply) = (Upper::default(), Vec::new(), Vec::new());
+        for message in chunks.iter().map(|chunk| Message::Chunk(chunk)).chain([Message::End]) {
+            reply.clear();
+            let _ = service.serve(message, &mut reply);
+            all.extend_from_slice(&reply);
+        }
+        all
+    }
+
+    #[test]
+    fn a_split_character_comes_out_whole() {
+        let text = "naïve ß ŉ ὐ 😀 ǆ";
+        for cut in 0..=text.len() {
+            let (a, b) = text.as_bytes().split_at(cut);
+            assert_eq!(upper_of(&[a, b]), text.to_uppercase().as_bytes(), "cut at {cut}");
+        }
+        let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+        assert_eq!(upper_of(&bytes), text.to_uppercase().as_bytes());
+    }
+
+    #[test]
+    fn what_is_not_text_passes_unchanged() {
+        let cases: [(&[&[u8]], &[u8]); 5] = [
+            (&[b"a\xffb"], b"A\xffB"),
+            (&[b"a\xe2\x82", b"b"], b"A\xe2\x82B"),
+            (&[b"a\xe2\x82"], b"A\xe2\x82"),
+            (&[b"\xe2", b"\xe2\x82\xac"], b"\xe2\xe2\x82\xac"),
+            (&[b"\xf0\x9f", b"\xc3", b"\xa9"], b"\xf0\x9f\xc3\x89"),
+        ];
+        for (chunks, expected) in cases {
+            assert_eq!(upper_of(chunks), expected, "{chunks:x?}");
+        }
+    }
+}

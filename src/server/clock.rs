@@ -1,0 +1,111 @@
+//! Time as the server counts it.
+
+use std::fmt;
+use std::ops::{Add, Sub};
+use std::time::{Duration, Instant};
+
+/// A point in time: nanoseconds since the server started, for 584 years. Half the size of an
+/// [`Instant`], and a test can name one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(crate) struct Moment(u64);
+
+impl Moment {
+    /// Nanoseconds since the start.
+    pub(crate) fn nanos(self) -> u64 {
+        self.0
+    }
+
+    /// The time from `earlier` to here; zero when `earlier` is not earlier.
+    pub(crate) fn since(self, earlier: Moment) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Add<Duration> for Moment {
+    type Output = Moment;
+
+    fn add(self, time: Duration) -> Moment {
+        Moment(self.0.saturating_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+impl Sub for Moment {
+    type Output = Duration;
+
+    fn sub(self, earlier: Moment) -> Duration {
+        self.since(earlier)
+    }
+}
+
+/// Tells the time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    pub(crate) fn start() -> Self {
+        Clock { start: Instant::now() }
+    }
+
+    pub(crate) fn now(&self) -> Moment {
+        Moment::default() + self.start.elapsed()
+    }
+}
+
+/// Turns a stream of the same trouble into one log line: what happens within a gap of the last time
+/// belongs to the same episode.
+#[derive(Debug, Default)]
+pub(crate) struct Episode {
+    last: Option<Moment>,
+}
+
+impl Episode {
+    /// An episode is over after this time without trouble.
+    const GAP: Duration = Duration::from_secs(10);
+
+    /// Notes the trouble; true where a new episode begins with it.
+    pub(crate) fn begins(&mut self, now: Moment) -> bool {
+        let last = self.last.replace(now);
+        last.is_none_or(|last| now.since(last) > Self::GAP)
+    }
+}
+
+/// A time as a log line shows it: with three digits or so.
+pub(crate) struct Rounded(pub(crate) Duration);
+
+impl fmt::Display for Rounded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.0.as_nanos() {
+            0..=999_999 => 1_000,
+            1_000_000..=999_999_999 => 10_000,
+            _ => 10_000_000,
+        };
+        let nanos = u64::try_from(self.0.as_nanos() / unit * unit).unwrap_or(u64::MAX);
+        write!(f, "{:?}", Duration::from_nanos(nanos))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_episode_lasts_until_a_gap() {
+        let start = Moment::default();
+        let mut episode = Episode::default();
+        assert!(episode.begins(start));
+        assert!(!episode.begins(start + Duration::from_secs(9)));
+        assert!(!episode.begins(start + Duration::from_secs(18)));
+        assert!(episode.begins(start + Duration::from_secs(29)));
+    }
+
+    #[test]
+    fn times_are_rounded() {
+        let shown = |nanos| Rounded(Duration::from_nanos(nanos)).to_string();
+        assert_eq!(shown(0), "0ns");
+        assert_eq!(shown(123_456), "123µs");
+        assert_eq!(shown(12_345_678), "12.34ms");
+        assert_eq!(shown(61_234_567_890), "61.23s");
+    }
+}

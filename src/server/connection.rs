@@ -1,0 +1,411 @@
+//! The life of one TCP stream, whatever carries it: open, flushing, lingering, over.
+//!
+//! A connection does what its readiness allows and no more than one read a turn. What it may hold is
+//! bounded: unsent output is the answer to one read, and while there is some, nothing is read.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::ops::{AddAssign, Sub};
+use std::time::Duration;
+
+use super::clock::{Moment, Rounded};
+use super::guard::Peer;
+use crate::protocol::{FrameError, Scratch, Service, Session, Verdict};
+use crate::stats::{Counter, Stats};
+
+/// What a connection needs of its stream.
+pub(crate) trait Stream: Read + Write {
+    /// Sends our FIN: nothing more will be written (shutdown(2) with `SHUT_WR`).
+    fn shutdown_write(&mut self) -> io::Result<()>;
+}
+
+/// How long a connection that we close may go on sending before it is cut off.
+pub(crate) const LINGER_TIME: Duration = Duration::from_secs(2);
+/// How many bytes a connection that we close may go on sending before it is cut off.
+pub(crate) const LINGER_BYTES: u32 = 1 << 20;
+
+/// Why a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The peer sent its FIN, and got all it was owed.
+    Peer,
+    /// The peer sent an RST.
+    Reset,
+    /// Nothing came for the idle timeout.
+    Idle,
+    /// The server is shutting down.
+    Drain,
+    /// The peer broke the framing.
+    Frame(FrameError),
+    /// The service, or `--once`, was done with it.
+    Service,
+    /// Anything else that the system said of this stream.
+    Failed(ErrorKind),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Peer => f.write_str("by the peer's FIN"),
+            End::Reset => f.write_str("by the peer's RST"),
+            End::Idle => f.write_str("by us: idle"),
+            End::Drain => f.write_str("by us: draining"),
+            End::Frame(error) => write!(f, "by us: {error}"),
+            End::Service => f.write_str("by us: the service was done"),
+            End::Failed(kind) => write!(f, "by an error: {kind}"),
+        }
+    }
+}
+
+impl End {
+    /// The counter of connections that ended so.
+    pub(crate) fn counter(self, stats: &Stats) -> &Counter {
+        match self {
+            End::Peer => &stats.closed_by_peer,
+            End::Reset => &stats.closed_by_reset,
+            End::Idle => &stats.closed_idle,
+            End::Drain => &stats.closed_draining,
+            End::Frame(_) => &stats.closed_by_frame_error,
+            End::Service => &stats.closed_by_service,
+            End::Failed(_) => &stats.closed_by_error,
+        }
+    }
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            // EPIPE: the peer's RST came while we were not reading.
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => End::Reset,
+            kind => End::Failed(kind),
+        }
+    }
+}
+
+/// What an event says of a stream: hints, until a read or write tells.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Readiness {
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+    /// The peer has closed at least its side: a short read is not the last one.
+    pub(crate) closed: bool,
+}
+
+/// What was read and written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Traffic {
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) reads: u32,
+    pub(crate) writes: u32,
+    /// Writes that the socket took only a part of.
+    pub(crate) short_writes: u32,
+}
+
+impl Traffic {
+    /// Adds it to the counters.
+    pub(crate) fn count(self, stats: &Stats) {
+        stats.bytes_in.add(self.bytes_in);
+        stats.bytes_out.add(self.bytes_out);
+        stats.reads.add(self.reads.into());
+        stats.writes.add(self.writes.into());
+        stats.short_writes.add(self.short_writes.into());
+    }
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, more: Traffic) {
+        self.bytes_in += more.bytes_in;
+        self.bytes_out += more.bytes_out;
+        self.reads = self.reads.saturating_add(more.reads);
+        self.writes = self.writes.saturating_add(more.writes);
+        self.short_writes = self.short_writes.saturating_add(more.short_writes);
+    }
+}
+
+impl Sub for Traffic {
+    type Output = Traffic;
+
+    fn sub(self, before: Traffic) -> Traffic {
+        Traffic {
+            bytes_in: self.bytes_in - before.bytes_in,
+            bytes_out: self.bytes_out - before.bytes_out,
+            reads: self.reads - before.reads,
+            writes: self.writes - before.writes,
+            short_writes: self.short_writes - before.short_writes,
+        }
+    }
+}
+
+/// The turn of a connection that is over gives the reason instead of going on.
+pub(crate) type Turn<T = ()> = Result<T, End>;
+
+/// One TCP stream and its conversation.
+pub(crate) struct Connection<S, V> {
+    stream: S,
+    /// Tells this connection from others that have the same slot at other times.
+    pub(crate) generation: u32,
+    peer: Peer,
+    session: Session<V>,
+    /// What the socket would not take yet. Boxed, and gone as soon as it is sent.
+    unsent: Option<Box<Unsent>>,
+    phase: Phase,
+    ready: Readiness,
+    /// Whether it stands on the ready queue.
+    pub(crate) queued: bool,
+    opened: Moment,
+    /// When the last byte moved, or, once we are closing, when we began to.
+    active: Moment,
+    traffic: Traffic,
+    /// How long it was not read because its output was not taken.
+    paused: Duration,
+}
+
+struct Unsent {
+    bytes: Vec<u8>,
+    sent: usize,
+    since: Moment,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Nothing more is read; it ends when the output is sent.
+    Flushing(End),
+    /// Our FIN is out; what still comes is dropped, so that it cannot cause an RST that would
+    /// overtake our last bytes.
+    Lingering(End, u32),
+}
+
+impl<S: Stream, V: Service> Connection<S, V> {
+    pub(crate) fn new(
+        stream: S,
+        generation: u32,
+        peer: Peer,
+        session: Session<V>,
+        now: Moment,
+    ) -> Self {
+        Connection {
+            stream,
+            generation,
+            peer,
+            session,
+            unsent: None,
+            phase: Phase::Open,
+            // A new stream can be written; whether it can be read, an event will tell.
+            ready: Readiness { readable: false, writable: true, closed: false },
+            queued: false,
+            opened: now,
+            active: now,
+            traffic: Traffic::default(),
+            paused: Duration::ZERO,
+        }
+    }
+
+    pub(crate) fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// Remembers an event. Readiness goes away only when a read or write finds it gone.
+    pub(crate) fn hint(&mut self, hint: Readiness) {
+        self.ready.readable |= hint.readable;
+        self.ready.writable |= hint.writable;
+        self.ready.closed |= hint.closed;
+    }
+
+    /// Whether there is something to do that does not have to wait for an event.
+    pub(crate) fn can_act(&self) -> bool {
+        if self.unsent.is_some() { self.ready.writable } else { self.ready.readable }
+    }
+
+    /// The first half of a turn: sends what is left over, then reads once into `room`. The number of
+    /// bytes read, all of which want an answer; 0 where there is nothing to answer.
+    pub(crate) fn receive(
+        &mut self,
+        room: &mut [u8],
+        scratch: &mut Scratch,
+        now: Moment,
+    ) -> Turn<usize> {
+        self.flush(now)?;
+        if self.unsent.is_some() || !self.ready.readable {
+            return Ok(0);
+        }
+        let read = match self.stream.read(room) {
+            Ok(read) => read,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                self.ready.readable = false;
+                return Ok(0);
+            }
+            // Still ready: the ready queue brings it back.
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(0),
+            Err(error) => return Err(error.into()),
+        };
+        // A read that did not fill its room emptied the socket (epoll(7)), unless a FIN is behind it.
+        if read < room.len() && !self.ready.closed {
+            self.ready.readable = false;
+        }
+        self.traffic.reads = self.traffic.reads.saturating_add(1);
+        self.traffic.bytes_in += read as u64;
+        match self.phase {
+            Phase::Lingering(end, _) if read == 0 => Err(end),
+            Phase::Lingering(end, left) => {
+                let left = left.checked_sub(u32::try_from(read).unwrap_or(u32::MAX)).ok_or(end)?;
+                self.phase = Phase::Lingering(end, left);
+                Ok(0)
+            }
+            _ if read == 0 => {
+                self.finish(scratch, now)?;
+                Ok(0)
+            }
+            _ => {
+                self.active = now;
+                Ok(read)
+            }
+        }
+    }
+
+    /// The second half of a turn: answers what was read.
+    pub(crate) fn answer(&mut self, input: &[u8], scratch: &mut Scratch, now: Moment) -> Turn {
+        let answer = self.session.receive(input, scratch);
+        let verdict = answer.verdict;
+        self.send(answer.bytes, now)?;
+        match verdict {
+            Verdict::Continue => Ok(()),
+            Verdict::Close => self.close(End::Service, now),
+            Verdict::Broken(error) => self.close(End::Frame(error), now),
+        }
+    }
+
+    /// Our side wants to end it: what is owed is still sent, then our FIN, then we linger.
+    pub(crate) fn close(&mut self, end: End, now: Moment) -> Turn {
+        if self.phase == Phase::Open {
+            self.phase = Phase::Flushing(end);
+            self.active = now;
+        }
+        self.advance()
+    }
+
+    /// When [`expire`](Self::expire) is due, if nothing moves before.
+    pub(crate) fn deadline(&self, idle_timeout: Option<Duration>) -> Option<Moment> {
+        match self.phase {
+            Phase::Open | Phase::Flushing(End::Peer) => idle_timeout.map(|time| self.active + time),
+            Phase::Flushing(_) | Phase::Lingering(..) => Some(self.active + LINGER_TIME),
+        }
+    }
+
+    /// Its deadline has passed.
+    pub(crate) fn expire(&mut self, now: Moment) -> Turn {
+        match self.phase {
+            Phase::Open if self.unsent.is_none() => self.close(End::Idle, now),
+            // The peer does not take what it is owed: a FIN would tell it that this was all.
+            Phase::Open | Phase::Flushing(End::Peer) => Err(End::Idle),
+            Phase::Flushing(end) | Phase::Lingering(end, _) => Err(end),
+        }
+    }
+
+    /// The peer has sent its FIN: it still gets all it is owed.
+    fn finish(&mut self, scratch: &mut Scratch, now: Moment) -> Turn {
+        let answer = self.session.finish(scratch);
+        let end = match answer.verdict {
+            Verdict::Broken(error) => End::Frame(error),
+            Verdict::Continue | Verdict::Close => End::Peer,
+        };
+        self.send(answer.bytes, now)?;
+        self.ready.readable = false;
+        self.phase = Phase::Flushing(end);
+        self.active = now;
+        self.advance()
+    }
+
+    fn send(&mut self, bytes: &[u8], now: Moment) -> Turn {
+        let sent = self.write(bytes)?;
+        if sent < bytes.len() {
+            let bytes = bytes[sent..].to_vec();
+            self.unsent = Some(Box::new(Unsent { bytes, sent: 0, since: now }));
+        }
+        Ok(())
+    }
+
+    /// Sends what the socket would not take before.
+    fn flush(&mut self, now: Moment) -> Turn {
+        if !self.ready.writable {
+            return Ok(());
+        }
+        let Some(mut unsent) = self.unsent.take() else { return Ok(()) };
+        let sent = self.write(&unsent.bytes[unsent.sent..])?;
+        unsent.sent += sent;
+        if sent > 0 && matches!(self.phase, Phase::Open | Phase::Flushing(End::Peer)) {
+            self.active = now;
+        }
+        if unsent.sent < unsent.bytes.len() {
+            self.unsent = Some(unsent);
+            return Ok(());
+        }
+        self.paused += now - unsent.since;
+        self.advance()
+    }
+
+    /// Writes until all is taken or the socket takes no more.
+    fn write(&mut self, bytes: &[u8]) -> Turn<usize> {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match self.stream.write(&bytes[sent..]) {
+                Ok(0) => return Err(End::Failed(ErrorKind::WriteZero)),
+                Ok(taken) => {
+                    self.traffic.writes = self.traffic.writes.saturating_add(1);
+                    self.traffic.bytes_out += taken as u64;
+                    sent += taken;
+                    if sent < bytes.len() {
+                        self.traffic.short_writes = self.traffic.short_writes.saturating_add(1);
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    self.ready.writable = false;
+                    break;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Goes on with closing, once nothing is left to send.
+    fn advance(&mut self) -> Turn {
+        match self.phase {
+            Phase::Flushing(_) if self.unsent.is_some() => Ok(()),
+            Phase::Flushing(End::Peer) => Err(End::Peer),
+            // Both sides are done: there is nothing to linger for.
+            Phase::Flushing(end @ End::Frame(FrameError::Truncated)) => Err(end),
+            Phase::Flushing(end) => {
+                self.stream.shutdown_write()?;
+                self.phase = Phase::Lingering(end, LINGER_BYTES);
+                Ok(())
+            }
+            Phase::Open | Phase::Lingering(..) => Ok(()),
+        }
+    }
+}
+
+impl<S, V> Connection<S, V> {
+    /// What moved so far.
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    /// The line that tells how it was.
+    pub(crate) fn epitaph(&self, end: End, now: Moment) -> impl fmt::Display {
+        let Traffic { bytes_in, bytes_out, reads, writes, short_writes } = self.traffic;
+        let waiting = self.unsent.as_ref().map_or(Duration::ZERO, |unsent| now - unsent.since);
+        let unsent = self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent);
+        let (peer, opened, paused) = (self.peer, self.opened, self.paused + waiting);
+        fmt::from_fn(move |f| {
+            write!(f, "{peer} closed {end}: {bytes_in} bytes in {reads} reads, ")?;
+            write!(f, "{bytes_out} bytes out in {writes} writes ({short_writes} short), ")?;
+            if unsent > 0 {
+                write!(f, "{unsent} bytes unsent, ")?;
+            }
+            write!(f, "paused {} by back-pressure, open {}", Rounded(paused), Rounded(now - opened))
+        })
+    }
+}

@@ -1,0 +1,106 @@
+//! How a running server is told to stop, and to say how it is doing.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use mio::{Interest, Poll, Token, Waker};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook_mio::v1_0::Signals;
+
+use crate::stats::{Snapshot, Stats};
+
+/// Stops a running server from elsewhere, and reads its counters. Clones are of the same server.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    waker: Waker,
+    stop: AtomicU8,
+    stats: Arc<Stats>,
+}
+
+/// How far a server has been told to stop; more is asked by asking again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) enum Stop {
+    #[default]
+    No,
+    /// No new clients; those who are here may finish.
+    Drain,
+    /// At once.
+    Now,
+}
+
+impl Handle {
+    /// Tells the server to drain: no new clients, those who are here may finish, up to
+    /// [`Limits::drain_timeout`](crate::Limits::drain_timeout). Called again, it ends at once. Does
+    /// not wait.
+    pub fn stop(&self) {
+        self.shared.stop.fetch_add(1, Ordering::Release);
+        if let Err(error) = self.shared.waker.wake() {
+            log::error!("cannot wake the server to stop it: {error}");
+        }
+    }
+
+    /// The counters as they stand.
+    pub fn stats(&self) -> Snapshot {
+        self.shared.stats.snapshot()
+    }
+}
+
+/// The server's side of its handles, and its signals.
+pub(super) struct Control {
+    handle: Handle,
+    signals: Option<Signals>,
+    signalled: u8,
+}
+
+impl Control {
+    /// Registers a waker with `poll` for `wake`, and the signals of the process, where they are
+    /// ours to take, for `signal`.
+    pub(super) fn new(
+        poll: &Poll,
+        wake: Token,
+        signal: Option<Token>,
+        stats: Arc<Stats>,
+    ) -> io::Result<Self> {
+        let waker = Waker::new(poll.registry(), wake)?;
+        let signals = match signal {
+            None => None,
+            Some(token) => {
+                let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+                poll.registry().register(&mut signals, token, Interest::READABLE)?;
+                Some(signals)
+            }
+        };
+        let shared = Shared { waker, stop: AtomicU8::new(0), stats };
+        Ok(Control { handle: Handle { shared: Arc::new(shared) }, signals, signalled: 0 })
+    }
+
+    pub(super) fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Takes the signals that have come; to be called when the signal token has an event.
+    pub(super) fn take_signals(&mut self) {
+        for signal in self.signals.iter_mut().flat_map(Signals::pending) {
+            if signal == SIGUSR1 {
+                log::info!("{}", self.handle.stats());
+            } else {
+                self.signalled = self.signalled.saturating_add(1);
+            }
+        }
+    }
+
+    /// How far we have been told to stop, by signals and handles together.
+    pub(super) fn stop(&self) -> Stop {
+        match self.signalled.saturating_add(self.handle.shared.stop.load(Ordering::Acquire)) {
+            0 => Stop::No,
+            1 => Stop::Drain,
+            _ => Stop::Now,
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The event loop: one thread, one poll, all sockets. It talks to everything and decides little.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::info;
+use mio::event::Event;
+use mio::net::{TcpListener, TcpStream};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Registry};
+
+use super::busy_poll::{BusyPoll, Outcome};
+use super::clock::{Clock, Moment};
+use super::connection::{self, Readiness};
+use super::control::{Control, Stop};
+use super::guard::Guard;
+use super::streams::{self, Rules, Streams};
+use super::udp::Datagrams;
+use crate::config::Config;
+use crate::protocol::{Service, Session};
+use crate::socket::{self, Sockets};
+use crate::stats::Stats;
+
+const EVENTS: usize = 1024;
+
+/// What an event is about. In mio's token, the upper half is a connection's generation, which is never
+/// 0, and the lower one its slot; the few others have the upper half 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Token {
+    Wake,
+    Signal,
+    Listener(usize),
+    Datagrams(usize),
+    Connection(streams::Token),
+}
+
+impl Token {
+    /// Listeners and datagram sockets: more than anyone binds.
+    const SOCKETS: usize = 1 << 16;
+}
+
+impl From<Token> for mio::Token {
+    fn from(token: Token) -> Self {
+        mio::Token(match token {
+            Token::Wake => 0,
+            Token::Signal => 1,
+            Token::Listener(index) => Token::SOCKETS + index,
+            Token::Datagrams(index) => 2 * Token::SOCKETS + index,
+            Token::Connection(streams::Token { slot, generation }) => {
+                (generation as usize) << 32 | slot as usize
+            }
+        })
+    }
+}
+
+impl From<mio::Token> for Token {
+    fn from(mio::Token(token): mio::Token) -> Self {
+        match (token >> 32, token & 0xffff_ffff) {
+            (0, 0) => Token::Wake,
+            (0, 1) => Token::Signal,
+            (0, socket) if socket < 2 * Token::SOCKETS => Token::Listener(socket - Token::SOCKETS),
+            (0, socket) => Token::Datagrams(socket - 2 * Token::SOCKETS),
+            (generation, slot) => Token::Connection(streams::Token {
+                slot: slot as u32,
+                generation: generation as u32,
+            }),
+        }
+    }
+}
+
+/// A listener that registers what it accepts.
+struct Listener {
+    listener: TcpListener,
+    registry: Registry,
+}
+
+impl streams::Listener for Listener {
+    type Stream = TcpStream;
+
+    fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        self.listener.accept()
+    }
+
+    fn register(&mut self, stream: &mut TcpStream, token: streams::Token) -> io::Result<()> {
+        let both = Interest::READABLE | Interest::WRITABLE;
+        self.registry.register(stream, Token::Connection(token).into(), both)
+    }
+}
+
+impl connection::Stream for TcpStream {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.shutdown(std::net::Shutdown::Write)
+    }
+}
+
+/// Everything that the one thread owns.
+pub(super) struct EventLoop<V> {
+    poll: Poll,
+    events: Events,
+    control: Control,
+    streams: Streams<Listener, V>,
+    datagrams: Vec<Datagrams<V>>,
+    guard: Guard,
+    busy_poll: BusyPoll,
+    clock: Clock,
+    stats: Arc<Stats>,
+    drain_timeout: Duration,
+    draining: bool,
+}
+
+impl<V: Service + Clone> EventLoop<V> {
+    pub(super) fn new(
+        config: &Config,
+        sockets: Sockets,
+        service: V,
+        poll: Poll,
+        control: Control,
+        stats: Arc<Stats>,
+    ) -> io::Result<Self> {
+        let guard = super::guard_of(config, &sockets);
+        let rules = Rules::of(config);
+        let mut listeners = Vec::new();
+        for (index, listener) in sockets.listeners.into_iter().enumerate() {
+            listener.set_nonblocking(true)?;
+            let mut listener = TcpListener::from_std(listener);
+            let token = Token::Listener(index).into();
+            poll.registry().register(&mut listener, token, Interest::READABLE)?;
+            listeners.push(Listener { listener, registry: poll.registry().try_clone()? });
+        }
+        let mut datagrams = Vec::new();
+        for (index, socket) in sockets.datagrams.into_iter().enumerate() {
+            socket.set_nonblocking(true)?;
+            let both = Interest::READABLE | Interest::WRITABLE;
+            let token = Token::Datagrams(index).into();
+            poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, both)?;
+            let session = Session::new(config.protocol, service.clone());
+            datagrams.push(Datagrams::new(socket, session, config.udp_offload, Arc::clone(&stats)));
+        }
+        Ok(EventLoop {
+            poll,
+            events: Events::with_capacity(EVENTS),
+            control,
+            streams: Streams::new(listeners, rules, service, Arc::clone(&stats)),
+            datagrams,
+            guard,
+            busy_poll: BusyPoll::new(config.busy_poll),
+            clock: Clock::start(),
+            stats,
+            drain_timeout: config.limits.drain_timeout,
+            draining: false,
+        })
+    }
+
+    /// Serves until it is told to stop and everyone has left.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        loop {
+            self.wait()?;
+            self.dispatch();
+            let now = self.clock.now();
+            match self.control.stop() {
+                Stop::No => {}
+                Stop::Drain if self.draining => {}
+                Stop::Drain => self.drain(now),
+                Stop::Now => return Ok(()),
+            }
+            for datagrams in &mut self.datagrams {
+                datagrams.turn(&mut self.guard, now);
+            }
+            self.streams.turn(now);
+            if self.draining && self.streams.open() == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for events: not at all while there is something to do, else polling for as long as that
+    /// has been paying, then asleep.
+    fn wait(&mut self) -> io::Result<()> {
+        if self.streams.can_act() || self.datagrams.iter().any(Datagrams::can_act) {
+            return poll(&mut self.poll, &mut self.events, Some(Duration::ZERO));
+        }
+        let start = self.clock.now();
+        let window = self.busy_poll.window();
+        let mut waited = Duration::ZERO;
+        while waited < window {
+            poll(&mut self.poll, &mut self.events, Some(Duration::ZERO))?;
+            if !self.events.is_empty() {
+                self.stats.busy_poll_wins.increment();
+                self.busy_poll.learn(Outcome::Win, waited);
+                return Ok(());
+            }
+            waited = self.clock.now() - start;
+        }
+        let timeout = self.streams.deadline().map(|deadline| round_up(deadline - self.clock.now()));
+        poll(&mut self.poll, &mut self.events, timeout)?;
+        let outcome = if window.is_zero() { Outcome::Slept } else { Outcome::Loss };
+        if outcome == Outcome::Loss {
+            self.stats.busy_poll_losses.increment();
+        }
+        self.busy_poll.learn(outcome, self.clock.now() - start);
+        Ok(())
+    }
+
+    /// Hands events to whom they are about. Nothing is read or written yet.
+    fn dispatch(&mut self) {
+        for event in &self.events {
+            match event.token().into() {
+                // Whoever woke us has said why: see `Control::stop`.
+                Token::Wake => {}
+                Token::Signal => self.control.take_signals(),
+                Token::Listener(index) => self.streams.hint_backlog(index),
+                Token::Datagrams(index) => {
+                    if let Some(datagrams) = self.datagrams.get_mut(index) {
+                        let Readiness { readable, writable, .. } = readiness(event);
+                        datagrams.hint(readable, writable);
+                    }
+                }
+                Token::Connection(token) => self.streams.hint(token, readiness(event)),
+            }
+        }
+    }
+
+    /// Lets nobody in any more. What is already in a queue of ours is still answered.
+    fn drain(&mut self, now: Moment) {
+        self.draining = true;
+        self.streams.drain(now + self.drain_timeout, now);
+        for mut datagrams in self.datagrams.drain(..) {
+            datagrams.hint(true, true);
+            datagrams.finish(&mut self.guard, now);
+        }
+        info!(
+            "draining: {} connections may go on for {:?}",
+            self.streams.open(),
+            self.drain_timeout
+        );
+    }
+}
+
+impl Rules {
+    /// The rules of a config, with as many connections as the limit on open files allows.
+    pub(super) fn of(config: &Config) -> Self {
+        let limits = &config.limits;
+        Rules {
+            protocol: config.protocol,
+            max_connections: socket::connection_limit(limits.max_connections.map(|n| n.get())),
+            per_source_connections: limits.per_source_connections,
+            idle_timeout: limits.idle_timeout,
+        }
+    }
+}
+
+/// Asks for events; being interrupted is the same as none.
+fn poll(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+    match poll.poll(events, timeout) {
+        Err(error) if error.kind() == ErrorKind::Interrupted => {
+            events.clear();
+            Ok(())
+        }
+        outcome => outcome,
+    }
+}
+
+/// To the next millisecond, which is what epoll_wait(2) counts in: waking early would be for nothing.
+fn round_up(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
+}
+
+fn readiness(event: &Event) -> Readiness {
+    let failed = event.is_error();
+    let closed = event.is_read_closed() || event.is_write_closed() || failed;
+    Readiness {
+        readable: event.is_readable() || closed,
+        writable: event.is_writable() || closed,
+        closed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_back_from_mio_as_they_went() {
+        let connection = |slot, generation| Token::Connection(streams::Token { slot, generation });
+        for token in [
+            Token::Wake,
+            Token::Signal,
+            Token::Listener(0),
+            Token::Listener(Token::SOCKETS - 1),
+            Token::Datagrams(0),
+            Token::Datagrams(7),
+            connection(0, 1),
+            connection(u32::MAX, u32::MAX),
+        ] {
+            assert_eq!(Token::from(mio::Token::from(token)), token);
+        }
+    }
+}

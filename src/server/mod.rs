@@ -1,0 +1,214 @@
+//! The server: bind, ask where it listens, take a handle, run.
+
+mod busy_poll;
+mod clock;
+mod connection;
+mod control;
+mod event_loop;
+mod guard;
+mod streams;
+mod udp;
+
+pub use control::Handle;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use log::{info, warn};
+use mio::Poll;
+
+use self::control::Control;
+use self::event_loop::{EventLoop, Token};
+use self::guard::Guard;
+use crate::config::{Config, ConfigError, Design, ServiceKind, Transport};
+use crate::protocol::{Echo, Service, Upper};
+use crate::socket::{self, BindError, Sockets};
+use crate::stats::Stats;
+
+/// A server whose sockets are bound: clients that connect wait in the backlog until it runs.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use evecho::{Config, Server};
+///
+/// let server = Server::bind(Config { port: 0, ..Config::default() })?;
+/// let port = server.local_addrs()[0].port();
+/// let handle = server.handle();
+/// let running = std::thread::spawn(|| server.run());
+///
+/// let mut client = std::net::TcpStream::connect(("127.0.0.1", port))?;
+/// client.write_all(b"hello")?;
+/// client.shutdown(std::net::Shutdown::Write)?;
+/// let mut echo = String::new();
+/// client.read_to_string(&mut echo)?;
+/// assert_eq!(echo, "hello");
+///
+/// handle.stop();
+/// running.join().expect("the server does not panic")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Server {
+    config: Config,
+    sockets: Sockets,
+    poll: Poll,
+    control: Control,
+    stats: Arc<Stats>,
+}
+
+impl Server {
+    /// Checks `config` and binds its sockets.
+    ///
+    /// # Errors
+    ///
+    /// A sentence that says what is wrong with the config, or which address cannot be bound and what
+    /// to do about it.
+    pub fn bind(config: Config) -> Result<Server, Error> {
+        config.check()?;
+        let sockets = socket::bind(&config)?;
+        let stats = Arc::new(Stats::default());
+        let poll = Poll::new().map_err(Error::Poll)?;
+        let signal = config.signals.then_some(Token::Signal.into());
+        let control = Control::new(&poll, Token::Wake.into(), signal, Arc::clone(&stats))
+            .map_err(Error::Poll)?;
+        Ok(Server { config, sockets, poll, control, stats })
+    }
+
+    /// The addresses that are bound, TCP before UDP; each once, though both may have it.
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        let tcp = self.sockets.listeners.iter().filter_map(|socket| socket.local_addr().ok());
+        let udp = self.sockets.datagrams.iter().filter_map(|socket| socket.local_addr().ok());
+        let mut addresses = Vec::new();
+        for address in tcp.chain(udp) {
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        addresses
+    }
+
+    /// A handle that stops the server from another thread, or from its service.
+    pub fn handle(&self) -> Handle {
+        self.control.handle()
+    }
+
+    /// Serves with the service that the config names, until a handle (or a signal, where the config
+    /// says so) stops it.
+    ///
+    /// # Errors
+    ///
+    /// Only what ends the server itself, as when the system refuses to poll: nothing that a peer
+    /// does is an error of the server.
+    pub fn run(self) -> io::Result<()> {
+        match self.config.service {
+            ServiceKind::Echo => self.run_with(Echo),
+            ServiceKind::Upper => self.run_with(Upper::default()),
+        }
+    }
+
+    /// Serves with a service of yours: a clone of it for each connection, and one for the datagrams
+    /// of each socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Server::run).
+    pub fn run_with<V: Service + Clone + Send + 'static>(self, service: V) -> io::Result<()> {
+        self.announce();
+        let Server { config, sockets, poll, control, stats } = self;
+        match config.design {
+            Design::EventLoop => {
+                EventLoop::new(&config, sockets, service, poll, control, Arc::clone(&stats))?
+                    .run()?;
+            }
+            Design::Threaded | Design::Iterative => {
+                return Err(io::Error::new(io::ErrorKind::Unsupported, "not yet built"));
+            }
+        }
+        info!("stopped: {}", stats.snapshot());
+        Ok(())
+    }
+
+    /// The first line of the log: what is bound, and who can reach it.
+    fn announce(&self) {
+        let transports = match self.config.transport {
+            Transport::Both => "TCP and UDP",
+            Transport::Tcp => "TCP",
+            Transport::Udp => "UDP",
+        };
+        let addresses = self.local_addrs();
+        let listed: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+        let reach = if addresses.iter().all(|address| address.ip().is_loopback()) {
+            "this machine only"
+        } else if addresses.iter().any(|address| address.ip().is_unspecified()) {
+            "anyone who reaches any address of this machine"
+        } else {
+            "anyone who reaches these addresses"
+        };
+        info!(
+            "listening on {} ({transports}, {}), for {reach}",
+            listed.join(", "),
+            self.config.design
+        );
+        if let Some(wanted) = self.config.limits.max_connections {
+            let possible = socket::connection_limit(Some(wanted.get()));
+            if possible < wanted.get() {
+                warn!(
+                    "the limit on open files allows {possible} connections, not {wanted} (--max-connections): raise it with ulimit -n"
+                );
+            }
+        }
+    }
+}
+
+/// Our own ports, and those of the config.
+fn guard_of(config: &Config, sockets: &Sockets) -> Guard {
+    let own = sockets.datagrams.iter().filter_map(|socket| socket.local_addr().ok());
+    let mut ports = config.limits.guard_ports.0.clone();
+    ports.extend(own.map(|address| address.port()));
+    Guard::new(ports, config.limits.udp_rate)
+}
+
+/// Why a server cannot be had: one sentence for people.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The config asks for what cannot be.
+    Config(ConfigError),
+    /// A socket cannot be bound.
+    Bind(BindError),
+    /// The system gives no poll, waker or signals.
+    Poll(io::Error),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Config(error) => error.fmt(f),
+            Error::Bind(error) => error.fmt(f),
+            Error::Poll(error) => write!(f, "cannot set up the event loop: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Error::Config(error) => Some(error),
+            Error::Bind(error) => Some(error),
+            Error::Poll(error) => Some(error),
+        }
+    }
+}
+
+impl From<ConfigError> for Error {
+    fn from(error: ConfigError) -> Self {
+        Error::Config(error)
+    }
+}
+
+impl From<BindError> for Error {
+    fn from(error: BindError) -> Self {
+        Error::Bind(error)
+    }
+}

@@ -1,0 +1,465 @@
+//! All TCP connections of the event loop: accept, the slab, the ready queue, deadlines.
+//!
+//! It decides and does not wait. What it needs of the world (a stream, a listener, the time) comes in
+//! from outside, so that a simulation can stand in for it.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{debug, info, warn};
+use nix::errno::Errno;
+use slab::Slab;
+
+use super::clock::{Episode, Moment};
+use super::connection::{Connection, End, Readiness, Stream, Traffic, Turn};
+use super::guard::{Peer, Source};
+use crate::protocol::{Protocol, Scratch, Service, Session};
+use crate::stats::Stats;
+
+/// Names a connection in events: its slot, and which of the connections that had the slot it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Token {
+    pub(crate) slot: u32,
+    /// Never 0.
+    pub(crate) generation: u32,
+}
+
+/// What the connections need of a listener.
+pub(crate) trait Listener {
+    type Stream: Stream;
+
+    /// Takes a connection from the backlog, if one is there.
+    fn accept(&mut self) -> io::Result<(Self::Stream, SocketAddr)>;
+
+    /// Asks for the events of a stream: both interests, edge-triggered, once and for all.
+    fn register(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
+}
+
+/// What connections are allowed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) protocol: Protocol,
+    pub(crate) max_connections: usize,
+    pub(crate) per_source_connections: Option<NonZeroUsize>,
+    pub(crate) idle_timeout: Option<Duration>,
+}
+
+/// The room for reads. Many small reads share it, one large read may have it all.
+pub(crate) const CHUNK: usize = 256 << 10;
+/// With less room left than this, what was read is answered first.
+const SMALLEST_ROOM: usize = 16 << 10;
+/// So many connections are read before the first of them is answered.
+const BATCH: usize = 64;
+/// So many connections are accepted in a turn.
+pub(crate) const ACCEPTS_PER_TURN: usize = 64;
+/// How long accept waits for descriptors or memory when no slot of ours frees before.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+/// Deadlines are looked at no more often than this: they are not exact.
+const SWEEP_GAP: Duration = Duration::from_millis(10);
+
+/// All TCP connections of an event loop.
+pub(crate) struct Streams<L: Listener, V> {
+    rules: Rules,
+    service: V,
+    stats: Arc<Stats>,
+    gate: Gate<L>,
+    connections: Slab<Connection<L::Stream, V>>,
+    /// Open connections by source, where that is limited.
+    sources: HashMap<Source, usize>,
+    last_generation: u32,
+    /// Who can act without waiting for an event, each once.
+    ready: VecDeque<Token>,
+    /// When to look at deadlines next.
+    sweep_at: Option<Moment>,
+    draining: Option<Drain>,
+    /// What moved in this turn.
+    traffic: Traffic,
+    room: Box<[u8]>,
+    batch: Vec<Read>,
+    scratch: Scratch,
+}
+
+/// A read that waits for its answer.
+struct Read {
+    slot: u32,
+    start: usize,
+    end: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Drain {
+    /// Who has not left by then is asked to.
+    until: Moment,
+    over: bool,
+}
+
+/// The listeners, and whether they are asked.
+struct Gate<L> {
+    listeners: Vec<Door<L>>,
+    pause: Option<Pause>,
+    episode: Episode,
+    refusals: Episode,
+}
+
+struct Door<L> {
+    listener: L,
+    /// Somebody may be waiting in the backlog.
+    ready: bool,
+}
+
+/// Accept has stopped: the edge that announced the backlog is gone, so we have to remember.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pause {
+    /// Until one of our slots frees.
+    Full,
+    /// Until one of our slots frees, or this time has come.
+    Starved { retry_at: Moment },
+}
+
+impl<L: Listener, V: Service + Clone> Streams<L, V> {
+    pub(crate) fn new(listeners: Vec<L>, rules: Rules, service: V, stats: Arc<Stats>) -> Self {
+        let listeners =
+            listeners.into_iter().map(|listener| Door { listener, ready: false }).collect();
+        Streams {
+            rules,
+            service,
+            stats,
+            gate: Gate {
+                listeners,
+                pause: None,
+                episode: Episode::default(),
+                refusals: Episode::default(),
+            },
+            connections: Slab::new(),
+            sources: HashMap::new(),
+            last_generation: 0,
+            ready: VecDeque::new(),
+            sweep_at: None,
+            draining: None,
+            traffic: Traffic::default(),
+            room: vec![0; CHUNK].into_boxed_slice(),
+            batch: Vec::with_capacity(BATCH),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// An event says that somebody waits in a listener's backlog.
+    pub(crate) fn hint_backlog(&mut self, listener: usize) {
+        if let Some(door) = self.gate.listeners.get_mut(listener) {
+            door.ready = true;
+        }
+    }
+
+    /// An event of a connection, which may be gone by now.
+    pub(crate) fn hint(&mut self, token: Token, readiness: Readiness) {
+        match self.connections.get_mut(token.slot as usize) {
+            Some(connection) if connection.generation == token.generation => {
+                connection.hint(readiness);
+                self.enqueue(token.slot);
+            }
+            _ => self.stats.stale_events.increment(),
+        }
+    }
+
+    /// Whether there is something to do at once.
+    pub(crate) fn can_act(&self) -> bool {
+        !self.ready.is_empty()
+            || (self.gate.pause.is_none() && self.gate.listeners.iter().any(|door| door.ready))
+    }
+
+    /// When a turn is due even if no event comes.
+    pub(crate) fn deadline(&self) -> Option<Moment> {
+        let retry = match self.gate.pause {
+            Some(Pause::Starved { retry_at }) => Some(retry_at),
+            _ => None,
+        };
+        let drain = self.draining.filter(|drain| !drain.over).map(|drain| drain.until);
+        [self.sweep_at, retry, drain].into_iter().flatten().min()
+    }
+
+    /// Does what can be done, each connection getting one read and no more.
+    pub(crate) fn turn(&mut self, now: Moment) {
+        self.accept(now);
+        self.sweep(now);
+        let mut used = 0;
+        for _ in 0..self.ready.len() {
+            let token = self.ready.pop_front().expect("the queue only grows in a turn");
+            used += self.receive(token, used, now);
+            if self.batch.len() == BATCH || self.room.len() - used < SMALLEST_ROOM {
+                self.answer_batch(now);
+                used = 0;
+            }
+        }
+        self.answer_batch(now);
+        std::mem::take(&mut self.traffic).count(&self.stats);
+    }
+
+    /// Takes the rest of the backlog, then lets nobody in any more. Who is here may go on until
+    /// `until`.
+    pub(crate) fn drain(&mut self, until: Moment, now: Moment) {
+        for door in &mut self.gate.listeners {
+            door.ready = true;
+        }
+        while self.gate.pause.is_none() && self.can_accept() {
+            self.accept(now);
+        }
+        self.gate.listeners.clear();
+        self.gate.pause = None;
+        self.draining = Some(Drain { until, over: false });
+    }
+
+    /// How many connections are open.
+    pub(crate) fn open(&self) -> usize {
+        self.connections.len()
+    }
+
+    // ---- accept
+
+    fn can_accept(&self) -> bool {
+        self.gate.listeners.iter().any(|door| door.ready)
+    }
+
+    fn accept(&mut self, now: Moment) {
+        if let Some(Pause::Starved { retry_at }) = self.gate.pause
+            && now >= retry_at
+        {
+            self.gate.pause = None;
+        }
+        let mut budget = ACCEPTS_PER_TURN;
+        for index in 0..self.gate.listeners.len() {
+            while budget > 0 && self.gate.pause.is_none() && self.gate.listeners[index].ready {
+                budget -= 1;
+                if self.connections.len() >= self.rules.max_connections {
+                    self.pause(Pause::Full, None, now);
+                } else {
+                    self.accept_one(index, now);
+                }
+            }
+        }
+    }
+
+    fn accept_one(&mut self, index: usize, now: Moment) {
+        let door = &mut self.gate.listeners[index];
+        match door.listener.accept() {
+            Ok((stream, address)) => self.admit(index, stream, address.into(), now),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => door.ready = false,
+            Err(error) if is_about_one_connection(&error) => {
+                self.stats.accept_errors.increment();
+                debug!("a connection was gone before it was accepted: {error}");
+            }
+            Err(error) => {
+                self.pause(Pause::Starved { retry_at: now + ACCEPT_RETRY }, Some(&error), now);
+            }
+        }
+    }
+
+    fn admit(&mut self, index: usize, mut stream: L::Stream, peer: Peer, now: Moment) {
+        if !self.count_in(peer) {
+            self.stats.refused.increment();
+            if self.gate.refusals.begins(now) {
+                warn!(
+                    "{peer} has as many connections as one source may have (--per-source-connections): closed, like further ones"
+                );
+            }
+            return;
+        }
+        // Skips 0 when it wraps: that is for tokens that are no connection's.
+        self.last_generation = self.last_generation.checked_add(1).unwrap_or(1);
+        let generation = self.last_generation;
+        let entry = self.connections.vacant_entry();
+        let slot = u32::try_from(entry.key()).expect("descriptors are fewer than 2^32");
+        let token = Token { slot, generation };
+        if let Err(error) = self.gate.listeners[index].listener.register(&mut stream, token) {
+            self.count_out(peer);
+            drop(stream);
+            // epoll_ctl(2): no memory, or the user's limit on watches is reached.
+            self.pause(Pause::Starved { retry_at: now + ACCEPT_RETRY }, Some(&error), now);
+            return;
+        }
+        let session = Session::new(self.rules.protocol, self.service.clone());
+        entry.insert(Connection::new(stream, generation, peer, session, now));
+        self.stats.accepted.increment();
+        if let Some(time) = self.rules.idle_timeout {
+            self.sweep_no_later_than(now + time);
+        }
+    }
+
+    fn pause(&mut self, pause: Pause, error: Option<&io::Error>, now: Moment) {
+        self.gate.pause = Some(pause);
+        self.stats.accept_pauses.increment();
+        if !self.gate.episode.begins(now) {
+            return;
+        }
+        let open = self.connections.len();
+        match error {
+            None => warn!(
+                "all {open} connections are in use (--max-connections): new clients wait in the backlog until one leaves"
+            ),
+            Some(error) => warn!(
+                "cannot accept with {open} connections open: {error}; new clients wait in the backlog (raise the limit, or lower --max-connections)"
+            ),
+        }
+    }
+
+    /// Counts a new connection of its source, unless that has as many as it may have.
+    fn count_in(&mut self, peer: Peer) -> bool {
+        let Some(limit) = self.rules.per_source_connections else { return true };
+        let count = self.sources.entry(peer.source()).or_default();
+        let free = *count < limit.get();
+        *count += usize::from(free);
+        free
+    }
+
+    fn count_out(&mut self, peer: Peer) {
+        if let Entry::Occupied(mut count) = self.sources.entry(peer.source()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    // ---- turns of a connection
+
+    /// Puts a connection on the ready queue, unless it is there or has nothing to do.
+    fn enqueue(&mut self, slot: u32) {
+        if let Some(connection) = self.connections.get_mut(slot as usize)
+            && !connection.queued
+            && connection.can_act()
+        {
+            connection.queued = true;
+            self.ready.push_back(Token { slot, generation: connection.generation });
+        }
+    }
+
+    /// The first half of a connection's turn; the bytes of room that it took.
+    fn receive(&mut self, token: Token, used: usize, now: Moment) -> usize {
+        let Token { slot, generation } = token;
+        let Some(connection) = self.connections.get_mut(slot as usize) else { return 0 };
+        if connection.generation != generation {
+            return 0;
+        }
+        connection.queued = false;
+        let before = connection.traffic();
+        let received = connection.receive(&mut self.room[used..], &mut self.scratch, now);
+        let length = *received.as_ref().unwrap_or(&0);
+        if length > 0 {
+            self.account(slot, before);
+            self.batch.push(Read { slot, start: used, end: used + length });
+        } else {
+            self.settle(slot, before, received.map(drop), now);
+        }
+        length
+    }
+
+    /// The second half of the turn of all who were read.
+    fn answer_batch(&mut self, now: Moment) {
+        let mut batch = std::mem::take(&mut self.batch);
+        for Read { slot, start, end } in batch.drain(..) {
+            let connection = self
+                .connections
+                .get_mut(slot as usize)
+                .expect("only its own turn removes a connection");
+            let before = connection.traffic();
+            let turn = connection.answer(&self.room[start..end], &mut self.scratch, now);
+            self.settle(slot, before, turn, now);
+        }
+        self.batch = batch;
+    }
+
+    /// After a turn: the connection waits for its next one, or is over.
+    fn settle(&mut self, slot: u32, before: Traffic, turn: Turn, now: Moment) {
+        self.account(slot, before);
+        match turn {
+            Ok(()) => {
+                let connection = &self.connections[slot as usize];
+                if let Some(deadline) = connection.deadline(self.rules.idle_timeout) {
+                    self.sweep_no_later_than(deadline);
+                }
+                self.enqueue(slot);
+            }
+            Err(end) => self.remove(slot, end, now),
+        }
+    }
+
+    fn account(&mut self, slot: u32, before: Traffic) {
+        self.traffic += self.connections[slot as usize].traffic() - before;
+    }
+
+    fn remove(&mut self, slot: u32, end: End, now: Moment) {
+        let connection = self.connections.remove(slot as usize);
+        self.count_out(connection.peer());
+        end.counter(&self.stats).increment();
+        match end {
+            End::Frame(_) => info!("{}", connection.epitaph(end, now)),
+            _ => debug!("{}", connection.epitaph(end, now)),
+        }
+        // Its descriptor and its slot are free with it.
+        self.gate.pause = None;
+    }
+
+    // ---- deadlines
+
+    fn sweep_no_later_than(&mut self, deadline: Moment) {
+        self.sweep_at = Some(self.sweep_at.map_or(deadline, |at| at.min(deadline)));
+    }
+
+    /// Ends what is overdue.
+    fn sweep(&mut self, now: Moment) {
+        if let Some(drain) = &mut self.draining
+            && !drain.over
+            && now >= drain.until
+        {
+            drain.over = true;
+            self.for_each(now, |connection| connection.close(End::Drain, now));
+        }
+        if self.sweep_at.is_some_and(|at| now >= at) {
+            let idle_timeout = self.rules.idle_timeout;
+            self.for_each(now, |connection| match connection.deadline(idle_timeout) {
+                Some(deadline) if now >= deadline => connection.expire(now),
+                _ => Ok(()),
+            });
+            let next = self.connections.iter().filter_map(|(_, c)| c.deadline(idle_timeout)).min();
+            self.sweep_at = next.map(|next| next.max(now + SWEEP_GAP));
+        }
+    }
+
+    fn for_each(
+        &mut self,
+        now: Moment,
+        mut act: impl FnMut(&mut Connection<L::Stream, V>) -> Turn,
+    ) {
+        let slots: Vec<usize> = self.connections.iter().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let connection = &mut self.connections[slot];
+            let before = connection.traffic();
+            let turn = act(connection);
+            self.settle(u32::try_from(slot).expect("slots fit tokens"), before, turn, now);
+        }
+    }
+}
+
+/// Errors of accept(2) that are about the connection it would have returned, not about us.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    let Some(code) = error.raw_os_error() else { return false };
+    matches!(
+        Errno::from_raw(code),
+        Errno::ECONNABORTED
+            | Errno::EINTR
+            | Errno::EPERM
+            | Errno::EPROTO
+            | Errno::ENOPROTOOPT
+            | Errno::EOPNOTSUPP
+            | Errno::ENETDOWN
+            | Errno::ENETUNREACH
+            | Errno::ENONET
+            | Errno::EHOSTDOWN
+            | Errno::EHOSTUNREACH
+            | Errno::ETIMEDOUT
+    )
+}

@@ -1,0 +1,455 @@
+//! Datagrams: receive a batch, answer a batch.
+//!
+//! Each datagram gets one of the same length back (RFC 862), from the address that it was sent to.
+//! What is received stands in one buffer, one after the other, so that answers to one peer are often
+//! one piece of it, and leave in one call: as one datagram, or with segmentation offload (udp(7),
+//! UDP_SEGMENT) as a run of equal ones, which the kernel cuts where the peer had cut them. The same
+//! offload on receive (UDP_GRO) hands over such a run in one piece.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+use log::{debug, info, warn};
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::libc::{in_pktinfo, in6_pktinfo};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmsg,
+    sendmmsg, setsockopt, sockopt,
+};
+
+use super::clock::{Episode, Moment};
+use super::guard::{Guard, Peer, Refusal};
+use crate::protocol::{Scratch, Service, Session};
+use crate::stats::Stats;
+
+/// No datagram is longer, nor a run of them that comes in one piece.
+const MAX_DATAGRAM: usize = 65_535;
+/// The longest payload that IPv4 carries: 65,535 less 20 of IP and 8 of UDP (RFC 768, RFC 791).
+const MAX_PAYLOAD: usize = 65_507;
+/// The most segments that every kernel with UDP_SEGMENT takes in a call.
+const MAX_SEGMENTS: usize = 64;
+/// The longest segment that is joined unasked: what fits an Ethernet frame under IPv6 and a tunnel.
+const MAX_JOINED_SEGMENT: usize = 1_420;
+/// So many datagrams, or runs of them, are received in a turn.
+const BATCH: usize = 64;
+/// So many turns at the most, when a socket is to be closed.
+const LAST_TURNS: usize = 64;
+/// Room for what a turn receives: a batch of Ethernet size, or four of any size.
+const ROOM: usize = 4 * MAX_DATAGRAM;
+
+/// One UDP socket of a server.
+pub(super) struct Datagrams<V> {
+    socket: UdpSocket,
+    session: Session<V>,
+    stats: Arc<Stats>,
+    readable: bool,
+    writable: bool,
+    /// Whether runs of equal datagrams leave in one call.
+    join: bool,
+    /// What was received, one after the other.
+    room: Box<[u8]>,
+    control: Vec<u8>,
+    /// Replies that are not what was received, one after the other.
+    written: Vec<u8>,
+    scratch: Scratch,
+    /// Answers, in order; those before `sent` are gone.
+    runs: Vec<Run>,
+    sent: usize,
+    outbox: Outbox,
+    limited: Episode,
+}
+
+/// Where a reply stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Room,
+    Written,
+}
+
+/// Replies to one peer that may leave in one call: of `segment` bytes each, the last of no more.
+#[derive(Debug, Clone)]
+struct Run {
+    place: Place,
+    bytes: Range<usize>,
+    segment: usize,
+    /// Whether the run came joined, so that its route carries such segments.
+    came_joined: bool,
+    route: Route,
+}
+
+/// Where a datagram came from and went to: the way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Route {
+    peer: SockaddrStorage,
+    local: Option<Local>,
+}
+
+/// Which of our addresses a datagram was sent to, where the socket has several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Local {
+    V4([u8; 4]),
+    V6([u8; 16]),
+}
+
+/// A datagram, or a run of equal ones, as it came.
+struct Received {
+    length: usize,
+    /// The length of each of a run but the last.
+    segment: Option<usize>,
+    truncated: bool,
+    route: Route,
+}
+
+impl<V: Service> Datagrams<V> {
+    /// Takes a bound, non-blocking socket.
+    pub(super) fn new(
+        socket: UdpSocket,
+        session: Session<V>,
+        offload: bool,
+        stats: Arc<Stats>,
+    ) -> Self {
+        // A kernel that knows one of the two knows both (udp(7)).
+        let offload = offload && setsockopt(&socket, sockopt::UdpGroSegment, &true).is_ok();
+        let outbox = Outbox::new(&socket);
+        Datagrams {
+            socket,
+            session,
+            stats,
+            readable: false,
+            writable: true,
+            join: offload,
+            room: vec![0; ROOM].into_boxed_slice(),
+            control: cmsg_space!(in_pktinfo, in6_pktinfo, i32),
+            written: Vec::new(),
+            scratch: Scratch::default(),
+            runs: Vec::with_capacity(BATCH),
+            sent: 0,
+            outbox,
+            limited: Episode::default(),
+        }
+    }
+
+    /// An event of the socket.
+    pub(super) fn hint(&mut self, readable: bool, writable: bool) {
+        self.readable |= readable;
+        self.writable |= writable;
+    }
+
+    /// Whether there is something to do at once.
+    pub(super) fn can_act(&self) -> bool {
+        if self.is_waiting() { self.writable } else { self.readable }
+    }
+
+    /// Sends what had to wait, then receives and answers one batch.
+    pub(super) fn turn(&mut self, guard: &mut Guard, now: Moment) {
+        if !self.can_act() {
+            return;
+        }
+        if self.is_waiting() {
+            self.send();
+        }
+        if !self.is_waiting() {
+            self.receive(guard, now);
+            self.send();
+        }
+    }
+
+    /// Answers what is in the queue, and no more than the socket takes: the last turns of a socket.
+    pub(super) fn finish(&mut self, guard: &mut Guard, now: Moment) {
+        for _ in 0..LAST_TURNS {
+            self.turn(guard, now);
+        }
+    }
+
+    /// Whether some answers of the last batch have not left yet.
+    fn is_waiting(&self) -> bool {
+        self.sent < self.runs.len()
+    }
+
+    // ---- receive
+
+    fn receive(&mut self, guard: &mut Guard, now: Moment) {
+        self.runs.clear();
+        self.written.clear();
+        self.sent = 0;
+        let mut used = 0;
+        for _ in 0..BATCH {
+            if self.room.len() - used < MAX_DATAGRAM {
+                return;
+            }
+            let room = &mut self.room[used..];
+            match receive_one(self.socket.as_raw_fd(), room, &mut self.control) {
+                Ok(received) => {
+                    let bytes = used..used + received.length;
+                    used = bytes.end;
+                    self.answer(received, bytes, guard, now);
+                }
+                Err(Errno::EAGAIN) => {
+                    self.readable = false;
+                    return;
+                }
+                Err(Errno::EINTR) => {}
+                // What an earlier datagram of ours met on its way.
+                Err(error) => {
+                    self.stats.udp_errors.increment();
+                    debug!("receiving a datagram: {error}");
+                }
+            }
+        }
+    }
+
+    /// Answers each datagram of what was received at `bytes` of the room.
+    fn answer(&mut self, received: Received, bytes: Range<usize>, guard: &mut Guard, now: Moment) {
+        let Received { length, segment, truncated, route } = received;
+        let stats = Arc::clone(&self.stats);
+        let segment = segment.filter(|&segment| (1..length).contains(&segment));
+        let (size, count) = segment.map_or((length, 1), |size| (size, length.div_ceil(size)));
+        stats.udp_received.add(count as u64);
+        stats.udp_bytes_in.add(length as u64);
+        let Some(peer) = peer_of(&route.peer) else {
+            return stats.udp_errors.increment();
+        };
+        if truncated {
+            return stats.udp_truncated.add(count as u64);
+        }
+        for index in 0..count {
+            let start = bytes.start + index * size;
+            let end = bytes.end.min(start + size);
+            match guard.admit(peer, now) {
+                Ok(()) => self.reply(start..end, segment.is_some(), route, peer),
+                Err(Refusal::Rate) => {
+                    stats.udp_rate_limited.increment();
+                    if self.limited.begins(now) {
+                        warn!(
+                            "{peer} sends more datagrams than one source has answered (--udp-rate): further ones are dropped"
+                        );
+                    }
+                }
+                Err(Refusal::Port | Refusal::NotUnicast) => {
+                    stats.udp_guarded.increment();
+                    debug!("{peer} is not answered: its port or address could begin a loop");
+                }
+            }
+        }
+    }
+
+    /// Has the service answer one datagram.
+    fn reply(&mut self, bytes: Range<usize>, came_joined: bool, route: Route, peer: Peer) {
+        let input = &self.room[bytes.clone()];
+        let reply = self.session.datagram(input, &mut self.scratch);
+        let (place, bytes) = if std::ptr::eq(reply, input) {
+            (Place::Room, bytes)
+        } else {
+            let start = self.written.len();
+            self.written.extend_from_slice(reply);
+            (Place::Written, start..self.written.len())
+        };
+        let run = Run { place, segment: bytes.len(), bytes, came_joined, route };
+        let may_join = came_joined || run.segment <= MAX_JOINED_SEGMENT || peer.is_loopback();
+        match self.runs.last_mut() {
+            Some(last) if self.join && may_join && last.may_grow_by(&run) => {
+                last.bytes.end = run.bytes.end;
+            }
+            _ => self.runs.push(run),
+        }
+    }
+
+    // ---- send
+
+    fn send(&mut self) {
+        while self.writable && self.is_waiting() {
+            let run = &self.runs[self.sent];
+            let joined = self.join && run.bytes.len() > run.segment;
+            let taken = if joined { run.bytes.len() } else { run.bytes.len().min(run.segment) };
+            match self.send_piece(taken, joined) {
+                Ok(()) => {
+                    let count =
+                        if joined { taken.div_ceil(self.runs[self.sent].segment) } else { 1 };
+                    self.stats.udp_answered.add(count as u64);
+                    self.stats.udp_bytes_out.add(taken as u64);
+                    self.advance(taken);
+                }
+                Err(Errno::EAGAIN) => {
+                    self.writable = false;
+                    self.stats.udp_paused.increment();
+                }
+                Err(Errno::EINTR) => {}
+                Err(error @ (Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE)) if joined => {
+                    self.send_unjoined(error);
+                }
+                Err(error) => self.give_up(taken, error),
+            }
+        }
+    }
+
+    /// A joined run was refused. If its first datagram alone is not, joining is to blame, and is over
+    /// with for good.
+    fn send_unjoined(&mut self, refusal: Errno) {
+        let first = self.runs[self.sent].segment;
+        match self.send_piece(first, false) {
+            Ok(()) => {
+                self.join = false;
+                info!(
+                    "UDP segmentation offload is off from here on: {refusal} for a run of datagrams that go one by one"
+                );
+                self.stats.udp_answered.increment();
+                self.stats.udp_bytes_out.add(first as u64);
+                self.advance(first);
+            }
+            Err(Errno::EAGAIN) => self.writable = false,
+            Err(Errno::EINTR) => {}
+            Err(error) => {
+                let rest = self.runs[self.sent].bytes.len();
+                self.give_up(rest, error);
+            }
+        }
+    }
+
+    /// Sends the first `taken` bytes of the next run.
+    fn send_piece(&mut self, taken: usize, joined: bool) -> nix::Result<()> {
+        let run = &self.runs[self.sent];
+        let bytes = run.bytes.start..run.bytes.start + taken;
+        let bytes = match run.place {
+            Place::Room => &self.room[bytes],
+            Place::Written => &self.written[bytes],
+        };
+        let segment =
+            joined.then(|| u16::try_from(run.segment).expect("a segment fits a datagram"));
+        self.outbox.send(&self.socket, bytes, segment, &run.route)
+    }
+
+    /// An answer cannot be sent: that is between the peer, the network and whoever filters it.
+    fn give_up(&mut self, taken: usize, error: Errno) {
+        self.stats.udp_errors.increment();
+        debug!("sending a datagram: {error}");
+        self.advance(taken);
+    }
+
+    fn advance(&mut self, taken: usize) {
+        let run = &mut self.runs[self.sent];
+        run.bytes.start += taken;
+        if run.bytes.is_empty() {
+            self.sent += 1;
+        }
+    }
+}
+
+impl Run {
+    /// Whether `next` may be sent in one call with this run: same way back, right behind it, every
+    /// datagram but the last of one size, and not too much in all.
+    fn may_grow_by(&self, next: &Run) -> bool {
+        let length = self.bytes.len() + next.bytes.len();
+        self.place == next.place
+            && self.bytes.end == next.bytes.start
+            && self.came_joined == next.came_joined
+            && !next.bytes.is_empty()
+            && !self.bytes.is_empty()
+            && next.bytes.len() <= self.segment
+            && self.bytes.len().is_multiple_of(self.segment)
+            && length <= MAX_PAYLOAD
+            && length <= self.segment * MAX_SEGMENTS
+            && self.route == next.route
+    }
+}
+
+/// Receives one datagram, or one run of them.
+fn receive_one(fd: RawFd, room: &mut [u8], control: &mut [u8]) -> nix::Result<Received> {
+    let mut room = [IoSliceMut::new(room)];
+    let message = recvmsg::<SockaddrStorage>(fd, &mut room, Some(control), MsgFlags::empty())?;
+    let mut received = Received {
+        length: message.bytes,
+        segment: None,
+        truncated: message.flags.contains(MsgFlags::MSG_TRUNC),
+        route: Route { peer: message.address.expect("recvmsg gives the source"), local: None },
+    };
+    // Control data that were cut would be an error here: without them there is no way back.
+    for control in message.cmsgs()? {
+        match control {
+            ControlMessageOwned::UdpGroSegments(size) => {
+                received.segment = usize::try_from(size).ok()
+            }
+            ControlMessageOwned::Ipv4PacketInfo(info) => {
+                received.route.local = Some(Local::V4(info.ipi_spec_dst.s_addr.to_ne_bytes()));
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                received.route.local = Some(Local::V6(info.ipi6_addr.s6_addr));
+            }
+            _ => {}
+        }
+    }
+    Ok(received)
+}
+
+/// The one place where a datagram's source comes in.
+fn peer_of(address: &SockaddrStorage) -> Option<Peer> {
+    let v4 = address.as_sockaddr_in().map(|a| SocketAddr::new(IpAddr::V4(a.ip()), a.port()));
+    let v6 = || address.as_sockaddr_in6().map(|a| SocketAddr::new(IpAddr::V6(a.ip()), a.port()));
+    v4.or_else(v6).map(Peer::from)
+}
+
+/// Headers for sending, made once: nix would otherwise allocate control data for each message.
+struct Outbox {
+    /// Alone, and no address to leave from.
+    bare: MultiHeaders<SockaddrStorage>,
+    segmented: MultiHeaders<SockaddrStorage>,
+    from: MultiHeaders<SockaddrStorage>,
+    from_segmented: MultiHeaders<SockaddrStorage>,
+}
+
+impl Outbox {
+    fn new(socket: &UdpSocket) -> Self {
+        let ipv6 = socket.local_addr().is_ok_and(|address| address.is_ipv6());
+        let (from, from_segmented) = if ipv6 {
+            (cmsg_space!(in6_pktinfo), cmsg_space!(in6_pktinfo, u16))
+        } else {
+            (cmsg_space!(in_pktinfo), cmsg_space!(in_pktinfo, u16))
+        };
+        Outbox {
+            bare: MultiHeaders::preallocate(1, None),
+            segmented: MultiHeaders::preallocate(1, Some(cmsg_space!(u16))),
+            from: MultiHeaders::preallocate(1, Some(from)),
+            from_segmented: MultiHeaders::preallocate(1, Some(from_segmented)),
+        }
+    }
+
+    /// Sends `bytes` back on `route`, cut into datagrams of `segment` bytes where that is given.
+    fn send(
+        &mut self,
+        socket: &UdpSocket,
+        bytes: &[u8],
+        segment: Option<u16>,
+        route: &Route,
+    ) -> nix::Result<()> {
+        let (v4, v6);
+        let from = match route.local {
+            None => None,
+            Some(Local::V4(address)) => {
+                let s_addr = u32::from_ne_bytes(address);
+                let (spec_dst, addr) =
+                    (nix::libc::in_addr { s_addr }, nix::libc::in_addr { s_addr: 0 });
+                v4 = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: spec_dst, ipi_addr: addr };
+                Some(ControlMessage::Ipv4PacketInfo(&v4))
+            }
+            Some(Local::V6(s6_addr)) => {
+                v6 = in6_pktinfo { ipi6_addr: nix::libc::in6_addr { s6_addr }, ipi6_ifindex: 0 };
+                Some(ControlMessage::Ipv6PacketInfo(&v6))
+            }
+        };
+        let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+        let to = [Some(route.peer)];
+        let bytes = [[IoSlice::new(bytes)]];
+        let send = |headers, controls: &[ControlMessage<'_>]| {
+            sendmmsg(socket.as_raw_fd(), headers, &bytes, to, controls, MsgFlags::empty()).map(drop)
+        };
+        match (from, segments) {
+            (None, None) => send(&mut self.bare, &[]),
+            (None, Some(segments)) => send(&mut self.segmented, &[segments]),
+            (Some(from), None) => send(&mut self.from, &[from]),
+            (Some(from), Some(segments)) => send(&mut self.from_segmented, &[from, segments]),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Binds the sockets of a server with their options, and hands them over.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::Config;
+
+/// The bound sockets of a server, blocking as yet.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub(crate) listeners: Vec<TcpListener>,
+    pub(crate) datagrams: Vec<UdpSocket>,
+}
+
+/// Why a socket could not be bound: one sentence that says what to do.
+#[derive(Debug)]
+pub struct BindError {
+    transport: &'static str,
+    address: SocketAddr,
+    source: io::Error,
+}
+
+impl fmt::Display for BindError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BindError { transport, address, source } = self;
+        write!(f, "cannot listen on {address} ({transport}): ")?;
+        match source.kind() {
+            ErrorKind::AddrInUse => write!(
+                f,
+                "another process has that port; stop it, or choose another with --port (0 picks a free one)"
+            ),
+            ErrorKind::PermissionDenied => write!(
+                f,
+                "no permission; ports below 1024 need CAP_NET_BIND_SERVICE, or choose a higher --port"
+            ),
+            ErrorKind::AddrNotAvailable => {
+                write!(
+                    f,
+                    "this machine has no such address; give --bind one of those that 'ip addr' shows"
+                )
+            }
+            _ => source.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for BindError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// How often a port that the system picked for TCP may turn out to be taken for UDP.
+const PICKS: usize = 32;
+/// What is asked for; the system gives at most net.core.rmem_max. A burst waits here.
+const DATAGRAM_BUFFER: usize = 4 << 20;
+
+/// Binds all that `config` names, on one port.
+pub(crate) fn bind(config: &Config) -> Result<Sockets, BindError> {
+    let mut tries = if config.port == 0 { PICKS } else { 1 };
+    loop {
+        tries -= 1;
+        match bind_all(config) {
+            // The system picked a port that only some of the sockets can have.
+            Err(error) if error.source.kind() == ErrorKind::AddrInUse && tries > 0 => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+fn bind_all(config: &Config) -> Result<Sockets, BindError> {
+    let mut sockets = Sockets { listeners: Vec::new(), datagrams: Vec::new() };
+    let mut port = config.port;
+    let everywhere = config.bind.is_empty();
+    let wildcard = [IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+    for &ip in if everywhere { &wildcard[..] } else { &config.bind } {
+        for kind in [Type::STREAM, Type::DGRAM] {
+            if kind == Type::STREAM && config.transport.tcp() {
+                let listener: TcpListener =
+                    open(config, kind, SocketAddr::new(ip, port), everywhere)?.into();
+                port = listener.local_addr().map_or(port, |address| address.port());
+                sockets.listeners.push(listener);
+            }
+            if kind == Type::DGRAM && config.transport.udp() {
+                let socket: UdpSocket =
+                    open(config, kind, SocketAddr::new(ip, port), everywhere)?.into();
+                port = socket.local_addr().map_or(port, |address| address.port());
+                sockets.datagrams.push(socket);
+            }
+        }
+    }
+    Ok(sockets)
+}
+
+/// Opens one socket; `everywhere` falls back to IPv4 where there is no IPv6.
+fn open(
+    config: &Config,
+    kind: Type,
+    address: SocketAddr,
+    everywhere: bool,
+) -> Result<Socket, BindError> {
+    let transport = if kind == Type::STREAM { "TCP" } else { "UDP" };
+    let failed = |address| move |source| BindError { transport, address, source };
+    let outcome = open_at(config, kind, address, everywhere);
+    let no_ipv6 = |error: &io::Error| {
+        use nix::errno::Errno::{EADDRNOTAVAIL, EAFNOSUPPORT};
+        error
+            .raw_os_error()
+            .is_some_and(|code| [EADDRNOTAVAIL as i32, EAFNOSUPPORT as i32].contains(&code))
+    };
+    match outcome {
+        Err(error) if everywhere && no_ipv6(&error) => {
+            let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
+            open_at(config, kind, address, everywhere).map_err(failed(address))
+        }
+        outcome => outcome.map_err(failed(address)),
+    }
+}
+
+fn open_at(
+    config: &Config,
+    kind: Type,
+    address: SocketAddr,
+    everywhere: bool,
+) -> io::Result<Socket> {
+    let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!everywhere)?;
+    }
+    if config.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    if kind == Type::STREAM {
+        // A listener may be bound while connections of an earlier process are in TIME_WAIT.
+        socket.set_reuse_address(true)?;
+        // Accepted sockets inherit both: no call per connection. Without the first, the second half of
+        // an answer that does not fit one segment waits for the peer's delayed acknowledgement; the
+        // second finds out in time that a peer has vanished (RFC 1122, 4.2.3.6).
+        socket.set_tcp_nodelay(true)?;
+        socket.set_keepalive(true)?;
+    } else {
+        socket.set_recv_buffer_size(DATAGRAM_BUFFER)?;
+        if address.ip().is_unspecified() {
+            want_destination(&socket, address.is_ipv6())?;
+        }
+    }
+    socket.bind(&address.into())?;
+    if kind == Type::STREAM {
+        socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
+    }
+    Ok(socket)
+}
+
+/// Has each datagram tell which of our addresses it was sent to, so that the reply can leave from
+/// there (ip(7), ipv6(7)).
+fn want_destination(socket: &Socket, ipv6: bool) -> io::Result<()> {
+    if ipv6 {
+        setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+    } else {
+        setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
+    }
+    Ok(())
+}
+
+/// The descriptors that a server needs beside its connections: the standard ones, the sockets, the
+/// poll, the waker, the signals, and some to spare for the process around it.
+const RESERVED_FILES: u64 = 16;
+
+/// Raises the soft limit on open files (RLIMIT_NOFILE) of this process to the hard one.
+///
+/// # Errors
+///
+/// Where the system does not allow it; the limit is as it was.
+pub fn raise_open_file_limit() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    }
+    Ok(())
+}
+
+/// How many connections fit under the limit on open files, at most `wanted`.
+pub(crate) fn connection_limit(wanted: Option<usize>) -> usize {
+    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let fit = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX).max(1);
+    // A slot is named in 32 bits.
+    wanted.map_or(fit, |wanted| wanted.min(fit)).min(u32::MAX as usize)
+}

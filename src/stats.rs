@@ -1,0 +1,152 @@
+//! The counters: what happened since the server started.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// The counters of a running server, shared with whoever watches it.
+        #[derive(Debug, Default)]
+        pub(crate) struct Stats {
+            $($(#[$doc])* pub(crate) $name: Counter,)*
+        }
+
+        /// What the counters of a server say at one time. All of them only grow.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Snapshot {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Stats {
+            /// Reads all counters, one after the other.
+            pub(crate) fn snapshot(&self) -> Snapshot {
+                Snapshot { $($name: self.$name.get(),)* }
+            }
+        }
+
+        /// The counters that are not zero, by name.
+        impl fmt::Display for Snapshot {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut separator = "";
+                $(if self.$name != 0 {
+                    write!(f, "{separator}{} {}", stringify!($name), self.$name)?;
+                    separator = ", ";
+                })*
+                if separator.is_empty() { f.write_str("nothing happened yet") } else { Ok(()) }
+            }
+        }
+    };
+}
+
+counters! {
+    /// TCP connections taken from the backlog and served.
+    accepted,
+    /// TCP connections taken from the backlog and closed at once: `--per-source-connections`.
+    refused,
+    /// Connections that the peer ended with its FIN, every byte answered.
+    closed_by_peer,
+    /// Connections that the peer ended with an RST.
+    closed_by_reset,
+    /// Connections that we ended because nothing moved for `--idle-timeout`.
+    closed_idle,
+    /// Connections that we ended because the server was draining.
+    closed_draining,
+    /// Connections that we ended because a frame was too long or cut short.
+    closed_by_frame_error,
+    /// Connections that the service, or `--once`, ended.
+    closed_by_service,
+    /// Connections that ended with any other error.
+    closed_by_error,
+    /// Bytes received over TCP.
+    bytes_in,
+    /// Bytes sent over TCP.
+    bytes_out,
+    /// Reads from TCP streams that returned.
+    reads,
+    /// Writes to TCP streams that returned.
+    writes,
+    /// Writes of which the socket took only a part.
+    short_writes,
+    /// Connections that were gone, or spoilt, when accept took them from the backlog.
+    accept_errors,
+    /// Times that accept stopped for want of a slot, a descriptor or memory.
+    accept_pauses,
+    /// Events for connections that no longer stood.
+    stale_events,
+    /// Datagrams received.
+    udp_received,
+    /// Datagrams answered.
+    udp_answered,
+    /// Bytes in the datagrams received.
+    udp_bytes_in,
+    /// Bytes in the datagrams answered.
+    udp_bytes_out,
+    /// Datagrams not answered because of their source: a guarded port, a group, everyone.
+    udp_guarded,
+    /// Datagrams not answered because their source had had its share: `--udp-rate`.
+    udp_rate_limited,
+    /// Datagrams that came cut, and were not answered.
+    udp_truncated,
+    /// Errors in receiving or sending a datagram.
+    udp_errors,
+    /// Times that a reply had to wait until the UDP socket could be written again.
+    udp_paused,
+    /// Waits that polling ended before the loop had to sleep: `--busy-poll`.
+    busy_poll_wins,
+    /// Waits in which polling found nothing and the loop slept after all.
+    busy_poll_losses,
+}
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, more: u64) {
+        // Independent of all else: no order is promised between two counters.
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn increment(&self) {
+        self.add(1);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Snapshot {
+    /// TCP connections that are open.
+    pub fn open(&self) -> u64 {
+        self.accepted.saturating_sub(self.closed())
+    }
+
+    /// TCP connections that ended, for whatever reason.
+    pub fn closed(&self) -> u64 {
+        self.closed_by_peer
+            + self.closed_by_reset
+            + self.closed_idle
+            + self.closed_draining
+            + self.closed_by_frame_error
+            + self.closed_by_service
+            + self.closed_by_error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_names_what_happened() {
+        let stats = Stats::default();
+        assert_eq!(stats.snapshot().to_string(), "nothing happened yet");
+        stats.accepted.add(3);
+        stats.closed_by_peer.increment();
+        let snapshot = stats.snapshot();
+        assert_eq!(snapshot.to_string(), "accepted 3, closed_by_peer 1");
+        assert_eq!((snapshot.open(), snapshot.closed()), (2, 1));
+    }
+}
