@@ -8,8 +8,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::ValueEnum;
-
+use super::serve::FramingArg;
 use super::{Outcome, complain, units};
 use evecho::client::send::{self, Config, Input, Tally};
 use evecho::client::target::{Target, Transport};
@@ -33,10 +32,10 @@ pub(crate) struct Args {
     /// Send each message as a datagram, from a port of its own
     #[arg(short, long)]
     udp: bool,
-    /// How messages are told apart over TCP
-    #[arg(short, long, value_enum, default_value_t = Framing::Lines)]
+    /// Where a message, and its reply, ends in a TCP stream
+    #[arg(short, long, value_enum, default_value_t = FramingArg::Lines)]
     #[arg(conflicts_with_all = ["udp", "raw"])]
-    framing: Framing,
+    framing: FramingArg,
     /// Send all of standard input as it is: over TCP as a stream, half-closed at its end, over UDP
     /// as one datagram
     #[arg(short, long, conflicts_with = "messages")]
@@ -44,26 +43,6 @@ pub(crate) struct Args {
     /// Give up when connecting takes this long, or the server then does nothing for this long
     #[arg(short, long, value_name = "TIME", default_value = "5s", value_parser = units::timeout)]
     timeout: Duration,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Framing {
-    /// Not at all: a reply has as many bytes as its message; after the last comes a half-close
-    Raw,
-    /// A newline ends each message and each reply
-    Lines,
-    /// A length of 4 bytes, big-endian, goes before each message and each reply
-    Length,
-}
-
-impl From<Framing> for send::Framing {
-    fn from(framing: Framing) -> Self {
-        match framing {
-            Framing::Raw => Self::Raw,
-            Framing::Lines => Self::Lines,
-            Framing::Length => Self::LengthPrefixed,
-        }
-    }
 }
 
 /// Sends what the flags say.

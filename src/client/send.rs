@@ -16,6 +16,7 @@ use nix::poll::PollFlags;
 
 use super::target::{self, Target, Transport};
 use super::wait;
+use crate::protocol::Framing;
 use dialogue::{Buffer, Dialogue, MAX_MESSAGE};
 
 /// The longest datagram that UDP over IPv4 carries, in bytes (RFC 768, RFC 791).
@@ -24,17 +25,6 @@ pub const MAX_DATAGRAM: usize = 65_507;
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;
 
-/// How a server knows where a message ends, and we know where its reply does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Framing {
-    /// Not at all: a reply has as many bytes as its message.
-    Raw,
-    /// A newline ends each message and each reply.
-    Lines,
-    /// A length of 4 bytes, big-endian, goes before each message and each reply.
-    LengthPrefixed,
-}
-
 /// What to send where.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -42,7 +32,9 @@ pub struct Config {
     pub target: Target,
     /// What carries the messages: over UDP each is a datagram.
     pub transport: Transport,
-    /// How messages are framed over TCP. [`Input::Raw`] has no messages to frame.
+    /// How messages are told apart over TCP. [`Framing::Raw`] marks no end: a reply is whole when
+    /// it has as many bytes as its message, and the last one when the stream has ended.
+    /// [`Input::Raw`] has no messages to frame.
     pub framing: Framing,
     /// How long connecting may take, and how long the server may then neither take nor send a byte
     /// while it is its turn. Waiting for input is never limited.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::Framing;
+use crate::protocol::Framing;
 
 /// The longest message that is sent as one: 16 MiB. What is longer can be streamed.
 pub(super) const MAX_MESSAGE: usize = 16 << 20;
