@@ -455,3 +455,267 @@ impl Stopwatch {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const WAIT: Duration = Duration::from_millis(100);
+    const MS: Duration = Duration::from_millis(1);
+
+    fn tracker(size: usize) -> Tracker {
+        Tracker::new(Size::new(size).unwrap(), WAIT, 0x0123_4567_89ab_cdef)
+    }
+
+    /// Sends `count` pings at once.
+    fn sent(count: usize, now: Instant) -> Tracker {
+        let mut tracker = tracker(56);
+        for seq in 1..=count as u64 {
+            assert_eq!(tracker.send(now), seq);
+        }
+        tracker
+    }
+
+    #[test]
+    fn a_ping_is_answered() {
+        let now = Instant::now();
+        let mut tracker = sent(1, now);
+        let reply = tracker.receive(&tracker.message(1), now + MS);
+        assert_eq!(reply, Reply::Echo { seq: 1, time: MS, reordered: false });
+        assert_eq!((tracker.waiting(), tracker.deadline()), (0, None));
+        let summary = tracker.summary();
+        assert_eq!((summary.sent, summary.received, summary.lost), (1, 1, 0));
+        assert_eq!(summary.loss_percent, 0.0);
+    }
+
+    #[test]
+    fn a_ping_is_lost_when_its_time_is_over_and_a_late_reply_does_not_help() {
+        let now = Instant::now();
+        let mut tracker = sent(1, now);
+        assert_eq!(tracker.deadline(), Some(now + WAIT));
+        assert_eq!(tracker.expire(now + WAIT - MS), None);
+        assert_eq!(tracker.expire(now + WAIT), Some(1));
+        assert_eq!(tracker.expire(now + WAIT), None);
+        let message = tracker.message(1);
+        assert_eq!(
+            tracker.receive(&message, now + 2 * WAIT),
+            Reply::Late { seq: 1, time: 2 * WAIT }
+        );
+        let reply = tracker.receive(&message, now + 3 * WAIT);
+        assert_eq!(reply, Reply::Duplicate { seq: 1, time: 3 * WAIT });
+        let summary = tracker.summary();
+        assert_eq!(
+            (summary.received, summary.lost, summary.late, summary.duplicates),
+            (0, 1, 1, 1)
+        );
+        assert_eq!((summary.loss_percent, summary.times), (100.0, None));
+    }
+
+    #[test]
+    fn replies_out_of_order_are_the_early_pings_that_come_after_later_ones() {
+        let now = Instant::now();
+        let mut tracker = sent(4, now);
+        let late = [1, 4, 2, 3].map(|seq| match tracker.receive(&tracker.message(seq), now) {
+            Reply::Echo { seq: of, reordered, .. } if of == seq => reordered,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(late, [false, false, true, true]);
+        assert_eq!((tracker.summary().received, tracker.summary().reordered), (4, 2));
+    }
+
+    #[test]
+    fn a_second_reply_is_a_duplicate() {
+        let now = Instant::now();
+        let mut tracker = sent(2, now);
+        for _ in 0..3 {
+            tracker.receive(&tracker.message(2), now);
+        }
+        let summary = tracker.summary();
+        assert_eq!((summary.received, summary.duplicates, summary.waiting), (1, 2, 1));
+    }
+
+    #[test]
+    fn what_names_a_ping_that_was_never_sent_is_a_stray() {
+        let now = Instant::now();
+        let mut tracker = sent(1, now);
+        for seq in [0, 2, u64::MAX] {
+            assert_eq!(tracker.receive(&tracker.message(seq), now), Reply::Stray);
+        }
+        assert_eq!((tracker.summary().stray, tracker.waiting()), (3, 1));
+    }
+
+    #[test]
+    fn garbage_answers_the_only_ping_that_waits() {
+        let now = Instant::now();
+        let mut one = sent(1, now);
+        let reply = one.receive(b"HTTP/1.0 400 Bad Request", now);
+        assert_eq!(reply, Reply::Cut { seq: Some(1), bytes: 24 });
+        assert_eq!(one.waiting(), 0);
+        let mut two = sent(2, now);
+        assert_eq!(two.receive(&[7; 56], now), Reply::Corrupt { seq: None, byte: 0 });
+        assert_eq!(two.receive(b"", now), Reply::Cut { seq: None, bytes: 0 });
+        assert_eq!(two.waiting(), 2);
+        assert!(!two.recognises(&[7; 56]) && two.recognises(&two.message(2)[..8]));
+    }
+
+    #[test]
+    fn the_start_of_a_reply_is_awaited_as_long_as_its_ping() {
+        let now = Instant::now();
+        let mut tracker = sent(2, now);
+        let start = tracker.message(2)[..20].to_vec();
+        assert!(tracker.has_time_for(&start, now + WAIT - MS));
+        assert!(!tracker.has_time_for(&start, now + WAIT));
+        assert!(!tracker.has_time_for(&[9; 20], now));
+        tracker.receive(&tracker.message(2), now);
+        assert!(!tracker.has_time_for(&start, now));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_never_forgets_a_waiting_ping() {
+        let now = Instant::now();
+        let mut tracker = tracker(24);
+        while tracker.has_room() {
+            tracker.send(now);
+        }
+        assert_eq!(tracker.sent(), MEMORY);
+        tracker.receive(&tracker.message(1), now);
+        assert_eq!(tracker.deadline(), Some(now + WAIT));
+        assert!(tracker.has_room());
+        tracker.send(now);
+        assert_eq!(tracker.memory.len() as u64, MEMORY);
+        assert_eq!(tracker.receive(&tracker.message(1), now), Reply::Stray);
+        assert!(matches!(tracker.receive(&tracker.message(2), now), Reply::Echo { seq: 2, .. }));
+    }
+
+    #[test]
+    fn times_are_added_up_as_ping_does() {
+        let now = Instant::now();
+        let mut tracker = sent(100, now);
+        for seq in 1..=100 {
+            tracker.receive(&tracker.message(seq), now + MS * seq as u32);
+        }
+        let times = tracker.summary().times.unwrap();
+        assert_eq!((times.min, times.max), (MS, 100 * MS));
+        let near = |time: Duration, ms: f64| {
+            assert!((time.as_secs_f64() * 1e3 / ms - 1.0).abs() < 0.002, "{time:?} is not {ms} ms");
+        };
+        near(times.avg, 50.5);
+        // The standard deviation of 1 to n is the root of (n² - 1) / 12.
+        near(times.mdev, (9999.0_f64 / 12.0).sqrt());
+        near(times.p50, 50.0);
+        near(times.p90, 90.0);
+        near(times.p99, 99.0);
+    }
+
+    /// What a model of one ping knows.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Fate {
+        Out(Instant),
+        Received(Instant),
+        Damaged(Instant),
+        Lost(Instant),
+        Late(Instant),
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Send,
+        Pass(u64),
+        Echo(prop::sample::Index),
+        Flip(prop::sample::Index, usize, u8),
+        Shorten(prop::sample::Index, usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let ping = any::<prop::sample::Index>;
+        prop_oneof![
+            3 => Just(Step::Send),
+            1 => (1..60_u64).prop_map(Step::Pass),
+            3 => ping().prop_map(Step::Echo),
+            1 => (ping(), 0..56_usize, 1..=255_u8).prop_map(|(of, at, bit)| Step::Flip(of, at, bit)),
+            1 => (ping(), 8..56_usize).prop_map(|(of, length)| Step::Shorten(of, length)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn every_ping_has_one_fate(steps in prop::collection::vec(step(), 1..60)) {
+            let mut now = Instant::now();
+            let mut tracker = tracker(56);
+            let mut fates: Vec<Fate> = Vec::new();
+            let (mut duplicates, mut late, mut corrupt, mut cut) = (0, 0, 0, 0);
+            for step in steps {
+                match step {
+                    Step::Send => {
+                        fates.push(Fate::Out(now));
+                        prop_assert_eq!(tracker.send(now), fates.len() as u64);
+                    }
+                    Step::Pass(ms) => now += MS * ms as u32,
+                    _ if fates.is_empty() => continue,
+                    _ => {}
+                }
+                for (index, fate) in fates.iter_mut().enumerate() {
+                    if let Fate::Out(at) = *fate && now >= at + WAIT {
+                        prop_assert_eq!(tracker.expire(now), Some(index as u64 + 1));
+                        *fate = Fate::Lost(at);
+                    }
+                }
+                prop_assert_eq!(tracker.expire(now), None);
+                let (Step::Echo(of) | Step::Flip(of, ..) | Step::Shorten(of, ..)) = &step else { continue };
+                let index = of.index(fates.len());
+                let seq = index as u64 + 1;
+                let mut message = tracker.message(seq);
+                let damage = match step {
+                    Step::Flip(_, byte, bit) => {
+                        message[byte] ^= bit;
+                        corrupt += 1;
+                        Some(Reply::Corrupt { seq: Some(seq), byte })
+                    }
+                    Step::Shorten(_, bytes) => {
+                        message.truncate(bytes);
+                        cut += 1;
+                        Some(Reply::Cut { seq: Some(seq), bytes })
+                    }
+                    _ => None,
+                };
+                let reply = tracker.receive(&message, now);
+                let (Fate::Out(at) | Fate::Received(at) | Fate::Damaged(at) | Fate::Lost(at) | Fate::Late(at)) = fates[index];
+                let time = now - at;
+                if let Some(damage) = damage {
+                    prop_assert_eq!(reply, damage);
+                    if let Fate::Out(_) = fates[index] {
+                        fates[index] = Fate::Damaged(at);
+                    }
+                    continue;
+                }
+                match fates[index] {
+                    Fate::Out(_) => {
+                        let later = |fate: &Fate| matches!(fate, Fate::Received(_));
+                        // A lost ping that came late is no later reply: it was given up.
+                        let reordered = fates[index + 1..].iter().any(later);
+                        prop_assert_eq!(reply, Reply::Echo { seq, time, reordered });
+                        fates[index] = Fate::Received(at);
+                    }
+                    Fate::Received(_) | Fate::Damaged(_) | Fate::Late(_) => {
+                        prop_assert_eq!(reply, Reply::Duplicate { seq, time });
+                        duplicates += 1;
+                    }
+                    Fate::Lost(_) => {
+                        prop_assert_eq!(reply, Reply::Late { seq, time });
+                        late += 1;
+                        fates[index] = Fate::Late(at);
+                    }
+                }
+            }
+            let summary = tracker.summary();
+            let count = |is: fn(&Fate) -> bool| fates.iter().filter(|fate| is(fate)).count() as u64;
+            prop_assert_eq!(summary.sent, fates.len() as u64);
+            prop_assert_eq!(summary.waiting, count(|fate| matches!(fate, Fate::Out(_))));
+            prop_assert_eq!(summary.received, count(|fate| matches!(fate, Fate::Received(_))));
+            prop_assert_eq!(summary.lost, count(|fate| matches!(fate, Fate::Lost(_) | Fate::Late(_))));
+            prop_assert_eq!((summary.duplicates, summary.late), (duplicates, late));
+            prop_assert_eq!((summary.corrupt, summary.cut), (corrupt, cut));
+        }
+    }
+}

@@ -292,3 +292,197 @@ impl Missing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const FRAMINGS: [Framing; 3] = [Framing::Raw, Framing::Lines, Framing::LengthPrefixed];
+
+    /// Sends all that the dialogue has to send.
+    fn sent(dialogue: &mut Dialogue) -> Vec<u8> {
+        let bytes = dialogue.outbound.bytes().to_vec();
+        dialogue.sent(bytes.len());
+        bytes
+    }
+
+    fn printed(dialogue: &mut Dialogue) -> Vec<u8> {
+        let bytes = dialogue.printed.bytes().to_vec();
+        dialogue.printed.consume(bytes.len());
+        bytes
+    }
+
+    fn messages(framing: Framing, messages: &[&[u8]]) -> Dialogue {
+        Dialogue::messages(framing, messages.iter().map(|message| message.to_vec()).collect())
+    }
+
+    #[test]
+    fn a_message_waits_for_the_reply_to_the_one_before() {
+        let mut dialogue = messages(Framing::Lines, &[b"one", b"two"]);
+        assert_eq!(sent(&mut dialogue), b"one\n");
+        dialogue.receive(b"on");
+        assert_eq!(sent(&mut dialogue), b"");
+        dialogue.receive(b"e\n");
+        assert_eq!(sent(&mut dialogue), b"two\n");
+        assert!(!dialogue.all_answered() && dialogue.server_owes());
+        dialogue.receive(b"TWO, AND LONGER\n");
+        assert!(dialogue.all_answered() && dialogue.complete() && !dialogue.server_owes());
+        assert_eq!(printed(&mut dialogue), b"one\nTWO, AND LONGER\n");
+        assert_eq!((dialogue.sent, dialogue.received), (8, 20));
+    }
+
+    #[test]
+    fn a_message_of_several_lines_awaits_as_many() {
+        let mut dialogue = messages(Framing::Lines, &[b"a\nb"]);
+        assert_eq!(sent(&mut dialogue), b"a\nb\n");
+        dialogue.receive(b"a\n");
+        assert!(!dialogue.all_answered());
+        dialogue.receive(b"b\n");
+        assert!(dialogue.all_answered());
+    }
+
+    #[test]
+    fn a_length_goes_before_each_message_and_is_not_printed() {
+        let mut dialogue = messages(Framing::LengthPrefixed, &[b"abc", b""]);
+        assert_eq!(sent(&mut dialogue), b"\0\0\0\x03abc");
+        dialogue.receive(b"\0\0\0\x01x");
+        assert_eq!(sent(&mut dialogue), b"\0\0\0\0");
+        dialogue.receive(b"\0\0\0\0");
+        assert!(dialogue.all_answered());
+        assert_eq!(printed(&mut dialogue), b"x\n\n");
+    }
+
+    #[test]
+    fn the_last_raw_reply_ends_with_the_stream() {
+        let mut dialogue = messages(Framing::Raw, &[b"ab", b"cd"]);
+        assert_eq!(sent(&mut dialogue), b"ab");
+        assert!(!dialogue.may_half_close());
+        dialogue.receive(b"ab");
+        assert_eq!(sent(&mut dialogue), b"cd");
+        assert!(dialogue.may_half_close());
+        dialogue.receive(b"CD-");
+        dialogue.receive(b"-");
+        assert!(!dialogue.all_answered() && !dialogue.complete());
+        dialogue.end_receive();
+        assert_eq!(printed(&mut dialogue), b"ab\nCD--\n");
+        assert_eq!((dialogue.sent, dialogue.received), (4, 6));
+    }
+
+    #[test]
+    fn a_shorter_raw_reply_is_not_complete_and_a_whole_one_is() {
+        for (reply, complete) in [(&b"abc"[..], true), (b"ab", false), (b"", false)] {
+            let mut dialogue = messages(Framing::Raw, &[b"abc"]);
+            sent(&mut dialogue);
+            dialogue.receive(reply);
+            dialogue.end_receive();
+            assert_eq!(dialogue.complete(), complete);
+            assert_eq!(printed(&mut dialogue), [reply, b"\n"].concat());
+        }
+    }
+
+    #[test]
+    fn what_was_cut_off_is_never_complete() {
+        let mut dialogue = Dialogue::stream();
+        assert!(dialogue.input(b"abcdef"));
+        dialogue.end_input();
+        dialogue.sent(3);
+        dialogue.receive(b"abc");
+        dialogue.cut_off();
+        assert!(!dialogue.complete() && !dialogue.may_half_close() && dialogue.server_owes());
+    }
+
+    #[test]
+    fn nobody_owes_anything_while_input_is_awaited() {
+        let mut stream = Dialogue::stream();
+        assert!(stream.input(b"more than"));
+        sent(&mut stream);
+        stream.receive(b"more");
+        assert!(stream.wants_input() && !stream.server_owes());
+        stream.end_input();
+        assert!(stream.server_owes() && stream.may_half_close());
+    }
+
+    #[test]
+    fn no_line_is_endless() {
+        let mut dialogue = Dialogue::lines(Framing::Lines);
+        assert!(dialogue.input(&vec![b'x'; MAX_MESSAGE]));
+        assert!(!dialogue.input(b"x"));
+    }
+
+    /// Talks to a perfect echo, with input and replies in pieces of these lengths.
+    fn converse(dialogue: &mut Dialogue, input: &[u8], pieces: &[usize]) -> Vec<u8> {
+        let mut input = input;
+        let mut lengths = pieces.iter().copied().cycle();
+        let mut length = || lengths.next().expect("cycles").max(1);
+        let mut wire = VecDeque::new();
+        let mut output = Vec::new();
+        loop {
+            if dialogue.wants_input() {
+                let (piece, rest) = input.split_at(length().min(input.len()));
+                input = rest;
+                if piece.is_empty() { dialogue.end_input() } else { assert!(dialogue.input(piece)) }
+            }
+            let taken = length().min(dialogue.outbound.bytes().len());
+            wire.extend(dialogue.outbound.bytes()[..taken].iter().copied());
+            dialogue.sent(taken);
+            let back: Vec<u8> = wire.drain(..length().min(wire.len())).collect();
+            dialogue.receive(&back);
+            output.extend(printed(dialogue));
+            if dialogue.all_answered() {
+                return output;
+            }
+            if dialogue.may_half_close() && wire.is_empty() {
+                dialogue.end_receive();
+                output.extend(printed(dialogue));
+                return output;
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn lines_come_back_as_lines_however_they_are_split(
+            lines in prop::collection::vec("[a-z\r\0]{0,9}", 0..9),
+            pieces in prop::collection::vec(1..12_usize, 1..5),
+            unfinished: bool,
+        ) {
+            let mut text = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+            if unfinished && lines.last().is_some_and(|line| !line.is_empty()) {
+                text.pop();
+            }
+            let expected = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
+            for framing in FRAMINGS {
+                let mut dialogue = Dialogue::lines(framing);
+                let output = converse(&mut dialogue, text.as_bytes(), &pieces);
+                prop_assert!(dialogue.complete());
+                prop_assert_eq!(dialogue.sent, dialogue.received);
+                prop_assert_eq!(String::from_utf8(output).unwrap(), expected.clone());
+            }
+        }
+
+        #[test]
+        fn messages_of_any_bytes_come_back_on_lines_of_their_own(
+            messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..9), 0..9),
+            pieces in prop::collection::vec(1..12_usize, 1..5),
+        ) {
+            let expected: Vec<u8> =
+                messages.iter().flat_map(|message| [message, &b"\n"[..]].concat()).collect();
+            for framing in FRAMINGS {
+                let mut dialogue = Dialogue::messages(framing, messages.clone());
+                prop_assert_eq!(&converse(&mut dialogue, b"", &pieces), &expected);
+                prop_assert!(dialogue.complete());
+            }
+        }
+
+        #[test]
+        fn a_stream_comes_back_as_it_was(
+            bytes in prop::collection::vec(any::<u8>(), 0..99),
+            pieces in prop::collection::vec(1..12_usize, 1..5),
+        ) {
+            let mut dialogue = Dialogue::stream();
+            prop_assert_eq!(&converse(&mut dialogue, &bytes, &pieces), &bytes);
+            prop_assert!(dialogue.complete());
+        }
+    }
+}
