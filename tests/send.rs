@@ -33,9 +33,9 @@ fn noise(length: usize) -> Vec<u8> {
     evecho::client::pattern::slice(1, 0, 65_000).iter().copied().cycle().take(length).collect()
 }
 
-/// A path for one test's file.
+/// A path for one test's file, in this run alone.
 fn scratch(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name)
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()))
 }
 
 #[test]
@@ -110,6 +110,7 @@ fn a_filter_of_any_size_gives_back_what_it_got() {
             command.stdin(files.0).stdout(files.1).stderr(Stdio::piped());
             let mut outcome = finish(command.spawn().unwrap());
             outcome.stdout = fs::read(&back).unwrap();
+            fs::remove_file(&back).unwrap();
             outcome
         } else {
             run(&["send", &address, "--raw"], &bytes)
@@ -117,6 +118,7 @@ fn a_filter_of_any_size_gives_back_what_it_got() {
         assert_eq!((outcome.code, &*outcome.stderr), (Some(0), ""));
         assert!(outcome.stdout == bytes, "{} of {} bytes", outcome.stdout.len(), bytes.len());
     }
+    fs::remove_file(&path).unwrap();
 }
 
 #[test]
