@@ -1,5 +1,7 @@
 //! `evecho send` against doubles that misbehave, our own server and others.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 #[path = "common/tool.rs"]
 mod tool;
 

@@ -3,6 +3,7 @@
 //! Each command has a file of its own with its flags (`Args`) and a `run` that turns them into a
 //! checked config and calls the library. `evecho` without a command serves.
 
+mod load;
 mod ping;
 mod send;
 mod serve;
@@ -28,6 +29,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Load(load::Args),
     Ping(ping::Args),
     Send(send::Args),
 }
@@ -38,6 +40,7 @@ pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         None => serve::run(cli.serve),
+        Some(Command::Load(args)) => load::run(args),
         Some(Command::Ping(args)) => ping::run(args),
         Some(Command::Send(args)) => send::run(args),
     };

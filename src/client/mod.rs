@@ -1,5 +1,6 @@
 //! The tools that talk to an echo server.
 
+pub mod load;
 pub mod pattern;
 pub mod ping;
 pub mod send;

@@ -134,6 +134,28 @@ impl std::error::Error for Error {}
 /// Pings until the count is sent and each ping is answered or given up, until `stop` becomes
 /// readable, or until `report`, which is told each event, breaks off.
 ///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use std::time::Duration;
+///
+/// use evecho::client::ping::{self, Config, Size};
+/// use evecho::client::target::Transport;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config {
+///     target: "localhost:12000".parse()?,
+///     transport: Transport::Udp,
+///     count: Some(10),
+///     interval: Duration::from_millis(100),
+///     size: Size::new(56).expect("within its bounds"),
+///     wait: Duration::from_secs(1),
+/// };
+/// let summary = ping::run(&config, None, |_| ControlFlow::Continue(()))?;
+/// println!("{} of {} came back", summary.received, summary.sent);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 ///
 /// When the first connection fails. A later one is an [`Event`].

@@ -8,7 +8,7 @@ mod dialogue;
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -72,9 +72,31 @@ pub struct Tally {
 ///
 /// An output that nobody reads any more is a clean end, as in any filter.
 ///
+/// ```no_run
+/// use std::fs::File;
+/// use std::time::Duration;
+///
+/// use evecho::Framing;
+/// use evecho::client::send::{self, Config, Input};
+/// use evecho::client::target::Transport;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config {
+///     target: "localhost:12000".parse()?,
+///     transport: Transport::Tcp,
+///     framing: Framing::Raw,
+///     timeout: Duration::from_secs(5),
+/// };
+/// let (input, output) = (File::open("in")?, File::create("out")?);
+/// let tally = send::run(&config, Input::Raw(input), output, |_| {})?;
+/// assert_eq!(tally.sent, tally.received);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 ///
-/// See [`Error`]. What came back before is written in any case.
+/// See [`Error`]. What came back of a whole reply, or before the server failed, is written.
 pub fn run<R: Read + AsFd, W: Write + AsFd>(
     config: &Config,
     input: Input<R>,
@@ -303,12 +325,7 @@ fn datagrams<R: Read, W: Write + AsFd>(
 
 /// Sends one datagram and awaits its reply: `None` when there is none in time.
 fn exchange(address: SocketAddr, message: &[u8], timeout: Duration) -> io::Result<Option<Vec<u8>>> {
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-    };
-    let socket = UdpSocket::bind((any, 0))?;
-    socket.connect(address)?;
+    let socket = target::udp_socket(address)?;
     socket.set_nonblocking(true)?;
     socket.send(message)?;
     let deadline = Instant::now() + timeout;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::poll::PollFlags;
 
 use super::{Error, Size};
-use crate::client::target::{Target, Transport};
+use crate::client::target::{self, Target, Transport};
 
 enum Socket {
     Stream(TcpStream),
@@ -43,10 +43,10 @@ impl Link {
                 (Socket::Stream(stream), ready.and(peer))
             }
             Transport::Udp => {
-                let socket = target.connect_udp(timeout).map_err(Error::Target)?;
-                let peer = socket.peer_addr();
+                let address = target.choose(transport, timeout).map_err(Error::Target)?;
+                let socket = target::udp_socket(address).map_err(Error::Socket)?;
                 let ready = socket.set_nonblocking(true);
-                (Socket::Datagrams(socket), ready.and(peer))
+                (Socket::Datagrams(socket), ready.map(|()| address))
             }
         };
         let peer = peer.map_err(Error::Socket)?;

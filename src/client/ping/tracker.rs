@@ -95,7 +95,6 @@ pub struct Summary {
     /// Lost pings in percent of those that are not waiting.
     pub loss_percent: f64,
     /// Round-trip times of the received pings, if there are any.
-    #[serde(rename = "time_ns")]
     pub times: Option<Times>,
 }
 
@@ -103,25 +102,25 @@ pub struct Summary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Times {
     /// The shortest.
-    #[serde(serialize_with = "nanoseconds")]
+    #[serde(rename = "min_ns", serialize_with = "nanoseconds")]
     pub min: Duration,
     /// The mean.
-    #[serde(serialize_with = "nanoseconds")]
+    #[serde(rename = "avg_ns", serialize_with = "nanoseconds")]
     pub avg: Duration,
     /// The longest.
-    #[serde(serialize_with = "nanoseconds")]
+    #[serde(rename = "max_ns", serialize_with = "nanoseconds")]
     pub max: Duration,
     /// The standard deviation, as `ping(8)` has it.
-    #[serde(serialize_with = "nanoseconds")]
+    #[serde(rename = "mdev_ns", serialize_with = "nanoseconds")]
     pub mdev: Duration,
     /// Half of them took no longer. Percentiles are exact to 0.1 %.
-    #[serde(serialize_with = "nanoseconds")]
+    #[serde(rename = "p50_ns", serialize_with = "nanoseconds")]
     pub p50: Duration,
     /// Nine in ten took no longer.
-    #[serde(serialize_with = "nanoseconds")]
+    #[serde(rename = "p90_ns", serialize_with = "nanoseconds")]
     pub p90: Duration,
     /// 99 in a hundred took no longer.
-    #[serde(serialize_with = "nanoseconds")]
+    #[serde(rename = "p99_ns", serialize_with = "nanoseconds")]
     pub p99: Duration,
 }
 
@@ -608,114 +607,150 @@ mod tests {
         near(times.p99, 99.0);
     }
 
-    /// What a model of one ping knows.
+    /// What became of a ping.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Fate {
-        Out(Instant),
-        Received(Instant),
-        Damaged(Instant),
-        Lost(Instant),
-        Late(Instant),
+        Out,
+        Received,
+        Damaged,
+        Lost,
+        Late,
     }
 
     #[derive(Clone, Debug)]
     enum Step {
         Send,
-        Pass(u64),
-        Echo(prop::sample::Index),
-        Flip(prop::sample::Index, usize, u8),
-        Shorten(prop::sample::Index, usize),
+        Pass(u32),
+        Reply(prop::sample::Index, Damage),
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Damage {
+        None,
+        Flip(usize, u8),
+        Shorten(usize),
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        let ping = any::<prop::sample::Index>;
+        let damage = prop_oneof![
+            3 => Just(Damage::None),
+            1 => (0..56_usize, 1..=255_u8).prop_map(|(at, bits)| Damage::Flip(at, bits)),
+            1 => (8..56_usize).prop_map(Damage::Shorten),
+        ];
         prop_oneof![
             3 => Just(Step::Send),
-            1 => (1..60_u64).prop_map(Step::Pass),
-            3 => ping().prop_map(Step::Echo),
-            1 => (ping(), 0..56_usize, 1..=255_u8).prop_map(|(of, at, bit)| Step::Flip(of, at, bit)),
-            1 => (ping(), 8..56_usize).prop_map(|(of, length)| Step::Shorten(of, length)),
+            1 => (1..60_u32).prop_map(Step::Pass),
+            5 => (any::<prop::sample::Index>(), damage).prop_map(|(of, how)| Step::Reply(of, how)),
         ]
+    }
+
+    /// A tracker beside the simplest thing that knows what it should say.
+    struct Model {
+        tracker: Tracker,
+        now: Instant,
+        pings: Vec<(Instant, Fate)>,
+        /// Replies of each kind.
+        duplicates: u64,
+        corrupt: u64,
+        cut: u64,
+    }
+
+    impl Model {
+        fn new() -> Self {
+            let (tracker, now) = (tracker(56), Instant::now());
+            Self { tracker, now, pings: Vec::new(), duplicates: 0, corrupt: 0, cut: 0 }
+        }
+
+        fn step(&mut self, step: Step) {
+            match step {
+                Step::Send => {
+                    self.pings.push((self.now, Fate::Out));
+                    assert_eq!(self.tracker.send(self.now), self.pings.len() as u64);
+                }
+                Step::Pass(ms) => {
+                    self.now += MS * ms;
+                    self.expire();
+                }
+                Step::Reply(..) if self.pings.is_empty() => {}
+                Step::Reply(of, damage) => {
+                    let index = of.index(self.pings.len());
+                    let message = self.tracker.message(index as u64 + 1);
+                    let expected = self.expect(index, damage);
+                    let reply = match damage {
+                        Damage::None => message,
+                        Damage::Flip(byte, bits) => {
+                            let mut message = message;
+                            message[byte] ^= bits;
+                            message
+                        }
+                        Damage::Shorten(bytes) => message[..bytes].to_vec(),
+                    };
+                    assert_eq!(self.tracker.receive(&reply, self.now), expected);
+                }
+            }
+        }
+
+        fn expire(&mut self) {
+            for (index, (sent, fate)) in self.pings.iter_mut().enumerate() {
+                if *fate == Fate::Out && self.now >= *sent + WAIT {
+                    assert_eq!(self.tracker.expire(self.now), Some(index as u64 + 1));
+                    *fate = Fate::Lost;
+                }
+            }
+            assert_eq!(self.tracker.expire(self.now), None);
+        }
+
+        /// What a reply to this ping has to be.
+        fn expect(&mut self, index: usize, damage: Damage) -> Reply {
+            let later = &self.pings[index + 1..];
+            let reordered = later.iter().any(|(_, fate)| *fate == Fate::Received);
+            let (sent, fate) = &mut self.pings[index];
+            let (seq, time) = (index as u64 + 1, self.now - *sent);
+            if !matches!(damage, Damage::None) && *fate == Fate::Out {
+                *fate = Fate::Damaged;
+            }
+            match (damage, *fate) {
+                (Damage::Flip(byte, _), _) => {
+                    self.corrupt += 1;
+                    Reply::Corrupt { seq: Some(seq), byte }
+                }
+                (Damage::Shorten(bytes), _) => {
+                    self.cut += 1;
+                    Reply::Cut { seq: Some(seq), bytes }
+                }
+                (Damage::None, Fate::Out) => {
+                    *fate = Fate::Received;
+                    Reply::Echo { seq, time, reordered }
+                }
+                (Damage::None, Fate::Lost) => {
+                    *fate = Fate::Late;
+                    Reply::Late { seq, time }
+                }
+                (Damage::None, Fate::Received | Fate::Damaged | Fate::Late) => {
+                    self.duplicates += 1;
+                    Reply::Duplicate { seq, time }
+                }
+            }
+        }
+
+        fn count(&self, fates: &[Fate]) -> u64 {
+            self.pings.iter().filter(|(_, fate)| fates.contains(fate)).count() as u64
+        }
     }
 
     proptest! {
         #[test]
         fn every_ping_has_one_fate(steps in prop::collection::vec(step(), 1..60)) {
-            let mut now = Instant::now();
-            let mut tracker = tracker(56);
-            let mut fates: Vec<Fate> = Vec::new();
-            let (mut duplicates, mut late, mut corrupt, mut cut) = (0, 0, 0, 0);
-            for step in steps {
-                match step {
-                    Step::Send => {
-                        fates.push(Fate::Out(now));
-                        prop_assert_eq!(tracker.send(now), fates.len() as u64);
-                    }
-                    Step::Pass(ms) => now += MS * ms as u32,
-                    _ if fates.is_empty() => continue,
-                    _ => {}
-                }
-                for (index, fate) in fates.iter_mut().enumerate() {
-                    if let Fate::Out(at) = *fate && now >= at + WAIT {
-                        prop_assert_eq!(tracker.expire(now), Some(index as u64 + 1));
-                        *fate = Fate::Lost(at);
-                    }
-                }
-                prop_assert_eq!(tracker.expire(now), None);
-                let (Step::Echo(of) | Step::Flip(of, ..) | Step::Shorten(of, ..)) = &step else { continue };
-                let index = of.index(fates.len());
-                let seq = index as u64 + 1;
-                let mut message = tracker.message(seq);
-                let damage = match step {
-                    Step::Flip(_, byte, bit) => {
-                        message[byte] ^= bit;
-                        corrupt += 1;
-                        Some(Reply::Corrupt { seq: Some(seq), byte })
-                    }
-                    Step::Shorten(_, bytes) => {
-                        message.truncate(bytes);
-                        cut += 1;
-                        Some(Reply::Cut { seq: Some(seq), bytes })
-                    }
-                    _ => None,
-                };
-                let reply = tracker.receive(&message, now);
-                let (Fate::Out(at) | Fate::Received(at) | Fate::Damaged(at) | Fate::Lost(at) | Fate::Late(at)) = fates[index];
-                let time = now - at;
-                if let Some(damage) = damage {
-                    prop_assert_eq!(reply, damage);
-                    if let Fate::Out(_) = fates[index] {
-                        fates[index] = Fate::Damaged(at);
-                    }
-                    continue;
-                }
-                match fates[index] {
-                    Fate::Out(_) => {
-                        let later = |fate: &Fate| matches!(fate, Fate::Received(_));
-                        // A lost ping that came late is no later reply: it was given up.
-                        let reordered = fates[index + 1..].iter().any(later);
-                        prop_assert_eq!(reply, Reply::Echo { seq, time, reordered });
-                        fates[index] = Fate::Received(at);
-                    }
-                    Fate::Received(_) | Fate::Damaged(_) | Fate::Late(_) => {
-                        prop_assert_eq!(reply, Reply::Duplicate { seq, time });
-                        duplicates += 1;
-                    }
-                    Fate::Lost(_) => {
-                        prop_assert_eq!(reply, Reply::Late { seq, time });
-                        late += 1;
-                        fates[index] = Fate::Late(at);
-                    }
-                }
-            }
-            let summary = tracker.summary();
-            let count = |is: fn(&Fate) -> bool| fates.iter().filter(|fate| is(fate)).count() as u64;
-            prop_assert_eq!(summary.sent, fates.len() as u64);
-            prop_assert_eq!(summary.waiting, count(|fate| matches!(fate, Fate::Out(_))));
-            prop_assert_eq!(summary.received, count(|fate| matches!(fate, Fate::Received(_))));
-            prop_assert_eq!(summary.lost, count(|fate| matches!(fate, Fate::Lost(_) | Fate::Late(_))));
-            prop_assert_eq!((summary.duplicates, summary.late), (duplicates, late));
-            prop_assert_eq!((summary.corrupt, summary.cut), (corrupt, cut));
+            let mut model = Model::new();
+            steps.into_iter().for_each(|step| model.step(step));
+            let summary = model.tracker.summary();
+            prop_assert_eq!(summary.sent, model.pings.len() as u64);
+            prop_assert_eq!(summary.waiting, model.count(&[Fate::Out]));
+            prop_assert_eq!(summary.received, model.count(&[Fate::Received]));
+            prop_assert_eq!(summary.lost, model.count(&[Fate::Lost, Fate::Late]));
+            prop_assert_eq!(summary.late, model.count(&[Fate::Late]));
+            prop_assert_eq!(summary.duplicates, model.duplicates);
+            prop_assert_eq!((summary.corrupt, summary.cut), (model.corrupt, model.cut));
         }
     }
 }
