@@ -38,7 +38,7 @@ struct SocketArgs {
     #[arg(long, value_name = "ADDR", env = "EVECHO_BIND", value_delimiter = ',')]
     bind: Vec<IpAddr>,
     /// Serve no UDP
-    #[arg(long, env = "EVECHO_TCP_ONLY", conflicts_with = "udp_only")]
+    #[arg(long, env = "EVECHO_TCP_ONLY")]
     tcp_only: bool,
     /// Serve no TCP
     #[arg(long, env = "EVECHO_UDP_ONLY")]
@@ -109,10 +109,10 @@ struct DesignArgs {
 #[command(next_help_heading = "Log (on standard error; RUST_LOG overrides)")]
 struct LogArgs {
     /// Say more: -v tells how each connection ended, -vv everything
-    #[arg(short, long, action = clap::ArgAction::Count)]
+    #[arg(short, long, env = "EVECHO_VERBOSE", action = clap::ArgAction::Count)]
     verbose: u8,
-    /// Say only what went wrong
-    #[arg(short, long, conflicts_with = "verbose")]
+    /// Say only what went wrong, whatever -v says
+    #[arg(short, long, env = "EVECHO_QUIET")]
     quiet: bool,
 }
 
@@ -192,7 +192,11 @@ fn config(args: Args) -> Config {
         port: sockets.port,
         bind: sockets.bind,
         transport: match (sockets.tcp_only, sockets.udp_only) {
-            (true, _) => Transport::Tcp,
+            (true, true) => super::usage(
+                ErrorKind::ArgumentConflict,
+                "--tcp-only and --udp-only leave nothing to serve; give one of them",
+            ),
+            (true, false) => Transport::Tcp,
             (false, true) => Transport::Udp,
             (false, false) => Transport::Both,
         },
