@@ -4,6 +4,8 @@
 //! checked config and calls the library. `evecho` without a command serves.
 
 mod load;
+mod ping;
+mod send;
 mod serve;
 mod units;
 
@@ -28,6 +30,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Load(load::Args),
+    Ping(ping::Args),
+    Send(send::Args),
 }
 
 /// Parses the command line, runs what it names and turns the outcome into an exit code: 0 done,
@@ -37,6 +41,8 @@ pub(crate) fn run() -> ExitCode {
     let outcome = match cli.command {
         None => serve::run(cli.serve),
         Some(Command::Load(args)) => load::run(args),
+        Some(Command::Ping(args)) => ping::run(args),
+        Some(Command::Send(args)) => send::run(args),
     };
     outcome.unwrap_or_else(|error| {
         complain(&error.to_string());

@@ -2,4 +2,7 @@
 
 pub mod load;
 pub mod pattern;
+pub mod ping;
+pub mod send;
 pub mod target;
+mod wait;
