@@ -5,6 +5,8 @@
 
 mod check;
 mod load;
+mod ping;
+mod send;
 mod serve;
 mod supervise;
 mod units;
@@ -31,6 +33,8 @@ struct Cli {
 enum Command {
     Check(check::Args),
     Load(load::Args),
+    Ping(ping::Args),
+    Send(send::Args),
     #[command(name = "__supervise", hide = true)]
     Supervise(supervise::Args),
 }
@@ -43,6 +47,8 @@ pub(crate) fn run() -> ExitCode {
         None => serve::run(cli.serve),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Load(args)) => load::run(args),
+        Some(Command::Ping(args)) => ping::run(args),
+        Some(Command::Send(args)) => send::run(args),
         Some(Command::Supervise(args)) => supervise::run(&args),
     };
     outcome.unwrap_or_else(|error| {

@@ -3,5 +3,8 @@
 pub mod check;
 pub mod load;
 pub mod pattern;
+pub mod ping;
 pub mod process;
+pub mod send;
 pub mod target;
+mod wait;
