@@ -200,6 +200,11 @@ impl Double {
         if fault != Fault::NoUdpOnIpv6 {
             sockets.push(UdpSocket::bind(ipv6)?);
         }
+        // Clients may take all descriptors as soon as they are accepted: ours come before.
+        let mut pairs = Vec::new();
+        for socket in sockets {
+            pairs.push((speaker(fault, &socket, &home)?, socket));
+        }
         let double = Arc::new(Self {
             fault,
             upper,
@@ -208,13 +213,13 @@ impl Double {
             changed: Condvar::new(),
             writing: Mutex::default(),
         });
+        for (speaker, socket) in pairs {
+            let double = double.clone();
+            thread::spawn(move || double.datagrams(&socket, &speaker));
+        }
         for listener in [listener, listener_6] {
             let double = double.clone();
             thread::spawn(move || double.accept(&listener));
-        }
-        for socket in sockets {
-            let (double, home) = (double.clone(), home.try_clone()?);
-            thread::spawn(move || double.datagrams(&socket, &home));
         }
         if fault == Fault::SpinsIdle {
             thread::spawn(move || double.spin_while_many());
@@ -336,17 +341,8 @@ impl Double {
 
     // UDP
 
-    fn datagrams(&self, socket: &UdpSocket, home: &UdpSocket) {
+    fn datagrams(&self, socket: &UdpSocket, speaker: &UdpSocket) {
         let own = socket.local_addr().unwrap();
-        if self.fault == Fault::DiesOfRefusal && own.is_ipv4() {
-            setsockopt(socket, sockopt::Ipv4RecvErr, &true).unwrap();
-        }
-        let other = UdpSocket::bind((own.ip(), 0)).unwrap();
-        let speaker = match self.fault {
-            Fault::OtherPort => &other,
-            Fault::OtherAddress if own.is_ipv4() => home,
-            _ => socket,
-        };
         let mut refused = 0;
         let size = if self.fault == Fault::SmallBuffer { 2_048 } else { 1 << 16 };
         let mut buffer = vec![0; size];
@@ -404,6 +400,20 @@ impl Double {
         let mut answer = upper_of(&mut none, data);
         answer.append(&mut none);
         Some(answer)
+    }
+}
+
+/// The socket that answers what comes to `socket`.
+fn speaker(fault: Fault, socket: &UdpSocket, home: &UdpSocket) -> io::Result<UdpSocket> {
+    let own = socket.local_addr()?;
+    match fault {
+        Fault::OtherPort => UdpSocket::bind((own.ip(), 0)),
+        Fault::OtherAddress if own.is_ipv4() => home.try_clone(),
+        Fault::DiesOfRefusal if own.is_ipv4() => {
+            setsockopt(socket, sockopt::Ipv4RecvErr, &true)?;
+            socket.try_clone()
+        }
+        _ => socket.try_clone(),
     }
 }
 

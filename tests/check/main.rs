@@ -54,7 +54,7 @@ const UDP: &[Row] = &[
 ];
 
 const PROCESS: &[Row] = &[
-    (Fault::Hoards, "process-memory", "64.0 MiB were taken, and memory grew by"),
+    (Fault::Hoards, "process-memory", "were taken, and memory grew by"),
     (Fault::SpinsIdle, "process-idle-cpu", "% of a CPU"),
     (Fault::SpinsBlocked, "process-blocked-cpu", "% of a CPU"),
     (Fault::KeepsThreads, "process-threads", "before, "),
@@ -159,7 +159,7 @@ fn timeout_of(fault: Fault) -> Duration {
         | Fault::DiesOfRefusal
         | Fault::DiesOfPortZero => SHORT,
         // These have to be under way before they wait.
-        Fault::StopsAccepting | Fault::KeepsThreads | Fault::KeepsDescriptors => 4 * SHORT,
+        Fault::StopsAccepting | Fault::KeepsThreads | Fault::KeepsDescriptors => 10 * SHORT,
         _ => LONG,
     }
 }

@@ -87,6 +87,15 @@ impl Post {
     /// is made good, except on loopback, which loses nothing.
     pub(super) fn converse(&self, sent: &[u8], answer: &[u8]) -> Result<SocketAddr, Seen> {
         let tries = if self.server.ip().is_loopback() { 1 } else { TRIES };
+        self.ask(sent, answer, tries)
+    }
+
+    /// An exchange that shows whether the server serves at all: what it loses is sent again.
+    pub(super) fn exchange_at_last(&self, bytes: &[u8]) -> Result<(), Seen> {
+        self.ask(bytes, bytes, 2 * TRIES).map(|_| ())
+    }
+
+    fn ask(&self, sent: &[u8], answer: &[u8], tries: u32) -> Result<SocketAddr, Seen> {
         for tries_left in (1..=tries).rev() {
             self.send(sent)?;
             let patience = left(self.deadline) / tries_left;

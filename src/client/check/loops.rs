@@ -70,7 +70,7 @@ pub(super) fn echo_port(cx: &Context<'_>) -> Result<(), Stop> {
 fn fenced(cx: &Context<'_>) -> Result<(), Stop> {
     let post = cx.post()?;
     for _ in 0..20 {
-        post.exchange(&payload(42, 50)).expecting("a client is answered after that")?;
+        post.exchange_at_last(&payload(42, 50)).expecting("a client is answered after that")?;
     }
     Ok(())
 }
