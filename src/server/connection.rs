@@ -409,3 +409,19 @@ impl<S, V> Connection<S, V> {
         })
     }
 }
+
+#[cfg(test)]
+impl<S, V: Service> Connection<S, V> {
+    /// The bytes that it holds on the heap: output not taken, and the beginning of a frame.
+    pub(crate) fn held(&self) -> usize {
+        self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.capacity()) + self.session.held()
+    }
+
+    /// The bytes of output that wait for the socket.
+    pub(crate) fn unsent(&self) -> usize {
+        self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent)
+    }
+}
+
+#[cfg(test)]
+mod tests;
