@@ -296,10 +296,13 @@ impl<S: Stream, V: Service> Connection<S, V> {
     /// Its deadline has passed.
     pub(crate) fn expire(&mut self, now: Moment) -> Turn {
         match self.phase {
+            Phase::Flushing(end @ End::Drain) | Phase::Lingering(end, _) => Err(end),
+            // It has not been looked at since something came: its turn tells whether it is idle.
+            _ if self.can_act() => Ok(()),
             Phase::Open if self.unsent.is_none() => self.close(End::Idle, now),
             // The peer does not take what it is owed: a FIN would tell it that this was all.
             Phase::Open | Phase::Flushing(End::Peer) => Err(End::Idle),
-            Phase::Flushing(end) | Phase::Lingering(end, _) => Err(end),
+            Phase::Flushing(end) => Err(end),
         }
     }
 

@@ -312,6 +312,22 @@ fn an_idle_connection_that_takes_no_output_ends_without_a_fin() {
 }
 
 #[test]
+fn bytes_that_came_before_the_idle_timeout_was_noticed_are_answered() {
+    let mut bench = raw();
+    bench.now = bench.now + IDLE_TIME;
+    // The event and the timeout are found in the same turn, the timeout first.
+    bench.connection.hint(READABLE);
+    assert_eq!(bench.expire([]), Ok(()));
+    assert_eq!(bench.turns([Reads(b"a"), Takes(1)]), Ok(()));
+    // An event without cause puts it off no longer than to the next look.
+    bench.now = bench.now + IDLE_TIME;
+    bench.connection.hint(READABLE);
+    assert_eq!(bench.expire([]), Ok(()));
+    assert_eq!(bench.turns([ReadFails(WouldBlock)]), Ok(()));
+    assert_eq!(bench.expire([Shutdown]), Ok(()));
+}
+
+#[test]
 fn traffic_is_counted() {
     let mut bench = raw();
     let calls = [Reads(b"0123456789abcdef"), Takes(6), Takes(10), Reads(b"a"), Takes(1)];
