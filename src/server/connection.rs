@@ -278,7 +278,9 @@ impl<S: Stream, V: Service> Connection<S, V> {
 
     /// Our side wants to end it: what is owed is still sent, then our FIN, then we linger.
     pub(crate) fn close(&mut self, end: End, now: Moment) -> Turn {
-        if self.phase == Phase::Open {
+        if !matches!(self.phase, Phase::Lingering(..)) {
+            // Where the peer's FIN was read already, lingering finds it again and is over at once.
+            self.ready.readable |= self.phase != Phase::Open;
             self.phase = Phase::Flushing(end);
             self.active = now;
         }

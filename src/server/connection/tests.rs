@@ -328,6 +328,38 @@ fn bytes_that_came_before_the_idle_timeout_was_noticed_are_answered() {
 }
 
 #[test]
+fn a_drain_does_not_wait_for_a_half_closed_peer_that_does_not_read() {
+    let stuck = || {
+        let mut bench = bench(LINES, Echo);
+        let calls = [Reads(b"last"), Reads(b""), WriteFails(WouldBlock)];
+        assert_eq!(bench.event(CLOSED, calls), Ok(()));
+        bench.now = bench.now + SECOND;
+        assert_eq!(bench.close(End::Drain, []), Ok(()));
+        assert_eq!(bench.connection.deadline(None), Some(bench.now + LINGER_TIME));
+        bench
+    };
+    assert_eq!(stuck().expire([]), Err(End::Drain));
+    // One that reads after all is let go with all it is owed.
+    let mut bench = stuck();
+    assert_eq!(bench.event(WRITABLE, [Takes(4), Shutdown, Reads(b"")]), Err(End::Drain));
+    assert_eq!(bench.written(), b"last");
+}
+
+#[test]
+fn a_drain_does_not_wait_for_a_peer_that_reads_bit_by_bit() {
+    for protocol in [LINES, Protocol { once: true, ..LINES }] {
+        let mut bench = bench(protocol, Echo);
+        let calls = [Reads(b"one\n"), WriteFails(WouldBlock)];
+        assert_eq!(bench.event(READABLE, calls), Ok(()));
+        assert_eq!(bench.close(End::Drain, []), Ok(()));
+        let deadline = bench.connection.deadline(None);
+        bench.now = bench.now + SECOND;
+        assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
+        assert_eq!(bench.connection.deadline(None), deadline);
+    }
+}
+
+#[test]
 fn traffic_is_counted() {
     let mut bench = raw();
     let calls = [Reads(b"0123456789abcdef"), Takes(6), Takes(10), Reads(b"a"), Takes(1)];
