@@ -339,7 +339,8 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let Some(mut unsent) = self.unsent.take() else { return Ok(()) };
         let sent = self.write(&unsent.bytes[unsent.sent..])?;
         unsent.sent += sent;
-        if sent > 0 && matches!(self.phase, Phase::Open | Phase::Flushing(End::Peer)) {
+        // Only a drain does not wait for a peer that takes its answer bit by bit.
+        if sent > 0 && self.phase != Phase::Flushing(End::Drain) {
             self.active = now;
         }
         if unsent.sent < unsent.bytes.len() {

@@ -328,6 +328,19 @@ fn bytes_that_came_before_the_idle_timeout_was_noticed_are_answered() {
 }
 
 #[test]
+fn a_slow_reader_of_the_last_answer_has_time_while_it_reads() {
+    let mut bench = bench(Protocol { once: true, ..LINES }, Echo);
+    let calls = [Reads(b"one\n"), WriteFails(WouldBlock)];
+    assert_eq!(bench.event(READABLE, calls), Ok(()));
+    for _ in 0..3 {
+        bench.now = bench.now + SECOND;
+        assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
+        assert_eq!(bench.connection.deadline(None), Some(bench.now + LINGER_TIME));
+    }
+    assert_eq!(bench.expire([]), Err(End::Service), "but not for ever");
+}
+
+#[test]
 fn a_drain_does_not_wait_for_a_half_closed_peer_that_does_not_read() {
     let stuck = || {
         let mut bench = bench(LINES, Echo);
