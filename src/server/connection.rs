@@ -75,8 +75,10 @@ impl End {
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // EPIPE: the peer's RST came while we were not reading.
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => End::Reset,
+            // EPIPE and, of shutdown(2), ENOTCONN: the peer's RST came while we were not reading.
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected => {
+                End::Reset
+            }
             kind => End::Failed(kind),
         }
     }

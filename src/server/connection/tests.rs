@@ -21,7 +21,7 @@ enum Call {
 }
 
 use Call::*;
-use ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, TimedOut, WouldBlock};
+use ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, NotConnected, TimedOut, WouldBlock};
 
 #[derive(Default)]
 struct Script {
@@ -226,6 +226,11 @@ fn errors_end_the_connection_with_their_name() {
     }
     let none_taken = [Reads(b"a"), Takes(0)];
     assert_eq!(raw().event(READABLE, none_taken), Err(End::Failed(ErrorKind::WriteZero)));
+}
+
+#[test]
+fn a_fin_after_the_peers_rst_is_a_reset() {
+    assert_eq!(raw().close(End::Drain, [ShutdownFails(NotConnected)]), Err(End::Reset));
 }
 
 #[test]
