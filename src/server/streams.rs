@@ -58,9 +58,9 @@ const BATCH: usize = 64;
 /// So many connections are accepted in a turn.
 pub(crate) const ACCEPTS_PER_TURN: usize = 64;
 /// How long accept waits for descriptors or memory when no slot of ours frees before.
-const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+pub(crate) const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 /// Deadlines are looked at no more often than this: they are not exact.
-const SWEEP_GAP: Duration = Duration::from_millis(10);
+pub(crate) const SWEEP_GAP: Duration = Duration::from_millis(10);
 
 /// All TCP connections of an event loop.
 pub(crate) struct Streams<L: Listener, V> {
@@ -441,6 +441,20 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
             let turn = act(connection);
             self.settle(u32::try_from(slot).expect("slots fit tokens"), before, turn, now);
         }
+    }
+}
+
+#[cfg(test)]
+impl<L: Listener, V> Streams<L, V> {
+    /// Who stands on the ready queue.
+    pub(crate) fn ready(&self) -> &VecDeque<Token> {
+        &self.ready
+    }
+
+    /// The connection that a token names, if it still stands.
+    pub(crate) fn connection(&self, token: Token) -> Option<&Connection<L::Stream, V>> {
+        let connection = self.connections.get(token.slot as usize);
+        connection.filter(|connection| connection.generation == token.generation)
     }
 }
 
