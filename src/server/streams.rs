@@ -104,6 +104,8 @@ struct Gate<L> {
     pause: Option<Pause>,
     episode: Episode,
     refusals: Episode,
+    /// Who is asked first in this turn.
+    first: usize,
 }
 
 struct Door<L> {
@@ -134,6 +136,7 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
                 pause: None,
                 episode: Episode::default(),
                 refusals: Episode::default(),
+                first: 0,
             },
             connections: Slab::new(),
             sources: HashMap::new(),
@@ -231,7 +234,10 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
             self.gate.pause = None;
         }
         let mut budget = ACCEPTS_PER_TURN;
-        for index in 0..self.gate.listeners.len() {
+        let count = self.gate.listeners.len();
+        // Each goes first in its turn, so that a flood at one does not shut out the others.
+        self.gate.first = (self.gate.first + 1) % count.max(1);
+        for index in (self.gate.first..count).chain(0..self.gate.first) {
             while budget > 0 && self.gate.pause.is_none() && self.gate.listeners[index].ready {
                 budget -= 1;
                 if self.connections.len() >= self.rules.max_connections {

@@ -72,3 +72,18 @@ fn a_room_full_of_reads_is_answered_and_lent_again() {
     bench.check_settled();
     assert_eq!(bench.stats.snapshot().closed_by_peer, 150);
 }
+
+#[test]
+fn a_flood_at_one_listener_does_not_shut_out_the_other() {
+    let mut bench = bench(settings());
+    bench.world.borrow_mut().flooded = Some(0);
+    for _ in 0..ACCEPTS_PER_TURN {
+        bench.client(0, Habit::Silent, b"");
+    }
+    bench.client(1, Habit::Steady, b"hello");
+    let quiet = ACCEPTS_PER_TURN;
+    for _ in 0..2 {
+        assert!(bench.iterate());
+    }
+    assert!(bench.world.borrow().wires[quiet].accepted);
+}
