@@ -57,6 +57,8 @@ const SMALLEST_ROOM: usize = 16 << 10;
 const BATCH: usize = 64;
 /// So many connections are accepted in a turn.
 pub(crate) const ACCEPTS_PER_TURN: usize = 64;
+/// So many turns' worth of the backlog, when a drain begins: 4096, the usual net.core.somaxconn.
+const LAST_ACCEPT_TURNS: usize = 64;
 /// How long accept waits for descriptors or memory when no slot of ours frees before.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 /// Deadlines are looked at no more often than this: they are not exact.
@@ -208,7 +210,10 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         for door in &mut self.gate.listeners {
             door.ready = true;
         }
-        while self.gate.pause.is_none() && self.can_accept() {
+        for _ in 0..LAST_ACCEPT_TURNS {
+            if self.gate.pause.is_some() || !self.can_accept() {
+                break;
+            }
             self.accept(now);
         }
         self.gate.listeners.clear();

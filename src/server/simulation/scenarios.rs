@@ -1,6 +1,7 @@
 //! Histories in which one thing is driven to its end.
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::invariants::Bench;
@@ -86,4 +87,15 @@ fn a_flood_at_one_listener_does_not_shut_out_the_other() {
         assert!(bench.iterate());
     }
     assert!(bench.world.borrow().wires[quiet].accepted);
+}
+
+#[test]
+fn a_drain_begins_though_clients_never_stop_to_come() {
+    let mut settings = settings();
+    settings.rules.per_source_connections = NonZeroUsize::new(1);
+    let mut bench = bench(settings);
+    bench.world.borrow_mut().flooded = Some(0);
+    bench.client(0, Habit::Silent, b"");
+    bench.drain(Duration::from_secs(1));
+    assert_eq!(bench.streams.open(), 1);
 }
