@@ -348,6 +348,9 @@ impl World {
         if self.wires[id].unsent > 0 {
             self.violation(id, "a read while output is pending");
         }
+        if room.is_empty() {
+            self.violation(id, "a read into no room, whose 0 looks like a FIN");
+        }
         if let Some(kind) = self.wires[id].failed {
             return Err(kind.into());
         }
