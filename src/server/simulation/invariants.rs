@@ -6,9 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::oracle::Outcome;
 use super::world::{Door, Edges, Wire, World};
-use crate::protocol::Service;
+use crate::protocol::{Service, Verdict};
 use crate::server::clock::Moment;
 use crate::server::connection::LINGER_TIME;
 use crate::server::streams::{ACCEPT_RETRY, ACCEPTS_PER_TURN, CHUNK, SWEEP_GAP, Streams, Token};
@@ -128,28 +127,25 @@ impl<V: Service + Clone> Bench<V> {
     /// Each end is counted as what it was.
     fn check_reasons(&self, world: &World) {
         let stats = self.stats.snapshot();
-        let ended = |outcome| {
-            let count = world.wires.iter().filter(|wire| {
-                wire.token.is_some()
-                    && wire.dropped
-                    && wire.failed.is_none()
-                    && wire.expected.outcome == outcome
-            });
-            count.count() as u64
-        };
-        let failed =
-            world.wires.iter().filter(|wire| wire.token.is_some() && wire.failed.is_some());
-        let failed = failed.count() as u64;
-        for (name, counter, outcome) in [
-            ("closed_by_peer", stats.closed_by_peer, Outcome::Peer),
-            ("closed_by_frame_error", stats.closed_by_frame_error, Outcome::Frame),
-            ("closed_by_service", stats.closed_by_service, Outcome::Service),
+        let (mut peer, mut frame, mut service, mut failed) = (0, 0, 0, 0);
+        for wire in world.wires.iter().filter(|wire| wire.token.is_some()) {
+            match wire.expected.verdict {
+                _ if wire.failed.is_some() => failed += 1,
+                _ if !wire.dropped => {}
+                Verdict::Broken(_) => frame += 1,
+                // The only line of a stream, which its FIN ended.
+                Verdict::Close if wire.fin_read && wire.fin_at.is_none() => peer += 1,
+                Verdict::Close => service += 1,
+                Verdict::Continue => peer += 1,
+            }
+        }
+        for (name, counter, at_least) in [
+            ("closed_by_peer", stats.closed_by_peer, peer),
+            ("closed_by_frame_error", stats.closed_by_frame_error, frame),
+            ("closed_by_service", stats.closed_by_service, service),
         ] {
-            let at_least = ended(outcome);
-            assert!(
-                (at_least..=at_least + failed).contains(&counter),
-                "{name}: {counter}, {at_least}"
-            );
+            let possible = at_least..=at_least + failed;
+            assert!(possible.contains(&counter), "{name}: {counter}, not {possible:?}");
         }
         assert_eq!(stats.closed_idle + stats.closed_draining, 0);
         let vanished = |wire: &&Wire| wire.failed == Some(ErrorKind::TimedOut);
@@ -175,7 +171,7 @@ fn check_deadlines(world: &World, wire: &Wire) {
         assert!(wire.unsent > 0, "not asked to leave: {:?}", wire.brief());
         assert!(!overdue(over_at, LINGER_TIME), "stays after the drain: {:?}", wire.brief());
     } else if let Some(time) = world.settings.rules.idle_timeout {
-        let ending = wire.unsent > 0 && wire.expected.outcome != Outcome::Peer;
+        let ending = wire.unsent > 0 && !wire.ends_with_the_peer();
         let time = if ending { time.max(LINGER_TIME) } else { time };
         // What is about to be looked at is not idle yet.
         let since = (wire.moved_at + time).max(wire.asked_at);

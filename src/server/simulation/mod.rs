@@ -4,9 +4,9 @@
 //! Every seed is one history, which `EVECHO_SEED=n` plays again; `EVECHO_SEEDS=n` plays so many.
 
 mod invariants;
-mod oracle;
 mod random;
 mod scenarios;
+mod script;
 mod world;
 
 use std::cell::RefCell;
@@ -18,11 +18,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::invariants::Bench;
-use self::oracle::Expected;
 use self::random::Random;
 use self::world::{Backlog, Door, Habit, Happening, Settings, Tally, Wire, World};
 use super::clock::Moment;
 use super::streams::{Rules, Streams};
+use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol, Service, Upper};
 use crate::stats::Stats;
 
@@ -238,7 +238,7 @@ fn client(world: &mut World) -> (usize, Wire) {
     let Settings { rules, upper, .. } = world.settings;
     let random = &mut world.random;
     let most = random.pick(&[8, 60, 1_000, 30_000, 400_000]);
-    let script = oracle::script(random, rules.protocol, most);
+    let script = script::script(random, rules.protocol, most);
     let expected = Expected::new(rules.protocol, upper, &script);
     let host = random.below(4) as u8;
     let address = SocketAddr::from(([10, 0, 0, host], 1_024 + random.below(60_000) as u16));

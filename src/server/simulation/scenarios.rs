@@ -5,9 +5,9 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use super::invariants::Bench;
-use super::oracle::Expected;
 use super::random::Random;
 use super::world::{Habit, Settings, Wire};
+use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol};
 use crate::server::streams::{ACCEPTS_PER_TURN, CHUNK, Rules};
 

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::oracle::{Expected, Outcome};
 use super::random::Random;
-use crate::protocol::{Framing, Protocol};
+use super::script::answers_one_read;
+use crate::protocol::Verdict;
+use crate::protocol::oracle::Expected;
 use crate::server::clock::Moment;
 use crate::server::connection::{LINGER_BYTES, LINGER_TIME, Readiness, Stream};
 use crate::server::streams::{Listener, Rules, Token};
@@ -186,6 +187,11 @@ impl Wire {
     /// Whether a read would tell the server something.
     pub(super) fn is_readable(&self) -> bool {
         self.failed.is_some() || self.sent > self.read || (self.fin_sent && !self.fin_read)
+    }
+
+    /// Whether nothing but the peer's FIN ends the conversation.
+    pub(super) fn ends_with_the_peer(&self) -> bool {
+        self.expected.verdict == Verdict::Continue
     }
 
     fn room_to_write(&self) -> usize {
@@ -365,8 +371,8 @@ impl World {
             return Err(ErrorKind::WouldBlock.into());
         }
         room[..length].copy_from_slice(&wire.script[wire.read..wire.read + length]);
-        if wire.read == 0 {
-            wire.expected.begin(length);
+        if wire.read == 0 && answers_one_read(self.settings.rules.protocol) {
+            wire.expected.bytes.truncate(length);
         }
         wire.read += length;
         wire.fin_read |= length == 0;
@@ -433,7 +439,7 @@ impl World {
             self.violation(id, "a FIN before the output was sent");
         } else if wire.fin_at.is_some() {
             self.violation(id, "a second FIN");
-        } else if wire.expected.outcome == Outcome::Peer || !wire.has_all_written() {
+        } else if wire.ends_with_the_peer() || !wire.has_all_written() {
             match self.excuse(id) {
                 Some(excuse) => self.wires[id].excuse = Some(excuse),
                 None => self.violation(id, "a FIN for no reason"),
@@ -483,7 +489,7 @@ impl World {
                 return Ok(None);
             }
             // A peer that takes nothing of an answer that is to be the last one.
-            let last = wire.expected.outcome != Outcome::Peer;
+            let last = !wire.ends_with_the_peer();
             let stuck = last && wire.unsent > 0 && self.now - wire.moved_at >= LINGER_TIME;
             let excuse = self.excuse(id).or(stuck.then_some("stuck"));
             return excuse.map(Some).ok_or("closed for no reason");
@@ -612,7 +618,7 @@ impl World {
         let Settings { rules, upper, .. } = self.settings;
         let wire = &mut self.wires[id];
         wire.script.truncate(wire.sent);
-        if wire.read == 0 || !answers_one_chunk(rules.protocol) {
+        if wire.read == 0 || !answers_one_read(rules.protocol) {
             wire.expected = Expected::new(rules.protocol, upper, &wire.script);
         }
         wire.gone = true;
@@ -718,7 +724,7 @@ impl Wire {
         std::fmt::from_fn(|f| {
             f.debug_struct("Wire")
                 .field("habit", &self.habit)
-                .field("outcome", &self.expected.outcome)
+                .field("verdict", &self.expected.verdict)
                 .field("script", &self.script.len())
                 .field("sent", &self.sent)
                 .field("read", &self.read)
@@ -740,11 +746,6 @@ impl Wire {
                 .finish()
         })
     }
-}
-
-/// Whether `protocol` answers the first chunk, however long the network made that.
-pub(super) fn answers_one_chunk(protocol: Protocol) -> bool {
-    protocol.once && protocol.framing == Framing::Raw
 }
 
 // ---- handles that the server holds
