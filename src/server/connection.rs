@@ -418,7 +418,7 @@ impl<S, V> Connection<S, V> {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl<S, V: Service> Connection<S, V> {
     /// The bytes that it holds on the heap: output not taken, and the beginning of a frame.
     pub(crate) fn held(&self) -> usize {

@@ -6,8 +6,8 @@ mod connection;
 mod control;
 mod event_loop;
 mod guard;
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod simulation;
 mod streams;
 mod udp;
 

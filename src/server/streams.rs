@@ -455,7 +455,7 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl<L: Listener, V> Streams<L, V> {
     /// Who stands on the ready queue.
     pub(crate) fn ready(&self) -> &VecDeque<Token> {
