@@ -61,6 +61,7 @@ fn one_source_may_have_so_many_connections() {
     server.wait_for("one that left", |stats| stats.closed() >= 2);
     server.connect().exchange(b"a place that is free again");
     second.exchange(b"still here");
+    drop(second);
     assert_eq!(server.stop().refused, 1);
 }
 
