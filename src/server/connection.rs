@@ -75,8 +75,10 @@ impl End {
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // EPIPE: the peer's RST came while we were not reading.
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => End::Reset,
+            // EPIPE and, of shutdown(2), ENOTCONN: the peer's RST came while we were not reading.
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected => {
+                End::Reset
+            }
             kind => End::Failed(kind),
         }
     }
@@ -278,7 +280,9 @@ impl<S: Stream, V: Service> Connection<S, V> {
 
     /// Our side wants to end it: what is owed is still sent, then our FIN, then we linger.
     pub(crate) fn close(&mut self, end: End, now: Moment) -> Turn {
-        if self.phase == Phase::Open {
+        if !matches!(self.phase, Phase::Lingering(..)) {
+            // Where the peer's FIN was read already, lingering finds it again and is over at once.
+            self.ready.readable |= self.phase != Phase::Open;
             self.phase = Phase::Flushing(end);
             self.active = now;
         }
@@ -296,10 +300,13 @@ impl<S: Stream, V: Service> Connection<S, V> {
     /// Its deadline has passed.
     pub(crate) fn expire(&mut self, now: Moment) -> Turn {
         match self.phase {
+            Phase::Flushing(end @ End::Drain) | Phase::Lingering(end, _) => Err(end),
+            // It has not been looked at since something came: its turn tells whether it is idle.
+            _ if self.can_act() => Ok(()),
             Phase::Open if self.unsent.is_none() => self.close(End::Idle, now),
             // The peer does not take what it is owed: a FIN would tell it that this was all.
             Phase::Open | Phase::Flushing(End::Peer) => Err(End::Idle),
-            Phase::Flushing(end) | Phase::Lingering(end, _) => Err(end),
+            Phase::Flushing(end) => Err(end),
         }
     }
 
@@ -334,7 +341,8 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let Some(mut unsent) = self.unsent.take() else { return Ok(()) };
         let sent = self.write(&unsent.bytes[unsent.sent..])?;
         unsent.sent += sent;
-        if sent > 0 && matches!(self.phase, Phase::Open | Phase::Flushing(End::Peer)) {
+        // Only a drain does not wait for a peer that takes its answer bit by bit.
+        if sent > 0 && self.phase != Phase::Flushing(End::Drain) {
             self.active = now;
         }
         if unsent.sent < unsent.bytes.len() {
@@ -412,16 +420,17 @@ impl<S, V> Connection<S, V> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::protocol::{Echo, Upper};
+impl<S, V: Service> Connection<S, V> {
+    /// The bytes that it holds on the heap: output not taken, and the beginning of a frame.
+    pub(crate) fn held(&self) -> usize {
+        self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.capacity()) + self.session.held()
+    }
 
-    /// As large as a stream in a release build: a descriptor.
-    type Fd = std::os::fd::RawFd;
-
-    #[test]
-    fn a_connection_is_small_on_purpose() {
-        assert_eq!(size_of::<Option<Connection<Fd, Echo>>>(), 120);
-        assert_eq!(size_of::<Option<Connection<Fd, Upper>>>(), 128);
+    /// The bytes of output that wait for the socket.
+    pub(crate) fn unsent(&self) -> usize {
+        self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent)
     }
 }
+
+#[cfg(test)]
+mod tests;

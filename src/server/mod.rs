@@ -6,6 +6,8 @@ mod connection;
 mod control;
 mod event_loop;
 mod guard;
+#[cfg(test)]
+mod simulation;
 mod streams;
 mod udp;
 
