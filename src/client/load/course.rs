@@ -310,6 +310,10 @@ impl<'a> Course<'a> {
     /// Measures for the time, or until the messages have been begun.
     fn measure_window<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
         let start = self.run.look_at_clock();
+        if self.phase == Phase::WarmUp {
+            // What is due up to now is not measured.
+            self.follow_pace(driver)?;
+        }
         self.run.window.start = start;
         self.run.window.last = start;
         let (budget, deadline) = match self.run.config.length {
