@@ -374,6 +374,13 @@ fn streams_are_checked_to_the_last_byte() {
     ] {
         assert_eq!(against(fault, Tcp, stream), (whole, errors), "{fault:?}");
     }
+    for fault in [Fault::Close, Fault::Reset] {
+        let (messages, errors) = against(fault, Tcp, |config| {
+            stream(config);
+            config.connections = 1;
+        });
+        assert!(messages <= VICTIM && errors.closed == 1, "{fault:?}: {messages}, {errors:?}");
+    }
 }
 
 #[test]
