@@ -1,5 +1,27 @@
 //! A single-threaded, event-loop TCP and UDP echo server, and the tools to test and measure any
 //! echo server.
+//!
+//! One thread owns a TCP listener, every TCP stream and a UDP socket, and nothing blocks:
+//!
+//! ```
+//! use evecho::{Config, Server};
+//!
+//! let server = Server::bind(Config { port: 0, ..Config::default() })?;
+//! println!("listening on {:?}", server.local_addrs());
+//! let handle = server.handle();
+//! let running = std::thread::spawn(|| server.run());
+//! handle.stop();
+//! running.join().expect("the server does not panic")?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The modules, in the order in which the data goes:
+//!
+//! - [`config`]: what a server is told, plain values with defaults.
+//! - [`server`]: bind, run, stop. Three designs, of which the event loop is the default.
+//! - [`protocol`]: bytes in, bytes out. Framings, services, and the [`Service`] trait for one of
+//!   your own.
+//! - [`client`]: the tools that talk to an echo server, of whatever make.
 
 pub mod client;
 pub mod config;
@@ -13,3 +35,8 @@ pub use protocol::{Framing, Protocol, Reply, Service};
 pub use server::{Error, Handle, Server};
 pub use socket::{BindError, raise_open_file_limit};
 pub use stats::Snapshot;
+
+/// The examples of the README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -38,7 +38,7 @@ struct SocketArgs {
     #[arg(long, value_name = "ADDR", env = "EVECHO_BIND", value_delimiter = ',')]
     bind: Vec<IpAddr>,
     /// Serve no UDP
-    #[arg(long, env = "EVECHO_TCP_ONLY", conflicts_with = "udp_only")]
+    #[arg(long, env = "EVECHO_TCP_ONLY")]
     tcp_only: bool,
     /// Serve no TCP
     #[arg(long, env = "EVECHO_UDP_ONLY")]
@@ -109,10 +109,10 @@ struct DesignArgs {
 #[command(next_help_heading = "Log (on standard error; RUST_LOG overrides)")]
 struct LogArgs {
     /// Say more: -v tells how each connection ended, -vv everything
-    #[arg(short, long, action = clap::ArgAction::Count)]
+    #[arg(short, long, env = "EVECHO_VERBOSE", action = clap::ArgAction::Count)]
     verbose: u8,
-    /// Say only what went wrong
-    #[arg(short, long, conflicts_with = "verbose")]
+    /// Say only what went wrong, whatever -v says
+    #[arg(short, long, env = "EVECHO_QUIET")]
     quiet: bool,
 }
 
@@ -125,13 +125,23 @@ enum ServiceArg {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum FramingArg {
+pub(super) enum FramingArg {
     /// Bytes are answered as they come
     Raw,
     /// Whole lines, up to a line feed
     Lines,
     /// Whole frames, behind a length in four bytes, big-endian
     Length,
+}
+
+impl From<FramingArg> for Framing {
+    fn from(framing: FramingArg) -> Self {
+        match framing {
+            FramingArg::Raw => Self::Raw,
+            FramingArg::Lines => Self::Lines,
+            FramingArg::Length => Self::LengthPrefixed,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -182,7 +192,11 @@ fn config(args: Args) -> Config {
         port: sockets.port,
         bind: sockets.bind,
         transport: match (sockets.tcp_only, sockets.udp_only) {
-            (true, _) => Transport::Tcp,
+            (true, true) => super::usage(
+                ErrorKind::ArgumentConflict,
+                "--tcp-only and --udp-only leave nothing to serve; give one of them",
+            ),
+            (true, false) => Transport::Tcp,
             (false, true) => Transport::Udp,
             (false, false) => Transport::Both,
         },
@@ -191,11 +205,7 @@ fn config(args: Args) -> Config {
             ServiceArg::Upper => ServiceKind::Upper,
         },
         protocol: Protocol {
-            framing: match conversation.framing {
-                FramingArg::Raw => Framing::Raw,
-                FramingArg::Lines => Framing::Lines,
-                FramingArg::Length => Framing::LengthPrefixed,
-            },
+            framing: conversation.framing.into(),
             // The library says what is too long.
             max_frame: u32::try_from(conversation.max_frame).unwrap_or(u32::MAX),
             once: conversation.once,

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 /// After this many bytes a stream repeats: a prime, so that no message size divides it.
 pub const PERIOD: usize = 65_521;
 
-/// The longest slice that [`slice`] lends.
+/// The longest slice that [`slice()`] lends.
 pub const WINDOW: usize = 256 << 10;
 
 /// Streams start this far from one another in the table: a prime too, so that all of the first

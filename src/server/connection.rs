@@ -157,8 +157,8 @@ pub(crate) struct Connection<S, V> {
     /// When the last byte moved, or, once we are closing, when we began to.
     active: Moment,
     traffic: Traffic,
-    /// How long it was not read because its output was not taken.
-    paused: Duration,
+    /// How long it was not read because its output was not taken, in nanoseconds: half a `Duration`.
+    paused: u64,
 }
 
 struct Unsent {
@@ -198,7 +198,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             opened: now,
             active: now,
             traffic: Traffic::default(),
-            paused: Duration::ZERO,
+            paused: 0,
         }
     }
 
@@ -341,7 +341,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             self.unsent = Some(unsent);
             return Ok(());
         }
-        self.paused += now - unsent.since;
+        self.paused += now.nanos() - unsent.since.nanos();
         self.advance()
     }
 
@@ -398,7 +398,8 @@ impl<S, V> Connection<S, V> {
         let Traffic { bytes_in, bytes_out, reads, writes, short_writes } = self.traffic;
         let waiting = self.unsent.as_ref().map_or(Duration::ZERO, |unsent| now - unsent.since);
         let unsent = self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent);
-        let (peer, opened, paused) = (self.peer, self.opened, self.paused + waiting);
+        let paused = Duration::from_nanos(self.paused) + waiting;
+        let (peer, opened) = (self.peer, self.opened);
         fmt::from_fn(move |f| {
             write!(f, "{peer} closed {end}: {bytes_in} bytes in {reads} reads, ")?;
             write!(f, "{bytes_out} bytes out in {writes} writes ({short_writes} short), ")?;
@@ -407,5 +408,20 @@ impl<S, V> Connection<S, V> {
             }
             write!(f, "paused {} by back-pressure, open {}", Rounded(paused), Rounded(now - opened))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Echo, Upper};
+
+    /// As large as a stream in a release build: a descriptor.
+    type Fd = std::os::fd::RawFd;
+
+    #[test]
+    fn a_connection_is_small_on_purpose() {
+        assert_eq!(size_of::<Option<Connection<Fd, Echo>>>(), 120);
+        assert_eq!(size_of::<Option<Connection<Fd, Upper>>>(), 128);
     }
 }

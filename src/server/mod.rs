@@ -66,12 +66,13 @@ impl Server {
     /// to do about it.
     pub fn bind(config: Config) -> Result<Server, Error> {
         config.check()?;
-        let sockets = socket::bind(&config)?;
         let stats = Arc::new(Stats::default());
         let poll = Poll::new().map_err(Error::Poll)?;
         let signal = config.signals.then_some(Token::Signal.into());
         let control = Control::new(&poll, Token::Wake.into(), signal, Arc::clone(&stats))
             .map_err(Error::Poll)?;
+        // Last, since who can connect can also send a signal.
+        let sockets = socket::bind(&config)?;
         Ok(Server { config, sockets, poll, control, stats })
     }
 

@@ -7,7 +7,7 @@
 //! offload on receive (UDP_GRO) hands over such a run in one piece.
 
 use std::io::{IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
@@ -61,6 +61,16 @@ pub(super) struct Datagrams<V> {
     sent: usize,
     outbox: Outbox,
     limited: Episode,
+    /// What happened in this turn.
+    tally: Tally,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    received: usize,
+    answered: usize,
+    bytes_in: usize,
+    bytes_out: usize,
 }
 
 /// Where a reply stands.
@@ -84,7 +94,8 @@ struct Run {
 /// Where a datagram came from and went to: the way back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Route {
-    peer: SockaddrStorage,
+    /// As the socket has it: IPv4-mapped where the socket is an IPv6 one.
+    peer: SocketAddr,
     local: Option<Local>,
 }
 
@@ -130,6 +141,7 @@ impl<V: Service> Datagrams<V> {
             sent: 0,
             outbox,
             limited: Episode::default(),
+            tally: Tally::default(),
         }
     }
 
@@ -156,6 +168,15 @@ impl<V: Service> Datagrams<V> {
             self.receive(guard, now);
             self.send();
         }
+        self.count();
+    }
+
+    fn count(&mut self) {
+        let Tally { received, answered, bytes_in, bytes_out } = std::mem::take(&mut self.tally);
+        self.stats.udp_received.add(received as u64);
+        self.stats.udp_answered.add(answered as u64);
+        self.stats.udp_bytes_in.add(bytes_in as u64);
+        self.stats.udp_bytes_out.add(bytes_out as u64);
     }
 
     /// Answers what is in the queue, and no more than the socket takes: the last turns of a socket.
@@ -205,24 +226,22 @@ impl<V: Service> Datagrams<V> {
     /// Answers each datagram of what was received at `bytes` of the room.
     fn answer(&mut self, received: Received, bytes: Range<usize>, guard: &mut Guard, now: Moment) {
         let Received { length, segment, truncated, route } = received;
-        let stats = Arc::clone(&self.stats);
         let segment = segment.filter(|&segment| (1..length).contains(&segment));
         let (size, count) = segment.map_or((length, 1), |size| (size, length.div_ceil(size)));
-        stats.udp_received.add(count as u64);
-        stats.udp_bytes_in.add(length as u64);
-        let Some(peer) = peer_of(&route.peer) else {
-            return stats.udp_errors.increment();
-        };
+        self.tally.received += count;
+        self.tally.bytes_in += length;
         if truncated {
-            return stats.udp_truncated.add(count as u64);
+            self.stats.udp_truncated.add(count as u64);
+            return;
         }
+        let peer = Peer::from(route.peer);
         for index in 0..count {
             let start = bytes.start + index * size;
             let end = bytes.end.min(start + size);
             match guard.admit(peer, now) {
                 Ok(()) => self.reply(start..end, segment.is_some(), route, peer),
                 Err(Refusal::Rate) => {
-                    stats.udp_rate_limited.increment();
+                    self.stats.udp_rate_limited.increment();
                     if self.limited.begins(now) {
                         warn!(
                             "{peer} sends more datagrams than one source has answered (--udp-rate): further ones are dropped"
@@ -230,7 +249,7 @@ impl<V: Service> Datagrams<V> {
                     }
                 }
                 Err(Refusal::Port | Refusal::NotUnicast) => {
-                    stats.udp_guarded.increment();
+                    self.stats.udp_guarded.increment();
                     debug!("{peer} is not answered: its port or address could begin a loop");
                 }
             }
@@ -269,9 +288,7 @@ impl<V: Service> Datagrams<V> {
                 Ok(()) => {
                     let count =
                         if joined { taken.div_ceil(self.runs[self.sent].segment) } else { 1 };
-                    self.stats.udp_answered.add(count as u64);
-                    self.stats.udp_bytes_out.add(taken as u64);
-                    self.advance(taken);
+                    self.note_sent(count, taken);
                 }
                 Err(Errno::EAGAIN) => {
                     self.writable = false;
@@ -296,9 +313,7 @@ impl<V: Service> Datagrams<V> {
                 info!(
                     "UDP segmentation offload is off from here on: {refusal} for a run of datagrams that go one by one"
                 );
-                self.stats.udp_answered.increment();
-                self.stats.udp_bytes_out.add(first as u64);
-                self.advance(first);
+                self.note_sent(1, first);
             }
             Err(Errno::EAGAIN) => self.writable = false,
             Err(Errno::EINTR) => {}
@@ -327,6 +342,12 @@ impl<V: Service> Datagrams<V> {
         self.stats.udp_errors.increment();
         debug!("sending a datagram: {error}");
         self.advance(taken);
+    }
+
+    fn note_sent(&mut self, datagrams: usize, bytes: usize) {
+        self.tally.answered += datagrams;
+        self.tally.bytes_out += bytes;
+        self.advance(bytes);
     }
 
     fn advance(&mut self, taken: usize) {
@@ -360,11 +381,12 @@ impl Run {
 fn receive_one(fd: RawFd, room: &mut [u8], control: &mut [u8]) -> nix::Result<Received> {
     let mut room = [IoSliceMut::new(room)];
     let message = recvmsg::<SockaddrStorage>(fd, &mut room, Some(control), MsgFlags::empty())?;
+    let peer = message.address.as_ref().and_then(socket_address).ok_or(Errno::EAFNOSUPPORT)?;
     let mut received = Received {
         length: message.bytes,
         segment: None,
         truncated: message.flags.contains(MsgFlags::MSG_TRUNC),
-        route: Route { peer: message.address.expect("recvmsg gives the source"), local: None },
+        route: Route { peer, local: None },
     };
     // Control data that were cut would be an error here: without them there is no way back.
     for control in message.cmsgs()? {
@@ -384,11 +406,9 @@ fn receive_one(fd: RawFd, room: &mut [u8], control: &mut [u8]) -> nix::Result<Re
     Ok(received)
 }
 
-/// The one place where a datagram's source comes in.
-fn peer_of(address: &SockaddrStorage) -> Option<Peer> {
-    let v4 = address.as_sockaddr_in().map(|a| SocketAddr::new(IpAddr::V4(a.ip()), a.port()));
-    let v6 = || address.as_sockaddr_in6().map(|a| SocketAddr::new(IpAddr::V6(a.ip()), a.port()));
-    v4.or_else(v6).map(Peer::from)
+fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v6 = address.as_sockaddr_in6().map(|&address| SocketAddrV6::from(address).into());
+    v6.or_else(|| address.as_sockaddr_in().map(|&address| SocketAddrV4::from(address).into()))
 }
 
 /// Headers for sending, made once: nix would otherwise allocate control data for each message.
@@ -404,7 +424,11 @@ impl Outbox {
     fn new(socket: &UdpSocket) -> Self {
         let ipv6 = socket.local_addr().is_ok_and(|address| address.is_ipv6());
         let (from, from_segmented) = if ipv6 {
-            (cmsg_space!(in6_pktinfo), cmsg_space!(in6_pktinfo, u16))
+            // Without the padding behind it, which only would make the kernel allocate: control data
+            // of up to 36 bytes stand on its stack.
+            let header = size_of::<nix::libc::cmsghdr>();
+            let bare = Vec::with_capacity(header + size_of::<in6_pktinfo>());
+            (bare, cmsg_space!(in6_pktinfo, u16))
         } else {
             (cmsg_space!(in_pktinfo), cmsg_space!(in_pktinfo, u16))
         };
@@ -440,7 +464,7 @@ impl Outbox {
             }
         };
         let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
-        let to = [Some(route.peer)];
+        let to = [Some(SockaddrStorage::from(route.peer))];
         let bytes = [[IoSlice::new(bytes)]];
         let send = |headers, controls: &[ControlMessage<'_>]| {
             sendmmsg(socket.as_raw_fd(), headers, &bytes, to, controls, MsgFlags::empty()).map(drop)

@@ -1,0 +1,503 @@
+//! The `evecho` process as an operator meets it: flags, log, signals, limits, exit codes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Nothing takes this long, unless it hangs.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+fn evecho() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evecho"));
+    // What the developer has set is not what is tested.
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EVECHO_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("RUST_LOG");
+    command
+}
+
+/// A running server; ended, at the latest, when it goes out of scope.
+struct Daemon {
+    child: Child,
+    port: u16,
+    log: Receiver<String>,
+}
+
+impl Daemon {
+    fn start(flags: &[&str]) -> Daemon {
+        Daemon::spawn(evecho().args(["--port", "0", "-v"]).args(flags))
+    }
+
+    /// Starts a command that becomes a server, and waits for the first line of its log.
+    fn spawn(command: &mut Command) -> Daemon {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let (sender, log) = channel();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let mut daemon = Daemon { child, port: 0, log };
+        let first = daemon.wait_for("listening on ");
+        let (_, address) = first.split_once("listening on ").unwrap();
+        let address = address.split([',', ' ']).next().unwrap();
+        daemon.port = address.parse::<SocketAddr>().unwrap().port();
+        daemon
+    }
+
+    /// The next line of the log that contains `text`.
+    fn wait_for(&self, text: &str) -> String {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let line =
+                self.log.recv_timeout(left).unwrap_or_else(|_| panic!("no line with '{text}'"));
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    fn connect(&self) -> TcpStream {
+        connect((LOCALHOST, self.port).into())
+    }
+
+    fn udp(&self) -> UdpSocket {
+        let socket = UdpSocket::bind((LOCALHOST, 0)).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.connect((LOCALHOST, self.port)).unwrap();
+        socket
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < end, "the server does not end");
+            thread::yield_now();
+        }
+    }
+
+    /// Ends it by SIGTERM; the log since the last line that was waited for.
+    fn stop(mut self) -> Vec<String> {
+        self.signal(Signal::SIGTERM);
+        assert!(self.wait().success());
+        self.log.iter().collect()
+    }
+
+    fn proc(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
+    }
+
+    /// Resident memory in KiB.
+    fn resident(&self) -> i64 {
+        let status = self.proc("status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Nanoseconds on a CPU so far.
+    fn cpu(&self) -> u64 {
+        self.proc("schedstat").split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// Waits until it uses no CPU at all for a while, as a server that spins never does.
+    fn assert_sleeps(&self) {
+        let end = Instant::now() + DEADLINE;
+        let (mut cpu, mut since) = (self.cpu(), Instant::now());
+        while since.elapsed() < Duration::from_millis(300) {
+            assert!(Instant::now() < end, "the server does not sleep");
+            thread::sleep(Duration::from_millis(10));
+            if self.cpu() != cpu {
+                (cpu, since) = (self.cpu(), Instant::now());
+            }
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_write_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+/// Sends `text` and reads `expected`.
+fn assert_answer(mut stream: &TcpStream, text: &str, expected: &str) {
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = vec![0; expected.len()];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), expected);
+}
+
+fn assert_echo(stream: &TcpStream) {
+    assert_answer(stream, "hello", "hello");
+}
+
+fn assert_datagram(socket: &UdpSocket, bytes: &[u8]) {
+    socket.send(bytes).unwrap();
+    let mut answer = vec![0; bytes.len() + 1];
+    let length = socket.recv(&mut answer).unwrap();
+    assert_eq!(&answer[..length], bytes);
+}
+
+/// Reads to the end: the server's FIN.
+fn read_to_end(mut stream: &TcpStream) -> Vec<u8> {
+    let mut rest = Vec::new();
+    stream.read_to_end(&mut rest).unwrap();
+    rest
+}
+
+/// Runs to the end what is not a server.
+fn run(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+// ---- where it listens
+
+#[test]
+fn every_interface_and_family_by_default() {
+    let daemon = Daemon::start(&[]);
+    for ip in [LOCALHOST, [127, 0, 0, 2].into(), Ipv6Addr::LOCALHOST.into()] {
+        assert_echo(&connect((ip, daemon.port).into()));
+        let socket = UdpSocket::bind((ip, 0)).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.connect((ip, daemon.port)).unwrap();
+        assert_datagram(&socket, b"hello");
+    }
+}
+
+#[test]
+fn the_first_line_says_what_is_bound_and_who_can_reach_it() {
+    let first = |flags: &[&str]| {
+        let mut child =
+            evecho().args(["-p", "0"]).args(flags).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        line
+    };
+    let line = first(&[]);
+    assert!(line.contains("listening on [::]:") && line.contains("anyone who reaches"), "{line}");
+    let line = first(&["--bind", "127.0.0.1", "--tcp-only"]);
+    assert!(line.contains("127.0.0.1:") && line.contains("(TCP, "), "{line}");
+    assert!(line.contains("this machine only"), "{line}");
+}
+
+#[test]
+fn binds_exactly_what_is_named() {
+    let daemon = Daemon::start(&["--bind", "127.0.0.1", "--bind", "::1"]);
+    for ip in [LOCALHOST, Ipv6Addr::LOCALHOST.into()] {
+        assert_echo(&connect((ip, daemon.port).into()));
+    }
+    let elsewhere = SocketAddr::from(([127, 0, 0, 2], daemon.port));
+    let refused = TcpStream::connect(elsewhere).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn one_transport_only() {
+    let tcp = Daemon::start(&["--tcp-only", "--bind", "127.0.0.1"]);
+    assert_echo(&tcp.connect());
+    drop(UdpSocket::bind((LOCALHOST, tcp.port)).expect("the UDP port is free"));
+    let udp = Daemon::start(&["--udp-only", "--bind", "127.0.0.1"]);
+    assert_datagram(&udp.udp(), b"hello");
+    let refused = TcpStream::connect((LOCALHOST, udp.port)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+}
+
+#[test]
+fn processes_share_a_port_only_when_asked_to() {
+    let first = Daemon::start(&["--reuse-port"]);
+    let port = first.port.to_string();
+    let second = Daemon::spawn(evecho().args(["--port", &port, "--reuse-port", "-v"]));
+    assert_echo(&second.connect());
+}
+
+// ---- bad input
+
+#[test]
+fn a_port_in_use_is_one_sentence() {
+    let daemon = Daemon::start(&["--bind", "127.0.0.1"]);
+    let port = daemon.port.to_string();
+    let output = run(evecho().args(["--port", &port, "--bind", "127.0.0.1"]));
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains(&format!("127.0.0.1:{port}")) && said.contains("--port"), "{said}");
+}
+
+#[test]
+fn an_address_of_another_machine_is_one_sentence() {
+    // 192.0.2.0/24 is for documentation (RFC 5737): nobody has it.
+    let output = run(evecho().args(["--port", "0", "--bind", "192.0.2.1"]));
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("192.0.2.1") && stderr(&output).contains("--bind"));
+}
+
+#[test]
+fn bad_flags_are_usage() {
+    let cases: [(&[&str], &str); 9] = [
+        (&["--port", "65536"], "65536"),
+        (&["--bind", "localhost"], "localhost"),
+        (&["--tcp-only", "--udp-only"], "--udp-only"),
+        (&["--max-frame", "0"], "frame"),
+        (&["--max-frame", "much"], "64k"),
+        (&["--idle-timeout", "10"], "10s"),
+        (&["--busy-poll", "1h"], "CPU"),
+        (&["--guard-ports", "echo"], "echo"),
+        (&["--bind", "::1", "--bind", "::1"], "::1"),
+    ];
+    for (flags, word) in cases {
+        let output = run(evecho().env("EVECHO_PORT", "0").args(flags));
+        assert_eq!(output.status.code(), Some(2), "{flags:?}");
+        assert!(stderr(&output).contains(word), "{flags:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn the_environment_speaks_where_flags_do_not() {
+    let mut command = evecho();
+    command.envs([
+        ("EVECHO_PORT", "0"),
+        ("EVECHO_SERVICE", "upper"),
+        ("EVECHO_BIND", "127.0.0.1,::1"),
+    ]);
+    let daemon = Daemon::spawn(&mut command);
+    assert_answer(&daemon.connect(), "hello", "HELLO");
+    assert_answer(&connect((Ipv6Addr::LOCALHOST, daemon.port).into()), "hello", "HELLO");
+    drop(daemon);
+    let daemon = Daemon::spawn(command.args(["--service", "echo"]));
+    assert_answer(&daemon.connect(), "hello", "hello");
+    let output = run(evecho().env("EVECHO_PORT", "many"));
+    assert_eq!(output.status.code(), Some(2));
+}
+
+// ---- what the log teaches
+
+#[test]
+fn each_connection_ends_in_a_line_that_says_how() {
+    let daemon = Daemon::start(&["--framing", "lines", "--max-frame", "8"]);
+    let fin = daemon.connect();
+    assert_answer(&fin, "one\ntwo\n", "one\ntwo\n");
+    fin.shutdown(Shutdown::Write).unwrap();
+    assert_eq!(read_to_end(&fin), b"");
+    let line = daemon.wait_for("closed");
+    assert!(line.contains("by the peer's FIN: 8 bytes in"), "{line}");
+    assert!(line.contains(&fin.local_addr().unwrap().to_string()), "{line}");
+
+    let reset = daemon.connect();
+    assert_answer(&reset, "one\n", "one\n");
+    socket2::SockRef::from(&reset).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(reset);
+    daemon.wait_for("closed by the peer's RST: 4 bytes in");
+
+    let long = daemon.connect();
+    assert_answer(&long, "one\nmuch too long\n", "one\n");
+    assert_eq!(read_to_end(&long), b"");
+    drop(long);
+    let line = daemon.wait_for("closed by us");
+    assert!(line.contains("longer than --max-frame") && line.contains("INFO"), "{line}");
+}
+
+#[test]
+fn quiet_is_quiet() {
+    let port = Daemon::start(&["--bind", "127.0.0.1"]).port.to_string();
+    let mut child = evecho().args(["-q", "--port", &port]).stderr(Stdio::piped()).spawn().unwrap();
+    let end = Instant::now() + DEADLINE;
+    while TcpStream::connect((LOCALHOST, port.parse().unwrap())).is_err() {
+        assert!(Instant::now() < end, "it does not listen");
+        thread::yield_now();
+    }
+    kill(Pid::from_raw(child.id() as i32), Signal::SIGTERM).unwrap();
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!((said.as_str(), child.wait().unwrap().code()), ("", Some(0)));
+}
+
+// ---- signals
+
+#[test]
+fn sigusr1_logs_the_counters() {
+    let daemon = Daemon::start(&[]);
+    assert_echo(&daemon.connect());
+    assert_datagram(&daemon.udp(), b"four");
+    daemon.wait_for("closed");
+    daemon.signal(Signal::SIGUSR1);
+    let line = daemon.wait_for("accepted 1");
+    for counter in
+        ["closed_by_peer 1", "bytes_in 5", "bytes_out 5", "udp_answered 1", "udp_bytes_out 4"]
+    {
+        assert!(line.contains(counter), "{line}");
+    }
+    assert!(daemon.stop().iter().any(|line| line.contains("stopped: accepted 1")));
+}
+
+#[test]
+fn sigterm_drains() {
+    let mut daemon = Daemon::start(&["--bind", "127.0.0.1", "--drain-timeout", "1h"]);
+    let clients = [daemon.connect(), daemon.connect()];
+    clients.iter().for_each(assert_echo);
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("draining: 2 connections");
+    let refused = TcpStream::connect((LOCALHOST, daemon.port)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    for client in clients {
+        assert_echo(&client);
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(&client), b"");
+    }
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn the_drain_timeout_ends_with_a_fin() {
+    let mut daemon = Daemon::start(&["--drain-timeout", "50ms"]);
+    let client = daemon.connect();
+    assert_echo(&client);
+    daemon.signal(Signal::SIGINT);
+    assert_eq!(read_to_end(&client), b"");
+    drop(client);
+    daemon.wait_for("closed by us: draining");
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
+    let client = daemon.connect();
+    assert_echo(&client);
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("draining");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+// ---- limits
+
+#[test]
+fn a_client_that_never_reads_costs_little_and_loses_nothing() {
+    const TOTAL: usize = 256 << 20;
+    let daemon = Daemon::start(&[]);
+    let mut client = daemon.connect();
+    assert_echo(&client);
+    let before = daemon.resident();
+    let mut writer = client.try_clone().unwrap();
+    // Byte n is n modulo 251: any loss shifts the rest.
+    let block: Vec<u8> = (0..251 * 1024).map(|n| (n % 251) as u8).collect();
+    writer.set_nonblocking(true).unwrap();
+    let mut sent = 0;
+    let mut fill = |until: Instant| {
+        while sent < TOTAL && Instant::now() < until {
+            let piece = &block[sent % 251..];
+            match writer.write(&piece[..piece.len().min(TOTAL - sent)]) {
+                Ok(written) => sent += written,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        sent
+    };
+    // Until all buffers between us are full: nothing has moved for a while.
+    let mut full = fill(Instant::now() + Duration::from_millis(200));
+    while full < fill(Instant::now() + Duration::from_millis(200)) {
+        full = fill(Instant::now());
+    }
+    assert!(full < TOTAL, "the server took it all without an answer being read");
+    daemon.assert_sleeps();
+    assert!(daemon.resident() - before < 1024, "{} KiB", daemon.resident() - before);
+
+    writer.set_nonblocking(false).unwrap();
+    let sending = thread::spawn(move || {
+        while sent < TOTAL {
+            let piece = &block[sent % 251..];
+            sent += writer.write(&piece[..piece.len().min(TOTAL - sent)]).unwrap();
+        }
+        writer.shutdown(Shutdown::Write).unwrap();
+    });
+    let (mut received, mut buffer) = (0, vec![0; 1 << 20]);
+    loop {
+        let length = client.read(&mut buffer).unwrap();
+        if length == 0 {
+            break;
+        }
+        let right = buffer[..length]
+            .iter()
+            .enumerate()
+            .all(|(n, &byte)| byte == ((received + n) % 251) as u8);
+        assert!(right, "wrong bytes after {received}");
+        received += length;
+    }
+    sending.join().unwrap();
+    assert_eq!(received, TOTAL);
+    assert!(daemon.resident() - before < 1024, "{} KiB", daemon.resident() - before);
+}
+
+#[test]
+fn out_of_descriptors_the_backlog_waits() {
+    let script =
+        format!("ulimit -n 32 && exec '{}' -p 0 -v --bind 127.0.0.1", env!("CARGO_BIN_EXE_evecho"));
+    let daemon = Daemon::spawn(Command::new("sh").args(["-c", &script]));
+    let clients: Vec<TcpStream> = (0..80).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(|mut client| client.write_all(b"hello").unwrap());
+    daemon.wait_for("new clients wait in the backlog");
+    daemon.assert_sleeps();
+    // They are served in the order in which they came, as those before them leave.
+    for client in &clients {
+        let mut answer = [0; 5];
+        (&*client).read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"hello");
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(client), b"");
+    }
+    let log = daemon.stop();
+    assert!(!log.iter().any(|line| line.contains("backlog")), "one line per episode: {log:?}");
+}
+
+#[test]
+fn thousands_of_idle_connections_cost_next_to_nothing() {
+    evecho::raise_open_file_limit().unwrap();
+    let (_, hard) =
+        nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).unwrap();
+    let count = hard.saturating_sub(100).min(9_000) as i64;
+    let daemon = Daemon::start(&["--tcp-only"]);
+    let warm: Vec<TcpStream> = (0..8).map(|_| daemon.connect()).collect();
+    warm.iter().for_each(assert_echo);
+    let before = daemon.resident();
+    let clients: Vec<TcpStream> = (0..count).map(|_| daemon.connect()).collect();
+    clients.iter().for_each(assert_echo);
+    daemon.assert_sleeps();
+    let each = (daemon.resident() - before) * 1024 / count;
+    assert!(each < 256, "{each} bytes for an idle connection");
+    assert_eq!(
+        daemon.proc("status").lines().find(|line| line.starts_with("Threads:")),
+        Some("Threads:\t1")
+    );
+}
