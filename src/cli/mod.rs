@@ -3,7 +3,12 @@
 //! Each command has a file of its own with its flags (`Args`) and a `run` that turns them into a
 //! checked config and calls the library. `evecho` without a command serves.
 
+mod check;
+mod load;
+mod ping;
+mod send;
 mod serve;
+mod supervise;
 mod units;
 
 use std::process::ExitCode;
@@ -25,7 +30,14 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Command {}
+enum Command {
+    Check(check::Args),
+    Load(load::Args),
+    Ping(ping::Args),
+    Send(send::Args),
+    #[command(name = "__supervise", hide = true)]
+    Supervise(supervise::Args),
+}
 
 /// Parses the command line, runs what it names and turns the outcome into an exit code: 0 done,
 /// 1 run time, 2 usage (clap's own exit).
@@ -33,7 +45,11 @@ pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         None => serve::run(cli.serve),
-        Some(command) => match command {},
+        Some(Command::Check(args)) => check::run(&args),
+        Some(Command::Load(args)) => load::run(args),
+        Some(Command::Ping(args)) => ping::run(args),
+        Some(Command::Send(args)) => send::run(args),
+        Some(Command::Supervise(args)) => supervise::run(&args),
     };
     outcome.unwrap_or_else(|error| {
         complain(&error.to_string());

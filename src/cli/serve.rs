@@ -128,13 +128,23 @@ enum ServiceArg {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum FramingArg {
+pub(super) enum FramingArg {
     /// Bytes are answered as they come
     Raw,
     /// Whole lines, up to a line feed
     Lines,
     /// Whole frames, behind a length in four bytes, big-endian
     Length,
+}
+
+impl From<FramingArg> for Framing {
+    fn from(framing: FramingArg) -> Self {
+        match framing {
+            FramingArg::Raw => Self::Raw,
+            FramingArg::Lines => Self::Lines,
+            FramingArg::Length => Self::LengthPrefixed,
+        }
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -198,11 +208,7 @@ fn config(args: Args) -> Config {
             ServiceArg::Upper => ServiceKind::Upper,
         },
         protocol: Protocol {
-            framing: match conversation.framing {
-                FramingArg::Raw => Framing::Raw,
-                FramingArg::Lines => Framing::Lines,
-                FramingArg::Length => Framing::LengthPrefixed,
-            },
+            framing: conversation.framing.into(),
             // The library says what is too long.
             max_frame: u32::try_from(conversation.max_frame).unwrap_or(u32::MAX),
             once: conversation.once,

@@ -23,6 +23,15 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "a time is a number with its unit, like 50us, 200ms, 10s or 5m".to_string())
 }
 
+/// Parses how long to wait for something: a time over zero, of a day at most.
+pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("without any time to wait nothing can come back".to_string()),
+        time if time > Duration::from_secs(86_400) => Err("the longest wait is 1day".to_string()),
+        time => Ok(time),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +56,15 @@ mod tests {
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
         for bad in ["", "10", "s", "-1s", "soon"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_wait_is_neither_nothing_nor_forever() {
+        assert_eq!(timeout("1ns"), Ok(Duration::from_nanos(1)));
+        assert_eq!(timeout("1day"), Ok(Duration::from_secs(86_400)));
+        for bad in ["0", "0s", "86401s", "10000years", ""] {
+            assert!(timeout(bad).is_err(), "{bad}");
         }
     }
 }

@@ -1,0 +1,259 @@
+//! `evecho check`: grades an echo server.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use clap::{ArgGroup, ValueEnum};
+use evecho::client::check::{self, CASES, Case, CaseReport, Config, Outcome as Ended, Report};
+use evecho::client::check::{Service, Subject};
+use evecho::client::process::ServerCommand;
+use evecho::client::target::{Target, Transport};
+use serde::Serialize;
+
+use super::{Outcome, units};
+
+/// Grade any echo server against the rules that it has to keep
+///
+/// Each rule is a case with a name and a source (RFC, manual page or advisory). A case passes,
+/// fails, or is skipped with the reason. The exit code is 0 when no case failed, 1 when one did
+/// or nothing could be graded, and 2 on usage.
+///
+/// Several cases measure: grade a server that nobody else uses at the time. Those that need its
+/// process run with --pid or --start, those that forge datagrams as root and on loopback only.
+#[derive(clap::Args)]
+#[command(group = ArgGroup::new("subject").args(["target", "start", "list"]).required(true))]
+pub(crate) struct Args {
+    /// Server to grade
+    #[arg(value_name = "HOST:PORT", conflicts_with = "start")]
+    target: Option<Target>,
+    /// Process of that server, on this machine, to look at
+    #[arg(long, requires = "target", conflicts_with = "start")]
+    pid: Option<u32>,
+    /// Start the server to grade, on loopback; {port} in the command stands for its port
+    #[arg(long, value_name = "COMMAND")]
+    start: Option<ServerCommand>,
+    /// Grade the upper-case service
+    #[arg(long)]
+    upper: bool,
+    /// Grade TCP alone
+    #[arg(long, conflicts_with = "udp_only")]
+    tcp_only: bool,
+    /// Grade UDP alone
+    #[arg(long)]
+    udp_only: bool,
+    /// Run only these cases: names, or how names begin, like tcp or 'udp-re*'
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = pattern)]
+    only: Vec<String>,
+    /// Leave out these cases
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = pattern)]
+    skip: Vec<String>,
+    /// How long one case may wait in all
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
+    timeout: Duration,
+    /// How to print the outcome
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+    /// List the cases with their rules and sources, and run none
+    #[arg(long)]
+    list: bool,
+}
+
+/// How the outcome is printed.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people, grouped
+    Text,
+    /// Test Anything Protocol, version 14
+    Tap,
+    /// One JSON document
+    Json,
+}
+
+fn pattern(text: &str) -> Result<String, String> {
+    if CASES.iter().any(|case| case.is_among(&[text.to_owned()])) {
+        return Ok(text.to_owned());
+    }
+    Err("no case has a name that begins so; --list shows the names".to_owned())
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    match units::duration(text)? {
+        Duration::ZERO => Err("a case needs some time, like 10s".to_owned()),
+        timeout => Ok(timeout),
+    }
+}
+
+impl Args {
+    /// The checked config; `None` when there is nothing to run.
+    fn config(&self) -> Option<Config> {
+        let subject = match (&self.target, self.pid, &self.start) {
+            (Some(target), Some(pid), _) => Subject::Process(target.clone(), pid),
+            (Some(target), None, _) => Subject::Address(target.clone()),
+            (None, _, Some(command)) => Subject::Command(command.clone()),
+            (None, _, None) => return None,
+        };
+        Some(Config {
+            service: self.service(),
+            transport: match (self.tcp_only, self.udp_only) {
+                (true, _) => Some(Transport::Tcp),
+                (_, true) => Some(Transport::Udp),
+                _ => None,
+            },
+            only: self.only.clone(),
+            skip: self.skip.clone(),
+            timeout: self.timeout,
+            ..Config::new(subject)
+        })
+    }
+
+    fn service(&self) -> Service {
+        if self.upper { Service::Upper } else { Service::Echo }
+    }
+}
+
+/// Grades the server and prints what was found.
+pub(crate) fn run(args: &Args) -> Outcome {
+    let mut out = anstream::stdout();
+    let Some(config) = args.config().filter(|_| !args.list) else {
+        list(&mut out, args)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let report = match args.format {
+        Format::Text => text(&mut out, &config)?,
+        Format::Tap => tap(&mut out, &config)?,
+        Format::Json => {
+            let report = check::run(&config, |_, _| {})?;
+            serde_json::to_writer_pretty(&mut out, &Document::of(&report))?;
+            writeln!(out)?;
+            report
+        }
+    };
+    Ok(ExitCode::from(u8::from(!report.all_passed())))
+}
+
+/// The JSON document: the report and who made it.
+#[derive(Serialize)]
+struct Document<'a> {
+    evecho: &'static str,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
+impl<'a> Document<'a> {
+    fn of(report: &'a Report) -> Self {
+        Self { evecho: env!("CARGO_PKG_VERSION"), report }
+    }
+}
+
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+const GOOD: Style = AnsiColor::Green.on_default();
+const BAD: Style = AnsiColor::Red.on_default().bold();
+const ODD: Style = AnsiColor::Yellow.on_default();
+
+/// How wide the names are printed: the longest is `tcp-half-close-empty`.
+const NAME: usize = 20;
+
+fn text(out: &mut impl Write, config: &Config) -> Result<Report, Box<dyn std::error::Error>> {
+    let mut group = None;
+    let mut written = Ok(());
+    let report = check::run(config, |case, report| {
+        if written.is_ok() {
+            let begins = group.replace(case.group) != Some(case.group);
+            written = text_case(out, report, begins);
+        }
+    })?;
+    written?;
+    let Report { passed, failed, skipped, address, took, .. } = &report;
+    let style = if *failed > 0 { BAD } else { GOOD };
+    writeln!(
+        out,
+        "\n{style}{address}: {passed} passed, {failed} failed, {skipped} skipped{style:#} \
+         {DIM}({:.1} s){DIM:#}",
+        took.as_secs_f64()
+    )?;
+    Ok(report)
+}
+
+fn text_case(out: &mut impl Write, report: &CaseReport, begins: bool) -> io::Result<()> {
+    if begins {
+        writeln!(out, "{BOLD}{}{BOLD:#}", report.group)?;
+    }
+    let CaseReport { name, rule, source, .. } = report;
+    match &report.outcome {
+        Ended::Passed => writeln!(out, "  {GOOD}pass{GOOD:#} {name:NAME$} {DIM}{rule}{DIM:#}"),
+        Ended::Skipped { reason } => {
+            writeln!(out, "  {ODD}skip{ODD:#} {name:NAME$} {DIM}{reason}{DIM:#}")
+        }
+        Ended::Failed { expected, seen } => writeln!(
+            out,
+            "  {BAD}FAIL{BAD:#} {name:NAME$} {rule}\n       expected: {expected}\n       \
+             seen:     {BOLD}{seen}{BOLD:#}\n       {DIM}source:   {source}{DIM:#}"
+        ),
+    }
+}
+
+fn tap(out: &mut impl Write, config: &Config) -> Result<Report, Box<dyn std::error::Error>> {
+    let mut number = 0;
+    let mut written =
+        writeln!(out, "TAP version 14\n1..{}", config.cases().count()).map_err(Into::into);
+    let report = check::run(config, |case, report| {
+        number += 1;
+        if written.is_ok() {
+            written = tap_case(out, number, case, &report.outcome);
+        }
+    })?;
+    written?;
+    Ok(report)
+}
+
+fn tap_case(
+    out: &mut impl Write,
+    number: usize,
+    case: &Case,
+    outcome: &Ended,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let name = case.name;
+    match outcome {
+        Ended::Passed => writeln!(out, "ok {number} - {name}")?,
+        Ended::Skipped { reason } => {
+            writeln!(out, "ok {number} - {name} # SKIP {}", reason.replace('\n', " "))?;
+        }
+        Ended::Failed { expected, seen } => {
+            writeln!(out, "not ok {number} - {name}\n  ---")?;
+            let lines = [
+                ("rule", case.rule),
+                ("source", case.source),
+                ("expected", expected),
+                ("seen", seen),
+            ];
+            for (key, value) in lines {
+                // A JSON string is a YAML string too.
+                writeln!(out, "  {key}: {}", serde_json::to_string(value)?)?;
+            }
+            writeln!(out, "  ...")?;
+        }
+    }
+    Ok(())
+}
+
+/// The cases, those of the upper-case service always among them.
+fn list(out: &mut impl Write, args: &Args) -> io::Result<()> {
+    let chosen = CASES.iter().filter(|case| {
+        (args.only.is_empty() || case.is_among(&args.only)) && !case.is_among(&args.skip)
+    });
+    let mut group = None;
+    for case in chosen {
+        if group.replace(case.group) != Some(case.group) {
+            writeln!(out, "{BOLD}{}{BOLD:#}", case.group)?;
+        }
+        writeln!(
+            out,
+            "  {:NAME$} {}\n  {:NAME$} {DIM}{}{DIM:#}",
+            case.name, case.rule, "", case.source
+        )?;
+    }
+    Ok(())
+}

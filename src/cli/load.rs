@@ -1,0 +1,363 @@
+//! `evecho load`: keep an echo server busy, verify what it answers, and measure.
+
+use std::io::{self, IsTerminal, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use clap::error::ErrorKind;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::{Outcome, units, usage};
+use evecho::client::load::{self, Config, Latency, Length, Mode, Phase, Progress, Report};
+use evecho::client::target::{Target, Transport};
+
+/// Keep an echo server busy, verify every byte that it answers, and measure.
+///
+/// The exit code is 0 when messages came back and nothing was wrong, and 1 when nothing came back
+/// or anything was wrong: lost, cut, duplicated, corrupted, reordered, late, unanswered or closed.
+/// Ctrl-C ends the run and prints the report so far.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The server, like localhost:12000 or [::1]:12000
+    #[arg(value_name = "HOST:PORT")]
+    target: Target,
+    /// Send datagrams; those that do not come back within --timeout are lost
+    #[arg(short, long)]
+    udp: bool,
+    /// How the connections are used
+    #[arg(short, long, value_enum, default_value = "ping-pong")]
+    mode: ModeArg,
+    /// Connections (with --udp, sockets) side by side
+    #[arg(short, long, value_name = "NUMBER", default_value = "50")]
+    connections: u32,
+    /// Bytes in each message; in stream mode, in each write [default: 64, in stream mode 64k]
+    #[arg(short, long, value_name = "SIZE", value_parser = units::size)]
+    size: Option<u64>,
+    /// Messages in flight on each connection
+    #[arg(short, long, value_name = "NUMBER", default_value = "1")]
+    depth: u16,
+    /// Measure for this time
+    #[arg(short, long, value_name = "TIME", default_value = "10s", value_parser = units::duration)]
+    time: Duration,
+    /// Measure this many messages, instead of a time
+    #[arg(short = 'n', long, value_name = "NUMBER", conflicts_with = "time")]
+    messages: Option<u64>,
+    /// Load for this time before measuring
+    #[arg(long, value_name = "TIME", default_value = "0", value_parser = units::duration)]
+    warmup: Duration,
+    /// Send this many messages a second over all connections, whether or not earlier ones have
+    /// come back; each latency then starts when the message was due
+    #[arg(short, long, value_name = "NUMBER")]
+    rate: Option<f64>,
+    /// How long a connection or a reply may take [default: 5s, with --udp 500ms]
+    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    timeout: Option<Duration>,
+    /// Source addresses to use in turn; each has some 28,000 ports
+    #[arg(long, value_name = "ADDRESS,...", value_delimiter = ',')]
+    from: Vec<IpAddr>,
+    /// Print the report as JSON, with times in nanoseconds
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ModeArg {
+    /// Send the next message when one comes back
+    PingPong,
+    /// Send and receive as fast as it goes
+    Stream,
+    /// Connect, exchange one message, half-close, wait for the server's FIN, close, again
+    Churn,
+    /// Echo one message on each connection, be silent for --time, echo one more
+    Idle,
+}
+
+/// Runs the load that the flags ask for.
+pub(crate) fn run(args: Args) -> Outcome {
+    let (target, json) = (args.target.clone(), args.json);
+    let mut config = args.config();
+    let stop = stop_flag()?;
+    config.address = target.choose(config.transport, config.timeout)?;
+    if let Err(invalid) = config.check() {
+        usage(ErrorKind::ValueValidation, &invalid.to_string());
+    }
+    let mut status = Status::new();
+    let report = load::run(&config, &mut |progress| {
+        status.show(&config, progress);
+        match stop.load(Ordering::Relaxed) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    status.clear();
+    let report = report?;
+    let text = match json {
+        true => serde_json::to_string(&report)? + "\n",
+        false => describe(&report, &target),
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(ExitCode::from(u8::from(!report.is_clean())))
+}
+
+impl Args {
+    /// The configuration, checked as far as it can be before the server's address is known.
+    fn config(self) -> Config {
+        let transport = if self.udp { Transport::Udp } else { Transport::Tcp };
+        // The rule about families waits for the server's address.
+        let unknown = self.from.first().map_or(IpAddr::from([0, 0, 0, 0]), |&source| source);
+        let mut config = Config::new(transport, SocketAddr::new(unknown, self.target.port()));
+        config.mode = match self.mode {
+            ModeArg::PingPong => Mode::PingPong,
+            ModeArg::Stream => Mode::Stream,
+            ModeArg::Churn => Mode::Churn,
+            ModeArg::Idle => Mode::Idle,
+        };
+        config.size = match (self.size, config.mode) {
+            (Some(size), _) => usize::try_from(size).unwrap_or(usize::MAX),
+            (None, Mode::Stream) => 64 << 10,
+            (None, _) => config.size,
+        };
+        config.connections = self.connections;
+        config.depth = self.depth;
+        config.length = self.messages.map_or(Length::Time(self.time), Length::Messages);
+        config.warmup = self.warmup;
+        config.rate = self.rate;
+        config.timeout = self.timeout.unwrap_or(config.timeout);
+        config.sources = self.from;
+        if let Err(invalid) = config.check() {
+            usage(ErrorKind::ValueValidation, &invalid.to_string());
+        }
+        config
+    }
+}
+
+/// Set at SIGINT or SIGTERM. A second one ends the program at once.
+fn stop_flag() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let code = 128 + signal;
+        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
+
+/// The line on a terminal that tells how far the run is.
+struct Status {
+    terminal: bool,
+    shown: Option<Progress>,
+}
+
+impl Status {
+    /// How often the line changes.
+    const EVERY: Duration = Duration::from_millis(500);
+
+    fn new() -> Self {
+        Self { terminal: io::stderr().is_terminal(), shown: None }
+    }
+
+    fn show(&mut self, config: &Config, progress: &Progress) {
+        let before = self.shown.map_or(Duration::ZERO, |shown| shown.elapsed);
+        let since = progress.elapsed.saturating_sub(before);
+        if !self.terminal || since < Self::EVERY {
+            return;
+        }
+        let messages = progress.messages - self.shown.map_or(0, |shown| shown.messages);
+        self.shown = Some(*progress);
+        let rate = messages as f64 / since.as_secs_f64();
+        let seconds = progress.elapsed.as_secs_f64();
+        let errors = match progress.errors {
+            0 => String::new(),
+            count => format!(", {} errors", grouped(count)),
+        };
+        let what = match progress.phase {
+            Phase::Opening => {
+                format!("{} of {} connections open", progress.opened, config.connections)
+            }
+            Phase::WarmUp => format!("{}/s, warming up", grouped(rate as u64)),
+            Phase::Measuring => format!("{}/s", grouped(rate as u64)),
+            Phase::Draining => "waiting for the last replies".to_owned(),
+        };
+        // A terminal that went away is no reason to end the run.
+        let _ = write!(io::stderr(), "\r\x1b[K{seconds:.1}s: {what}{errors}");
+    }
+
+    fn clear(&self) {
+        if self.terminal && self.shown.is_some() {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
+}
+
+/// The report for people.
+fn describe(report: &Report, target: &Target) -> String {
+    let mut text = headline(report, target);
+    let duration = report.duration.as_secs_f64();
+    let what = if report.config.mode == Mode::Churn { "connections" } else { "messages" };
+    text += &format!("\n  {:<13}{} in {duration:.2}s", what, grouped(report.messages));
+    if report.config.mode != Mode::Idle && report.messages > 0 {
+        let bytes = report.bytes as f64 / duration;
+        text += &format!(": {}/s, {} each way", grouped(report.rate as u64), Throughput(bytes));
+    }
+    if let Some(latency) = &report.latency {
+        text += &format!("\n  {:<13}{}", "latency", describe_latency(latency));
+    }
+    text += &format!("\n  {:<13}{}\n", "errors", describe_errors(report));
+    for remark in remarks(report) {
+        text += &format!("  {remark}\n");
+    }
+    text
+}
+
+fn headline(report: &Report, target: &Target) -> String {
+    let Config { transport, address, mode, connections, size, depth, .. } = report.config;
+    let mut text = match (transport, mode) {
+        (Transport::Udp, _) => format!("UDP ping-pong with {target}"),
+        (Transport::Tcp, Mode::PingPong) => format!("TCP ping-pong with {target}"),
+        (Transport::Tcp, Mode::Stream) => format!("TCP streams to {target}"),
+        (Transport::Tcp, Mode::Churn) => format!("TCP connections to {target}, opened and closed"),
+        (Transport::Tcp, Mode::Idle) => format!("Idle TCP connections to {target}"),
+    };
+    if target.to_string() != address.to_string() {
+        text += &format!(" ({address})");
+    }
+    let sockets = if transport == Transport::Udp { "sockets" } else { "connections" };
+    text += &format!(": {} {sockets}, {size} bytes a message", grouped(connections.into()));
+    if mode == Mode::PingPong {
+        text += &format!(", {depth} in flight on each");
+    }
+    if let Some(rate) = report.config.rate {
+        text += &format!(", {rate}/s asked for");
+    }
+    if report.stopped {
+        text += "; stopped early";
+    }
+    text
+}
+
+fn describe_latency(latency: &Latency) -> String {
+    let Latency { mean, p50, p90, p99, p999, max, .. } = *latency;
+    let named = [("mean", mean), ("p50", p50), ("p90", p90), ("p99", p99)];
+    named
+        .into_iter()
+        .chain([("p99.9", p999), ("max", max)])
+        .map(|(name, time)| format!("{name} {}", short(time)))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn describe_errors(report: &Report) -> String {
+    let seen: Vec<String> = report
+        .errors
+        .kinds()
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(kind, count)| format!("{} {kind}", grouped(count)))
+        .collect();
+    match (&report.first_error, seen.is_empty()) {
+        (_, true) => "none".to_owned(),
+        (Some(first), false) => format!("{}; the first: {first}", seen.join(", ")),
+        (None, false) => seen.join(", "),
+    }
+}
+
+/// What a reader should know besides, and what to do about it.
+fn remarks(report: &Report) -> Vec<String> {
+    let mut remarks = Vec::new();
+    if report.messages == 0 && report.errors.total() == 0 {
+        remarks.push("Nothing came back: is it an echo server?".to_owned());
+    }
+    if report.unsent > 0 {
+        remarks.push(format!(
+            "{} messages were due and not sent: ask for a lower --rate, or allow more \
+             --connections or --depth.",
+            grouped(report.unsent)
+        ));
+    }
+    if report.starved > 0 && report.messages > 0 && report.rate > 0.0 {
+        let of = grouped(report.config.connections.into());
+        remarks.push(format!(
+            "{} of {of} connections got nothing back in the measured part: the server may \
+             serve them one after the other, or the run was short.",
+            grouped(report.starved.into())
+        ));
+    }
+    remarks
+}
+
+/// A time with three digits or so: `9.87us`, `98.7us`, `987us`, `9.87ms`.
+fn short(time: Duration) -> String {
+    let nanoseconds = time.as_nanos() as f64;
+    let (value, unit) = match nanoseconds {
+        n if n < 1e3 => return format!("{n}ns"),
+        n if n < 1e6 => (n / 1e3, "us"),
+        n if n < 1e9 => (n / 1e6, "ms"),
+        n => (n / 1e9, "s"),
+    };
+    let decimals = match value {
+        v if v < 9.995 => 2,
+        v if v < 99.95 => 1,
+        _ => 0,
+    };
+    format!("{value:.decimals$}{unit}")
+}
+
+/// Bytes a second, in powers of 1,024.
+struct Throughput(f64);
+
+impl std::fmt::Display for Throughput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (value, unit) = match self.0 {
+            n if n < 1024.0 => (n, "B"),
+            n if n < 1024.0 * 1024.0 => (n / 1024.0, "KiB"),
+            n if n < 1024.0 * 1024.0 * 1024.0 => (n / 1024.0 / 1024.0, "MiB"),
+            n => (n / 1024.0 / 1024.0 / 1024.0, "GiB"),
+        };
+        write!(f, "{value:.1} {unit}/s")
+    }
+}
+
+/// A number with commas: `1,234,567`.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_read_easily() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
+    }
+
+    #[test]
+    fn times_have_three_digits() {
+        let times = [0, 999, 1_000, 9_994, 9_996, 98_700, 987_000, 9_870_000, 12_345_000_000];
+        assert_eq!(
+            times.map(|nanoseconds| short(Duration::from_nanos(nanoseconds))),
+            ["0ns", "999ns", "1.00us", "9.99us", "10.0us", "98.7us", "987us", "9.87ms", "12.3s"]
+        );
+    }
+
+    #[test]
+    fn throughput_has_a_fitting_unit() {
+        assert_eq!(Throughput(10.0).to_string(), "10.0 B/s");
+        assert_eq!(Throughput(1536.0).to_string(), "1.5 KiB/s");
+        assert_eq!(Throughput(3.0 * 1024.0 * 1024.0).to_string(), "3.0 MiB/s");
+        assert_eq!(Throughput(2.5 * 1024.0 * 1024.0 * 1024.0).to_string(), "2.5 GiB/s");
+    }
+}

@@ -1,0 +1,79 @@
+//! `evecho send`: messages or standard input to a server, and what comes back to standard output.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use super::serve::FramingArg;
+use super::{Outcome, complain, units};
+use evecho::client::send::{self, Config, Input, Tally};
+use evecho::client::target::{Target, Transport};
+
+/// Send messages, or standard input, and print what comes back.
+///
+/// Without a MESSAGE, each line of standard input is one: on a terminal, type a line and see its
+/// echo. A message waits for the reply to the one before, and each reply is printed on a line of
+/// its own.
+///
+/// The exit code is 0 when all came back: with lines and lengths a reply to each message, raw as
+/// many bytes as were sent. Otherwise it is 1.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The server, like localhost:12000 or [::1]:12000
+    #[arg(value_name = "HOST:PORT")]
+    target: Target,
+    /// What to send, one message each
+    #[arg(value_name = "MESSAGE")]
+    messages: Vec<OsString>,
+    /// Send each message as a datagram, from a port of its own
+    #[arg(short, long)]
+    udp: bool,
+    /// Where a message, and its reply, ends in a TCP stream
+    #[arg(short, long, value_enum, default_value_t = FramingArg::Lines)]
+    #[arg(conflicts_with_all = ["udp", "raw"])]
+    framing: FramingArg,
+    /// Send all of standard input as it is: over TCP as a stream, half-closed at its end, over UDP
+    /// as one datagram
+    #[arg(short, long, conflicts_with = "messages")]
+    raw: bool,
+    /// Give up when connecting takes this long, or the server then does nothing for this long
+    #[arg(short, long, value_name = "TIME", default_value = "5s", value_parser = units::timeout)]
+    timeout: Duration,
+}
+
+/// Sends what the flags say.
+pub(crate) fn run(args: Args) -> Outcome {
+    // Descriptors of our own: the standard ones keep a buffer, and `poll` cannot see into it.
+    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let input = match args.messages {
+        _ if args.raw => Input::Raw(input),
+        messages if messages.is_empty() => Input::Lines(input),
+        messages => Input::Messages(messages.into_iter().map(OsString::into_vec).collect()),
+    };
+    let config = Config {
+        target: args.target,
+        transport: if args.udp { Transport::Udp } else { Transport::Tcp },
+        framing: args.framing.into(),
+        timeout: args.timeout,
+    };
+    let wait = humantime::format_duration(args.timeout);
+    let tally = send::run(&config, input, output, |number| {
+        complain(&format!("message {number}: no reply within {wait}"));
+    })?;
+    Ok(conclude(&config, tally))
+}
+
+fn conclude(config: &Config, tally: Tally) -> ExitCode {
+    if tally.left_open {
+        complain(&format!(
+            "all {} bytes came back, but {} did not close the connection after the half-close",
+            tally.received, config.target
+        ));
+    }
+    ExitCode::from(u8::from(tally.lost > 0))
+}

@@ -1,0 +1,119 @@
+//! The grader's UDP sockets.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use super::context::Seen;
+use super::stream::left;
+
+/// The most that a datagram carries over IPv4: 65,535 less the headers of IP (20) and UDP (8).
+pub(super) const LARGEST: usize = 65_507;
+
+/// How often a datagram is sent that has to cross a network, which may lose it.
+const TRIES: u32 = 4;
+
+/// A UDP socket that asks one server. It is not connected, so it sees answers from elsewhere.
+#[derive(Debug)]
+pub(super) struct Post {
+    socket: UdpSocket,
+    server: SocketAddr,
+    deadline: Instant,
+}
+
+impl Post {
+    pub(super) fn to(server: SocketAddr, deadline: Instant) -> Result<Self, Seen> {
+        let from: IpAddr = match server.ip() {
+            // From the loopback address itself, whatever address of loopback is asked.
+            ip if ip.is_loopback() && ip.is_ipv4() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self::from(SocketAddr::new(from, 0), server, deadline)
+    }
+
+    /// A socket with an address and port of its own.
+    pub(super) fn from(
+        from: SocketAddr,
+        server: SocketAddr,
+        deadline: Instant,
+    ) -> Result<Self, Seen> {
+        let socket = UdpSocket::bind(from)
+            .map_err(|error| Seen::Here(format!("a socket at {from} cannot be had: {error}")))?;
+        Ok(Self { socket, server, deadline })
+    }
+
+    pub(super) fn send(&self, bytes: &[u8]) -> Result<(), Seen> {
+        match self.socket.send_to(bytes, self.server) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Seen::error("sending a datagram", &error)),
+        }
+    }
+
+    /// The next datagram that comes before the deadline, and who sent it.
+    pub(super) fn receive(&self) -> Result<(Vec<u8>, SocketAddr), Seen> {
+        self.receive_within(left(self.deadline))?
+            .ok_or_else(|| Seen::server("no datagram came back in time"))
+    }
+
+    /// The next datagram that comes within `patience`.
+    pub(super) fn receive_within(
+        &self,
+        patience: Duration,
+    ) -> Result<Option<(Vec<u8>, SocketAddr)>, Seen> {
+        let mut buffer = vec![0; LARGEST + 1];
+        let received = self
+            .socket
+            .set_read_timeout(Some(patience.max(Duration::from_millis(1))))
+            .and_then(|()| self.socket.recv_from(&mut buffer));
+        match received {
+            Ok((length, from)) => {
+                buffer.truncate(length);
+                Ok(Some((buffer, from)))
+            }
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => Ok(None),
+                _ => Err(Seen::error("receiving a datagram", &error)),
+            },
+        }
+    }
+
+    /// Sends one datagram that has to come back unchanged, and waits for the answer.
+    pub(super) fn exchange(&self, bytes: &[u8]) -> Result<(), Seen> {
+        self.converse(bytes, bytes).map(|_| ())
+    }
+
+    /// Sends one datagram, waits for `answer` and says where that came from. A loss on the way
+    /// is made good, except on loopback, which loses nothing.
+    pub(super) fn converse(&self, sent: &[u8], answer: &[u8]) -> Result<SocketAddr, Seen> {
+        let tries = if self.server.ip().is_loopback() { 1 } else { TRIES };
+        for tries_left in (1..=tries).rev() {
+            self.send(sent)?;
+            let patience = left(self.deadline) / tries_left;
+            if let Some((found, from)) = self.receive_within(patience)? {
+                return same(&found, answer).map(|()| from);
+            }
+        }
+        Err(Seen::server(format!("{} bytes were sent and no datagram came back", sent.len())))
+    }
+}
+
+/// Whether a datagram is the one that was to come.
+pub(super) fn same(found: &[u8], wanted: &[u8]) -> Result<(), Seen> {
+    if found.len() != wanted.len() {
+        return Err(Seen::server(format!(
+            "a datagram of {} bytes came instead of {}",
+            found.len(),
+            wanted.len()
+        )));
+    }
+    match found.iter().zip(wanted).position(|(a, b)| a != b) {
+        None => Ok(()),
+        Some(index) => Err(Seen::server(format!(
+            "byte {index} of {} came back as 0x{:02x} instead of 0x{:02x}",
+            wanted.len(),
+            found[index],
+            wanted[index]
+        ))),
+    }
+}

@@ -1,0 +1,211 @@
+//! The cases about datagrams that must not be answered. They forge datagrams, so they stay on
+//! loopback.
+
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::Stop;
+use super::context::{Context, Expecting, Seen, payload};
+use super::datagram::Post;
+
+/// `loop-self`: a server that answers goes on for ever, so it gets one of its own, which ends with
+/// the case.
+pub(super) fn own_address(cx: &Context<'_>) -> Result<(), Stop> {
+    let (server, probe) = cx.start(None)?;
+    let cx = &cx.of(&server, &probe);
+    let raw = Raw::open(cx.address())?;
+    raw.forge(cx.address().port(), cx.address(), &payload(40, 50))?;
+    fenced(cx)?;
+    // One is the forged datagram itself.
+    match raw.count(cx.address()).saturating_sub(1) {
+        0 => Ok(()),
+        answers => Err(Stop::failed(
+            "a datagram from the server's own address and port is not answered",
+            format!("it had answered itself {answers} times when a client got its 20th answer"),
+        )),
+    }
+}
+
+/// `loop-port-zero`
+pub(super) fn port_zero(cx: &Context<'_>) -> Result<(), Stop> {
+    let raw = Raw::open(cx.address())?;
+    for number in 0..3 {
+        raw.forge(0, cx.address(), &payload(number, 50))?;
+    }
+    fenced(cx)
+}
+
+/// `loop-echo-port`
+pub(super) fn echo_port(cx: &Context<'_>) -> Result<(), Stop> {
+    const PORTS: [u16; 2] = [7, 19];
+    let ip = cx.address().ip();
+    let mut posts = Vec::new();
+    let mut reason = String::new();
+    for port in PORTS {
+        match Post::from(SocketAddr::new(ip, port), cx.address(), cx.deadline) {
+            Ok(post) => posts.push((port, post)),
+            Err(Seen::Here(why) | Seen::Server(why)) => reason = why,
+        }
+    }
+    if posts.is_empty() {
+        return Err(Stop::skipped(format!("{reason}; it needs root, and a free port 7 or 19")));
+    }
+    let expected = "a datagram from another echo or chargen service is not answered";
+    for (_, post) in &posts {
+        post.send(&payload(41, 50)).expecting(expected)?;
+    }
+    fenced(cx)?;
+    for (port, post) in &posts {
+        if post.receive_within(Duration::ZERO).expecting(expected)?.is_some() {
+            return Err(Stop::failed(expected, format!("one from port {port} was answered")));
+        }
+    }
+    Ok(())
+}
+
+/// Ordinary exchanges: when they are over, what was sent before has been answered, if ever.
+fn fenced(cx: &Context<'_>) -> Result<(), Stop> {
+    let post = cx.post()?;
+    for _ in 0..20 {
+        post.exchange(&payload(42, 50)).expecting("a client is answered after that")?;
+    }
+    Ok(())
+}
+
+/// A raw socket, which sends UDP headers of its own making and sees all UDP to its address.
+struct Raw {
+    socket: Socket,
+    ip: IpAddr,
+}
+
+impl Raw {
+    const HEADER: usize = 8;
+
+    fn open(server: SocketAddr) -> Result<Self, Stop> {
+        let open = || {
+            let socket = Socket::new(Domain::for_address(server), Type::RAW, Some(Protocol::UDP))?;
+            socket.bind(&SocketAddr::new(server.ip(), 0).into())?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        };
+        match open() {
+            Ok(socket) => Ok(Self { socket, ip: server.ip() }),
+            Err(error) => {
+                let error: io::Error = error;
+                Err(Stop::skipped(format!("forging a datagram needs root (CAP_NET_RAW): {error}")))
+            }
+        }
+    }
+
+    /// Sends a datagram that seems to come from `port` of the server's own address.
+    fn forge(&self, port: u16, server: SocketAddr, data: &[u8]) -> Result<(), Stop> {
+        let datagram = udp(self.ip, port, server, data);
+        self.socket
+            .send_to(&datagram, &SocketAddr::new(server.ip(), 0).into())
+            .map(|_| ())
+            .map_err(|error| Stop::skipped(format!("a datagram cannot be forged: {error}")))
+    }
+
+    /// How many of the datagrams that came since went from the server to itself. A storm is not
+    /// counted to its end.
+    fn count(&self, server: SocketAddr) -> u64 {
+        const STORM: u64 = 10_000;
+        let mut count = 0;
+        let mut buffer = vec![0; 1 << 16];
+        while count < STORM
+            && let Ok(length @ 1..) = (&self.socket).read(&mut buffer)
+        {
+            count += u64::from(ports(&buffer[..length], server) == Some([server.port(); 2]));
+        }
+        count
+    }
+}
+
+/// The source and destination port of a UDP packet as a raw socket gives it: over IPv4 behind
+/// the IP header, over IPv6 without one.
+fn ports(packet: &[u8], server: SocketAddr) -> Option<[u16; 2]> {
+    let header = match server {
+        SocketAddr::V4(_) => usize::from(packet.first()? & 0x0f) * 4,
+        SocketAddr::V6(_) => 0,
+    };
+    let port = |at: usize| Some(u16::from_be_bytes([*packet.get(at)?, *packet.get(at + 1)?]));
+    Some([port(header)?, port(header + 2)?])
+}
+
+/// A UDP header (RFC 768) and its data. The checksum, which IPv6 demands (RFC 8200 section 8.1),
+/// is over a pseudo-header of the addresses too.
+fn udp(from: IpAddr, port: u16, to: SocketAddr, data: &[u8]) -> Vec<u8> {
+    let length = (Raw::HEADER + data.len()) as u16;
+    let mut datagram = Vec::new();
+    for word in [port, to.port(), length, 0] {
+        datagram.extend(word.to_be_bytes());
+    }
+    datagram.extend(data);
+    let mut covered = Vec::new();
+    for ip in [from, to.ip()] {
+        match ip {
+            IpAddr::V4(ip) => covered.extend(ip.octets()),
+            IpAddr::V6(ip) => covered.extend(ip.octets()),
+        }
+    }
+    covered.extend([0, 17]);
+    covered.extend(length.to_be_bytes());
+    covered.extend(&datagram);
+    let checksum = checksum(&covered);
+    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
+    datagram
+}
+
+/// The one's complement of the one's complement sum of 16-bit words (RFC 1071); all ones in
+/// place of zero, which would mean that there is none.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes
+        .chunks(2)
+        .map(|word| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0)));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    match !(sum as u16) {
+        0 => 0xffff,
+        checksum => checksum,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_datagram_that_carries_its_checksum_sums_to_zero() {
+        for (from, to) in [("127.0.0.1", "127.0.0.1:7"), ("::1", "[::1]:7")] {
+            let from: IpAddr = from.parse().unwrap();
+            let to: SocketAddr = to.parse().unwrap();
+            let datagram = udp(from, 7, to, b"odd");
+            assert_eq!(datagram[..6], [0, 7, 0, 7, 0, 11]);
+            let mut covered = Vec::new();
+            match (from, to.ip()) {
+                (IpAddr::V4(a), IpAddr::V4(b)) => covered.extend([a.octets(), b.octets()].concat()),
+                (IpAddr::V6(a), IpAddr::V6(b)) => covered.extend([a.octets(), b.octets()].concat()),
+                _ => unreachable!(),
+            }
+            covered.extend([0, 17, 0, 11]);
+            covered.extend(&datagram);
+            // What sums to zero in one's complement has a checksum of zero, written as all ones.
+            assert_eq!(checksum(&covered), 0xffff);
+        }
+    }
+
+    #[test]
+    fn ports_are_found_behind_the_ip_header() {
+        let mut packet = vec![0x45; 1];
+        packet.extend([0; 19]);
+        packet.extend([0, 9, 0, 7]);
+        assert_eq!(ports(&packet, "127.0.0.1:7".parse().unwrap()), Some([9, 7]));
+        assert_eq!(ports(&packet[20..], "[::1]:7".parse().unwrap()), Some([9, 7]));
+        assert_eq!(ports(&packet[..21], "127.0.0.1:7".parse().unwrap()), None);
+    }
+}

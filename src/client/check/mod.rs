@@ -1,0 +1,437 @@
+//! Grades any echo server: each rule that it has to keep is a case with a name, a source and an
+//! outcome.
+//!
+//! ```no_run
+//! use evecho::client::check::{self, Config, Subject};
+//!
+//! let config = Config::new(Subject::Address("localhost:7".parse().unwrap()));
+//! let report = check::run(&config, |case, result| println!("{}: {result:?}", case.name))?;
+//! assert!(report.all_passed());
+//! # Ok::<(), check::Error>(())
+//! ```
+//!
+//! The cases run one after the other, since several of them measure. None leaves the host that
+//! was named, and those that forge datagrams never leave loopback.
+
+mod cases;
+mod context;
+mod datagram;
+mod loops;
+mod process;
+mod stream;
+mod tcp;
+mod udp;
+mod upper;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use self::context::{Context, Probe};
+use super::process::{ServerCommand, ServerProcess, Start, StartError, Usage};
+use super::target::{self, Target, Transport};
+
+pub use self::cases::CASES;
+
+/// What is graded.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    /// A server at an address, seen from outside.
+    Address(Target),
+    /// A server at an address of this machine, and its process, which is looked at.
+    Process(Target, u32),
+    /// A server that is started, on loopback, as often as a case needs a fresh one.
+    Command(ServerCommand),
+}
+
+/// What the server does with what it gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Service {
+    /// Sends it back (RFC 862).
+    Echo,
+    /// Sends it back in Unicode upper case; bytes that are not UTF-8 unchanged.
+    Upper,
+}
+
+/// What to grade, and how.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The server.
+    pub subject: Subject,
+    /// What it is for.
+    pub service: Service,
+    /// The only transport to grade; both, as far as the server has them, when `None`.
+    pub transport: Option<Transport>,
+    /// Names, or beginnings of names, of the cases to run; all when empty.
+    pub only: Vec<String>,
+    /// Names, or beginnings of names, of the cases to leave out.
+    pub skip: Vec<String>,
+    /// How long one case may wait, in all, for what it expects.
+    pub timeout: Duration,
+    /// The `evecho` binary, through which servers are started.
+    pub supervisor: PathBuf,
+}
+
+impl Config {
+    /// The default patience with a case.
+    pub const TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// Grades all of `subject` as an echo server. Servers are started through the running
+    /// program, so another than `evecho` has to set `supervisor`.
+    pub fn new(subject: Subject) -> Self {
+        Self {
+            subject,
+            service: Service::Echo,
+            transport: None,
+            only: Vec::new(),
+            skip: Vec::new(),
+            timeout: Self::TIMEOUT,
+            supervisor: PathBuf::from("/proc/self/exe"),
+        }
+    }
+
+    /// The cases that this config asks for, in the order in which they run.
+    pub fn cases(&self) -> impl Iterator<Item = &'static Case> {
+        CASES.iter().filter(|case| {
+            (case.group != Group::Upper || self.service == Service::Upper)
+                && (self.only.is_empty() || case.is_among(&self.only))
+                && !case.is_among(&self.skip)
+        })
+    }
+
+    fn start(&self, transport: Transport) -> Start {
+        Start {
+            supervisor: self.supervisor.clone(),
+            transport,
+            patience: self.timeout,
+            descriptors: None,
+        }
+    }
+}
+
+/// Cases that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Group {
+    /// Streams.
+    Tcp,
+    /// Datagrams.
+    Udp,
+    /// What the server uses, and how it behaves as a process.
+    Process,
+    /// Datagrams that must not be answered.
+    Loop,
+    /// The upper-case service.
+    Upper,
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Process => "Process",
+            Self::Loop => "Loops",
+            Self::Upper => "Upper case",
+        })
+    }
+}
+
+/// One rule that a server keeps or breaks.
+#[derive(Debug)]
+pub struct Case {
+    /// Its name, which does not change from version to version.
+    pub name: &'static str,
+    /// Where it belongs.
+    pub group: Group,
+    /// What the server has to do, with the thresholds that decide.
+    pub rule: &'static str,
+    /// Where the rule comes from: RFC and section, manual page or advisory.
+    pub source: &'static str,
+    needs: Needs,
+    run: fn(&Context<'_>) -> Result<(), Stop>,
+}
+
+impl Case {
+    /// Whether one of the patterns is its name or the beginning of it; a final `*` is ignored.
+    pub fn is_among(&self, patterns: &[String]) -> bool {
+        patterns.iter().any(|pattern| self.name.starts_with(pattern.trim_end_matches('*')))
+    }
+}
+
+/// What has to be there for a case to say anything.
+#[derive(Clone, Copy, Debug)]
+struct Needs {
+    tcp: bool,
+    udp: bool,
+    loopback: bool,
+    process: Access,
+}
+
+/// How close the grader is to the server's process; each includes the ones before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Access {
+    None,
+    /// It can be looked at.
+    Look,
+    /// It can be started and ended.
+    Start,
+}
+
+impl Needs {
+    /// Why a case cannot be run against this server; `None` when it can.
+    fn missing(&self, context: &Context<'_>) -> Option<String> {
+        let probe = &context.probe;
+        if self.tcp && !probe.tcp {
+            return Some(format!("no TCP: {}", probe.no_tcp));
+        }
+        if self.udp && !probe.udp {
+            return Some(format!("no UDP: {}", probe.no_udp));
+        }
+        if self.loopback && !probe.address.ip().is_loopback() {
+            return Some("done on loopback only".to_owned());
+        }
+        if self.process > context.access() {
+            return Some(match self.process {
+                Access::Start => "needs a server of its own: give --start".to_owned(),
+                _ => "needs the server's process: give --pid or --start".to_owned(),
+            });
+        }
+        None
+    }
+}
+
+/// Why a case ended early.
+#[derive(Clone, Debug)]
+enum Stop {
+    Failed { expected: String, seen: String },
+    Skipped { reason: String },
+}
+
+impl Stop {
+    fn failed(expected: impl Into<String>, seen: impl Into<String>) -> Self {
+        Self::Failed { expected: expected.into(), seen: seen.into() }
+    }
+
+    fn skipped(reason: impl Into<String>) -> Self {
+        Self::Skipped { reason: reason.into() }
+    }
+}
+
+/// How a case ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "lowercase")]
+pub enum Outcome {
+    /// The server keeps the rule.
+    Passed,
+    /// It does not.
+    Failed {
+        /// What the rule asks for.
+        expected: String,
+        /// What the server did.
+        seen: String,
+    },
+    /// The case says nothing about this server.
+    Skipped {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A case and how it ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct CaseReport {
+    /// The name of the case.
+    pub name: &'static str,
+    /// Where it belongs.
+    pub group: Group,
+    /// What the server has to do.
+    pub rule: &'static str,
+    /// Where the rule comes from.
+    pub source: &'static str,
+    /// How it ended.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+    /// How long it took.
+    #[serde(rename = "seconds", serialize_with = "seconds")]
+    pub took: Duration,
+}
+
+/// All that a run found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Where the server was asked.
+    pub address: SocketAddr,
+    /// What it is for.
+    pub service: Service,
+    /// Whether it was graded over TCP.
+    pub tcp: bool,
+    /// Whether it was graded over UDP.
+    pub udp: bool,
+    /// How many cases passed.
+    pub passed: usize,
+    /// How many failed.
+    pub failed: usize,
+    /// How many were skipped.
+    pub skipped: usize,
+    /// How long the run took.
+    #[serde(rename = "seconds", serialize_with = "seconds")]
+    pub took: Duration,
+    /// The cases, in the order in which they ran.
+    pub cases: Vec<CaseReport>,
+}
+
+impl Report {
+    /// Whether no case failed.
+    pub fn all_passed(&self) -> bool {
+        self.failed == 0
+    }
+}
+
+fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(time.as_secs_f64())
+}
+
+/// Why a run could not begin, or could not go on: one sentence.
+#[derive(Debug)]
+pub enum Error {
+    /// The name does not resolve, or its only address is not reached.
+    Target(target::Error),
+    /// The server cannot be started.
+    Start(StartError),
+    /// The server's process cannot be looked at.
+    Pid(u32, io::Error),
+    /// Nothing answers over any transport that is to be graded.
+    Nothing(Target),
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Target(error) => error.fmt(f),
+            Self::Start(error) => error.fmt(f),
+            Self::Pid(pid, error) => {
+                write!(f, "cannot look at process {pid}: {error}; give the server's process id")
+            }
+            Self::Nothing(target) => write!(
+                f,
+                "nothing listens at {target}; is a server running there, and on that port?"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Runs the cases that `config` asks for, and calls `each` as soon as one has ended.
+///
+/// # Errors
+///
+/// When the server cannot be reached or started at all. What it does wrong is in the report.
+pub fn run(
+    config: &Config,
+    mut each: impl FnMut(&'static Case, &CaseReport),
+) -> Result<Report, Error> {
+    raise_own_limit();
+    let began = Instant::now();
+    let mut bench = Bench::set_up(config)?;
+    let mut cases = Vec::new();
+    for case in config.cases() {
+        let report = bench.grade(case)?;
+        each(case, &report);
+        cases.push(report);
+    }
+    let count = |is: fn(&Outcome) -> bool| cases.iter().filter(|case| is(&case.outcome)).count();
+    Ok(Report {
+        address: bench.probe.address,
+        service: config.service,
+        tcp: bench.probe.tcp,
+        udp: bench.probe.udp,
+        passed: count(|outcome| matches!(outcome, Outcome::Passed)),
+        failed: count(|outcome| matches!(outcome, Outcome::Failed { .. })),
+        skipped: count(|outcome| matches!(outcome, Outcome::Skipped { .. })),
+        took: began.elapsed(),
+        cases,
+    })
+}
+
+/// Cases hold hundreds of connections: takes all open files that this process may have.
+fn raise_own_limit() {
+    use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(RLIMIT_NOFILE) {
+        // Where this fails, the cases that need more say so.
+        let _ = setrlimit(RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// The server under test, and what is known about it.
+struct Bench<'a> {
+    config: &'a Config,
+    probe: Probe,
+    server: Option<ServerProcess>,
+}
+
+impl<'a> Bench<'a> {
+    fn set_up(config: &'a Config) -> Result<Self, Error> {
+        let (probe, server) = match &config.subject {
+            Subject::Address(target) => (Probe::target(target, config)?, None),
+            Subject::Process(target, pid) => {
+                Usage::of(*pid).map_err(|error| Error::Pid(*pid, error))?;
+                (Probe::target(target, config)?, None)
+            }
+            Subject::Command(command) => {
+                let first = config.transport.unwrap_or(Transport::Tcp);
+                let server = command.start(&config.start(first)).map_err(Error::Start)?;
+                (Probe::started(server.address(), config), Some(server))
+            }
+        };
+        Ok(Self { config, probe, server })
+    }
+
+    fn grade(&mut self, case: &'static Case) -> Result<CaseReport, Error> {
+        let began = Instant::now();
+        let context = Context::new(self.config, &self.probe, self.pid());
+        let ended = match case.needs.missing(&context) {
+            Some(reason) => Err(Stop::Skipped { reason }),
+            None => (case.run)(&context),
+        };
+        let outcome = match ended {
+            Ok(()) => Outcome::Passed,
+            Err(Stop::Failed { expected, seen }) => Outcome::Failed { expected, seen },
+            Err(Stop::Skipped { reason }) => Outcome::Skipped { reason },
+        };
+        let outcome = self.replace_the_dead()?.unwrap_or(outcome);
+        let Case { name, group, rule, source, .. } = *case;
+        Ok(CaseReport { name, group, rule, source, outcome, took: began.elapsed() })
+    }
+
+    fn pid(&self) -> Option<u32> {
+        match (&self.config.subject, &self.server) {
+            (Subject::Process(_, pid), _) => Some(*pid),
+            (_, server) => server.as_ref().map(ServerProcess::pid),
+        }
+    }
+
+    /// When the case has ended the server, that is its outcome, and the next gets a new one.
+    fn replace_the_dead(&mut self) -> Result<Option<Outcome>, Error> {
+        let (Subject::Command(command), Some(server)) = (&self.config.subject, &mut self.server)
+        else {
+            return Ok(None);
+        };
+        let Some(status) = server.ended() else { return Ok(None) };
+        let seen = match server.last_words() {
+            words if words.is_empty() => format!("it ended ({status}) and said nothing"),
+            words => format!("it ended ({status}) and said: {words}"),
+        };
+        let transport = if self.probe.tcp { Transport::Tcp } else { Transport::Udp };
+        let server = command.start(&self.config.start(transport)).map_err(Error::Start)?;
+        self.probe = Probe::started(server.address(), self.config);
+        self.server = Some(server);
+        Ok(Some(Outcome::Failed { expected: "the server goes on serving".to_owned(), seen }))
+    }
+}

@@ -1,0 +1,247 @@
+//! One TCP connection of the grader: never blocks, and gives up when its case does.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, SockRef, Socket, Type};
+
+use super::context::{Seen, bytes};
+
+/// The receive buffer of a narrow connection. The kernel doubles it and keeps a minimum.
+const NARROW: usize = 4 << 10;
+
+/// A connection to the server under test.
+#[derive(Debug)]
+pub(super) struct Wire {
+    stream: TcpStream,
+    deadline: Instant,
+}
+
+/// What one look at a connection found.
+pub(super) enum Got {
+    Bytes(usize),
+    Nothing,
+    End,
+}
+
+impl Wire {
+    pub(super) fn connect(address: SocketAddr, deadline: Instant) -> Result<Self, Seen> {
+        Self::open(address, deadline, None)
+    }
+
+    pub(super) fn connect_narrow(address: SocketAddr, deadline: Instant) -> Result<Self, Seen> {
+        Self::open(address, deadline, Some(NARROW))
+    }
+
+    fn open(
+        address: SocketAddr,
+        deadline: Instant,
+        receive_buffer: Option<usize>,
+    ) -> Result<Self, Seen> {
+        let connect = || {
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+            if let Some(size) = receive_buffer {
+                socket.set_recv_buffer_size(size)?;
+            }
+            socket.connect_timeout(&address.into(), left(deadline))?;
+            socket.set_nonblocking(true)?;
+            socket.set_tcp_nodelay(true)?;
+            Ok(socket.into())
+        };
+        match connect() {
+            Ok(stream) => Ok(Self { stream, deadline }),
+            Err(error) => Err(Seen::error(&format!("connecting to {address}"), &error)),
+        }
+    }
+
+    /// Writes what fits now; zero when nothing does.
+    fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.stream.write(bytes) {
+            Err(error) if passing(&error) => Ok(0),
+            other => other,
+        }
+    }
+
+    /// Reads what is there now.
+    pub(super) fn read_some(&mut self, buffer: &mut [u8]) -> io::Result<Got> {
+        match self.stream.read(buffer) {
+            Ok(0) => Ok(Got::End),
+            Ok(length) => Ok(Got::Bytes(length)),
+            Err(error) if passing(&error) => Ok(Got::Nothing),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for readiness, at most for `patience` and until the deadline. False when the time
+    /// is over.
+    pub(super) fn wait(&self, flags: PollFlags, patience: Duration) -> bool {
+        let patience = patience.min(left(self.deadline)).saturating_add(Duration::from_millis(1));
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(self.stream.as_fd(), flags)];
+        matches!(poll(&mut fds, timeout), Ok(1..))
+    }
+
+    /// Sends `sent` and reads at the same time, until exactly `answer` has come.
+    pub(super) fn converse(&mut self, sent: &[u8], answer: &[u8]) -> Result<(), Seen> {
+        let mut unsent = sent;
+        let mut reading = Reading::new(answer);
+        while !unsent.is_empty() || !reading.done() {
+            let flags = match unsent.is_empty() {
+                true => PollFlags::POLLIN,
+                false => PollFlags::POLLIN | PollFlags::POLLOUT,
+            };
+            if !self.wait(flags, Duration::MAX) {
+                return Err(reading.too_late(unsent.len()));
+            }
+            let length = unsent.len().min(64 << 10);
+            if length > 0 {
+                let written = self.write_some(&unsent[..length]);
+                unsent = &unsent[written.map_err(|error| reading.broken(&error))?..];
+            }
+            reading.read(self)?;
+        }
+        Ok(())
+    }
+
+    /// Sends bytes that have to come back unchanged, and waits for them.
+    pub(super) fn exchange(&mut self, bytes: &[u8]) -> Result<(), Seen> {
+        self.converse(bytes, bytes)
+    }
+
+    /// Sends all of it without reading anything.
+    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), Seen> {
+        let mut unsent = bytes;
+        while !unsent.is_empty() {
+            if !self.wait(PollFlags::POLLOUT, Duration::MAX) {
+                let sent = bytes.len() - unsent.len();
+                return Err(Seen::server(format!("it took only {sent} of {} bytes", bytes.len())));
+            }
+            let written = self.write_some(unsent);
+            unsent = &unsent[written.map_err(|error| Seen::error("sending", &error))?..];
+        }
+        Ok(())
+    }
+
+    /// Sends of `bytes` what is taken while nothing is read, and says how much that was: stops
+    /// when nothing more was taken for `patience`.
+    pub(super) fn stuff(&mut self, bytes: &[u8], patience: Duration) -> Result<usize, Seen> {
+        let mut sent = 0;
+        while sent < bytes.len() && self.wait(PollFlags::POLLOUT, patience) {
+            let piece = &bytes[sent..bytes.len().min(sent + (64 << 10))];
+            sent += self.write_some(piece).map_err(|error| Seen::error("sending", &error))?;
+        }
+        Ok(sent)
+    }
+
+    /// Ends this side's stream (FIN); the other may go on.
+    pub(super) fn finish(&self) -> Result<(), Seen> {
+        self.stream.shutdown(Shutdown::Write).map_err(|error| Seen::error("half-closing", &error))
+    }
+
+    /// Waits for the server to end its stream, and for nothing before that.
+    pub(super) fn expect_end(&mut self) -> Result<(), Seen> {
+        let mut buffer = [0; 4096];
+        loop {
+            if !self.wait(PollFlags::POLLIN, Duration::MAX) {
+                return Err(Seen::server("it kept the connection open"));
+            }
+            match self.read_some(&mut buffer) {
+                Ok(Got::End) => return Ok(()),
+                Ok(Got::Nothing) => {}
+                Ok(Got::Bytes(length)) => {
+                    return Err(Seen::server(format!("{length} or more bytes too many came")));
+                }
+                Err(error) => return Err(Seen::error("waiting for its end", &error)),
+            }
+        }
+    }
+
+    /// Ends the connection at once, with a reset (RST).
+    pub(super) fn reset(self) {
+        // Closing without lingering is what sends the reset; without it, a FIN is sent.
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+    }
+}
+
+/// Compares what comes with what has to come.
+struct Reading<'a> {
+    answer: &'a [u8],
+    got: usize,
+    buffer: Vec<u8>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(answer: &'a [u8]) -> Self {
+        // One byte more than is expected, so that one too many is seen.
+        Self { answer, got: 0, buffer: vec![0; (answer.len() + 1).min(64 << 10)] }
+    }
+
+    fn done(&self) -> bool {
+        self.got == self.answer.len()
+    }
+
+    fn read(&mut self, wire: &mut Wire) -> Result<(), Seen> {
+        match wire.read_some(&mut self.buffer) {
+            Ok(Got::Nothing) => Ok(()),
+            Ok(Got::End) if self.done() => Ok(()),
+            Ok(Got::End) => Err(self.stopped("it closed the connection")),
+            Ok(Got::Bytes(length)) => self.compare(length),
+            Err(error) => Err(self.broken(&error)),
+        }
+    }
+
+    fn compare(&mut self, length: usize) -> Result<(), Seen> {
+        let found = &self.buffer[..length];
+        let wanted = &self.answer[self.got..self.answer.len().min(self.got + length)];
+        if let Some(index) = wanted.iter().zip(found).position(|(a, b)| a != b) {
+            return Err(Seen::server(format!(
+                "byte {} came back as 0x{:02x} instead of 0x{:02x}",
+                self.got + index,
+                found[index],
+                wanted[index]
+            )));
+        }
+        if found.len() > wanted.len() {
+            let surplus = found.len() - wanted.len();
+            return Err(Seen::server(format!("{surplus} bytes more than expected came back")));
+        }
+        self.got += length;
+        Ok(())
+    }
+
+    fn stopped(&self, what: &str) -> Seen {
+        let (got, all) = (bytes(self.got as u64), bytes(self.answer.len() as u64));
+        Seen::server(format!("{what} after {got} of {all}"))
+    }
+
+    fn too_late(&self, unsent: usize) -> Seen {
+        let (got, all) = (bytes(self.got as u64), bytes(self.answer.len() as u64));
+        let not_taken = match unsent {
+            0 => String::new(),
+            _ => format!(", and it does not take the last {}", bytes(unsent as u64)),
+        };
+        Seen::server(format!("it stopped answering after {got} of {all}{not_taken}"))
+    }
+
+    fn broken(&self, error: &io::Error) -> Seen {
+        match error.kind() {
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+                self.stopped("it reset the connection")
+            }
+            _ => Seen::error("the exchange", error),
+        }
+    }
+}
+
+/// Nothing now, or a signal came in between.
+fn passing(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+/// The time until `deadline`; a connection attempt needs some.
+pub(super) fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}

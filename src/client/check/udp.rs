@@ -1,0 +1,189 @@
+//! The cases over UDP.
+
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use super::Stop;
+use super::context::{Context, Expecting, Seen, payload};
+use super::datagram::{LARGEST, Post, same};
+use super::stream::Wire;
+use super::tcp;
+use crate::client::process::listens;
+use crate::client::target::Transport;
+
+/// `udp-sizes`
+pub(super) fn sizes(cx: &Context<'_>) -> Result<(), Stop> {
+    each_size(cx, &[1, 2, 3, 64, 512, 1_000, 1_472])
+}
+
+/// `udp-large`
+pub(super) fn large(cx: &Context<'_>) -> Result<(), Stop> {
+    each_size(cx, &[1_473, 4_096, 8_193, 9_000, 32_768, 65_000, LARGEST])
+}
+
+fn each_size(cx: &Context<'_>, sizes: &[usize]) -> Result<(), Stop> {
+    for &size in sizes {
+        let post = cx.post()?;
+        post.exchange(&payload(size as u32, size))
+            .expecting(format!("a datagram of {size} bytes comes back as it was sent"))?;
+    }
+    Ok(())
+}
+
+/// `udp-empty`
+pub(super) fn empty(cx: &Context<'_>) -> Result<(), Stop> {
+    cx.post()?.exchange(&[]).expecting("a datagram without data is answered by one without data")
+}
+
+/// `udp-bytes`
+pub(super) fn values(cx: &Context<'_>) -> Result<(), Stop> {
+    let all: Vec<u8> = (0..=255).collect();
+    cx.post()?
+        .converse(&all, &cx.answer(&all))
+        .expecting("each of the 256 byte values is answered as it is")
+        .map(|_| ())
+}
+
+/// `udp-reply-port`
+pub(super) fn reply_port(cx: &Context<'_>) -> Result<(), Stop> {
+    let bytes = payload(20, 100);
+    let expected = format!("the answer comes from port {}", cx.address().port());
+    let from = cx.post()?.converse(&bytes, &bytes).expecting(&expected)?;
+    if from.port() != cx.address().port() {
+        return Err(Stop::failed(expected, format!("it came from port {}", from.port())));
+    }
+    Ok(())
+}
+
+/// `udp-reply-address`
+pub(super) fn reply_address(cx: &Context<'_>) -> Result<(), Stop> {
+    let asked = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), cx.address().port()));
+    if !cx.address().is_ipv4() {
+        return Err(Stop::skipped("needs a server on IPv4 loopback"));
+    }
+    if !listens(asked, Transport::Udp) {
+        return Err(Stop::skipped(format!("nothing listens at {asked}")));
+    }
+    let bytes = payload(21, 100);
+    let expected = "what was asked of 127.0.0.2 is answered from 127.0.0.2";
+    let post = Post::to(asked, cx.deadline).expecting(expected)?;
+    let from = post.converse(&bytes, &bytes).expecting(expected)?;
+    if from.ip() != asked.ip() {
+        return Err(Stop::failed(expected, format!("it was answered from {}", from.ip())));
+    }
+    Ok(())
+}
+
+/// `udp-burst`
+pub(super) fn burst(cx: &Context<'_>) -> Result<(), Stop> {
+    const POSTS: u32 = 4;
+    const DATAGRAMS: u32 = 16;
+    let mut posts = Vec::new();
+    for _ in 0..POSTS {
+        posts.push(cx.post()?);
+    }
+    let expected = format!(
+        "{} datagrams sent at once by {POSTS} sockets are each answered once, to its sender",
+        POSTS * DATAGRAMS
+    );
+    for number in 0..DATAGRAMS {
+        for (owner, post) in (0..).zip(&posts) {
+            post.send(&payload(owner * DATAGRAMS + number, 100)).expecting(&expected)?;
+        }
+    }
+    for (owner, post) in (0..).zip(&posts) {
+        let numbers = owner * DATAGRAMS..(owner + 1) * DATAGRAMS;
+        let wanted = numbers.map(|number| (payload(number, 100), 0_u32)).collect();
+        answered_once(cx, post, wanted).expecting(&expected)?;
+    }
+    Ok(())
+}
+
+/// Takes answers until each of `wanted` has come, and then whatever is there already.
+fn answered_once(
+    cx: &Context<'_>,
+    post: &Post,
+    mut wanted: HashMap<Vec<u8>, u32>,
+) -> Result<(), Seen> {
+    // Only loopback loses nothing.
+    let may_be_lost = if cx.address().ip().is_loopback() { 0 } else { wanted.len() / 4 };
+    let mut missing = wanted.len();
+    while missing > may_be_lost {
+        let Ok((found, _)) = post.receive() else {
+            return Err(Seen::server(format!("{missing} of {} never came", wanted.len())));
+        };
+        missing -= usize::from(count(&mut wanted, &found)?);
+    }
+    // An exchange behind the burst: what was answered twice has come before its answer.
+    let last = payload(u32::MAX, 99);
+    post.send(&last)?;
+    loop {
+        let (found, _) = post.receive()?;
+        if same(&found, &last).is_ok() {
+            return Ok(());
+        }
+        count(&mut wanted, &found)?;
+    }
+}
+
+/// Counts an answer; false when it came before.
+fn count(wanted: &mut HashMap<Vec<u8>, u32>, found: &[u8]) -> Result<bool, Seen> {
+    match wanted.get_mut(found) {
+        None => Err(Seen::server("a datagram came that this socket did not send")),
+        Some(0) => {
+            wanted.insert(found.to_vec(), 1);
+            Ok(true)
+        }
+        Some(_) => Err(Seen::server("a datagram was answered twice")),
+    }
+}
+
+/// `udp-beside-tcp`
+pub(super) fn beside_tcp(cx: &Context<'_>) -> Result<(), Stop> {
+    const LONGEST: Duration = Duration::from_secs(1);
+    let bytes = payload(22, 500);
+    tcp::beside_flood(cx, || {
+        let _blocked = tcp::blocked(cx)?;
+        let post = cx.post()?;
+        for _ in 0..50 {
+            let sent = std::time::Instant::now();
+            let expected = "datagrams are answered within 1 s while TCP clients flood and block";
+            post.exchange(&bytes).expecting(expected)?;
+            if sent.elapsed() > LONGEST {
+                let seen = format!("one was answered after {:.1?}", sent.elapsed());
+                return Err(Stop::failed(expected, seen));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// `udp-both-families`
+pub(super) fn both_families(cx: &Context<'_>) -> Result<(), Stop> {
+    let sibling = tcp::sibling(cx)?;
+    let expected = format!("{sibling} answers over UDP too");
+    if !listens(sibling, Transport::Udp) {
+        return Err(match cx.probe.tcp && Wire::connect(sibling, cx.deadline).is_ok() {
+            true => Stop::failed(expected, "it listens over TCP and has no UDP socket"),
+            false => Stop::skipped(format!("nothing listens at {sibling}")),
+        });
+    }
+    let post = Post::to(sibling, cx.deadline).expecting(&expected)?;
+    post.exchange(&payload(23, 100)).expecting(expected)
+}
+
+/// `udp-gone-peers`
+pub(super) fn gone_peers(cx: &Context<'_>) -> Result<(), Stop> {
+    const PEERS: u32 = 50;
+    for number in 0..PEERS {
+        // Closed before it is answered: the answer meets "port unreachable".
+        cx.post()?.send(&payload(number, 100)).expecting("a datagram can be sent")?;
+    }
+    let post = cx.post()?;
+    for _ in 0..3 {
+        post.exchange(&payload(24, 100))
+            .expecting(format!("a client is answered after {PEERS} that did not wait"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! What a run is asked to do: plain values, defaults and the rules that they keep.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{datagram, nanoseconds};
+use crate::client::target::Transport;
+
+/// How the connections are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Each connection keeps [`Config::depth`] messages in flight, and sends the next when one
+    /// comes back.
+    PingPong,
+    /// Each connection sends as fast as it can and reads as fast as it can. TCP only.
+    Stream,
+    /// Each connection carries one message and is then closed: connect, send, read it back,
+    /// half-close, wait for the server's FIN, close; then the next one. TCP only.
+    Churn,
+    /// Every connection echoes one message, stays silent for the run's time and echoes one
+    /// message more. TCP only.
+    Idle,
+}
+
+/// When a run ends.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Length {
+    /// After this time.
+    #[serde(rename = "time_ns", serialize_with = "nanoseconds")]
+    Time(Duration),
+    /// After so many messages, over all connections.
+    Messages(u64),
+}
+
+/// What a run is asked to do. [`Config::new`] has defaults for all but the server.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Config {
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// The server.
+    pub address: SocketAddr,
+    /// How the connections are used. Default: ping-pong.
+    pub mode: Mode,
+    /// TCP connections, or UDP sockets: at least 1. Default: 50.
+    pub connections: u32,
+    /// Bytes in a message: at least 1 (UDP: 16, for the sequence number, to 65,507). In stream
+    /// mode, the most that one write sends. Default: 64.
+    pub size: usize,
+    /// Messages in flight on each connection in ping-pong: 1 to 65,535. Default: 1.
+    pub depth: u16,
+    /// When the measured part ends. Default: after 10 s.
+    pub length: Length,
+    /// Load before the measured part. Default: none.
+    #[serde(rename = "warmup_ns", serialize_with = "nanoseconds")]
+    pub warmup: Duration,
+    /// Messages (churn: connections) a second over all connections, sent when they are due
+    /// whether or not earlier ones have come back, as far as connections and depth allow.
+    /// Latencies then start when a message was due. Default: none, the next message goes out when
+    /// one has come back.
+    pub rate: Option<f64>,
+    /// How long a reply may take. A UDP message is then given up, and the next one sent. TCP
+    /// connections wait on, until nothing at all has come for this long. Default: 5 s, over UDP
+    /// 500 ms.
+    #[serde(rename = "timeout_ns", serialize_with = "nanoseconds")]
+    pub timeout: Duration,
+    /// The client's own addresses, used in turn; each has some 28,000 ports for one server
+    /// address. Default: the system's choice, but 127.0.0.2 to 127.0.0.65 where one address
+    /// would not have enough ports (churn, and over 20,000 connections) and the server is in
+    /// 127.0.0.0/8.
+    pub sources: Vec<IpAddr>,
+}
+
+/// More connections than this do not fit the ports of one source address.
+const MOST_PER_SOURCE: u32 = 20_000;
+
+impl Config {
+    /// The defaults, for the server at `address`.
+    pub fn new(transport: Transport, address: SocketAddr) -> Self {
+        Self {
+            transport,
+            address,
+            mode: Mode::PingPong,
+            connections: 50,
+            size: 64,
+            depth: 1,
+            length: Length::Time(Duration::from_secs(10)),
+            warmup: Duration::ZERO,
+            rate: None,
+            timeout: match transport {
+                Transport::Tcp => Duration::from_secs(5),
+                Transport::Udp => Duration::from_millis(500),
+            },
+            sources: Vec::new(),
+        }
+    }
+
+    /// Whether the values fit together.
+    ///
+    /// # Errors
+    ///
+    /// The first rule that is broken.
+    pub fn check(&self) -> Result<(), Invalid> {
+        let udp = self.transport == Transport::Udp;
+        let rules = [
+            (self.connections == 0, "at least one connection is needed"),
+            (self.size == 0, "a message has at least one byte"),
+            (self.size > 1 << 30, "a message has at most 1 GiB"),
+            (
+                udp && !(datagram::HEADER..=datagram::LONGEST).contains(&self.size),
+                "a UDP message has 16 bytes (for the sequence number) to 65507",
+            ),
+            (self.depth == 0, "at least one message has to be in flight"),
+            (
+                self.depth > 1 && self.mode != Mode::PingPong,
+                "a depth belongs to ping-pong: the other modes know none",
+            ),
+            (udp && self.mode != Mode::PingPong, "over UDP there is only ping-pong"),
+            (
+                self.rate.is_some() && matches!(self.mode, Mode::Stream | Mode::Idle),
+                "a rate belongs to ping-pong and churn: the other modes know none",
+            ),
+            (
+                self.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)),
+                "a rate is more than nothing",
+            ),
+            (self.length == Length::Messages(0), "at least one message is needed"),
+            (self.length == Length::Time(Duration::ZERO), "the run needs some time"),
+            (
+                self.mode == Mode::Idle && !matches!(self.length, Length::Time(_)),
+                "idle connections need a time to be silent, not a number of messages",
+            ),
+            (self.timeout.is_zero(), "a reply needs some time: the timeout cannot be zero"),
+            (
+                self.sources.iter().any(|source| source.is_ipv4() != self.address.is_ipv4()),
+                "source addresses are of the same family (IPv4 or IPv6) as the server's address",
+            ),
+        ];
+        rules.iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, rule)| Err(Invalid(rule)))
+    }
+
+    /// The source addresses to use in turn; none leaves the choice to the system.
+    pub(super) fn effective_sources(&self) -> Vec<IpAddr> {
+        let many = self.mode == Mode::Churn || self.connections > MOST_PER_SOURCE;
+        let local = matches!(self.address.ip(), IpAddr::V4(ip) if ip.is_loopback());
+        if self.sources.is_empty() && many && local {
+            (2..=65).map(|last| IpAddr::from([127, 0, 0, last])).collect()
+        } else {
+            self.sources.clone()
+        }
+    }
+}
+
+/// The rule that a configuration breaks, as a sentence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Invalid(&'static str);
+
+impl fmt::Display for Invalid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Invalid {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tcp() -> Config {
+        Config::new(Transport::Tcp, "127.0.0.1:7".parse().unwrap())
+    }
+
+    #[test]
+    fn the_defaults_fit() {
+        assert_eq!(tcp().check(), Ok(()));
+        assert_eq!(Config::new(Transport::Udp, "[::1]:7".parse().unwrap()).check(), Ok(()));
+    }
+
+    #[test]
+    fn every_rule_is_kept() {
+        let udp = Config { transport: Transport::Udp, ..tcp() };
+        let messages = Length::Messages(1);
+        for (config, word) in [
+            (Config { connections: 0, ..tcp() }, "connection"),
+            (Config { size: 0, ..tcp() }, "byte"),
+            (Config { size: usize::MAX, ..tcp() }, "GiB"),
+            (Config { size: 15, ..udp.clone() }, "16"),
+            (Config { size: 65_508, ..udp.clone() }, "65507"),
+            (Config { depth: 0, ..tcp() }, "in flight"),
+            (Config { depth: 2, mode: Mode::Stream, ..tcp() }, "depth"),
+            (Config { mode: Mode::Churn, ..udp }, "UDP"),
+            (Config { rate: Some(1.0), mode: Mode::Idle, ..tcp() }, "rate"),
+            (Config { rate: Some(0.0), ..tcp() }, "rate"),
+            (Config { rate: Some(f64::NAN), ..tcp() }, "rate"),
+            (Config { length: Length::Messages(0), ..tcp() }, "message"),
+            (Config { length: Length::Time(Duration::ZERO), ..tcp() }, "time"),
+            (Config { length: messages, mode: Mode::Idle, ..tcp() }, "time"),
+            (Config { timeout: Duration::ZERO, ..tcp() }, "timeout"),
+            (Config { sources: vec!["::1".parse().unwrap()], ..tcp() }, "family"),
+        ] {
+            let error = config.check().unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn many_local_connections_get_many_sources() {
+        assert!(tcp().effective_sources().is_empty());
+        assert_eq!(Config { mode: Mode::Churn, ..tcp() }.effective_sources().len(), 64);
+        assert_eq!(Config { connections: 30_000, ..tcp() }.effective_sources().len(), 64);
+        let given = vec!["127.0.0.9".parse().unwrap()];
+        let config = Config { mode: Mode::Churn, sources: given.clone(), ..tcp() };
+        assert_eq!(config.effective_sources(), given);
+        let far = Config::new(Transport::Tcp, "192.0.2.1:7".parse().unwrap());
+        assert!(Config { mode: Mode::Churn, ..far }.effective_sources().is_empty());
+    }
+}

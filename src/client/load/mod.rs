@@ -1,0 +1,146 @@
+//! The load engine: keeps an echo server busy from one thread, verifies every byte that comes
+//! back, and measures.
+//!
+//! [`run`] takes a plain [`Config`] and ends in a plain [`Report`]. It prints nothing, takes no
+//! signal and keeps no state, so that the command line, benches and tests all use it.
+//!
+//! ```
+//! use std::io::{self, Read, Write};
+//! use std::net::TcpListener;
+//! use std::ops::ControlFlow;
+//! use evecho::client::load::{self, Config, Length};
+//! use evecho::client::target::Transport;
+//!
+//! // A server for one connection.
+//! let listener = TcpListener::bind("127.0.0.1:0")?;
+//! let address = listener.local_addr()?;
+//! std::thread::spawn(move || -> io::Result<u64> {
+//!     let (mut stream, _) = listener.accept()?;
+//!     io::copy(&mut stream.try_clone()?, &mut stream)
+//! });
+//!
+//! let mut config = Config::new(Transport::Tcp, address);
+//! config.connections = 1;
+//! config.length = Length::Messages(100);
+//! let report = load::run(&config, &mut |_progress| ControlFlow::Continue(()))?;
+//! assert_eq!((report.messages, report.errors.total()), (100, 0));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The modules: `config` what is asked for, `course` the course of a run (open, warm up, measure,
+//! drain) and its event loop, `tcp`, `churn` and `udp` the three ways to keep a server busy, `pace`
+//! the open loop's schedule, `stream` and `datagram` what is wrong with an echo, `report` the
+//! outcome.
+
+mod churn;
+mod config;
+mod course;
+mod datagram;
+mod faults;
+mod pace;
+mod report;
+mod socket;
+mod stream;
+mod tcp;
+mod udp;
+
+use std::fmt;
+use std::io;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use serde::Serializer;
+
+pub use config::{Config, Invalid, Length, Mode};
+pub use faults::Errors;
+pub use report::{Latency, Phase, Progress, Report};
+
+use super::target::{self, Transport};
+
+/// Puts load on a server as `config` asks and reports what came of it.
+///
+/// `progress` is called about ten times a second; when it returns [`ControlFlow::Break`] the run
+/// ends at once, and what is still out then is no fault. The soft limit of open files is raised
+/// when the connections need it.
+///
+/// # Errors
+///
+/// When the configuration does not fit together, the limit of open files is too low, the server
+/// cannot be reached or the system refuses a socket. A fault of the server once the run is under
+/// way is not an error: [`Report::errors`] counts it.
+pub fn run(
+    config: &Config,
+    progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+) -> Result<Report, Error> {
+    config.check()?;
+    socket::make_room(config.connections)?;
+    let course = course::Course::new(config, progress)?;
+    match (config.transport, config.mode) {
+        (Transport::Udp, _) => course.measure(udp::Udp::new(config)),
+        (_, Mode::Churn) => course.measure(churn::Churn::new(config)),
+        (_, Mode::Idle) => course.idle(tcp::Tcp::new(config)),
+        (_, Mode::PingPong | Mode::Stream) => course.measure(tcp::Tcp::new(config)),
+    }
+}
+
+/// Why there is no report: one sentence that says what to do.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration does not fit together.
+    Invalid(Invalid),
+    /// The system does not let the process have so many sockets.
+    TooManyConnections {
+        /// How many were asked for.
+        asked: u32,
+        /// How many the hard limit of open files allows.
+        allowed: u64,
+    },
+    /// The server cannot be reached.
+    Unreachable {
+        /// How it was tried.
+        error: target::Error,
+        /// How many connections had been opened before.
+        opened: u32,
+        /// How many were asked for.
+        asked: u32,
+    },
+    /// The system refused something else.
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the system said.
+        error: io::Error,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Invalid(invalid) => invalid.fmt(f),
+            Self::TooManyConnections { asked, allowed } => write!(
+                f,
+                "{asked} connections are over the limit of open files, which leaves room for \
+                 {allowed}; raise the hard limit (ulimit -Hn) or ask for fewer"
+            ),
+            Self::Unreachable { error, opened: 0, .. } => error.fmt(f),
+            Self::Unreachable { error, opened, asked } => {
+                write!(f, "only {opened} of {asked} connections opened: {error}")
+            }
+            Self::System { what, error } => write!(f, "cannot {what}: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+impl From<Invalid> for Error {
+    fn from(invalid: Invalid) -> Self {
+        Self::Invalid(invalid)
+    }
+}
+
+/// Programs read times as nanoseconds.
+fn nanoseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,175 @@
+//! The bytes that the tools send, chosen so that no fault of an echo can go unseen.
+//!
+//! Byte `position` of stream `stream` is a fixed function of the two. The bytes look random and
+//! repeat after a prime number of them, so that a byte lost, repeated, swapped or shifted, or one
+//! that belongs to another stream, differs from what was expected within a few bytes, whatever
+//! the sizes of messages and buffers. The bytes of any position lie in one table: sending borrows
+//! a slice of it and verifying compares with one.
+
+use std::fmt;
+use std::sync::LazyLock;
+
+/// After this many bytes a stream repeats: a prime, so that no message size divides it.
+pub const PERIOD: usize = 65_521;
+
+/// The longest slice that [`slice()`] lends.
+pub const WINDOW: usize = 256 << 10;
+
+/// Streams start this far from one another in the table: a prime too, so that all of the first
+/// [`PERIOD`] streams differ.
+const STRIDE: u64 = 7_919;
+
+static TABLE: LazyLock<Box<[u8]>> = LazyLock::new(|| {
+    let mut bytes = Vec::with_capacity(PERIOD + WINDOW);
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    bytes.extend((0..PERIOD).map(|_| {
+        // xorshift64: see Marsaglia, "Xorshift RNGs" (2003).
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 32) as u8
+    }));
+    for at in 0..WINDOW {
+        bytes.push(bytes[at]);
+    }
+    bytes.into_boxed_slice()
+});
+
+/// Where the byte stands in the table.
+fn offset(stream: u32, position: u64) -> usize {
+    ((position % PERIOD as u64 + u64::from(stream) * STRIDE) % PERIOD as u64) as usize
+}
+
+/// The `length` bytes of `stream` from `position` on.
+///
+/// # Panics
+///
+/// When `length` is over [`WINDOW`].
+///
+/// ```
+/// use evecho::client::pattern;
+///
+/// let whole = pattern::slice(7, 0, 100);
+/// assert_eq!(pattern::slice(7, 40, 60), &whole[40..]);
+/// assert_ne!(pattern::slice(8, 0, 100), whole);
+/// ```
+pub fn slice(stream: u32, position: u64, length: usize) -> &'static [u8] {
+    assert!(length <= WINDOW, "a slice of the pattern is at most {WINDOW} bytes");
+    let start = offset(stream, position);
+    &TABLE[start..start + length]
+}
+
+/// A byte that is not the one that was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Where the byte stands in its stream.
+    pub position: u64,
+    /// The byte that was sent there.
+    pub expected: u8,
+    /// The byte that came back.
+    pub found: u8,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { position, expected, found } = self;
+        write!(f, "byte {position} came back as 0x{found:02x}, sent was 0x{expected:02x}")
+    }
+}
+
+impl std::error::Error for Mismatch {}
+
+/// Checks that `found` is what `stream` has from `position` on, at any length.
+///
+/// # Errors
+///
+/// The first byte that differs.
+pub fn verify(stream: u32, position: u64, found: &[u8]) -> Result<(), Mismatch> {
+    let mut at = position;
+    for found in found.chunks(WINDOW) {
+        let expected = slice(stream, at, found.len());
+        if expected != found {
+            let index = common(expected, found);
+            return Err(Mismatch {
+                position: at + index as u64,
+                expected: expected[index],
+                found: found[index],
+            });
+        }
+        at += found.len() as u64;
+    }
+    Ok(())
+}
+
+/// How many bytes of `found` are those of `stream` from `position` on, before the first that is
+/// not.
+pub fn matching(stream: u32, position: u64, found: &[u8]) -> usize {
+    match verify(stream, position, found) {
+        Ok(()) => found.len(),
+        Err(mismatch) => (mismatch.position - position) as usize,
+    }
+}
+
+fn common(a: &[u8], b: &[u8]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn any_eight_bytes_stand_at_one_place_of_a_period_only() {
+        let mut seen = std::collections::HashSet::new();
+        for position in 0..PERIOD as u64 {
+            assert!(seen.insert(slice(0, position, 8)), "repeated at {position}");
+        }
+    }
+
+    #[test]
+    fn every_byte_value_is_about_as_frequent() {
+        let mut counts = [0; 256];
+        slice(0, 0, PERIOD).iter().for_each(|&byte| counts[usize::from(byte)] += 1);
+        assert!(counts.iter().all(|count| (150..370).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn the_far_end_of_a_stream_has_bytes_too() {
+        assert_eq!(slice(u32::MAX, u64::MAX, WINDOW).len(), WINDOW);
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_sent_verifies(stream: u32, position in 0..1_u64 << 40, length in 0..600_000_usize) {
+            let mut echo = Vec::new();
+            while echo.len() < length {
+                let part = WINDOW.min(length - echo.len());
+                echo.extend_from_slice(slice(stream, position + echo.len() as u64, part));
+            }
+            prop_assert_eq!(verify(stream, position, &echo), Ok(()));
+        }
+
+        #[test]
+        fn a_changed_byte_is_named(stream: u32, position in 0..1_u64 << 40, at in 0..500_usize, flip in 1..=255_u8) {
+            let mut echo = slice(stream, position, 500).to_vec();
+            echo[at] ^= flip;
+            let expected = echo[at] ^ flip;
+            prop_assert_eq!(
+                verify(stream, position, &echo),
+                Err(Mismatch { position: position + at as u64, expected, found: echo[at] })
+            );
+            prop_assert_eq!(matching(stream, position, &echo), at);
+        }
+
+        #[test]
+        fn a_shift_cannot_go_unseen(stream: u32, position in 0..1_u64 << 40, shift in 1..PERIOD as u64) {
+            prop_assert!(verify(stream, position, slice(stream, position + shift, 8)).is_err());
+        }
+
+        #[test]
+        fn a_neighbour_cannot_go_unseen(stream in 0..1_u32 << 30, position in 0..1_u64 << 40, other in 1..PERIOD as u32) {
+            prop_assert!(verify(stream, position, slice(stream + other, position, 8)).is_err());
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! `evecho send`: messages or a stream to a server, and what comes back to standard output.
+//!
+//! Over TCP one loop moves bytes between the input, the server and the output. It never waits for
+//! one of them alone, so that no server and no file is too large for it, and it holds at most one
+//! buffer each way (or one message). Over UDP each message is a datagram.
+
+mod dialogue;
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+
+use super::target::{self, Target, Transport};
+use super::wait;
+use crate::protocol::Framing;
+use dialogue::{Buffer, Dialogue, MAX_MESSAGE};
+
+/// The longest datagram that UDP over IPv4 carries, in bytes (RFC 768, RFC 791).
+pub const MAX_DATAGRAM: usize = 65_507;
+
+/// Bytes that are read at once.
+const CHUNK: usize = 64 << 10;
+
+/// What to send where.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The server.
+    pub target: Target,
+    /// What carries the messages: over UDP each is a datagram.
+    pub transport: Transport,
+    /// How messages are told apart over TCP. [`Framing::Raw`] marks no end: a reply is whole when
+    /// it has as many bytes as its message, and the last one when the stream has ended.
+    /// [`Input::Raw`] has no messages to frame.
+    pub framing: Framing,
+    /// How long connecting may take, and how long the server may then neither take nor send a byte
+    /// while it is its turn. Waiting for input is never limited.
+    pub timeout: Duration,
+}
+
+/// What is sent.
+#[derive(Debug)]
+pub enum Input<R> {
+    /// Each of these, one after the other's reply.
+    Messages(Vec<Vec<u8>>),
+    /// Each line, without its newline, one after the other's reply.
+    Lines(R),
+    /// Everything: over TCP as a stream that is half-closed at its end, over UDP as one datagram.
+    Raw(R),
+}
+
+/// What was exchanged, and how it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Bytes that were sent, framing included.
+    pub sent: u64,
+    /// Bytes that came back, framing included.
+    pub received: u64,
+    /// Datagrams that nothing came back for: the only loss that does not end the command.
+    pub lost: u64,
+    /// All came back, and yet the server did not close its side after ours was half-closed.
+    pub left_open: bool,
+    /// The reader of the output went away, and nothing further was sent.
+    pub output_closed: bool,
+}
+
+/// Sends the input and writes what comes back to `output`. `on_loss` is told each message (counted
+/// from 1) whose datagram was not answered in time.
+///
+/// An output that nobody reads any more is a clean end, as in any filter.
+///
+/// ```no_run
+/// use std::fs::File;
+/// use std::time::Duration;
+///
+/// use evecho::Framing;
+/// use evecho::client::send::{self, Config, Input};
+/// use evecho::client::target::Transport;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config {
+///     target: "localhost:12000".parse()?,
+///     transport: Transport::Tcp,
+///     framing: Framing::Raw,
+///     timeout: Duration::from_secs(5),
+/// };
+/// let (input, output) = (File::open("in")?, File::create("out")?);
+/// let tally = send::run(&config, Input::Raw(input), output, |_| {})?;
+/// assert_eq!(tally.sent, tally.received);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// See [`Error`]. What came back of a whole reply, or before the server failed, is written.
+pub fn run<R: Read + AsFd, W: Write + AsFd>(
+    config: &Config,
+    input: Input<R>,
+    output: W,
+    on_loss: impl FnMut(u64),
+) -> Result<Tally, Error> {
+    if config.transport == Transport::Udp {
+        return datagrams(config, input, output, on_loss);
+    }
+    let framing = config.framing;
+    let (dialogue, input) = match input {
+        Input::Messages(messages) if messages.iter().any(|m| m.len() > MAX_MESSAGE) => {
+            return Err(Error::TooLong { most: MAX_MESSAGE });
+        }
+        Input::Messages(messages) => (Dialogue::messages(framing, messages), None),
+        Input::Lines(input) => (Dialogue::lines(framing), Some(input)),
+        Input::Raw(input) => (Dialogue::stream(), Some(input)),
+    };
+    let stream = config.target.connect_tcp(config.timeout).map_err(Error::Target)?;
+    let peer = stream.peer_addr().map_err(Error::Socket)?;
+    stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).map_err(Error::Socket)?;
+    let chunk = vec![0; CHUNK].into();
+    Pump { stream, peer, dialogue, input, output, chunk, half_closed: false }.run(config.timeout)
+}
+
+/// Moves bytes between input, server and output as each becomes ready.
+struct Pump<R, W> {
+    stream: TcpStream,
+    peer: SocketAddr,
+    dialogue: Dialogue,
+    input: Option<R>,
+    output: W,
+    /// What is read lands here first.
+    chunk: Box<[u8]>,
+    half_closed: bool,
+}
+
+/// Why a pump stops.
+enum End {
+    /// Every reply has come.
+    Answered,
+    /// The server closed its side, or broke the connection.
+    Closed,
+    /// The server did nothing for too long while it was its turn.
+    Silent,
+    /// The reader of the output is gone.
+    OutputClosed,
+}
+
+impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
+    fn run(mut self, timeout: Duration) -> Result<Tally, Error> {
+        let mut progress = Instant::now();
+        let end = loop {
+            if self.dialogue.all_answered() && self.dialogue.printed.is_empty() {
+                break End::Answered;
+            }
+            self.half_close()?;
+            // Nobody is late while we wait for input, or for the reader of the output.
+            let timed = self.dialogue.server_owes() && self.dialogue.printed.is_empty();
+            if !timed {
+                progress = Instant::now();
+            }
+            let before = (self.dialogue.sent, self.dialogue.received);
+            if let Some(end) = self.turn(timed.then_some(progress + timeout))? {
+                break end;
+            }
+            if before != (self.dialogue.sent, self.dialogue.received) {
+                progress = Instant::now();
+            } else if timed && progress.elapsed() >= timeout {
+                break End::Silent;
+            }
+        };
+        self.conclude(end, timeout)
+    }
+
+    /// Waits for whatever can go on, and lets it.
+    fn turn(&mut self, deadline: Option<Instant>) -> Result<Option<End>, Error> {
+        let dialogue = &self.dialogue;
+        let input = self.input.as_ref().filter(|_| dialogue.wants_input());
+        let reads = dialogue.printed.is_empty();
+        let mut server = PollFlags::empty();
+        server.set(PollFlags::POLLIN, reads);
+        server.set(PollFlags::POLLOUT, !dialogue.outbound.is_empty());
+        // With nothing to write, an output is still watched for its reader's end (POLLERR).
+        let output = if reads { PollFlags::empty() } else { PollFlags::POLLOUT };
+        let [input, server, output] = wait::ready(
+            [
+                input.map(|input| (input.as_fd(), PollFlags::POLLIN)),
+                (!server.is_empty()).then_some((self.stream.as_fd(), server)),
+                Some((self.output.as_fd(), output)),
+            ],
+            deadline,
+        )
+        .map_err(Error::Socket)?;
+
+        if !output.is_empty()
+            && (reads || !write_some(&mut self.output, &mut self.dialogue.printed)?)
+        {
+            return Ok(Some(End::OutputClosed));
+        }
+        if !input.is_empty() {
+            self.read_input()?;
+        }
+        if !self.dialogue.outbound.is_empty() {
+            self.write_server();
+        }
+        if reads && !server.is_empty() && self.read_server() {
+            return Ok(Some(End::Closed));
+        }
+        Ok(None)
+    }
+
+    /// Reads one chunk of input.
+    fn read_input(&mut self) -> Result<(), Error> {
+        let Some(input) = &mut self.input else { return Ok(()) };
+        match input.read(&mut self.chunk) {
+            Ok(0) => {
+                self.input = None;
+                self.dialogue.end_input();
+            }
+            Ok(count) if self.dialogue.input(&self.chunk[..count]) => {}
+            Ok(_) => return Err(Error::TooLong { most: MAX_MESSAGE }),
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(Error::Input(error)),
+        }
+        Ok(())
+    }
+
+    /// Writes what the server takes now. A server that broke the connection may have answered
+    /// before it did, so the end is told by reading.
+    fn write_server(&mut self) {
+        match self.stream.write(self.dialogue.outbound.bytes()) {
+            Ok(count) => self.dialogue.sent(count),
+            Err(error) if is_passing(&error) => {}
+            Err(_) => self.dialogue.cut_off(),
+        }
+    }
+
+    /// Reads one chunk from the server. `true` when the connection has ended.
+    fn read_server(&mut self) -> bool {
+        match self.stream.read(&mut self.chunk) {
+            Ok(0) => true,
+            Ok(count) => {
+                self.dialogue.receive(&self.chunk[..count]);
+                false
+            }
+            Err(error) => !is_passing(&error),
+        }
+    }
+
+    /// Tells the server, once, that nothing more will come.
+    fn half_close(&mut self) -> Result<(), Error> {
+        if !self.half_closed && self.dialogue.may_half_close() {
+            self.half_closed = true;
+            match self.stream.shutdown(Shutdown::Write) {
+                // The server was quicker: reading will tell.
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+                other => other.map_err(Error::Socket)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is left to write, and says how it ended.
+    fn conclude(mut self, end: End, timeout: Duration) -> Result<Tally, Error> {
+        if let End::Closed = end {
+            self.dialogue.end_receive();
+        }
+        let output_closed = matches!(end, End::OutputClosed)
+            || !write_all(&mut self.output, &mut self.dialogue.printed)?;
+        let Self { peer, dialogue, .. } = self;
+        let (sent, received) = (dialogue.sent, dialogue.received);
+        let complete = dialogue.complete();
+        match end {
+            End::Closed if !complete => Err(Error::Closed { peer, sent, received }),
+            End::Silent if !complete => Err(Error::Silent { peer, timeout, sent, received }),
+            _ => Ok(Tally {
+                sent,
+                received,
+                lost: 0,
+                left_open: matches!(end, End::Silent),
+                output_closed,
+            }),
+        }
+    }
+}
+
+/// Each message a datagram, and the reply to each awaited.
+///
+/// Each leaves from a port of its own, so that a reply that comes late or twice is never taken for
+/// another's.
+fn datagrams<R: Read, W: Write + AsFd>(
+    config: &Config,
+    input: Input<R>,
+    mut output: W,
+    mut on_loss: impl FnMut(u64),
+) -> Result<Tally, Error> {
+    let newline: &[u8] = if matches!(input, Input::Raw(_)) { b"" } else { b"\n" };
+    let messages: Box<dyn Iterator<Item = io::Result<Vec<u8>>> + '_> = match input {
+        Input::Messages(messages) => Box::new(messages.into_iter().map(Ok)),
+        Input::Lines(input) => Box::new(lines(input)),
+        Input::Raw(input) => Box::new(std::iter::once_with(|| whole(input))),
+    };
+    let address = config.target.choose(Transport::Udp, config.timeout).map_err(Error::Target)?;
+    let mut tally = Tally::default();
+    for (number, message) in (1..).zip(messages) {
+        let message = message.map_err(Error::Input)?;
+        if message.len() > MAX_DATAGRAM {
+            return Err(Error::TooLong { most: MAX_DATAGRAM });
+        }
+        let reply = exchange(address, &message, config.timeout)
+            .map_err(|error| Error::Target(target::Error::one(address, config.timeout, &error)))?;
+        tally.sent += message.len() as u64;
+        let Some(reply) = reply else {
+            tally.lost += 1;
+            on_loss(number);
+            continue;
+        };
+        tally.received += reply.len() as u64;
+        if !write_all(&mut output, &mut Buffer::from([&reply, newline].concat()))? {
+            return Ok(Tally { output_closed: true, ..tally });
+        }
+    }
+    Ok(tally)
+}
+
+/// Sends one datagram and awaits its reply: `None` when there is none in time.
+fn exchange(address: SocketAddr, message: &[u8], timeout: Duration) -> io::Result<Option<Vec<u8>>> {
+    let socket = target::udp_socket(address)?;
+    socket.set_nonblocking(true)?;
+    socket.send(message)?;
+    let deadline = Instant::now() + timeout;
+    let mut reply = vec![0; 1 << 16];
+    loop {
+        match socket.recv(&mut reply) {
+            Ok(length) => {
+                reply.truncate(length);
+                return Ok(Some(reply));
+            }
+            Err(error) if is_passing(&error) && Instant::now() >= deadline => return Ok(None),
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(error),
+        }
+        wait::ready([Some((socket.as_fd(), PollFlags::POLLIN))], Some(deadline))?;
+    }
+}
+
+/// The lines of `input`, without their newlines. A line that is too long for a datagram comes cut
+/// to one byte more than fits.
+fn lines(input: impl Read) -> impl Iterator<Item = io::Result<Vec<u8>>> {
+    let mut input = BufReader::new(input);
+    std::iter::from_fn(move || {
+        let mut line = Vec::new();
+        match input.by_ref().take(MAX_DATAGRAM as u64 + 1).read_until(b'\n', &mut line) {
+            Ok(0) => None,
+            Ok(_) => {
+                line.pop_if(|last| *last == b'\n');
+                Some(Ok(line))
+            }
+            Err(error) => Some(Err(error)),
+        }
+    })
+}
+
+/// All of `input`, cut to one byte more than fits a datagram.
+fn whole(input: impl Read) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    input.take(MAX_DATAGRAM as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Writes everything. `false` when nobody reads it any more.
+fn write_all<W: Write + AsFd>(output: &mut W, from: &mut Buffer) -> Result<bool, Error> {
+    while !from.is_empty() {
+        wait::ready([Some((output.as_fd(), PollFlags::POLLOUT))], None).map_err(Error::Output)?;
+        if !write_some(output, from)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Writes once, and keeps what was not taken. `false` when nobody reads it any more.
+fn write_some(output: &mut impl Write, from: &mut Buffer) -> Result<bool, Error> {
+    match output.write(from.bytes()) {
+        Ok(0) => Err(Error::Output(io::ErrorKind::WriteZero.into())),
+        Ok(count) => {
+            from.consume(count);
+            Ok(true)
+        }
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) if is_passing(&error) => Ok(true),
+        Err(error) => Err(Error::Output(error)),
+    }
+}
+
+/// Whether an error only says "not now".
+fn is_passing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// Why sending ended before its time: one sentence, with what to do where that helps.
+#[derive(Debug)]
+pub enum Error {
+    /// The server cannot be reached.
+    Target(target::Error),
+    /// The socket failed.
+    Socket(io::Error),
+    /// The input cannot be read.
+    Input(io::Error),
+    /// The output cannot be written.
+    Output(io::Error),
+    /// A message is longer than its transport carries.
+    TooLong {
+        /// The most that it carries, in bytes.
+        most: usize,
+    },
+    /// The server closed the connection, or broke it, before everything had come back; or it
+    /// closed it in order, and another number of bytes came back than was sent.
+    Closed {
+        /// The server.
+        peer: SocketAddr,
+        /// Bytes that were sent.
+        sent: u64,
+        /// Bytes that came back.
+        received: u64,
+    },
+    /// It was the server's turn, and it did nothing.
+    Silent {
+        /// The server.
+        peer: SocketAddr,
+        /// For how long.
+        timeout: Duration,
+        /// Bytes that were sent.
+        sent: u64,
+        /// Bytes that came back.
+        received: u64,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Target(error) => error.fmt(f),
+            Self::Socket(error) => write!(f, "the connection failed: {error}"),
+            Self::Input(error) => write!(f, "cannot read standard input: {error}"),
+            Self::Output(error) => write!(f, "cannot write to standard output: {error}"),
+            Self::TooLong { most } => {
+                write!(f, "a message has at most {most} bytes here; send less at once")
+            }
+            Self::Closed { peer, sent, received } => write!(
+                f,
+                "{peer} closed the connection after {sent} bytes were sent and {received} came back"
+            ),
+            Self::Silent { peer, timeout, sent, received } => write!(
+                f,
+                "{peer} did nothing for {} after {sent} bytes were sent and {received} came back; \
+                 does it frame messages in another way, or need a longer timeout?",
+                humantime::format_duration(*timeout)
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,378 @@
+//! `evecho check` against a double that keeps all rules, and against ones that break one each:
+//! that case fails, for the right reason, and the others of its group pass.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod double;
+
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::thread;
+use std::time::Duration;
+
+use evecho::client::check::{self, CASES, CaseReport, Config, Outcome, Report, Service, Subject};
+use evecho::client::process::ServerCommand;
+
+use self::double::{Double, Fault};
+
+/// A safety net only.
+const LONG: Duration = Duration::from_secs(60);
+
+/// For a case that is to fail, by waiting for what never comes.
+const SHORT: Duration = Duration::from_millis(500);
+
+/// A fault, the case that finds it, and a part of what that case has seen.
+type Row = (Fault, &'static str, &'static str);
+
+const TCP: &[Row] = &[
+    (Fault::SwapsTwo, "tcp-sizes", "byte 0 came back as"),
+    (Fault::DropsNuls, "tcp-bytes", "byte 0 came back as 0x01 instead of 0x00"),
+    (Fault::MangleSingles, "tcp-split", "byte 0 came back as"),
+    (Fault::ResetsAtEnd, "tcp-half-close", "reset"),
+    (Fault::KeepsEmptyOpen, "tcp-half-close-empty", "it kept the connection open"),
+    (Fault::DropsForTheLate, "tcp-late-reader", "came back as"),
+    (Fault::AcceptsOneByOne, "tcp-idle-peer", "stopped answering after 0 bytes"),
+    (Fault::WritesOneByOne, "tcp-never-reader", "stopped answering after 0 bytes"),
+    (Fault::DiesOfResets, "tcp-reset", "it closed the connection after 0 bytes"),
+    (Fault::Counts, "tcp-churn", "after 0 bytes"),
+    (Fault::TooFew, "tcp-many", "after 0 bytes"),
+    (Fault::Starves, "tcp-fair", "longest 1."),
+    (Fault::WrongOnIpv6, "tcp-both-families", "byte 0 came back as"),
+];
+
+const UDP: &[Row] = &[
+    (Fault::Cuts512, "udp-sizes", "511 bytes came instead of 512"),
+    (Fault::SmallBuffer, "udp-large", "2048 bytes came instead of 4096"),
+    (Fault::SkipsEmpty, "udp-empty", "0 bytes were sent and no datagram came back"),
+    (Fault::CutsAtNul, "udp-bytes", "0 bytes came instead of 256"),
+    (Fault::OtherPort, "udp-reply-port", "it came from port"),
+    (Fault::OtherAddress, "udp-reply-address", "answered from 127.0.0.1"),
+    (Fault::AnswersTwice, "udp-burst", "answered twice"),
+    (Fault::StarvesDatagrams, "udp-beside-tcp", "answered after 1."),
+    (Fault::NoUdpOnIpv6, "udp-both-families", "has no UDP socket"),
+    (Fault::DiesOfRefusal, "udp-gone-peers", "no datagram came back"),
+];
+
+const PROCESS: &[Row] = &[
+    (Fault::Hoards, "process-memory", "64.0 MiB were taken, and memory grew by"),
+    (Fault::SpinsIdle, "process-idle-cpu", "% of a CPU"),
+    (Fault::SpinsBlocked, "process-blocked-cpu", "% of a CPU"),
+    (Fault::KeepsThreads, "process-threads", "before, "),
+    (Fault::KeepsDescriptors, "process-descriptors", "before, "),
+    (Fault::StopsAccepting, "process-exhaustion", "clients were left waiting"),
+    (Fault::SpinsAccepting, "process-exhaustion", "% of a CPU"),
+    (Fault::DiesAtLimit, "process-exhaustion", "turned away unanswered"),
+    (Fault::NoHandler, "process-sigterm", "signal: 15"),
+    (Fault::ExitsWith1, "process-sigterm", "exit status: 1"),
+];
+
+const LOOP: &[Row] = &[
+    (Fault::AnswersItself, "loop-self", "it had answered itself"),
+    (Fault::DiesOfPortZero, "loop-port-zero", "no datagram came back"),
+    (Fault::AnswersEchoPorts, "loop-echo-port", "was answered"),
+];
+
+const UPPER: &[Row] = &[
+    (Fault::KeepsSharpS, "upper-text", "came back as"),
+    (Fault::NoCarry, "upper-split", "came back"),
+    (Fault::Replaces, "upper-invalid", "0x3f instead of 0xff"),
+    (Fault::DropsCutEnd, "upper-end", "closed the connection after 4 bytes of 6 bytes"),
+    (Fault::CarriesOn, "upper-udp", "bytes came instead of"),
+];
+
+/// The double as a process of its own: this program again, told so by its environment.
+#[test]
+fn as_double() {
+    let Ok(port) = std::env::var("DOUBLE_PORT") else { return };
+    let fault = Fault::by_name(&std::env::var("DOUBLE_FAULT").unwrap());
+    let upper = std::env::var("DOUBLE_UPPER").unwrap() == "true";
+    Double::main(fault, upper, port.parse().unwrap());
+}
+
+fn command(fault: Fault, upper: bool) -> String {
+    let program = std::env::current_exe().unwrap();
+    format!(
+        "env DOUBLE_PORT={{port}} DOUBLE_FAULT={fault:?} DOUBLE_UPPER={upper} '{}' --exact as_double \
+         --nocapture",
+        program.display()
+    )
+}
+
+fn in_process(fault: Fault, upper: bool) -> Subject {
+    Subject::Address(Double::start(fault, upper).into())
+}
+
+fn started(fault: Fault, upper: bool) -> Subject {
+    Subject::Command(command(fault, upper).parse::<ServerCommand>().unwrap())
+}
+
+fn grade(subject: Subject, upper: bool, only: &str, skip: &[&str], timeout: Duration) -> Report {
+    let config = Config {
+        service: if upper { Service::Upper } else { Service::Echo },
+        only: vec![only.to_owned()],
+        skip: skip.iter().map(|&name| name.to_owned()).collect(),
+        timeout,
+        supervisor: PathBuf::from(env!("CARGO_BIN_EXE_evecho")),
+        ..Config::new(subject)
+    };
+    check::run(&config, |_, _| {}).unwrap()
+}
+
+/// Floods would measure one another: they are left to their own faults and to the correct double.
+const FLOODS: [&str; 2] = ["tcp-fair", "udp-beside-tcp"];
+
+/// Runs each row's double through its group, all rows at once.
+fn each_fails_its_case_alone(rows: &[Row], upper: bool, subject: fn(Fault, bool) -> Subject) {
+    thread::scope(|scope| {
+        let rows = rows.iter().map(|row| (row, scope.spawn(|| fails_alone(row, upper, subject))));
+        for (row, thread) in rows.collect::<Vec<_>>() {
+            assert!(thread.join().is_ok(), "{row:?}");
+        }
+    });
+}
+
+fn fails_alone(row: &Row, upper: bool, subject: fn(Fault, bool) -> Subject) {
+    let &(fault, name, seen) = row;
+    let group = &name[..=name.find('-').unwrap()];
+    let longer: Vec<_> = CASES.iter().filter(|case| case.name.starts_with(name)).collect();
+    let longer: Vec<_> = longer.iter().skip(1).map(|case| case.name).collect();
+    let report = grade(subject(fault, upper), upper, name, &longer, timeout_of(fault));
+    let [case] = &report.cases[..] else { panic!("{name} is one case") };
+    match &case.outcome {
+        Outcome::Failed { seen: found, .. } => assert!(found.contains(seen), "{row:?}: {found}"),
+        Outcome::Skipped { reason } if may_be_skipped(case) => {
+            return println!("{name} was skipped: {reason}");
+        }
+        outcome => panic!("{row:?}: {outcome:?}"),
+    }
+    let others = grade(subject(fault, upper), upper, group, &[&[name], &FLOODS[..]].concat(), LONG);
+    assert_kept(&others, row);
+}
+
+/// Some faults show only as something that never comes.
+fn timeout_of(fault: Fault) -> Duration {
+    match fault {
+        Fault::KeepsEmptyOpen
+        | Fault::AcceptsOneByOne
+        | Fault::WritesOneByOne
+        | Fault::SkipsEmpty
+        | Fault::DiesOfRefusal
+        | Fault::DiesOfPortZero => SHORT,
+        // These have to be under way before they wait.
+        Fault::StopsAccepting | Fault::KeepsThreads | Fault::KeepsDescriptors => 4 * SHORT,
+        _ => LONG,
+    }
+}
+
+fn assert_kept(report: &Report, row: &Row) {
+    for case in &report.cases {
+        match &case.outcome {
+            Outcome::Passed => {}
+            Outcome::Skipped { .. } if may_be_skipped(case) => {}
+            outcome => panic!("{row:?}: {}: {outcome:?}", case.name),
+        }
+    }
+}
+
+/// What depends on the rights of the user and on what the machine has.
+fn may_be_skipped(case: &CaseReport) -> bool {
+    case.name.starts_with("loop-") || case.name.ends_with("-both-families")
+}
+
+#[test]
+fn each_fault_over_tcp_fails_its_case_alone() {
+    each_fails_its_case_alone(TCP, false, in_process);
+}
+
+#[test]
+fn each_fault_over_udp_fails_its_case_alone() {
+    each_fails_its_case_alone(UDP, false, in_process);
+}
+
+#[test]
+fn each_fault_of_a_process_fails_its_case_alone() {
+    each_fails_its_case_alone(PROCESS, false, started);
+}
+
+#[test]
+fn each_answer_too_many_fails_its_case_alone() {
+    each_fails_its_case_alone(LOOP, false, started);
+}
+
+#[test]
+fn each_fault_of_the_upper_case_service_fails_its_case_alone() {
+    each_fails_its_case_alone(UPPER, true, in_process);
+}
+
+#[test]
+fn every_case_has_a_fault_that_it_finds() {
+    let rows = [TCP, UDP, PROCESS, LOOP, UPPER].concat();
+    for case in CASES {
+        assert!(rows.iter().any(|&(_, name, _)| name == case.name), "{}", case.name);
+    }
+}
+
+fn evecho(arguments: &[&str]) -> (Output, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_evecho")).args(arguments).output().unwrap();
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    (output, text)
+}
+
+/// A server that keeps all rules, graded as a user does it.
+fn passes(command: &str, more: &[&str]) {
+    let (output, text) = evecho(
+        &[&["check", "--format", "json", "--timeout", "60s", "--start", command], more].concat(),
+    );
+    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for case in report["cases"].as_array().unwrap() {
+        let (name, outcome) = (case["name"].as_str().unwrap(), case["outcome"].as_str().unwrap());
+        let without_rights = name.starts_with("loop-") || name.ends_with("-both-families");
+        assert!(outcome == "passed" || outcome == "skipped" && without_rights, "{case:#}");
+    }
+    assert_eq!(report["failed"], 0);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn a_correct_server_passes_all() {
+    passes(&command(Fault::None, false), &[]);
+}
+
+#[test]
+fn a_correct_upper_case_server_passes() {
+    passes(&command(Fault::None, true), &["--upper", "--only", "upper,tcp-bytes,udp-bytes"]);
+}
+
+#[test]
+fn evecho_passes_all() {
+    passes(&format!("'{}' --port {{port}}", env!("CARGO_BIN_EXE_evecho")), &[]);
+}
+
+#[test]
+fn evecho_passes_in_upper_case() {
+    let evecho = env!("CARGO_BIN_EXE_evecho");
+    passes(
+        &format!("'{evecho}' --port {{port}} --service upper"),
+        &["--upper", "--only", "upper,tcp-bytes,udp-bytes"],
+    );
+}
+
+#[test]
+fn a_server_that_a_case_ends_is_started_again_for_the_next() {
+    let report = grade(started(Fault::DiesOfNuls, false), false, "tcp", &FLOODS, LONG);
+    for case in &report.cases {
+        match (&case.outcome, case.name) {
+            (Outcome::Failed { seen, .. }, "tcp-bytes") => {
+                assert!(seen.contains("it ended (exit status: 3)"), "{seen}");
+                assert!(seen.ends_with("said: a NUL came"), "{seen}");
+            }
+            (Outcome::Passed, name) if name != "tcp-bytes" => {}
+            _ if may_be_skipped(case) => {}
+            (outcome, name) => panic!("{name}: {outcome:?}"),
+        }
+    }
+}
+
+#[test]
+fn failures_are_printed_for_people_and_set_the_exit_code() {
+    let server = Double::start(Fault::SmallBuffer, false).to_string();
+    let (output, text) =
+        evecho(&["check", &server, "--only", "udp-large,udp-empty", "--skip", "udp-z"]);
+    assert_eq!(output.status.code(), Some(2), "udp-z is no case");
+    assert!(text.is_empty());
+    let (output, text) = evecho(&["check", &server, "--only", "udp-large,udp-e*"]);
+    assert_eq!(output.status.code(), Some(1));
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[0], "UDP", "no colour where there is no terminal");
+    assert!(lines[1].starts_with("  FAIL udp-large "), "{text}");
+    assert_eq!(lines[2], "       expected: a datagram of 4096 bytes comes back as it was sent");
+    assert_eq!(lines[3], "       seen:     a datagram of 2048 bytes came instead of 4096");
+    assert!(lines[4].starts_with("       source:   RFC 862"), "{text}");
+    assert!(lines[5].starts_with("  pass udp-empty "), "{text}");
+    assert!(lines[7].starts_with(&format!("{server}: 1 passed, 1 failed, 0 skipped (")), "{text}");
+}
+
+#[test]
+fn tap_has_a_plan_and_says_why() {
+    let server = Double::start(Fault::SmallBuffer, false).to_string();
+    let (output, text) = evecho(&[
+        "check",
+        &server,
+        "--format",
+        "tap",
+        "--only",
+        "udp-large,udp-empty,process-sigterm",
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let expected = "TAP version 14\n1..3\nnot ok 1 - udp-large\n  ---\n  rule: \"a datagram of up to \
+                    65,507 bytes is answered whole, never cut\"\n  source: \"RFC 862, UDP Based Echo \
+                    Service; RFC 768, Length; RFC 1122 section 3.3.2\"\n  expected: \"a datagram of \
+                    4096 bytes comes back as it was sent\"\n  seen: \"a datagram of 2048 bytes came \
+                    instead of 4096\"\n  ...\nok 2 - udp-empty\nok 3 - process-sigterm # SKIP needs a \
+                    server of its own: give --start\n";
+    assert_eq!(text, expected);
+}
+
+#[test]
+fn what_is_not_there_is_skipped_with_the_reason() {
+    let server = Double::start(Fault::None, false).to_string();
+    let (output, text) =
+        evecho(&["check", &server, "--tcp-only", "--only", "udp-sizes,process-memory,tcp-bytes"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text.contains("skip udp-sizes            no UDP: not asked for"), "{text}");
+    assert!(text.contains("needs the server's process: give --pid or --start"), "{text}");
+    assert!(text.contains(": 1 passed, 0 failed, 2 skipped"), "{text}");
+}
+
+#[test]
+fn a_process_of_this_machine_is_looked_at() {
+    // The double lives in this very process, whose other tests use CPU: how the case ends is open.
+    let server = Double::start(Fault::None, false).to_string();
+    let pid = std::process::id().to_string();
+    let (_, text) =
+        evecho(&["check", &server, "--pid", &pid, "--only", "process-idle,process-sig"]);
+    assert!(!text.contains("--pid"), "{text}");
+    assert!(text.contains("skip process-sigterm      needs a server of its own"), "{text}");
+}
+
+#[test]
+fn the_list_has_every_case_with_its_source() {
+    let (output, text) = evecho(&["check", "--list"]);
+    assert_eq!(output.status.code(), Some(0));
+    for case in CASES {
+        assert!(text.contains(case.name) && text.contains(case.rule), "{}", case.name);
+        assert!(!case.source.is_empty() && text.contains(case.source), "{}", case.name);
+    }
+    let (_, text) = evecho(&["check", "--list", "--only", "upper", "--skip", "upper-udp"]);
+    assert!(text.contains("upper-text") && !text.contains("upper-udp") && !text.contains("tcp-"));
+}
+
+#[test]
+fn wrong_use_ends_with_2_and_a_dead_server_with_1() {
+    for wrong in [
+        &["check"][..],
+        &["check", "localhost"],
+        &["check", "localhost:7", "--only", "nonsense"],
+        &["check", "localhost:7", "--tcp-only", "--udp-only"],
+        &["check", "localhost:7", "--timeout", "0"],
+        &["check", "localhost:7", "--start", "server {port}"],
+        &["check", "--start", "server"],
+        &["check", "--pid", "1"],
+    ] {
+        let (output, text) = evecho(wrong);
+        assert_eq!((output.status.code(), text.as_str()), (Some(2), ""), "{wrong:?}");
+    }
+    let unused = evecho::client::process::free_port().unwrap();
+    let unused = format!("127.0.0.1:{unused}");
+    for (dead, why) in [
+        (&["check", unused.as_str()][..], "nothing listens at"),
+        (&["check", "--start", "false {port}"], "ended before it listened (exit status: 1)"),
+        (&["check", "--start", "/nowhere {port}"], "cannot run '/nowhere'"),
+    ] {
+        let (output, text) = evecho(dead);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.as_str()), (Some(1), ""), "{dead:?}: {error}");
+        assert!(error.starts_with("evecho: ") && error.contains(why), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}

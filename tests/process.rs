@@ -1,0 +1,139 @@
+//! Servers that a tool starts: they are waited for, looked at, and never left behind.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use evecho::client::process::{ServerCommand, ServerProcess, Start, StartError, Usage};
+use evecho::client::target::Transport;
+
+/// A safety net only.
+const LONG: Duration = Duration::from_secs(30);
+
+/// The server that the tests start: this program again, with its port in the environment.
+#[test]
+fn as_server() {
+    let Ok(port) = std::env::var("PORT_OF_TEST_SERVER") else { return };
+    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).unwrap();
+    for stream in listener.incoming() {
+        let mut stream = stream.unwrap();
+        thread::spawn(move || std::io::copy(&mut stream.try_clone().unwrap(), &mut stream));
+    }
+}
+
+fn itself() -> String {
+    let program = std::env::current_exe().unwrap();
+    format!(
+        "env PORT_OF_TEST_SERVER={{port}} '{}' --exact as_server --nocapture",
+        program.display()
+    )
+}
+
+fn start(command: &str, descriptors: Option<u64>) -> Result<ServerProcess, StartError> {
+    let command: ServerCommand = command.parse().unwrap();
+    command.start(&Start {
+        supervisor: PathBuf::from(env!("CARGO_BIN_EXE_evecho")),
+        transport: Transport::Tcp,
+        patience: LONG,
+        descriptors,
+    })
+}
+
+fn lives(pid: u32) -> bool {
+    // A process that nobody has waited for is dead all the same.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    !matches!(stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]), None | Some("Z" | "X"))
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !holds() {
+        assert!(Instant::now() < deadline, "{what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_started_server_listens_and_ends_with_its_handle() {
+    let server = start(&itself(), None).unwrap();
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.write_all(b"hello").unwrap();
+    let mut answer = [0; 5];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"hello");
+    let pid = server.pid();
+    assert!(lives(pid));
+    drop(server);
+    assert!(!lives(pid));
+}
+
+#[test]
+fn the_whole_group_ends_with_the_handle() {
+    let server = start(&format!("sh -c '{} & sleep 1000; true'", itself().replace('\'', "")), None);
+    let server = server.unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", server.pid());
+    let children = std::fs::read_to_string(children).unwrap();
+    let children: Vec<u32> = children.split_whitespace().map(|id| id.parse().unwrap()).collect();
+    assert_eq!(children.len(), 2, "the shell runs the server and sleep");
+    assert!(Usage::of(server.pid()).unwrap().processes >= 3);
+    drop(server);
+    eventually("children of the shell are left", || !children.iter().any(|&pid| lives(pid)));
+}
+
+#[test]
+fn sigterm_gives_the_exit_status() {
+    use std::os::unix::process::ExitStatusExt;
+    let mut server = start(&itself(), None).unwrap();
+    assert_eq!(server.ended(), None);
+    let status = server.terminate(LONG).expect("the default of SIGTERM is to end");
+    assert_eq!(status.signal(), Some(15));
+    assert_eq!(server.ended(), Some(status));
+}
+
+#[test]
+fn the_limit_of_open_files_reaches_the_command() {
+    let server = start(&itself(), Some(77)).unwrap();
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(line.split_whitespace().filter(|&word| word == "77").count(), 2, "{line}");
+}
+
+#[test]
+fn what_cannot_be_started_says_why() {
+    let error = start("/nowhere/server {port}", None).unwrap_err().to_string();
+    assert!(error.contains("cannot run '/nowhere/server': No such file"), "{error}");
+    let error = start("sh -c 'echo the port {port} is wrong >&2; exit 3'", None).unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("exit status: 3") && error.contains("is wrong"), "{error}");
+    let command: ServerCommand = "sh -c 'echo not yet >&2; sleep 1000; : {port}'".parse().unwrap();
+    let impatient = Start {
+        supervisor: PathBuf::from(env!("CARGO_BIN_EXE_evecho")),
+        transport: Transport::Udp,
+        patience: Duration::from_millis(200),
+        descriptors: None,
+    };
+    let error = command.start(&impatient).unwrap_err().to_string();
+    assert!(error.contains("does not listen over UDP") && error.contains("after 200ms"), "{error}");
+}
+
+#[test]
+fn a_server_does_not_outlive_a_parent_that_is_killed() {
+    // A shell stands for the tool: it starts the supervisor with its own process id.
+    let script = "$0 __supervise --parent $$ -- sleep 1000 & echo $!; wait";
+    let evecho = Path::new(env!("CARGO_BIN_EXE_evecho"));
+    let mut tool =
+        Command::new("sh").args(["-c", script]).arg(evecho).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = [0; 16];
+    let length = tool.stdout.as_mut().unwrap().read(&mut line).unwrap();
+    let pid: u32 = std::str::from_utf8(&line[..length]).unwrap().trim().parse().unwrap();
+    let name = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    eventually("the supervisor did not become the command", || name() == "sleep\n");
+    tool.kill().unwrap();
+    tool.wait().unwrap();
+    eventually("the command outlived its parent", || !lives(pid));
+}
