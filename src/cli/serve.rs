@@ -71,12 +71,15 @@ struct ConversationArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Limits")]
 struct LimitArgs {
-    /// TCP connections at a time; others wait in the backlog. Iterative: one, whatever this says
-    /// [default: what the limits on open files and, threaded, on threads allow]
+    /// TCP connections at a time; others wait in the backlog [default: what the limit on open files allows]
+    ///
+    /// The threaded design has no more of them than the system has threads; the iterative one has one,
+    /// whatever this says.
     #[arg(long, value_name = "N", env = "EVECHO_MAX_CONNECTIONS")]
     max_connections: Option<NonZeroUsize>,
-    /// TCP connections at a time from one IPv4 address or IPv6 /64; others are closed. Without
-    /// meaning for the iterative design [default: no limit]
+    /// TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]
+    ///
+    /// The iterative design has one at a time anyway.
     #[arg(long, value_name = "N", env = "EVECHO_PER_SOURCE_CONNECTIONS")]
     per_source_connections: Option<NonZeroUsize>,
     /// Close a connection on which nothing moves for so long; 0 never does
@@ -99,8 +102,9 @@ struct DesignArgs {
     /// How the server is built
     #[arg(long, env = "EVECHO_DESIGN", value_enum, default_value_t = DesignArg::EventLoop)]
     design: DesignArg,
-    /// Poll for at most so long before sleeping, while that pays; 0 switches it off. Event loop
-    /// only: the threads of the other designs sleep at once
+    /// Poll for at most so long before sleeping, while that pays; 0 switches it off
+    ///
+    /// For the event loop alone: the threads of the other designs always sleep at once.
     #[arg(long, value_name = "TIME", env = "EVECHO_BUSY_POLL", default_value = "50us", value_parser = units::duration)]
     busy_poll: Duration,
     /// Receive and send each datagram alone, without segmentation offload

@@ -492,6 +492,8 @@ impl Client<'_> {
 
     /// Lets each read and write wait for so long, and no longer.
     fn allow(&self, time: Duration) -> Turn {
+        // None is zero for the system: it would wait for ever.
+        let time = time.max(Duration::from_micros(1));
         self.stream.set_read_timeout(Some(time))?;
         self.stream.set_write_timeout(Some(time))?;
         Ok(())
