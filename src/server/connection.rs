@@ -8,6 +8,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::ops::{AddAssign, Sub};
 use std::time::Duration;
 
+use log::{debug, info};
+
 use super::clock::{Moment, Rounded};
 use super::guard::Peer;
 use crate::protocol::{FrameError, Scratch, Service, Session, Verdict};
@@ -401,8 +403,16 @@ impl<S, V> Connection<S, V> {
         self.traffic
     }
 
-    /// The line that tells how it was.
-    pub(crate) fn epitaph(&self, end: End, now: Moment) -> impl fmt::Display {
+    /// It is over: counts it, and tells how it was.
+    pub(crate) fn bury(&self, end: End, stats: &Stats, now: Moment) {
+        end.counter(stats).increment();
+        match end {
+            End::Frame(_) => info!("{}", self.epitaph(end, now)),
+            _ => debug!("{}", self.epitaph(end, now)),
+        }
+    }
+
+    fn epitaph(&self, end: End, now: Moment) -> impl fmt::Display {
         let Traffic { bytes_in, bytes_out, reads, writes, short_writes } = self.traffic;
         let waiting = self.unsent.as_ref().map_or(Duration::ZERO, |unsent| now - unsent.since);
         let unsent = self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent);
