@@ -8,6 +8,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::ops::{AddAssign, Sub};
 use std::time::Duration;
 
+use log::{debug, info};
+
 use super::clock::{Moment, Rounded};
 use super::guard::Peer;
 use crate::protocol::{FrameError, Scratch, Service, Session, Verdict};
@@ -159,8 +161,8 @@ pub(crate) struct Connection<S, V> {
     /// When the last byte moved, or, once we are closing, when we began to.
     active: Moment,
     traffic: Traffic,
-    /// How long it was not read because its output was not taken.
-    paused: Duration,
+    /// How long it was not read because its output was not taken, in nanoseconds: half a `Duration`.
+    paused: u64,
 }
 
 struct Unsent {
@@ -200,7 +202,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             opened: now,
             active: now,
             traffic: Traffic::default(),
-            paused: Duration::ZERO,
+            paused: 0,
         }
     }
 
@@ -349,7 +351,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             self.unsent = Some(unsent);
             return Ok(());
         }
-        self.paused += now - unsent.since;
+        self.paused += now.nanos() - unsent.since.nanos();
         self.advance()
     }
 
@@ -401,12 +403,21 @@ impl<S, V> Connection<S, V> {
         self.traffic
     }
 
-    /// The line that tells how it was.
-    pub(crate) fn epitaph(&self, end: End, now: Moment) -> impl fmt::Display {
+    /// It is over: counts it, and tells how it was.
+    pub(crate) fn bury(&self, end: End, stats: &Stats, now: Moment) {
+        end.counter(stats).increment();
+        match end {
+            End::Frame(_) => info!("{}", self.epitaph(end, now)),
+            _ => debug!("{}", self.epitaph(end, now)),
+        }
+    }
+
+    fn epitaph(&self, end: End, now: Moment) -> impl fmt::Display {
         let Traffic { bytes_in, bytes_out, reads, writes, short_writes } = self.traffic;
         let waiting = self.unsent.as_ref().map_or(Duration::ZERO, |unsent| now - unsent.since);
         let unsent = self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent);
-        let (peer, opened, paused) = (self.peer, self.opened, self.paused + waiting);
+        let paused = Duration::from_nanos(self.paused) + waiting;
+        let (peer, opened) = (self.peer, self.opened);
         fmt::from_fn(move |f| {
             write!(f, "{peer} closed {end}: {bytes_in} bytes in {reads} reads, ")?;
             write!(f, "{bytes_out} bytes out in {writes} writes ({short_writes} short), ")?;

@@ -9,13 +9,14 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
 use log::{debug, info, warn};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::libc::{in_pktinfo, in6_pktinfo};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmsg,
     sendmmsg, setsockopt, sockopt,
@@ -184,6 +185,12 @@ impl<V: Service> Datagrams<V> {
         for _ in 0..LAST_TURNS {
             self.turn(guard, now);
         }
+    }
+
+    /// What a thread that has nothing else to do waits for.
+    pub(super) fn poll_fd(&self) -> PollFd<'_> {
+        let events = if self.is_waiting() { PollFlags::POLLOUT } else { PollFlags::POLLIN };
+        PollFd::new(self.socket.as_fd(), events)
     }
 
     /// Whether some answers of the last batch have not left yet.

@@ -392,3 +392,12 @@ fn traffic_is_counted() {
         "{line}"
     );
 }
+
+/// As large as a stream in a release build: a descriptor.
+type Fd = std::os::fd::RawFd;
+
+#[test]
+fn a_connection_is_small_on_purpose() {
+    assert_eq!(size_of::<Option<Connection<Fd, Echo>>>(), 120);
+    assert_eq!(size_of::<Option<Connection<Fd, Upper>>>(), 128);
+}
