@@ -55,7 +55,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "NUMBER")]
     rate: Option<f64>,
     /// How long a connection or a reply may take [default: 5s, with --udp 500ms]
-    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", value_parser = units::timeout)]
     timeout: Option<Duration>,
     /// Source addresses to use in turn; each has some 28,000 ports
     #[arg(long, value_name = "ADDRESS,...", value_delimiter = ',')]

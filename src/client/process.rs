@@ -154,6 +154,11 @@ impl ServerProcess {
     pub fn terminate(&mut self, patience: Duration) -> Option<ExitStatus> {
         // Its own death before the signal is seen by the wait.
         let _ = signal::kill(self.group(), Signal::SIGTERM);
+        self.wait(patience)
+    }
+
+    /// Waits until it has ended; `None` when it is still there after `patience`.
+    pub fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
         poll_until(patience, || self.ended())
     }
 

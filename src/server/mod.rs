@@ -8,6 +8,8 @@ mod control;
 mod event_loop;
 mod guard;
 mod iterative;
+#[cfg(test)]
+mod simulation;
 mod streams;
 mod threaded;
 mod udp;

@@ -57,10 +57,12 @@ const SMALLEST_ROOM: usize = 16 << 10;
 const BATCH: usize = 64;
 /// So many connections are accepted in a turn.
 pub(crate) const ACCEPTS_PER_TURN: usize = 64;
+/// So many turns' worth of the backlog, when a drain begins: 4096, the usual net.core.somaxconn.
+const LAST_ACCEPT_TURNS: usize = 64;
 /// How long accept waits for descriptors or memory when no slot of ours frees before.
-pub(super) const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+pub(crate) const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 /// Deadlines are looked at no more often than this: they are not exact.
-const SWEEP_GAP: Duration = Duration::from_millis(10);
+pub(crate) const SWEEP_GAP: Duration = Duration::from_millis(10);
 
 /// All TCP connections of an event loop.
 pub(crate) struct Streams<L: Listener, V> {
@@ -103,6 +105,8 @@ struct Gate<L> {
     pause: Option<Pause>,
     episode: Episode,
     refusals: Episode,
+    /// Who is asked first in this turn.
+    first: usize,
 }
 
 struct Door<L> {
@@ -133,6 +137,7 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
                 pause: None,
                 episode: Episode::default(),
                 refusals: Episode::default(),
+                first: 0,
             },
             connections: Slab::new(),
             sources: Sources::new(rules.per_source_connections),
@@ -204,7 +209,10 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         for door in &mut self.gate.listeners {
             door.ready = true;
         }
-        while self.gate.pause.is_none() && self.can_accept() {
+        for _ in 0..LAST_ACCEPT_TURNS {
+            if self.gate.pause.is_some() || !self.can_accept() {
+                break;
+            }
             self.accept(now);
         }
         self.gate.listeners.clear();
@@ -230,7 +238,10 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
             self.gate.pause = None;
         }
         let mut budget = ACCEPTS_PER_TURN;
-        for index in 0..self.gate.listeners.len() {
+        let count = self.gate.listeners.len();
+        // Each goes first in its turn, so that a flood at one does not shut out the others.
+        self.gate.first = (self.gate.first + 1) % count.max(1);
+        for index in (self.gate.first..count).chain(0..self.gate.first) {
             while budget > 0 && self.gate.pause.is_none() && self.gate.listeners[index].ready {
                 budget -= 1;
                 if self.connections.len() >= self.rules.max_connections {
@@ -407,6 +418,20 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
             let turn = act(connection);
             self.settle(u32::try_from(slot).expect("slots fit tokens"), before, turn, now);
         }
+    }
+}
+
+#[cfg(test)]
+impl<L: Listener, V> Streams<L, V> {
+    /// Who stands on the ready queue.
+    pub(crate) fn ready(&self) -> &VecDeque<Token> {
+        &self.ready
+    }
+
+    /// The connection that a token names, if it still stands.
+    pub(crate) fn connection(&self, token: Token) -> Option<&Connection<L::Stream, V>> {
+        let connection = self.connections.get(token.slot as usize);
+        connection.filter(|connection| connection.generation == token.generation)
     }
 }
 

@@ -27,12 +27,13 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use self::context::{Context, Probe};
-use super::process::{ServerCommand, ServerProcess, Start, StartError, Usage};
+use super::process::{ServerCommand, ServerProcess, Start, StartError, Usage, listens};
 use super::target::{self, Target, Transport};
 
 pub use self::cases::CASES;
@@ -405,7 +406,7 @@ impl<'a> Bench<'a> {
             Err(Stop::Failed { expected, seen }) => Outcome::Failed { expected, seen },
             Err(Stop::Skipped { reason }) => Outcome::Skipped { reason },
         };
-        let outcome = self.replace_the_dead()?.unwrap_or(outcome);
+        let outcome = self.replace_the_dead(&outcome)?.unwrap_or(outcome);
         let Case { name, group, rule, source, .. } = *case;
         Ok(CaseReport { name, group, rule, source, outcome, took: began.elapsed() })
     }
@@ -418,20 +419,39 @@ impl<'a> Bench<'a> {
     }
 
     /// When the case has ended the server, that is its outcome, and the next gets a new one.
-    fn replace_the_dead(&mut self) -> Result<Option<Outcome>, Error> {
+    fn replace_the_dead(&mut self, outcome: &Outcome) -> Result<Option<Outcome>, Error> {
         let (Subject::Command(command), Some(server)) = (&self.config.subject, &mut self.server)
         else {
             return Ok(None);
         };
-        let Some(status) = server.ended() else { return Ok(None) };
+        let transport = if self.probe.tcp { Transport::Tcp } else { Transport::Udp };
+        let Some(status) = death(server, transport, outcome, self.config.timeout) else {
+            return Ok(None);
+        };
         let seen = match server.last_words() {
             words if words.is_empty() => format!("it ended ({status}) and said nothing"),
             words => format!("it ended ({status}) and said: {words}"),
         };
-        let transport = if self.probe.tcp { Transport::Tcp } else { Transport::Udp };
         let server = command.start(&self.config.start(transport)).map_err(Error::Start)?;
         self.probe = Probe::started(server.address(), self.config);
         self.server = Some(server);
         Ok(Some(Outcome::Failed { expected: "the server goes on serving".to_owned(), seen }))
+    }
+}
+
+/// How a server ended in a case. Its connections close a moment before it can be waited for.
+fn death(
+    server: &mut ServerProcess,
+    transport: Transport,
+    outcome: &Outcome,
+    patience: Duration,
+) -> Option<ExitStatus> {
+    const A_MOMENT: Duration = Duration::from_millis(100);
+    match outcome {
+        Outcome::Failed { .. } => server.wait(A_MOMENT).or_else(|| {
+            let dying = !listens(server.address(), transport);
+            dying.then(|| server.wait(patience)).flatten()
+        }),
+        _ => server.ended(),
     }
 }

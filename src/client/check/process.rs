@@ -206,10 +206,9 @@ impl Crowd {
                 PollFd::new(client.stream.as_fd(), flags)
             })
             .collect();
-        matches!(
-            poll(&mut fds, PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX)),
-            Ok(1..)
-        )
+        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        // A signal in between is a reason to look, too.
+        !matches!(poll(&mut fds, timeout), Ok(0))
     }
 
     fn look(&mut self, all: usize) -> Result<(), Stop> {

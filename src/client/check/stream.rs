@@ -5,10 +5,11 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::PollFlags;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::context::{Seen, bytes};
+use crate::client::wait::ready;
 
 /// The receive buffer of a narrow connection. The kernel doubles it and keeps a minimum.
 const NARROW: usize = 4 << 10;
@@ -78,10 +79,15 @@ impl Wire {
     /// Waits for readiness, at most for `patience` and until the deadline. False when the time
     /// is over.
     pub(super) fn wait(&self, flags: PollFlags, patience: Duration) -> bool {
-        let patience = patience.min(left(self.deadline)).saturating_add(Duration::from_millis(1));
-        let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        let mut fds = [PollFd::new(self.stream.as_fd(), flags)];
-        matches!(poll(&mut fds, timeout), Ok(1..))
+        let until = Instant::now() + patience.min(left(self.deadline));
+        loop {
+            match ready([Some((self.stream.as_fd(), flags))], Some(until)) {
+                // A signal came in between.
+                Ok([found]) if found.is_empty() && Instant::now() < until => {}
+                Ok([found]) => return !found.is_empty(),
+                Err(_) => return false,
+            }
+        }
     }
 
     /// Sends `sent` and reads at the same time, until exactly `answer` has come.

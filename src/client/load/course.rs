@@ -1,19 +1,17 @@
 //! The course of a run: open, warm up, measure, drain; and the event loop that carries it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use mio::event::Event;
-use mio::{Events, Poll, Registry, Token};
+use mio::{Events, Poll, Token};
 
 use super::Error;
 use super::config::{Config, Length};
-use super::faults::Faults;
 use super::pace::Pace;
 use super::report::{Latency, Phase, Progress, Report};
+use super::run::Run;
 
 /// The loop looks up at least so often, in nanoseconds.
 const TICK: u64 = 10_000_000;
@@ -55,136 +53,6 @@ pub(super) trait Driver {
     fn finish(&mut self, run: &mut Run, start: u64) -> u32;
 }
 
-/// What the course and the driver share: the clock, what may be sent, what was counted.
-pub(super) struct Run<'a> {
-    pub(super) config: &'a Config,
-    pub(super) registry: Registry,
-    epoch: Instant,
-    /// Nanoseconds since the run began, as of the last [`Run::look_at_clock`].
-    pub(super) now: u64,
-    /// Connections that finished opening, well or not.
-    pub(super) opened: u32,
-    /// Connections that are usable.
-    pub(super) open: u32,
-    /// Messages that are out.
-    pub(super) out: u64,
-    /// Whether anything ever came back.
-    pub(super) heard: bool,
-    pub(super) faults: Faults,
-    /// Whether the run was stopped: what is out then is no fault.
-    pub(super) stopped: bool,
-    /// When something last moved.
-    moved: u64,
-    /// Messages that may still be begun.
-    budget: u64,
-    /// Whether messages are sent at a rate.
-    paced: bool,
-    /// Messages that are due, in the open loop: when each was.
-    due: VecDeque<u64>,
-    /// Messages that were due and not sent.
-    unsent: u64,
-    /// Places with room, in the open loop, the one that waits longest first.
-    vacant: VecDeque<u32>,
-    /// Which places these are.
-    is_vacant: Box<[bool]>,
-    window: Window,
-}
-
-/// The measured part.
-struct Window {
-    start: u64,
-    end: u64,
-    /// When the last counted message came back.
-    last: u64,
-    messages: u64,
-    /// Those before the window too, for the progress.
-    all_messages: u64,
-    latencies: Histogram<u64>,
-}
-
-impl Run<'_> {
-    /// Reads the clock: once an event, after its system calls.
-    pub(super) fn look_at_clock(&mut self) -> u64 {
-        self.now = self.epoch.elapsed().as_nanos() as u64;
-        self.now
-    }
-
-    /// The next message, if one may be begun now: when it was due. It counts as out.
-    pub(super) fn next(&mut self) -> Option<u64> {
-        let due = if self.paced {
-            self.due.pop_front()?
-        } else {
-            self.budget = self.budget.checked_sub(1)?;
-            self.now
-        };
-        if self.out == 0 {
-            self.moved = self.now;
-        }
-        self.out += 1;
-        Some(due)
-    }
-
-    /// Gives the last of [`Run::next`] back: it could not be sent.
-    pub(super) fn put_back(&mut self, due: u64) {
-        self.out -= 1;
-        if self.paced {
-            self.due.push_front(due);
-        } else {
-            self.budget += 1;
-        }
-    }
-
-    /// The place has room for a message that is not due yet: in the open loop, it will be filled
-    /// when one is.
-    pub(super) fn vacate(&mut self, place: u32) {
-        if self.paced && !std::mem::replace(&mut self.is_vacant[place as usize], true) {
-            self.vacant.push_back(place);
-        }
-    }
-
-    /// What is due and not sent will not be sent.
-    fn leave_unsent(&mut self) {
-        self.unsent += std::mem::take(&mut self.due).len() as u64;
-    }
-
-    /// A connection opened, or did not: the next may be opened.
-    pub(super) fn count_opened(&mut self, well: bool) {
-        self.opened += 1;
-        self.open += u32::from(well);
-        self.moved = self.now;
-    }
-
-    /// Bytes came back.
-    pub(super) fn hear(&mut self) {
-        self.heard = true;
-        self.moved = self.now;
-    }
-
-    /// A message that was due at `due` came back whole, now.
-    pub(super) fn record(&mut self, due: u64) {
-        let window = &mut self.window;
-        window.all_messages += 1;
-        if due < window.start {
-            return;
-        }
-        window.latencies.saturating_record((self.now - due).max(1));
-        if self.now <= window.end {
-            window.messages += 1;
-            window.last = self.now;
-        }
-    }
-
-    /// A message came back whole, now, and how long it took says nothing.
-    pub(super) fn count(&mut self) {
-        let window = &mut self.window;
-        window.all_messages += 1;
-        if (window.start..=window.end).contains(&self.now) {
-            window.messages += 1;
-            window.last = self.now;
-        }
-    }
-}
-
 /// Why the loop was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -220,36 +88,7 @@ impl<'a> Course<'a> {
         let poll = Poll::new().map_err(system)?;
         let registry = poll.registry().try_clone().map_err(system)?;
         let pace = config.rate.map(|rate| Pace::new(rate, &registry, TIMER)).transpose();
-        let latencies = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
-            .expect("the bounds are apart and the precision is under 6 digits");
-        let window = Window {
-            start: u64::MAX,
-            end: u64::MAX,
-            last: 0,
-            messages: 0,
-            all_messages: 0,
-            latencies,
-        };
-        let run = Run {
-            config,
-            registry,
-            epoch: Instant::now(),
-            now: 0,
-            opened: 0,
-            open: 0,
-            out: 0,
-            heard: false,
-            faults: Faults::default(),
-            stopped: false,
-            moved: 0,
-            budget: 0,
-            paced: config.rate.is_some(),
-            due: VecDeque::new(),
-            unsent: 0,
-            vacant: VecDeque::new(),
-            is_vacant: vec![false; config.connections as usize].into_boxed_slice(),
-            window,
-        };
+        let run = Run::new(config, registry);
         let pace = pace.map_err(system)?;
         let phase = Phase::Opening;
         let verdict = ControlFlow::Continue(());
@@ -317,6 +156,10 @@ impl<'a> Course<'a> {
         // Before the window begins: what the caller does now delays no message that counts.
         self.enter(Phase::Measuring);
         let start = self.run.look_at_clock();
+        if warm {
+            // What is due up to now is not measured.
+            self.follow_pace(driver)?;
+        }
         self.run.window.start = start;
         self.run.window.last = start;
         let (budget, deadline) = match self.run.config.length {
@@ -421,9 +264,8 @@ impl<'a> Course<'a> {
             pace.arm(run.now).map_err(arm)?;
         }
         while !run.due.is_empty()
-            && let Some(place) = run.vacant.pop_front()
+            && let Some(place) = run.occupy()
         {
-            run.is_vacant[place as usize] = false;
             driver.fill(run, place)?;
         }
         Ok(())

@@ -28,7 +28,8 @@
 //! ```
 //!
 //! The modules: `config` what is asked for, `course` the course of a run (open, warm up, measure,
-//! drain) and its event loop, `tcp`, `churn` and `udp` the three ways to keep a server busy, `pace`
+//! drain) and its event loop, `run` what it shares with the ways to keep a server
+//! busy, `tcp`, `churn` and `udp`, `pace`
 //! the open loop's schedule, `stream` and `datagram` what is wrong with an echo, `report` the
 //! outcome.
 
@@ -39,6 +40,7 @@ mod datagram;
 mod faults;
 mod pace;
 mod report;
+mod run;
 mod socket;
 mod stream;
 mod tcp;
