@@ -15,7 +15,6 @@ impl Random {
     }
 
     /// Chance that somebody chose.
-    #[cfg(fuzzing)]
     pub(super) fn chosen(input: &[u8]) -> Self {
         Random { input: input.to_vec(), used: 0, state: input.len() as u64 }
     }

@@ -20,6 +20,18 @@ fn every_order_of_events_keeps_the_promises() {
     }
 }
 
+/// What a fuzzer found once, in the server or in what it is held against.
+#[test]
+fn what_was_found_stays_found() {
+    let found: [&[u8]; 1] = [
+        // EINTR for the last read of a half-closed peer, after a drain asked it to leave.
+        b"\x31\x31\x31\x31\x39\x31\x31\x31\x31\x31\x31\x39\x31\x31\x31",
+    ];
+    for chance in found {
+        play_with(Random::chosen(chance));
+    }
+}
+
 /// Says which history went wrong.
 struct NamedOnPanic(u64);
 
