@@ -68,8 +68,11 @@ fn connections_that_stay(c: &mut Criterion) {
                         continue;
                     }
                     let server = server(design);
-                    let load =
-                        load::Config { connections, size, depth, ..load(&server, Transport::Tcp) };
+                    // Until everyone has been served: the kernel takes connections in long before a
+                    // thread has been started for each of them.
+                    let warmup = Duration::from_micros(200) * connections;
+                    let load = load(&server, Transport::Tcp);
+                    let load = load::Config { connections, size, depth, warmup, ..load };
                     let id = BenchmarkId::new(design.to_string(), connections);
                     bench(c, &format!("tcp {way} {name}"), id, &load);
                 }

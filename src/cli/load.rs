@@ -181,7 +181,7 @@ impl Status {
             }
             Phase::WarmUp => format!("{}/s, warming up", grouped(rate as u64)),
             Phase::Measuring => format!("{}/s", grouped(rate as u64)),
-            Phase::Draining => "waiting for the last replies".to_owned(),
+            Phase::Draining | Phase::Over => "waiting for the last replies".to_owned(),
         };
         // A terminal that went away is no reason to end the run.
         let _ = write!(io::stderr(), "\r\x1b[K{seconds:.1}s: {what}{errors}");

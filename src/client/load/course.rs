@@ -73,6 +73,8 @@ pub(super) struct Course<'a> {
     pace: Option<Pace>,
     phase: Phase,
     progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    /// What the caller said last: whether to go on.
+    verdict: ControlFlow<()>,
     next_progress: u64,
     next_sweep: u64,
 }
@@ -89,14 +91,15 @@ impl<'a> Course<'a> {
         let run = Run::new(config, registry);
         let pace = pace.map_err(system)?;
         let phase = Phase::Opening;
-        Ok(Self { poll, run, pace, phase, progress, next_progress: 0, next_sweep: 0 })
+        let verdict = ControlFlow::Continue(());
+        Ok(Self { poll, run, pace, phase, progress, verdict, next_progress: 0, next_sweep: 0 })
     }
 
     /// Opens, warms up, measures and drains.
     pub(super) fn measure<D: Driver>(mut self, mut driver: D) -> Result<Report, Error> {
         let mut end = self.open(&mut driver)?;
         if end == End::Reached && !self.run.config.warmup.is_zero() {
-            self.phase = Phase::WarmUp;
+            self.enter(Phase::WarmUp);
             self.run.budget = u64::MAX;
             self.kick(&mut driver)?;
             let warm = self.run.now + nanoseconds(self.run.config.warmup);
@@ -105,11 +108,12 @@ impl<'a> Course<'a> {
         if matches!(end, End::Reached | End::Elapsed) {
             end = self.measure_window(&mut driver)?;
         }
-        self.phase = Phase::Draining;
+        self.enter(Phase::Draining);
         self.run.budget = 0;
         if end != End::Stopped {
             end = self.pump(&mut driver, None, |run| run.out == 0 && run.due.is_empty())?;
         }
+        self.enter(Phase::Over);
         self.run.stopped = end == End::Stopped;
         Ok(self.report(driver))
     }
@@ -148,8 +152,11 @@ impl<'a> Course<'a> {
 
     /// Measures for the time, or until the messages have been begun.
     fn measure_window<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
+        let warm = self.phase == Phase::WarmUp;
+        // Before the window begins: what the caller does now delays no message that counts.
+        self.enter(Phase::Measuring);
         let start = self.run.look_at_clock();
-        if self.phase == Phase::WarmUp {
+        if warm {
             // What is due up to now is not measured.
             self.follow_pace(driver)?;
         }
@@ -160,10 +167,9 @@ impl<'a> Course<'a> {
             Length::Time(time) => (u64::MAX, Some(start + nanoseconds(time))),
         };
         self.run.budget = budget;
-        if self.phase != Phase::WarmUp {
+        if !warm {
             self.kick(driver)?;
         }
-        self.phase = Phase::Measuring;
         let end = self.pump(driver, deadline, |run| run.budget == 0)?;
         if deadline.is_some() {
             self.run.window.end = self.run.now;
@@ -265,19 +271,29 @@ impl<'a> Course<'a> {
         Ok(())
     }
 
+    /// Enters a phase, of which the caller hears at once.
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.next_progress = 0;
+        self.run.look_at_clock();
+        // Whether to go on is asked again in the loop.
+        let _ = self.report_progress();
+    }
+
     fn report_progress(&mut self) -> ControlFlow<()> {
         let run = &self.run;
-        if run.now < self.next_progress {
-            return ControlFlow::Continue(());
+        if self.verdict.is_break() || run.now < self.next_progress {
+            return self.verdict;
         }
         self.next_progress = run.now + PROGRESS;
-        (self.progress)(&Progress {
+        self.verdict = (self.progress)(&Progress {
             phase: self.phase,
             elapsed: Duration::from_nanos(run.now),
             opened: run.opened,
             messages: run.window.all_messages,
             errors: run.faults.errors.total(),
-        })
+        });
+        self.verdict
     }
 
     fn report<D: Driver>(mut self, mut driver: D) -> Report {

@@ -61,9 +61,9 @@ use super::target::{self, Transport};
 
 /// Puts load on a server as `config` asks and reports what came of it.
 ///
-/// `progress` is called about ten times a second; when it returns [`ControlFlow::Break`] the run
-/// ends at once, and what is still out then is no fault. The soft limit of open files is raised
-/// when the connections need it.
+/// `progress` is called when a phase begins and about ten times a second; when it returns
+/// [`ControlFlow::Break`] the run ends at once, and what is still out then is no fault. The soft
+/// limit of open files is raised when the connections need it.
 ///
 /// # Errors
 ///
