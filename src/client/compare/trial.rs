@@ -55,7 +55,7 @@ pub(super) fn measure(
     });
     let report = match report {
         Ok(report) => report,
-        Err(error @ (load::Error::Unreachable { .. } | load::Error::TooManyConnections { .. })) => {
+        Err(error @ load::Error::Unreachable { .. }) => {
             return Ok(Outcome::Failed(blame(&mut server, error.to_string())));
         }
         Err(error) => return Err(error),
