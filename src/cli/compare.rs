@@ -73,6 +73,11 @@ pub(crate) struct Args {
 /// Load before each measurement: time for a thread to start for each of a thousand connections.
 const WARMUP: Duration = Duration::from_millis(150);
 
+/// In fewer rounds than this, an order may well be chance.
+const CLEAR: u32 = 3;
+/// More CPUs than this in use by others make a comparison doubtful.
+const BUSY: f64 = 0.2;
+
 /// The scenes behind the plain load.
 const SCENES: [Trial; 3] = [
     Trial::Slow { connections: 100 },
@@ -230,6 +235,13 @@ fn describe(report: &Report) -> String {
         }
     }
     text += &orders(report);
+    if report.machine.busy_cpus > BUSY {
+        let _ = write!(
+            text,
+            "\nOther programs kept {:.1} of {} CPUs busy when this began: end them, and compare again.\n",
+            report.machine.busy_cpus, report.machine.cpus
+        );
+    }
     if report.stopped {
         text += "\nStopped early.\n";
     }
@@ -240,7 +252,7 @@ fn heading(report: &Report) -> String {
     let machine = &report.machine;
     let name = report.servers.iter().map(|server| server.name.chars().count()).max().unwrap_or(0);
     format!(
-        "{}-byte messages, {} in flight on each connection; {} rounds of {}: the median, and ± half \
+        "{}-byte messages, {} in flight on each connection. Rounds: {}, of {} each; the median, and ± half \
          of the spread.\n{}, {} CPUs, {} MiB, {}, evecho {}; the client shares the machine.\n\n\
          {:name$}    {:>17}  {:>7} {:>7}  {:>8}  {:>8}  {:>7}  {:>9}\n\
          {:name$}    {:>17}  {:>7} {:>7}  {:>8}  {:>8}  {:>7}  {:>9}\n",
@@ -304,6 +316,9 @@ fn row(cell: &Cell) -> String {
 /// Who answered more than whom, as far as every round says the same.
 fn orders(report: &Report) -> String {
     let mut text = String::new();
+    if report.rounds < CLEAR {
+        return text;
+    }
     for trial in report.trials() {
         let rate = |cell: &Cell| cell.spread(|m| m.messages_per_second);
         let mut cells: Vec<(&str, Spread)> = report
