@@ -151,8 +151,10 @@ impl Double {
                 _ => {}
             }
         }
-        while self.fault == Fault::NeverClose {
-            thread::park();
+        if self.fault == Fault::NeverClose {
+            loop {
+                thread::park();
+            }
         }
         Ok(())
     }

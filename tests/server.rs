@@ -17,10 +17,11 @@ fn limited(limits: Limits) -> TestServer {
     TestServer::start(Config { limits, ..config() })
 }
 
-/// Both ways of the datagram path: with segmentation offload, and each datagram alone.
+/// All that makes it fast, switched on and off: segmentation offload, polling before a sleep.
 fn on_both_paths(test: impl Fn(&TestServer)) {
-    for udp_offload in [true, false] {
-        let server = TestServer::start(Config { udp_offload, bind: vec![], ..config() });
+    let plain = Config { udp_offload: false, busy_poll: Duration::ZERO, ..Config::default() };
+    for how in [Config::default(), plain] {
+        let server = TestServer::start(Config { port: 0, ..how });
         test(&server);
     }
 }

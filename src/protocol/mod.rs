@@ -5,7 +5,7 @@
 //! shows each to a [`Service`], and puts the replies together.
 
 mod framing;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod oracle;
 #[cfg(test)]
 mod properties;

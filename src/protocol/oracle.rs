@@ -43,7 +43,9 @@ impl Expected {
 }
 
 /// Length prefix, message and what is behind it.
-fn first_message(protocol: Protocol, rest: &[u8]) -> Result<(&[u8], &[u8], &[u8]), FrameError> {
+type Parts<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
+fn first_message(protocol: Protocol, rest: &[u8]) -> Result<Parts<'_>, FrameError> {
     let max = protocol.max_frame as usize;
     match protocol.framing {
         Framing::Raw => Ok((&[], rest, &[])),

@@ -91,7 +91,7 @@ impl From<io::Error> for End {
 pub(crate) struct Readiness {
     pub(crate) readable: bool,
     pub(crate) writable: bool,
-    /// The peer has closed at least its side: a short read is not the last one.
+    /// The peer has closed at least its side, or sent urgent data: a short read is not the last one.
     pub(crate) closed: bool,
 }
 
@@ -244,7 +244,8 @@ impl<S: Stream, V: Service> Connection<S, V> {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(0),
             Err(error) => return Err(error.into()),
         };
-        // A read that did not fill its room emptied the socket (epoll(7)), unless a FIN is behind it.
+        // A read that did not fill its room emptied the socket (epoll(7)), unless a FIN is behind it,
+        // or an urgent byte (tcp(7)).
         if read < room.len() && !self.ready.closed {
             self.ready.readable = false;
         }
@@ -429,7 +430,7 @@ impl<S, V> Connection<S, V> {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl<S, V: Service> Connection<S, V> {
     /// The bytes that it holds on the heap: output not taken, and the beginning of a frame.
     pub(crate) fn held(&self) -> usize {

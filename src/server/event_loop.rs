@@ -86,8 +86,8 @@ impl streams::Listener for Listener {
     }
 
     fn register(&mut self, stream: &mut TcpStream, token: streams::Token) -> io::Result<()> {
-        let both = Interest::READABLE | Interest::WRITABLE;
-        self.registry.register(stream, Token::Connection(token).into(), both)
+        let all = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        self.registry.register(stream, Token::Connection(token).into(), all)
     }
 }
 
@@ -273,7 +273,8 @@ fn readiness(event: &Event) -> Readiness {
     Readiness {
         readable: event.is_readable() || closed,
         writable: event.is_writable() || closed,
-        closed,
+        // A read stops in front of an urgent byte, whatever is behind it.
+        closed: closed || event.is_priority(),
     }
 }
 

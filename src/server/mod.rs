@@ -8,8 +8,8 @@ mod control;
 mod event_loop;
 mod guard;
 mod iterative;
-#[cfg(test)]
-mod simulation;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod simulation;
 mod streams;
 mod threaded;
 mod udp;

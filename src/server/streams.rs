@@ -421,7 +421,7 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 impl<L: Listener, V> Streams<L, V> {
     /// Who stands on the ready queue.
     pub(crate) fn ready(&self) -> &VecDeque<Token> {
@@ -457,6 +457,9 @@ impl Sources {
     }
 
     pub(super) fn count_out(&mut self, peer: Peer) {
+        if self.limit.is_none() {
+            return;
+        }
         if let Entry::Occupied(mut count) = self.counts.entry(peer.source()) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {

@@ -1,7 +1,7 @@
 //! The load engine: keeps an echo server busy from one thread, verifies every byte that comes
 //! back, and measures.
 //!
-//! [`run`] takes a plain [`Config`] and ends in a plain [`Report`]. It prints nothing, takes no
+//! [`run()`] takes a plain [`Config`] and ends in a plain [`Report`]. It prints nothing, takes no
 //! signal and keeps no state, so that the command line, benches and tests all use it.
 //!
 //! ```

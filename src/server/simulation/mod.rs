@@ -1,16 +1,18 @@
 //! The server's connections in a world that is all chance: peers of every habit, a kernel that tells
 //! everything once, calls that fail in every way that they can.
 //!
-//! Every seed is one history, which `EVECHO_SEED=n` plays again; `EVECHO_SEEDS=n` plays so many.
+//! Every seed is one history. For a fuzzer, its input is.
 
 mod invariants;
 mod random;
+#[cfg(test)]
 mod scenarios;
 mod script;
+#[cfg(test)]
+mod seeds;
 mod world;
 
 use std::cell::RefCell;
-use std::env;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::rc::Rc;
@@ -26,35 +28,13 @@ use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol, Service, Upper};
 use crate::stats::Stats;
 
-/// How many histories a run plays unless it is told otherwise.
-const SEEDS: u64 = 3_000;
-
-#[test]
-fn every_order_of_events_keeps_the_promises() {
-    let number = |name| env::var(name).ok().map(|text| text.parse().expect("a number"));
-    if let Some(seed) = number("EVECHO_SEED") {
-        return play(seed);
-    }
-    for seed in 0..number("EVECHO_SEEDS").unwrap_or(SEEDS) {
-        let _named = NamedOnPanic(seed);
-        play(seed);
-    }
+/// Plays the history that these bytes decide.
+#[cfg(fuzzing)]
+pub(crate) fn play_chosen(chance: &[u8]) {
+    play_with(Random::chosen(chance));
 }
 
-/// Says which history went wrong.
-struct NamedOnPanic(u64);
-
-impl Drop for NamedOnPanic {
-    #[expect(clippy::print_stderr, reason = "a panic message cannot be amended")]
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("this was seed {0}: EVECHO_SEED={0} plays it again", self.0);
-        }
-    }
-}
-
-fn play(seed: u64) {
-    let mut random = Random::new(seed);
+fn play_with(mut random: Random) {
     let settings = settings(&mut random);
     if settings.upper {
         Bench::new(settings, random, Upper::default()).play();
