@@ -151,14 +151,24 @@ impl From<FramingArg> for Framing {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum DesignArg {
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum DesignArg {
     /// One thread, one poll loop, nothing blocks
     EventLoop,
     /// A thread for each connection, and one for UDP
     Threaded,
     /// One client at a time, the others wait in the backlog, unseen; and a thread for UDP
     Iterative,
+}
+
+impl From<DesignArg> for Design {
+    fn from(design: DesignArg) -> Design {
+        match design {
+            DesignArg::EventLoop => Design::EventLoop,
+            DesignArg::Threaded => Design::Threaded,
+            DesignArg::Iterative => Design::Iterative,
+        }
+    }
 }
 
 /// Runs the server until a signal ends it.
@@ -191,11 +201,7 @@ fn start_log(args: &LogArgs) {
 fn config(args: Args) -> Config {
     let Args { sockets, conversation, limits, how, log: _ } = args;
     Config {
-        design: match how.design {
-            DesignArg::EventLoop => Design::EventLoop,
-            DesignArg::Threaded => Design::Threaded,
-            DesignArg::Iterative => Design::Iterative,
-        },
+        design: how.design.into(),
         port: sockets.port,
         bind: sockets.bind,
         transport: match (sockets.tcp_only, sockets.udp_only) {

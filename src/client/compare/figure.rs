@@ -57,7 +57,7 @@ pub fn svg(report: &Report) -> Option<String> {
             label: short_number,
         },
         Panel {
-            title: "Latency: median, and 99th percentile (dashed)",
+            title: "Latency: median, and 99 % (dashed)",
             left: PANELS[1],
             across,
             up: Axis::logarithmic(latencies)?,
@@ -82,7 +82,7 @@ pub fn svg(report: &Report) -> Option<String> {
         drawing.line(latency, index, "", &line(latency, &|m| m.p50_us), false);
     }
     let mut notes = faults(report, &cells);
-    notes.push(made_by(report));
+    notes.extend(made_by(report));
     Some(drawing.finish(&notes))
 }
 
@@ -96,12 +96,15 @@ fn faults(report: &Report, cells: &[&Cell]) -> Vec<String> {
     report.servers.iter().filter_map(|server| first(&server.name)).map(note).collect()
 }
 
-fn made_by(report: &Report) -> String {
+fn made_by(report: &Report) -> [String; 2] {
     let machine = &report.machine;
-    format!(
-        "Median of {} rounds; bars from the lowest to the highest. {}, {} CPUs, {}, evecho {}; client on the same machine.",
-        report.rounds, machine.cpu, machine.cpus, machine.kernel, report.version
-    )
+    [
+        format!("Medians of {} rounds, bars from the lowest to the highest.", report.rounds),
+        format!(
+            "{}, {} CPUs, {}, evecho {}; the client shares the machine.",
+            machine.cpu, machine.cpus, machine.kernel, report.version
+        ),
+    ]
 }
 
 /// From values to places, and where it has its marks.

@@ -135,12 +135,15 @@ pub struct Progress<'a> {
 ///
 /// # Errors
 ///
-/// When the load engine itself cannot work, as when a config is not one.
+/// When a config is none, or the system does not let this process have so many connections.
 pub fn run(
     config: &Config,
     mut progress: impl FnMut(Progress<'_>),
     mut go_on: impl FnMut() -> ControlFlow<()>,
 ) -> Result<Report, load::Error> {
+    // Before anyone is blamed for it. The slow client is one more.
+    let most = config.trials.iter().map(|trial| trial.connections() + 1).max();
+    load::make_room(most.unwrap_or(0))?;
     let mut report = Report::new(config);
     let contenders = config.contenders.len();
     let total = config.rounds * (config.trials.len() * contenders) as u32;

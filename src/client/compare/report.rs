@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -52,6 +53,8 @@ pub struct Machine {
     pub memory: u64,
     /// The kernel and its release.
     pub kernel: String,
+    /// CPUs that were busy with other things just before: the more, the less the numbers say.
+    pub busy_cpus: f64,
 }
 
 /// One server under one trial.
@@ -249,13 +252,33 @@ impl Machine {
         };
         let memory = value(&read("/proc/meminfo"), "MemTotal");
         let memory = memory.split(' ').next().and_then(|kib| kib.parse::<u64>().ok());
+        let cpus = std::thread::available_parallelism().map_or(0, usize::from);
         Machine {
             cpu: value(&read("/proc/cpuinfo"), "model name"),
-            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            cpus,
             memory: memory.unwrap_or(0) << 10,
             kernel: format!("Linux {}", read("/proc/sys/kernel/osrelease").trim()),
+            busy_cpus: busy_share() * cpus as f64,
         }
     }
+}
+
+/// The share of all CPUs that is in use, over a fifth of a second.
+fn busy_share() -> f64 {
+    let before = ticks();
+    std::thread::sleep(Duration::from_millis(200));
+    let after = ticks();
+    let [all, idle] = [0, 1].map(|index| after[index].saturating_sub(before[index]) as f64);
+    if all > 0.0 { (all - idle).max(0.0) / all } else { 0.0 }
+}
+
+/// The ticks of all CPUs so far, and those without work (proc_stat(5)).
+fn ticks() -> [u64; 2] {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let first = stat.lines().next().unwrap_or_default();
+    let fields: Vec<u64> = first.split_whitespace().skip(1).flat_map(str::parse).collect();
+    // user nice system idle iowait irq softirq steal; what guests use is in user already.
+    [fields.iter().take(8).sum(), fields.iter().skip(3).take(2).sum()]
 }
 
 #[cfg(test)]

@@ -17,6 +17,9 @@ const SILENCE: Duration = Duration::from_millis(300);
 /// A slow client is stuck when it could not send for so long.
 const STUCK: Duration = Duration::from_millis(20);
 
+/// What closes its connections as it dies is dead after so long.
+const DYING: Duration = Duration::from_millis(100);
+
 /// What came of it.
 pub(super) enum Outcome {
     Measured(Measurement),
@@ -55,7 +58,7 @@ pub(super) fn measure(
     });
     let report = match report {
         Ok(report) => report,
-        Err(error @ (load::Error::Unreachable { .. } | load::Error::TooManyConnections { .. })) => {
+        Err(error @ load::Error::Unreachable { .. }) => {
             return Ok(Outcome::Failed(blame(&mut server, error.to_string())));
         }
         Err(error) => return Err(error),
@@ -94,19 +97,26 @@ fn fault_of(report: &load::Report) -> Option<String> {
     let opened = report.opened;
     // Nothing wrong with what came back, but for some there was nothing.
     if errors.total() == errors.unanswered && report.starved > 0 && errors.total() > 0 {
-        let served = opened.saturating_sub(report.starved);
-        return Some(format!("answers {served} of {opened} connections, the others wait"));
+        return Some(answers(opened.saturating_sub(report.starved), opened));
     }
     match (&report.first_error, report.messages) {
-        (Some(first), _) => Some(format!("wrong: {first}")),
+        (Some(first), _) => Some(format!("fails: {first}")),
         (None, 0) => Some("answers nothing".to_owned()),
         (None, _) => None,
     }
 }
 
+/// It serves some, and others not.
+fn answers(served: u32, of: u32) -> String {
+    match served {
+        0 => format!("answers none of {of} connections"),
+        _ => format!("answers {served} of {of} connections, the others wait"),
+    }
+}
+
 /// Puts the end of the process before what followed from it.
 fn blame(server: &mut ServerProcess, fault: String) -> String {
-    match (server.ended(), server.last_words()) {
+    match (server.ended_within(DYING), server.last_words()) {
         (None, _) => fault,
         (Some(status), words) if words.is_empty() => format!("died ({status}): {fault}"),
         (Some(status), words) => format!("died ({status}), saying '{words}': {fault}"),
@@ -180,9 +190,7 @@ impl Crowd {
                 for index in 0..connections {
                     let client = greeted_client(server.address(), index, timeout);
                     let client = client.map_err(|error| match error.kind() {
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                            format!("answers {index} of {connections} connections, the others wait")
-                        }
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut => answers(index, connections),
                         _ => format!("idle connection {}: {error}", index + 1),
                     })?;
                     self.clients.push(client);

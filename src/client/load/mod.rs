@@ -56,6 +56,7 @@ use serde::Serializer;
 pub use config::{Config, Invalid, Length, Mode};
 pub use faults::Errors;
 pub use report::{Latency, Phase, Progress, Report};
+pub(super) use socket::make_room;
 
 use super::target::{self, Transport};
 
@@ -75,7 +76,7 @@ pub fn run(
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Report, Error> {
     config.check()?;
-    socket::make_room(config.connections)?;
+    make_room(config.connections)?;
     let course = course::Course::new(config, progress)?;
     match (config.transport, config.mode) {
         (Transport::Udp, _) => course.measure(udp::Udp::new(config)),
