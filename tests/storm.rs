@@ -187,7 +187,7 @@ impl Storm<'_> {
     }
 
     fn read_slowly(&mut self) {
-        let (client, bytes) = (self.connect_with(Some(2_000)), self.words(300_000));
+        let (client, bytes) = (self.connect_with(Some(2_000)), self.words(60_000));
         self.send_and_read(client, &bytes, 700);
     }
 
