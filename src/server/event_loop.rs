@@ -183,8 +183,11 @@ impl<V: Service + Clone> EventLoop<V> {
         while waited < window {
             poll(&mut self.poll, &mut self.events, Some(Duration::ZERO))?;
             if !self.events.is_empty() {
-                self.stats.busy_poll_wins.increment();
-                self.busy_poll.learn(Outcome::Win, waited);
+                let outcome = if waited.is_zero() { Outcome::AtOnce } else { Outcome::Win };
+                if outcome == Outcome::Win {
+                    self.stats.busy_poll_wins.increment();
+                }
+                self.busy_poll.learn(outcome, waited);
                 return Ok(());
             }
             waited = self.clock.now() - start;
