@@ -30,6 +30,26 @@ pub mod server;
 mod socket;
 mod stats;
 
+/// What the fuzz targets drive, and nobody else sees.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    use crate::protocol::oracle::Expected;
+    use crate::protocol::{Protocol, Verdict};
+    use crate::server::simulation;
+
+    /// Plays the history of connections that `chance` decides.
+    pub fn play(chance: &[u8]) {
+        simulation::play_chosen(chance);
+    }
+
+    /// What a session answers to `input` and a FIN.
+    pub fn expected(protocol: Protocol, upper: bool, input: &[u8]) -> (Vec<u8>, Verdict) {
+        let Expected { bytes, verdict } = Expected::new(protocol, upper, input);
+        (bytes, verdict)
+    }
+}
+
 pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, Transport};
 pub use protocol::{Framing, Protocol, Reply, Service};
 pub use server::{Error, Handle, Server};

@@ -139,11 +139,13 @@ fn open_at(
     if kind == Type::STREAM {
         // A listener may be bound while connections of an earlier process are in TIME_WAIT.
         socket.set_reuse_address(true)?;
-        // Accepted sockets inherit both: no call per connection. Without the first, the second half of
+        // Accepted sockets inherit all of these: no call per connection. Without the first, the second half of
         // an answer that does not fit one segment waits for the peer's delayed acknowledgement; the
         // second finds out in time that a peer has vanished (RFC 1122, 4.2.3.6).
         socket.set_tcp_nodelay(true)?;
         socket.set_keepalive(true)?;
+        // Urgent data are bytes of the stream, which is answered as it comes (RFC 6093).
+        socket.set_out_of_band_inline(true)?;
     } else {
         socket.set_recv_buffer_size(DATAGRAM_BUFFER)?;
         if address.ip().is_unspecified() {

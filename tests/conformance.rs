@@ -1,12 +1,427 @@
-//! What every design has to do, seen from outside.
+//! What every design has to do, seen from outside: the same cases for all of them.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
 
-use common::{TestServer, config, pattern};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::num::NonZeroUsize;
+use std::thread;
+use std::time::Duration;
 
-#[test]
-fn what_is_sent_comes_back() {
-    let server = TestServer::start(config());
-    server.connect().exchange(&pattern(1, 1000));
-    assert_eq!(server.stop().bytes_out, 1000);
+use common::{
+    Client, DEADLINE, LOCALHOST, TestServer, assert_same, config, exchange_datagram, pattern, udp,
+};
+use evecho::{
+    Config, Design, Framing, GuardPorts, Limits, Protocol, Server, ServiceKind, Transport,
+};
+
+/// Makes a test of each case for each design. Where a design is left out, the reason is beside it.
+macro_rules! conformance {
+    ($($case:ident $(: not for $left_out:ident, since $reason:literal)?;)*) => {
+        mod event_loop {
+            $(#[test] fn $case() { super::$case(super::Design::EventLoop); })*
+        }
+        mod threaded {
+            $(#[test] fn $case() { super::$case(super::Design::Threaded); })*
+        }
+        mod iterative {
+            $(conformance!(@unless $($left_out)? { #[test] fn $case() { super::$case(super::Design::Iterative); } });)*
+        }
+    };
+    (@unless iterative { $($test:item)* }) => {};
+    (@unless { $($test:item)* }) => { $($test)* };
+}
+
+conformance! {
+    bytes_of_any_number_come_back_however_they_are_split;
+    more_than_all_buffers_hold_comes_back;
+    a_slow_reader_gets_all_it_is_owed_after_its_fin;
+    an_empty_conversation_ends;
+    lines_are_answered_whole;
+    frames_are_answered_whole;
+    upper_case_comes_back;
+    once_is_once;
+    a_frame_too_long_ends_the_connection_after_the_answers_before_it;
+    a_frame_cut_short_ends_the_connection;
+    a_reset_is_the_peers_affair;
+    who_is_idle_is_closed;
+    who_does_not_read_is_idle;
+    the_backlog_waits_for_a_slot;
+    clients_are_served_side_by_side: not for iterative, since "it cannot see a second client";
+    a_source_has_so_many_connections: not for iterative, since "nobody has two at a time";
+    datagrams_of_any_size_come_back;
+    a_reply_leaves_from_the_address_that_was_asked;
+    guarded_ports_are_not_answered;
+    datagrams_are_answered_while_a_stream_is_silent;
+    udp_alone_is_served;
+    both_addresses_are_served;
+    who_is_here_may_finish_the_drain;
+    who_waits_in_the_backlog_is_served_in_the_drain;
+    who_does_not_finish_the_drain_is_closed;
+    who_does_not_read_does_not_hold_up_the_drain;
+    a_second_stop_ends_at_once;
+    a_second_stop_cuts_who_does_not_read;
+    a_port_in_use_is_an_error;
+}
+
+fn of(design: Design) -> Config {
+    Config { design, ..config() }
+}
+
+fn framed(design: Design, framing: Framing, max_frame: u32) -> Config {
+    Config { protocol: Protocol { framing, max_frame, once: false }, ..of(design) }
+}
+
+fn limited(design: Design, limits: Limits) -> Config {
+    Config { limits, ..of(design) }
+}
+
+/// Sends `bytes` in pieces of `step` while it reads; what comes back up to the server's FIN.
+fn converse(mut client: Client, bytes: &[u8], step: usize) -> Vec<u8> {
+    let mut writer = Client(client.0.try_clone().unwrap());
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            bytes.chunks(step).for_each(|piece| writer.send(piece));
+            writer.half_close();
+        });
+        client.rest()
+    })
+}
+
+// ---- streams
+
+fn bytes_of_any_number_come_back_however_they_are_split(design: Design) {
+    let server = TestServer::start(of(design));
+    let mut total = 0;
+    for length in
+        [1_usize, 2, 3, 63, 64, 1_000, 4_095, 4_096, 4_097, 8_192, 65_535, 65_536, 300_000]
+    {
+        for step in [1, 7, 4_096, length] {
+            // Thousands of single bytes prove no more than a thousand.
+            if length.div_ceil(step) > 1_000 {
+                continue;
+            }
+            let bytes = pattern(length as u64, length);
+            assert_same(&converse(server.connect(), &bytes, step), &bytes);
+            total += length as u64;
+        }
+    }
+    let stats = server.stop();
+    assert_eq!((stats.bytes_in, stats.bytes_out), (total, total));
+    assert_eq!((stats.open(), stats.closed_by_peer), (0, stats.accepted));
+}
+
+fn more_than_all_buffers_hold_comes_back(design: Design) {
+    let server = TestServer::start(of(design));
+    let bytes = pattern(1, 16 << 20);
+    assert_same(&converse(server.connect(), &bytes, 100_000), &bytes);
+}
+
+fn a_slow_reader_gets_all_it_is_owed_after_its_fin(design: Design) {
+    let server = TestServer::start(of(design));
+    let mut client = Client::connect_with(server.address(), None, Some(4 << 10));
+    let sent = client.fill();
+    client.half_close();
+    let block = pattern(0, 64 << 10);
+    let expected: Vec<u8> = block.iter().copied().cycle().take(sent).collect();
+    assert_same(&client.rest(), &expected);
+    assert_eq!(server.stop().closed_by_peer, 1);
+}
+
+fn an_empty_conversation_ends(design: Design) {
+    let server = TestServer::start(of(design));
+    assert_same(&converse(server.connect(), b"", 1), b"");
+    let stats = server.stop();
+    assert_eq!((stats.closed_by_peer, stats.bytes_in), (1, 0));
+}
+
+fn lines_are_answered_whole(design: Design) {
+    let server = TestServer::start(framed(design, Framing::Lines, 64));
+    let mut client = server.connect();
+    for piece in [&b"on"[..], b"e", b"\ntwo\r\n\nthr"] {
+        client.send(piece);
+    }
+    client.expect(b"one\ntwo\r\n\n");
+    client.half_close();
+    assert_same(&client.rest(), b"thr");
+}
+
+fn frames_are_answered_whole(design: Design) {
+    let server = TestServer::start(framed(design, Framing::LengthPrefixed, 64));
+    let frames = b"\0\0\0\x03one\0\0\0\0\0\0\0\x02ab";
+    for step in [1, 5, frames.len()] {
+        assert_same(&converse(server.connect(), frames, step), frames);
+    }
+}
+
+fn upper_case_comes_back(design: Design) {
+    let service = ServiceKind::Upper;
+    let server = TestServer::start(Config { service, ..of(design) });
+    let text = "naïve ß 😀 ";
+    assert_same(&converse(server.connect(), text.as_bytes(), 1), text.to_uppercase().as_bytes());
+    let socket = server.udp();
+    socket.send("é".as_bytes()).unwrap();
+    let mut room = [0; 8];
+    let length = socket.recv(&mut room).unwrap();
+    assert_eq!(&room[..length], "É".as_bytes());
+}
+
+fn once_is_once(design: Design) {
+    let protocol = Protocol { framing: Framing::Lines, once: true, ..Protocol::default() };
+    let server = TestServer::start(Config { protocol, ..of(design) });
+    let mut client = server.connect();
+    client.send(b"one\ntwo\n");
+    assert_same(&client.rest(), b"one\n");
+    drop(client);
+    server.wait_for("the end of the connection", |stats| stats.closed() == 1);
+    assert_eq!(server.stop().closed_by_service, 1);
+}
+
+fn a_frame_too_long_ends_the_connection_after_the_answers_before_it(design: Design) {
+    let server = TestServer::start(framed(design, Framing::Lines, 8));
+    let mut client = server.connect();
+    client.send(b"good\n");
+    // More than what was read when the error was found: without lingering, it would be answered by an
+    // RST, which could overtake the answer.
+    client.send(&[b'x'; 200_000]);
+    assert_same(&client.rest(), b"good\n");
+    client.send(&[b'y'; 1_000]);
+    drop(client);
+    server.wait_for("the end of the connection", |stats| stats.closed() == 1);
+    assert_eq!(server.stop().closed_by_frame_error, 1);
+}
+
+fn a_frame_cut_short_ends_the_connection(design: Design) {
+    let server = TestServer::start(framed(design, Framing::LengthPrefixed, 8));
+    assert_same(&converse(server.connect(), b"\0\0\0\x01a\0\0\0\x02b", 3), b"\0\0\0\x01a");
+    assert_eq!(server.stop().closed_by_frame_error, 1);
+}
+
+fn a_reset_is_the_peers_affair(design: Design) {
+    let server = TestServer::start(of(design));
+    let mut client = server.connect();
+    client.exchange(b"hello");
+    client.reset();
+    server.wait_for("the reset", |stats| stats.closed_by_reset == 1);
+    server.connect().exchange(b"still here");
+}
+
+fn who_is_idle_is_closed(design: Design) {
+    let idle_timeout = Some(Duration::from_millis(50));
+    let server = TestServer::start(limited(design, Limits { idle_timeout, ..Limits::default() }));
+    let mut client = server.connect();
+    client.exchange(b"hello");
+    assert_same(&client.rest(), b"");
+    drop(client);
+    server.wait_for("the end of the connection", |stats| stats.closed_idle == 1);
+}
+
+fn who_does_not_read_is_idle(design: Design) {
+    let idle_timeout = Some(Duration::from_millis(50));
+    let server = TestServer::start(limited(design, Limits { idle_timeout, ..Limits::default() }));
+    let mut client = Client::connect_with(server.address(), None, Some(4 << 10));
+    let bytes = pattern(0, 64 << 10);
+    // Until the server has had enough: it does not read either, and then is gone.
+    while client.0.write_all(&bytes).is_ok() {}
+    server.wait_for("the end of the connection", |stats| stats.closed() == 1);
+    assert_eq!(server.stop().closed_idle, 1);
+}
+
+fn the_backlog_waits_for_a_slot(design: Design) {
+    let max_connections = NonZeroUsize::new(1);
+    let server =
+        TestServer::start(limited(design, Limits { max_connections, ..Limits::default() }));
+    let mut first = server.connect();
+    first.exchange(b"first");
+    // Connected, as far as it can tell; it is answered when the first has left.
+    let mut second = server.connect();
+    second.send(b"second");
+    if design != Design::Iterative {
+        server.wait_for("the pause", |stats| stats.accept_pauses == 1);
+    }
+    assert_eq!(server.stats().accepted, 1);
+    first.exchange(b"still the only one");
+    first.half_close();
+    first.rest();
+    second.expect(b"second");
+}
+
+fn clients_are_served_side_by_side(design: Design) {
+    let server = TestServer::start(of(design));
+    let mut stuck = Client::connect_with(server.address(), None, Some(4 << 10));
+    stuck.fill();
+    let mut clients: Vec<Client> = (0..50).map(|_| server.connect()).collect();
+    for round in 0..3 {
+        for (index, client) in clients.iter_mut().enumerate() {
+            client.send(&pattern(100 * round + index as u64, 100));
+        }
+        for (index, client) in clients.iter_mut().enumerate().rev() {
+            client.expect(&pattern(100 * round + index as u64, 100));
+        }
+    }
+    assert_eq!(server.stats().open(), 51);
+}
+
+fn a_source_has_so_many_connections(design: Design) {
+    let per_source_connections = NonZeroUsize::new(1);
+    let limits = Limits { per_source_connections, ..Limits::default() };
+    let server = TestServer::start(limited(design, limits));
+    let mut first = server.connect();
+    first.exchange(b"first");
+    server.connect().expect_end();
+    let other = Some([127, 0, 0, 3].into());
+    Client::connect_with(server.address(), other, None).exchange(b"from elsewhere");
+    first.half_close();
+    first.rest();
+    server.wait_for("the first to leave", |stats| stats.open() == 0);
+    server.connect().exchange(b"again");
+    assert_eq!(server.stats().refused, 1);
+}
+
+// ---- datagrams
+
+fn datagrams_of_any_size_come_back(design: Design) {
+    let server = TestServer::start(of(design));
+    let socket = server.udp();
+    let sizes = [0, 1, 15, 16, 512, 1_472, 1_473, 9_000, 32_768, 65_506, 65_507];
+    for size in sizes {
+        exchange_datagram(&socket, &pattern(size as u64, size));
+    }
+    drop(socket);
+    let stats = server.stop();
+    assert_eq!(stats.udp_answered, sizes.len() as u64);
+    assert_eq!(stats.udp_bytes_out, sizes.iter().sum::<usize>() as u64);
+}
+
+fn a_reply_leaves_from_the_address_that_was_asked(design: Design) {
+    let server = TestServer::start(Config { bind: vec![], ..of(design) });
+    let asked = SocketAddr::new([127, 0, 0, 2].into(), server.address().port());
+    // A connected socket receives from there alone.
+    exchange_datagram(&udp(asked), b"who are you?");
+}
+
+fn guarded_ports_are_not_answered(design: Design) {
+    // Below our own, so that the system gives it to nobody else.
+    let guarded = udp(SocketAddr::new(LOCALHOST, 9));
+    let guard_ports = GuardPorts(vec![guarded.local_addr().unwrap().port()]);
+    let server = TestServer::start(limited(design, Limits { guard_ports, ..Limits::default() }));
+    guarded.connect(server.address()).unwrap();
+    guarded.send(b"loop?").unwrap();
+    // What comes later is answered later.
+    exchange_datagram(&server.udp(), b"hello");
+    guarded.set_nonblocking(true).unwrap();
+    assert_eq!(guarded.recv(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    server.wait_for("the count", |stats| (stats.udp_guarded, stats.udp_answered) == (1, 1));
+}
+
+fn datagrams_are_answered_while_a_stream_is_silent(design: Design) {
+    let server = TestServer::start(of(design));
+    let mut silent = server.connect();
+    silent.exchange(b"hello");
+    exchange_datagram(&server.udp(), b"and you?");
+}
+
+fn udp_alone_is_served(design: Design) {
+    let server = TestServer::start(Config { transport: Transport::Udp, ..of(design) });
+    exchange_datagram(&server.udp(), b"hello");
+    assert!(TcpStream::connect_timeout(&server.address(), DEADLINE).is_err());
+    assert_eq!(server.stop().udp_answered, 1);
+}
+
+fn both_addresses_are_served(design: Design) {
+    let bind = vec![LOCALHOST, [127, 0, 0, 5].into()];
+    let server = TestServer::start(Config { bind, ..of(design) });
+    assert_eq!(server.addresses().len(), 2);
+    for _ in 0..2 {
+        for &address in server.addresses() {
+            assert_same(&converse(Client::connect(address), b"hello", 5), b"hello");
+            exchange_datagram(&udp(address), b"hello");
+        }
+    }
+}
+
+// ---- the end
+
+fn who_is_here_may_finish_the_drain(design: Design) {
+    let drain_timeout = Duration::from_secs(3_600);
+    let server = TestServer::start(limited(design, Limits { drain_timeout, ..Limits::default() }));
+    let mut client = server.connect();
+    client.exchange(b"before");
+    server.handle().stop();
+    client.exchange(b"after");
+    client.send(b"last");
+    client.half_close();
+    assert_same(&client.rest(), b"last");
+    assert_eq!(server.ended().closed_by_peer, 1);
+}
+
+fn who_waits_in_the_backlog_is_served_in_the_drain(design: Design) {
+    let server = Server::bind(of(design)).unwrap();
+    let address = server.local_addrs()[0];
+    let mut clients: Vec<Client> = (0..10).map(|_| Client::connect(address)).collect();
+    let handle = server.handle();
+    // Told to stop before it runs: they all are in the backlog.
+    handle.stop();
+    let running = thread::spawn(move || server.run());
+    for client in &mut clients {
+        client.send(b"am I late?");
+        client.half_close();
+    }
+    for client in &mut clients {
+        assert_same(&client.rest(), b"am I late?");
+    }
+    running.join().unwrap().unwrap();
+    assert_eq!(handle.stats().closed_by_peer, 10);
+}
+
+fn who_does_not_finish_the_drain_is_closed(design: Design) {
+    let drain_timeout = Duration::from_millis(20);
+    let server = TestServer::start(limited(design, Limits { drain_timeout, ..Limits::default() }));
+    let mut client = server.connect();
+    client.exchange(b"hello");
+    server.handle().stop();
+    assert_same(&client.rest(), b"");
+    drop(client);
+    assert_eq!(server.ended().closed_draining, 1);
+}
+
+fn who_does_not_read_does_not_hold_up_the_drain(design: Design) {
+    let drain_timeout = Duration::ZERO;
+    let server = TestServer::start(limited(design, Limits { drain_timeout, ..Limits::default() }));
+    let mut client = Client::connect_with(server.address(), None, Some(4 << 10));
+    client.fill();
+    server.handle().stop();
+    assert_eq!(server.ended().closed_draining, 1);
+}
+
+fn a_second_stop_ends_at_once(design: Design) {
+    let drain_timeout = Duration::from_secs(3_600);
+    let server = TestServer::start(limited(design, Limits { drain_timeout, ..Limits::default() }));
+    let mut client = server.connect();
+    client.exchange(b"hello");
+    server.handle().stop();
+    client.exchange(b"still here");
+    server.handle().stop();
+    server.ended();
+    client.expect_end();
+}
+
+fn a_second_stop_cuts_who_does_not_read(design: Design) {
+    let drain_timeout = Duration::from_secs(3_600);
+    let server = TestServer::start(limited(design, Limits { drain_timeout, ..Limits::default() }));
+    let mut client = Client::connect_with(server.address(), None, Some(4 << 10));
+    client.fill();
+    server.handle().stop();
+    server.handle().stop();
+    server.ended();
+    // Ends, one way or the other.
+    while matches!(client.0.read(&mut [0; 4_096]), Ok(1..)) {}
+}
+
+fn a_port_in_use_is_an_error(design: Design) {
+    let server = TestServer::start(of(design));
+    let port = server.address().port();
+    let error = Server::bind(Config { port, ..of(design) }).err().unwrap().to_string();
+    assert!(error.contains("another process has that port"), "{error}");
 }

@@ -462,8 +462,14 @@ fn a_client_that_never_reads_costs_little_and_loses_nothing() {
 
 #[test]
 fn out_of_descriptors_the_backlog_waits() {
-    let script =
-        format!("ulimit -n 32 && exec '{}' -p 0 -v --bind 127.0.0.1", env!("CARGO_BIN_EXE_evecho"));
+    ["event-loop", "threaded"].into_iter().for_each(run_out_of_descriptors);
+}
+
+fn run_out_of_descriptors(design: &str) {
+    let script = format!(
+        "ulimit -n 32 && exec '{}' -p 0 -v --bind 127.0.0.1 --design {design}",
+        env!("CARGO_BIN_EXE_evecho")
+    );
     let daemon = Daemon::spawn(Command::new("sh").args(["-c", &script]));
     let clients: Vec<TcpStream> = (0..80).map(|_| daemon.connect()).collect();
     clients.iter().for_each(|mut client| client.write_all(b"hello").unwrap());

@@ -4,15 +4,14 @@ use std::io::{self, IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::ops::ControlFlow;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::error::ErrorKind;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::{Outcome, units, usage};
+use super::units::{self, grouped, short};
+use super::{Outcome, stop_flag, usage};
 use evecho::client::load::{self, Config, Latency, Length, Mode, Phase, Progress, Report};
 use evecho::client::target::{Target, Transport};
 
@@ -55,7 +54,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "NUMBER")]
     rate: Option<f64>,
     /// How long a connection or a reply may take [default: 5s, with --udp 500ms]
-    #[arg(long, value_name = "TIME", value_parser = units::duration)]
+    #[arg(long, value_name = "TIME", value_parser = units::timeout)]
     timeout: Option<Duration>,
     /// Source addresses to use in turn; each has some 28,000 ports
     #[arg(long, value_name = "ADDRESS,...", value_delimiter = ',')]
@@ -136,17 +135,6 @@ impl Args {
     }
 }
 
-/// Set at SIGINT or SIGTERM. A second one ends the program at once.
-fn stop_flag() -> io::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        let code = 128 + signal;
-        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
-    Ok(stop)
-}
-
 /// The line on a terminal that tells how far the run is.
 struct Status {
     terminal: bool,
@@ -181,7 +169,7 @@ impl Status {
             }
             Phase::WarmUp => format!("{}/s, warming up", grouped(rate as u64)),
             Phase::Measuring => format!("{}/s", grouped(rate as u64)),
-            Phase::Draining => "waiting for the last replies".to_owned(),
+            Phase::Draining | Phase::Over => "waiting for the last replies".to_owned(),
         };
         // A terminal that went away is no reason to end the run.
         let _ = write!(io::stderr(), "\r\x1b[K{seconds:.1}s: {what}{errors}");
@@ -290,23 +278,6 @@ fn remarks(report: &Report) -> Vec<String> {
     remarks
 }
 
-/// A time with three digits or so: `9.87us`, `98.7us`, `987us`, `9.87ms`.
-fn short(time: Duration) -> String {
-    let nanoseconds = time.as_nanos() as f64;
-    let (value, unit) = match nanoseconds {
-        n if n < 1e3 => return format!("{n}ns"),
-        n if n < 1e6 => (n / 1e3, "us"),
-        n if n < 1e9 => (n / 1e6, "ms"),
-        n => (n / 1e9, "s"),
-    };
-    let decimals = match value {
-        v if v < 9.995 => 2,
-        v if v < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{value:.decimals$}{unit}")
-}
-
 /// Bytes a second, in powers of 1,024.
 struct Throughput(f64);
 
@@ -322,36 +293,9 @@ impl std::fmt::Display for Throughput {
     }
 }
 
-/// A number with commas: `1,234,567`.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_read_easily() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-    }
-
-    #[test]
-    fn times_have_three_digits() {
-        let times = [0, 999, 1_000, 9_994, 9_996, 98_700, 987_000, 9_870_000, 12_345_000_000];
-        assert_eq!(
-            times.map(|nanoseconds| short(Duration::from_nanos(nanoseconds))),
-            ["0ns", "999ns", "1.00us", "9.99us", "10.0us", "98.7us", "987us", "9.87ms", "12.3s"]
-        );
-    }
 
     #[test]
     fn throughput_has_a_fitting_unit() {

@@ -4,6 +4,7 @@
 //! checked config and calls the library. `evecho` without a command serves.
 
 mod check;
+mod compare;
 mod load;
 mod ping;
 mod send;
@@ -12,9 +13,12 @@ mod supervise;
 mod units;
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use signal_hook::consts::{SIGINT, SIGTERM};
 
 /// What a command ends in: an exit code, or one sentence for standard error (exit code 1).
 type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
@@ -32,6 +36,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Check(check::Args),
+    Compare(compare::Args),
     Load(load::Args),
     Ping(ping::Args),
     Send(send::Args),
@@ -46,6 +51,7 @@ pub(crate) fn run() -> ExitCode {
     let outcome = match cli.command {
         None => serve::run(cli.serve),
         Some(Command::Check(args)) => check::run(&args),
+        Some(Command::Compare(args)) => compare::run(args),
         Some(Command::Load(args)) => load::run(args),
         Some(Command::Ping(args)) => ping::run(args),
         Some(Command::Send(args)) => send::run(args),
@@ -60,6 +66,17 @@ pub(crate) fn run() -> ExitCode {
 /// Ends with a usage error (exit code 2), as clap does for what it finds itself.
 fn usage(kind: ErrorKind, sentence: &str) -> ! {
     Cli::command().error(kind, sentence).exit()
+}
+
+/// Set at SIGINT or SIGTERM. A second one ends the program at once.
+fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        let code = 128 + signal;
+        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
 }
 
 /// The one place that writes a failure for people to standard error.

@@ -72,9 +72,14 @@ struct ConversationArgs {
 #[command(next_help_heading = "Limits")]
 struct LimitArgs {
     /// TCP connections at a time; others wait in the backlog [default: what the limit on open files allows]
+    ///
+    /// The threaded design has no more of them than the system has threads; the iterative one has one,
+    /// whatever this says.
     #[arg(long, value_name = "N", env = "EVECHO_MAX_CONNECTIONS")]
     max_connections: Option<NonZeroUsize>,
     /// TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]
+    ///
+    /// The iterative design has one at a time anyway.
     #[arg(long, value_name = "N", env = "EVECHO_PER_SOURCE_CONNECTIONS")]
     per_source_connections: Option<NonZeroUsize>,
     /// Close a connection on which nothing moves for so long; 0 never does
@@ -98,6 +103,8 @@ struct DesignArgs {
     #[arg(long, env = "EVECHO_DESIGN", value_enum, default_value_t = DesignArg::EventLoop)]
     design: DesignArg,
     /// Poll for at most so long before sleeping, while that pays; 0 switches it off
+    ///
+    /// For the event loop alone: the threads of the other designs always sleep at once.
     #[arg(long, value_name = "TIME", env = "EVECHO_BUSY_POLL", default_value = "50us", value_parser = units::duration)]
     busy_poll: Duration,
     /// Receive and send each datagram alone, without segmentation offload
@@ -144,14 +151,24 @@ impl From<FramingArg> for Framing {
     }
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum DesignArg {
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum DesignArg {
     /// One thread, one poll loop, nothing blocks
     EventLoop,
     /// A thread for each connection, and one for UDP
     Threaded,
-    /// One client at a time, the others wait unseen; and a thread for UDP
+    /// One client at a time, the others wait in the backlog, unseen; and a thread for UDP
     Iterative,
+}
+
+impl From<DesignArg> for Design {
+    fn from(design: DesignArg) -> Design {
+        match design {
+            DesignArg::EventLoop => Design::EventLoop,
+            DesignArg::Threaded => Design::Threaded,
+            DesignArg::Iterative => Design::Iterative,
+        }
+    }
 }
 
 /// Runs the server until a signal ends it.
@@ -184,11 +201,7 @@ fn start_log(args: &LogArgs) {
 fn config(args: Args) -> Config {
     let Args { sockets, conversation, limits, how, log: _ } = args;
     Config {
-        design: match how.design {
-            DesignArg::EventLoop => Design::EventLoop,
-            DesignArg::Threaded => Design::Threaded,
-            DesignArg::Iterative => Design::Iterative,
-        },
+        design: how.design.into(),
         port: sockets.port,
         bind: sockets.bind,
         transport: match (sockets.tcp_only, sockets.udp_only) {

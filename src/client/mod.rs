@@ -1,6 +1,7 @@
 //! The tools that talk to an echo server.
 
 pub mod check;
+pub mod compare;
 pub mod load;
 pub mod pattern;
 pub mod ping;

@@ -5,6 +5,10 @@
 //! shows each to a [`Service`], and puts the replies together.
 
 mod framing;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod oracle;
+#[cfg(test)]
+mod properties;
 mod service;
 
 pub use framing::{FrameError, Framing, Protocol};

@@ -8,6 +8,8 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::ops::{AddAssign, Sub};
 use std::time::Duration;
 
+use log::{debug, info};
+
 use super::clock::{Moment, Rounded};
 use super::guard::Peer;
 use crate::protocol::{FrameError, Scratch, Service, Session, Verdict};
@@ -75,8 +77,10 @@ impl End {
 impl From<io::Error> for End {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            // EPIPE: the peer's RST came while we were not reading.
-            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => End::Reset,
+            // EPIPE and, of shutdown(2), ENOTCONN: the peer's RST came while we were not reading.
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected => {
+                End::Reset
+            }
             kind => End::Failed(kind),
         }
     }
@@ -87,7 +91,7 @@ impl From<io::Error> for End {
 pub(crate) struct Readiness {
     pub(crate) readable: bool,
     pub(crate) writable: bool,
-    /// The peer has closed at least its side: a short read is not the last one.
+    /// The peer has closed at least its side, or sent urgent data: a short read is not the last one.
     pub(crate) closed: bool,
 }
 
@@ -157,8 +161,8 @@ pub(crate) struct Connection<S, V> {
     /// When the last byte moved, or, once we are closing, when we began to.
     active: Moment,
     traffic: Traffic,
-    /// How long it was not read because its output was not taken.
-    paused: Duration,
+    /// How long it was not read because its output was not taken, in nanoseconds: half a `Duration`.
+    paused: u64,
 }
 
 struct Unsent {
@@ -198,7 +202,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             opened: now,
             active: now,
             traffic: Traffic::default(),
-            paused: Duration::ZERO,
+            paused: 0,
         }
     }
 
@@ -240,7 +244,8 @@ impl<S: Stream, V: Service> Connection<S, V> {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(0),
             Err(error) => return Err(error.into()),
         };
-        // A read that did not fill its room emptied the socket (epoll(7)), unless a FIN is behind it.
+        // A read that did not fill its room emptied the socket (epoll(7)), unless a FIN is behind it,
+        // or an urgent byte (tcp(7)).
         if read < room.len() && !self.ready.closed {
             self.ready.readable = false;
         }
@@ -278,7 +283,9 @@ impl<S: Stream, V: Service> Connection<S, V> {
 
     /// Our side wants to end it: what is owed is still sent, then our FIN, then we linger.
     pub(crate) fn close(&mut self, end: End, now: Moment) -> Turn {
-        if self.phase == Phase::Open {
+        if !matches!(self.phase, Phase::Lingering(..)) {
+            // Where the peer's FIN was read already, lingering finds it again and is over at once.
+            self.ready.readable |= self.phase != Phase::Open;
             self.phase = Phase::Flushing(end);
             self.active = now;
         }
@@ -296,10 +303,13 @@ impl<S: Stream, V: Service> Connection<S, V> {
     /// Its deadline has passed.
     pub(crate) fn expire(&mut self, now: Moment) -> Turn {
         match self.phase {
+            Phase::Flushing(end @ End::Drain) | Phase::Lingering(end, _) => Err(end),
+            // It has not been looked at since something came: its turn tells whether it is idle.
+            _ if self.can_act() => Ok(()),
             Phase::Open if self.unsent.is_none() => self.close(End::Idle, now),
             // The peer does not take what it is owed: a FIN would tell it that this was all.
             Phase::Open | Phase::Flushing(End::Peer) => Err(End::Idle),
-            Phase::Flushing(end) | Phase::Lingering(end, _) => Err(end),
+            Phase::Flushing(end) => Err(end),
         }
     }
 
@@ -334,14 +344,15 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let Some(mut unsent) = self.unsent.take() else { return Ok(()) };
         let sent = self.write(&unsent.bytes[unsent.sent..])?;
         unsent.sent += sent;
-        if sent > 0 && matches!(self.phase, Phase::Open | Phase::Flushing(End::Peer)) {
+        // Only a drain does not wait for a peer that takes its answer bit by bit.
+        if sent > 0 && self.phase != Phase::Flushing(End::Drain) {
             self.active = now;
         }
         if unsent.sent < unsent.bytes.len() {
             self.unsent = Some(unsent);
             return Ok(());
         }
-        self.paused += now - unsent.since;
+        self.paused += now.nanos() - unsent.since.nanos();
         self.advance()
     }
 
@@ -393,12 +404,21 @@ impl<S, V> Connection<S, V> {
         self.traffic
     }
 
-    /// The line that tells how it was.
-    pub(crate) fn epitaph(&self, end: End, now: Moment) -> impl fmt::Display {
+    /// It is over: counts it, and tells how it was.
+    pub(crate) fn bury(&self, end: End, stats: &Stats, now: Moment) {
+        end.counter(stats).increment();
+        match end {
+            End::Frame(_) => info!("{}", self.epitaph(end, now)),
+            _ => debug!("{}", self.epitaph(end, now)),
+        }
+    }
+
+    fn epitaph(&self, end: End, now: Moment) -> impl fmt::Display {
         let Traffic { bytes_in, bytes_out, reads, writes, short_writes } = self.traffic;
         let waiting = self.unsent.as_ref().map_or(Duration::ZERO, |unsent| now - unsent.since);
         let unsent = self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent);
-        let (peer, opened, paused) = (self.peer, self.opened, self.paused + waiting);
+        let paused = Duration::from_nanos(self.paused) + waiting;
+        let (peer, opened) = (self.peer, self.opened);
         fmt::from_fn(move |f| {
             write!(f, "{peer} closed {end}: {bytes_in} bytes in {reads} reads, ")?;
             write!(f, "{bytes_out} bytes out in {writes} writes ({short_writes} short), ")?;
@@ -409,3 +429,19 @@ impl<S, V> Connection<S, V> {
         })
     }
 }
+
+#[cfg(any(test, fuzzing))]
+impl<S, V: Service> Connection<S, V> {
+    /// The bytes that it holds on the heap: output not taken, and the beginning of a frame.
+    pub(crate) fn held(&self) -> usize {
+        self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.capacity()) + self.session.held()
+    }
+
+    /// The bytes of output that wait for the socket.
+    pub(crate) fn unsent(&self) -> usize {
+        self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -40,8 +40,13 @@ impl Handle {
     /// not wait.
     pub fn stop(&self) {
         self.shared.stop.fetch_add(1, Ordering::Release);
+        self.wake();
+    }
+
+    /// Ends the wait of the thread that controls the server.
+    pub(super) fn wake(&self) {
         if let Err(error) = self.shared.waker.wake() {
-            log::error!("cannot wake the server to stop it: {error}");
+            log::error!("cannot wake the server: {error}");
         }
     }
 

@@ -12,6 +12,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry};
 
+use super::Server;
 use super::busy_poll::{BusyPoll, Outcome};
 use super::clock::{Clock, Moment};
 use super::connection::{self, Readiness};
@@ -21,7 +22,7 @@ use super::streams::{self, Rules, Streams};
 use super::udp::Datagrams;
 use crate::config::Config;
 use crate::protocol::{Service, Session};
-use crate::socket::{self, Sockets};
+use crate::socket;
 use crate::stats::Stats;
 
 const EVENTS: usize = 1024;
@@ -85,8 +86,8 @@ impl streams::Listener for Listener {
     }
 
     fn register(&mut self, stream: &mut TcpStream, token: streams::Token) -> io::Result<()> {
-        let both = Interest::READABLE | Interest::WRITABLE;
-        self.registry.register(stream, Token::Connection(token).into(), both)
+        let all = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        self.registry.register(stream, Token::Connection(token).into(), all)
     }
 }
 
@@ -112,16 +113,10 @@ pub(super) struct EventLoop<V> {
 }
 
 impl<V: Service + Clone> EventLoop<V> {
-    pub(super) fn new(
-        config: &Config,
-        sockets: Sockets,
-        service: V,
-        poll: Poll,
-        control: Control,
-        stats: Arc<Stats>,
-    ) -> io::Result<Self> {
-        let guard = super::guard_of(config, &sockets);
-        let rules = Rules::of(config);
+    pub(super) fn new(server: Server, service: V) -> io::Result<Self> {
+        let Server { config, sockets, poll, control, stats } = server;
+        let guard = super::guard_of(&config, &sockets);
+        let rules = Rules::of(&config);
         let mut listeners = Vec::new();
         for (index, listener) in sockets.listeners.into_iter().enumerate() {
             listener.set_nonblocking(true)?;
@@ -188,8 +183,11 @@ impl<V: Service + Clone> EventLoop<V> {
         while waited < window {
             poll(&mut self.poll, &mut self.events, Some(Duration::ZERO))?;
             if !self.events.is_empty() {
-                self.stats.busy_poll_wins.increment();
-                self.busy_poll.learn(Outcome::Win, waited);
+                let outcome = if waited.is_zero() { Outcome::AtOnce } else { Outcome::Win };
+                if outcome == Outcome::Win {
+                    self.stats.busy_poll_wins.increment();
+                }
+                self.busy_poll.learn(outcome, waited);
                 return Ok(());
             }
             waited = self.clock.now() - start;
@@ -253,7 +251,11 @@ impl Rules {
 }
 
 /// Asks for events; being interrupted is the same as none.
-fn poll(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::Result<()> {
+pub(super) fn poll(
+    poll: &mut Poll,
+    events: &mut Events,
+    timeout: Option<Duration>,
+) -> io::Result<()> {
     match poll.poll(events, timeout) {
         Err(error) if error.kind() == ErrorKind::Interrupted => {
             events.clear();
@@ -264,7 +266,7 @@ fn poll(poll: &mut Poll, events: &mut Events, timeout: Option<Duration>) -> io::
 }
 
 /// To the next millisecond, which is what epoll_wait(2) counts in: waking early would be for nothing.
-fn round_up(time: Duration) -> Duration {
+pub(super) fn round_up(time: Duration) -> Duration {
     Duration::from_millis(u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
 }
 
@@ -274,7 +276,8 @@ fn readiness(event: &Event) -> Readiness {
     Readiness {
         readable: event.is_readable() || closed,
         writable: event.is_writable() || closed,
-        closed,
+        // A read stops in front of an urgent byte, whatever is behind it.
+        closed: closed || event.is_priority(),
     }
 }
 

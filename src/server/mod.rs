@@ -1,12 +1,17 @@
 //! The server: bind, ask where it listens, take a handle, run.
 
+mod blocking;
 mod busy_poll;
 mod clock;
 mod connection;
 mod control;
 mod event_loop;
 mod guard;
+mod iterative;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod simulation;
 mod streams;
+mod threaded;
 mod udp;
 
 pub use control::Handle;
@@ -116,15 +121,11 @@ impl Server {
     /// As [`run`](Server::run).
     pub fn run_with<V: Service + Clone + Send + 'static>(self, service: V) -> io::Result<()> {
         self.announce();
-        let Server { config, sockets, poll, control, stats } = self;
-        match config.design {
-            Design::EventLoop => {
-                EventLoop::new(&config, sockets, service, poll, control, Arc::clone(&stats))?
-                    .run()?;
-            }
-            Design::Threaded | Design::Iterative => {
-                return Err(io::Error::new(io::ErrorKind::Unsupported, "not yet built"));
-            }
+        let stats = Arc::clone(&self.stats);
+        match self.config.design {
+            Design::EventLoop => EventLoop::new(self, service)?.run()?,
+            Design::Threaded => threaded::run(self, service)?,
+            Design::Iterative => iterative::run(self, service)?,
         }
         info!("stopped: {}", stats.snapshot());
         Ok(())

@@ -11,7 +11,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{debug, info, warn};
+use log::{debug, warn};
 use nix::errno::Errno;
 use slab::Slab;
 
@@ -57,10 +57,12 @@ const SMALLEST_ROOM: usize = 16 << 10;
 const BATCH: usize = 64;
 /// So many connections are accepted in a turn.
 pub(crate) const ACCEPTS_PER_TURN: usize = 64;
+/// So many turns' worth of the backlog, when a drain begins: 4096, the usual net.core.somaxconn.
+const LAST_ACCEPT_TURNS: usize = 64;
 /// How long accept waits for descriptors or memory when no slot of ours frees before.
-const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+pub(crate) const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 /// Deadlines are looked at no more often than this: they are not exact.
-const SWEEP_GAP: Duration = Duration::from_millis(10);
+pub(crate) const SWEEP_GAP: Duration = Duration::from_millis(10);
 
 /// All TCP connections of an event loop.
 pub(crate) struct Streams<L: Listener, V> {
@@ -69,8 +71,7 @@ pub(crate) struct Streams<L: Listener, V> {
     stats: Arc<Stats>,
     gate: Gate<L>,
     connections: Slab<Connection<L::Stream, V>>,
-    /// Open connections by source, where that is limited.
-    sources: HashMap<Source, usize>,
+    sources: Sources,
     last_generation: u32,
     /// Who can act without waiting for an event, each once.
     ready: VecDeque<Token>,
@@ -104,6 +105,8 @@ struct Gate<L> {
     pause: Option<Pause>,
     episode: Episode,
     refusals: Episode,
+    /// Who is asked first in this turn.
+    first: usize,
 }
 
 struct Door<L> {
@@ -134,9 +137,10 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
                 pause: None,
                 episode: Episode::default(),
                 refusals: Episode::default(),
+                first: 0,
             },
             connections: Slab::new(),
-            sources: HashMap::new(),
+            sources: Sources::new(rules.per_source_connections),
             last_generation: 0,
             ready: VecDeque::new(),
             sweep_at: None,
@@ -205,7 +209,10 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         for door in &mut self.gate.listeners {
             door.ready = true;
         }
-        while self.gate.pause.is_none() && self.can_accept() {
+        for _ in 0..LAST_ACCEPT_TURNS {
+            if self.gate.pause.is_some() || !self.can_accept() {
+                break;
+            }
             self.accept(now);
         }
         self.gate.listeners.clear();
@@ -231,7 +238,10 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
             self.gate.pause = None;
         }
         let mut budget = ACCEPTS_PER_TURN;
-        for index in 0..self.gate.listeners.len() {
+        let count = self.gate.listeners.len();
+        // Each goes first in its turn, so that a flood at one does not shut out the others.
+        self.gate.first = (self.gate.first + 1) % count.max(1);
+        for index in (self.gate.first..count).chain(0..self.gate.first) {
             while budget > 0 && self.gate.pause.is_none() && self.gate.listeners[index].ready {
                 budget -= 1;
                 if self.connections.len() >= self.rules.max_connections {
@@ -259,12 +269,10 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
     }
 
     fn admit(&mut self, index: usize, mut stream: L::Stream, peer: Peer, now: Moment) {
-        if !self.count_in(peer) {
+        if !self.sources.count_in(peer) {
             self.stats.refused.increment();
             if self.gate.refusals.begins(now) {
-                warn!(
-                    "{peer} has as many connections as one source may have (--per-source-connections): closed, like further ones"
-                );
+                warn_of_refusal(peer);
             }
             return;
         }
@@ -275,7 +283,7 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         let slot = u32::try_from(entry.key()).expect("descriptors are fewer than 2^32");
         let token = Token { slot, generation };
         if let Err(error) = self.gate.listeners[index].listener.register(&mut stream, token) {
-            self.count_out(peer);
+            self.sources.count_out(peer);
             drop(stream);
             // epoll_ctl(2): no memory, or the user's limit on watches is reached.
             self.pause(Pause::Starved { retry_at: now + ACCEPT_RETRY }, Some(&error), now);
@@ -292,35 +300,8 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
     fn pause(&mut self, pause: Pause, error: Option<&io::Error>, now: Moment) {
         self.gate.pause = Some(pause);
         self.stats.accept_pauses.increment();
-        if !self.gate.episode.begins(now) {
-            return;
-        }
-        let open = self.connections.len();
-        match error {
-            None => warn!(
-                "all {open} connections are in use (--max-connections): new clients wait in the backlog until one leaves"
-            ),
-            Some(error) => warn!(
-                "cannot accept with {open} connections open: {error}; new clients wait in the backlog (raise the limit, or lower --max-connections)"
-            ),
-        }
-    }
-
-    /// Counts a new connection of its source, unless that has as many as it may have.
-    fn count_in(&mut self, peer: Peer) -> bool {
-        let Some(limit) = self.rules.per_source_connections else { return true };
-        let count = self.sources.entry(peer.source()).or_default();
-        let free = *count < limit.get();
-        *count += usize::from(free);
-        free
-    }
-
-    fn count_out(&mut self, peer: Peer) {
-        if let Entry::Occupied(mut count) = self.sources.entry(peer.source()) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
+        if self.gate.episode.begins(now) {
+            warn_of_pause(self.connections.len(), error);
         }
     }
 
@@ -393,12 +374,8 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
 
     fn remove(&mut self, slot: u32, end: End, now: Moment) {
         let connection = self.connections.remove(slot as usize);
-        self.count_out(connection.peer());
-        end.counter(&self.stats).increment();
-        match end {
-            End::Frame(_) => info!("{}", connection.epitaph(end, now)),
-            _ => debug!("{}", connection.epitaph(end, now)),
-        }
+        self.sources.count_out(connection.peer());
+        connection.bury(end, &self.stats, now);
         // Its descriptor and its slot are free with it.
         self.gate.pause = None;
     }
@@ -444,8 +421,75 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
     }
 }
 
+#[cfg(any(test, fuzzing))]
+impl<L: Listener, V> Streams<L, V> {
+    /// Who stands on the ready queue.
+    pub(crate) fn ready(&self) -> &VecDeque<Token> {
+        &self.ready
+    }
+
+    /// The connection that a token names, if it still stands.
+    pub(crate) fn connection(&self, token: Token) -> Option<&Connection<L::Stream, V>> {
+        let connection = self.connections.get(token.slot as usize);
+        connection.filter(|connection| connection.generation == token.generation)
+    }
+}
+
+/// Open connections by source, where that is limited.
+#[derive(Debug)]
+pub(super) struct Sources {
+    limit: Option<NonZeroUsize>,
+    counts: HashMap<Source, usize>,
+}
+
+impl Sources {
+    pub(super) fn new(limit: Option<NonZeroUsize>) -> Self {
+        Sources { limit, counts: HashMap::new() }
+    }
+
+    /// Counts a new connection of its source, unless that has as many as it may have.
+    pub(super) fn count_in(&mut self, peer: Peer) -> bool {
+        let Some(limit) = self.limit else { return true };
+        let count = self.counts.entry(peer.source()).or_default();
+        let free = *count < limit.get();
+        *count += usize::from(free);
+        free
+    }
+
+    pub(super) fn count_out(&mut self, peer: Peer) {
+        if self.limit.is_none() {
+            return;
+        }
+        if let Entry::Occupied(mut count) = self.counts.entry(peer.source()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// Accept stops with so many connections open, for want of a slot or because of an error.
+pub(super) fn warn_of_pause(open: usize, error: Option<&io::Error>) {
+    match error {
+        None => warn!(
+            "all {open} connections are in use (--max-connections): new clients wait in the backlog until one leaves"
+        ),
+        Some(error) => warn!(
+            "cannot accept with {open} connections open: {error}; new clients wait in the backlog (raise the limit, or lower --max-connections)"
+        ),
+    }
+}
+
+/// A client is closed at once.
+pub(super) fn warn_of_refusal(peer: Peer) {
+    warn!(
+        "{peer} has as many connections as one source may have (--per-source-connections): closed, like further ones"
+    );
+}
+
 /// Errors of accept(2) that are about the connection it would have returned, not about us.
-fn is_about_one_connection(error: &io::Error) -> bool {
+pub(super) fn is_about_one_connection(error: &io::Error) -> bool {
     let Some(code) = error.raw_os_error() else { return false };
     matches!(
         Errno::from_raw(code),

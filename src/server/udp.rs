@@ -9,13 +9,14 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::ops::Range;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
 use log::{debug, info, warn};
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::libc::{in_pktinfo, in6_pktinfo};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmsg,
     sendmmsg, setsockopt, sockopt,
@@ -186,6 +187,12 @@ impl<V: Service> Datagrams<V> {
         }
     }
 
+    /// What a thread that has nothing else to do waits for.
+    pub(super) fn poll_fd(&self) -> PollFd<'_> {
+        let events = if self.is_waiting() { PollFlags::POLLOUT } else { PollFlags::POLLIN };
+        PollFd::new(self.socket.as_fd(), events)
+    }
+
     /// Whether some answers of the last batch have not left yet.
     fn is_waiting(&self) -> bool {
         self.sent < self.runs.len()
@@ -269,27 +276,16 @@ impl<V: Service> Datagrams<V> {
         };
         let run = Run { place, segment: bytes.len(), bytes, came_joined, route };
         let may_join = came_joined || run.segment <= MAX_JOINED_SEGMENT || peer.is_loopback();
-        match self.runs.last_mut() {
-            Some(last) if self.join && may_join && last.may_grow_by(&run) => {
-                last.bytes.end = run.bytes.end;
-            }
-            _ => self.runs.push(run),
-        }
+        enlist(&mut self.runs, run, self.join && may_join);
     }
 
     // ---- send
 
     fn send(&mut self) {
         while self.writable && self.is_waiting() {
-            let run = &self.runs[self.sent];
-            let joined = self.join && run.bytes.len() > run.segment;
-            let taken = if joined { run.bytes.len() } else { run.bytes.len().min(run.segment) };
+            let (taken, joined) = self.runs[self.sent].next_piece(self.join);
             match self.send_piece(taken, joined) {
-                Ok(()) => {
-                    let count =
-                        if joined { taken.div_ceil(self.runs[self.sent].segment) } else { 1 };
-                    self.note_sent(count, taken);
-                }
+                Ok(()) => self.note_sent(taken),
                 Err(Errno::EAGAIN) => {
                     self.writable = false;
                     self.stats.udp_paused.increment();
@@ -313,7 +309,7 @@ impl<V: Service> Datagrams<V> {
                 info!(
                     "UDP segmentation offload is off from here on: {refusal} for a run of datagrams that go one by one"
                 );
-                self.note_sent(1, first);
+                self.note_sent(first);
             }
             Err(Errno::EAGAIN) => self.writable = false,
             Err(Errno::EINTR) => {}
@@ -339,13 +335,13 @@ impl<V: Service> Datagrams<V> {
 
     /// An answer cannot be sent: that is between the peer, the network and whoever filters it.
     fn give_up(&mut self, taken: usize, error: Errno) {
-        self.stats.udp_errors.increment();
+        self.stats.udp_errors.add(self.runs[self.sent].datagrams_in(taken) as u64);
         debug!("sending a datagram: {error}");
         self.advance(taken);
     }
 
-    fn note_sent(&mut self, datagrams: usize, bytes: usize) {
-        self.tally.answered += datagrams;
+    fn note_sent(&mut self, bytes: usize) {
+        self.tally.answered += self.runs[self.sent].datagrams_in(bytes);
         self.tally.bytes_out += bytes;
         self.advance(bytes);
     }
@@ -359,7 +355,27 @@ impl<V: Service> Datagrams<V> {
     }
 }
 
+/// Puts a reply behind the others: into the last run, where it may be joined and fits.
+fn enlist(runs: &mut Vec<Run>, reply: Run, may_join: bool) {
+    match runs.last_mut() {
+        Some(last) if may_join && last.may_grow_by(&reply) => last.bytes.end = reply.bytes.end,
+        _ => runs.push(reply),
+    }
+}
+
 impl Run {
+    /// What is to leave in the next call: so many bytes, and whether the kernel has to cut them.
+    fn next_piece(&self, join: bool) -> (usize, bool) {
+        let joined = join && self.bytes.len() > self.segment;
+        (if joined { self.bytes.len() } else { self.bytes.len().min(self.segment) }, joined)
+    }
+
+    /// How many datagrams the next so many bytes are.
+    fn datagrams_in(&self, bytes: usize) -> usize {
+        // One of no bytes is one.
+        bytes.div_ceil(self.segment.max(1)).max(1)
+    }
+
     /// Whether `next` may be sent in one call with this run: same way back, right behind it, every
     /// datagram but the last of one size, and not too much in all.
     fn may_grow_by(&self, next: &Run) -> bool {
@@ -477,3 +493,6 @@ impl Outbox {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,8 @@ use mio::{Interest, Token};
 
 use super::Error;
 use super::config::Config;
-use super::course::{Driver, Run};
+use super::course::Driver;
+use super::run::Run;
 use super::socket::{Opener, unreachable};
 use super::stream::Checker;
 use crate::client::pattern;

@@ -1,19 +1,17 @@
 //! The course of a run: open, warm up, measure, drain; and the event loop that carries it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use mio::event::Event;
-use mio::{Events, Poll, Registry, Token};
+use mio::{Events, Poll, Token};
 
 use super::Error;
 use super::config::{Config, Length};
-use super::faults::Faults;
 use super::pace::Pace;
 use super::report::{Latency, Phase, Progress, Report};
+use super::run::Run;
 
 /// The loop looks up at least so often, in nanoseconds.
 const TICK: u64 = 10_000_000;
@@ -55,136 +53,6 @@ pub(super) trait Driver {
     fn finish(&mut self, run: &mut Run, start: u64) -> u32;
 }
 
-/// What the course and the driver share: the clock, what may be sent, what was counted.
-pub(super) struct Run<'a> {
-    pub(super) config: &'a Config,
-    pub(super) registry: Registry,
-    epoch: Instant,
-    /// Nanoseconds since the run began, as of the last [`Run::look_at_clock`].
-    pub(super) now: u64,
-    /// Connections that finished opening, well or not.
-    pub(super) opened: u32,
-    /// Connections that are usable.
-    pub(super) open: u32,
-    /// Messages that are out.
-    pub(super) out: u64,
-    /// Whether anything ever came back.
-    pub(super) heard: bool,
-    pub(super) faults: Faults,
-    /// Whether the run was stopped: what is out then is no fault.
-    pub(super) stopped: bool,
-    /// When something last moved.
-    moved: u64,
-    /// Messages that may still be begun.
-    budget: u64,
-    /// Whether messages are sent at a rate.
-    paced: bool,
-    /// Messages that are due, in the open loop: when each was.
-    due: VecDeque<u64>,
-    /// Messages that were due and not sent.
-    unsent: u64,
-    /// Places with room, in the open loop, the one that waits longest first.
-    vacant: VecDeque<u32>,
-    /// Which places these are.
-    is_vacant: Box<[bool]>,
-    window: Window,
-}
-
-/// The measured part.
-struct Window {
-    start: u64,
-    end: u64,
-    /// When the last counted message came back.
-    last: u64,
-    messages: u64,
-    /// Those before the window too, for the progress.
-    all_messages: u64,
-    latencies: Histogram<u64>,
-}
-
-impl Run<'_> {
-    /// Reads the clock: once an event, after its system calls.
-    pub(super) fn look_at_clock(&mut self) -> u64 {
-        self.now = self.epoch.elapsed().as_nanos() as u64;
-        self.now
-    }
-
-    /// The next message, if one may be begun now: when it was due. It counts as out.
-    pub(super) fn next(&mut self) -> Option<u64> {
-        let due = if self.paced {
-            self.due.pop_front()?
-        } else {
-            self.budget = self.budget.checked_sub(1)?;
-            self.now
-        };
-        if self.out == 0 {
-            self.moved = self.now;
-        }
-        self.out += 1;
-        Some(due)
-    }
-
-    /// Gives the last of [`Run::next`] back: it could not be sent.
-    pub(super) fn put_back(&mut self, due: u64) {
-        self.out -= 1;
-        if self.paced {
-            self.due.push_front(due);
-        } else {
-            self.budget += 1;
-        }
-    }
-
-    /// The place has room for a message that is not due yet: in the open loop, it will be filled
-    /// when one is.
-    pub(super) fn vacate(&mut self, place: u32) {
-        if self.paced && !std::mem::replace(&mut self.is_vacant[place as usize], true) {
-            self.vacant.push_back(place);
-        }
-    }
-
-    /// What is due and not sent will not be sent.
-    fn leave_unsent(&mut self) {
-        self.unsent += std::mem::take(&mut self.due).len() as u64;
-    }
-
-    /// A connection opened, or did not: the next may be opened.
-    pub(super) fn count_opened(&mut self, well: bool) {
-        self.opened += 1;
-        self.open += u32::from(well);
-        self.moved = self.now;
-    }
-
-    /// Bytes came back.
-    pub(super) fn hear(&mut self) {
-        self.heard = true;
-        self.moved = self.now;
-    }
-
-    /// A message that was due at `due` came back whole, now.
-    pub(super) fn record(&mut self, due: u64) {
-        let window = &mut self.window;
-        window.all_messages += 1;
-        if due < window.start {
-            return;
-        }
-        window.latencies.saturating_record((self.now - due).max(1));
-        if self.now <= window.end {
-            window.messages += 1;
-            window.last = self.now;
-        }
-    }
-
-    /// A message came back whole, now, and how long it took says nothing.
-    pub(super) fn count(&mut self) {
-        let window = &mut self.window;
-        window.all_messages += 1;
-        if (window.start..=window.end).contains(&self.now) {
-            window.messages += 1;
-            window.last = self.now;
-        }
-    }
-}
-
 /// Why the loop was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
@@ -205,6 +73,8 @@ pub(super) struct Course<'a> {
     pace: Option<Pace>,
     phase: Phase,
     progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    /// What the caller said last: whether to go on.
+    verdict: ControlFlow<()>,
     next_progress: u64,
     next_sweep: u64,
 }
@@ -218,46 +88,18 @@ impl<'a> Course<'a> {
         let poll = Poll::new().map_err(system)?;
         let registry = poll.registry().try_clone().map_err(system)?;
         let pace = config.rate.map(|rate| Pace::new(rate, &registry, TIMER)).transpose();
-        let latencies = Histogram::new_with_bounds(1, 3_600_000_000_000, 3)
-            .expect("the bounds are apart and the precision is under 6 digits");
-        let window = Window {
-            start: u64::MAX,
-            end: u64::MAX,
-            last: 0,
-            messages: 0,
-            all_messages: 0,
-            latencies,
-        };
-        let run = Run {
-            config,
-            registry,
-            epoch: Instant::now(),
-            now: 0,
-            opened: 0,
-            open: 0,
-            out: 0,
-            heard: false,
-            faults: Faults::default(),
-            stopped: false,
-            moved: 0,
-            budget: 0,
-            paced: config.rate.is_some(),
-            due: VecDeque::new(),
-            unsent: 0,
-            vacant: VecDeque::new(),
-            is_vacant: vec![false; config.connections as usize].into_boxed_slice(),
-            window,
-        };
+        let run = Run::new(config, registry);
         let pace = pace.map_err(system)?;
         let phase = Phase::Opening;
-        Ok(Self { poll, run, pace, phase, progress, next_progress: 0, next_sweep: 0 })
+        let verdict = ControlFlow::Continue(());
+        Ok(Self { poll, run, pace, phase, progress, verdict, next_progress: 0, next_sweep: 0 })
     }
 
     /// Opens, warms up, measures and drains.
     pub(super) fn measure<D: Driver>(mut self, mut driver: D) -> Result<Report, Error> {
         let mut end = self.open(&mut driver)?;
         if end == End::Reached && !self.run.config.warmup.is_zero() {
-            self.phase = Phase::WarmUp;
+            self.enter(Phase::WarmUp);
             self.run.budget = u64::MAX;
             self.kick(&mut driver)?;
             let warm = self.run.now + nanoseconds(self.run.config.warmup);
@@ -266,11 +108,12 @@ impl<'a> Course<'a> {
         if matches!(end, End::Reached | End::Elapsed) {
             end = self.measure_window(&mut driver)?;
         }
-        self.phase = Phase::Draining;
+        self.enter(Phase::Draining);
         self.run.budget = 0;
         if end != End::Stopped {
             end = self.pump(&mut driver, None, |run| run.out == 0 && run.due.is_empty())?;
         }
+        self.enter(Phase::Over);
         self.run.stopped = end == End::Stopped;
         Ok(self.report(driver))
     }
@@ -309,7 +152,14 @@ impl<'a> Course<'a> {
 
     /// Measures for the time, or until the messages have been begun.
     fn measure_window<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
+        let warm = self.phase == Phase::WarmUp;
+        // Before the window begins: what the caller does now delays no message that counts.
+        self.enter(Phase::Measuring);
         let start = self.run.look_at_clock();
+        if warm {
+            // What is due up to now is not measured.
+            self.follow_pace(driver)?;
+        }
         self.run.window.start = start;
         self.run.window.last = start;
         let (budget, deadline) = match self.run.config.length {
@@ -317,10 +167,9 @@ impl<'a> Course<'a> {
             Length::Time(time) => (u64::MAX, Some(start + nanoseconds(time))),
         };
         self.run.budget = budget;
-        if self.phase != Phase::WarmUp {
+        if !warm {
             self.kick(driver)?;
         }
-        self.phase = Phase::Measuring;
         let end = self.pump(driver, deadline, |run| run.budget == 0)?;
         if deadline.is_some() {
             self.run.window.end = self.run.now;
@@ -415,27 +264,36 @@ impl<'a> Course<'a> {
             pace.arm(run.now).map_err(arm)?;
         }
         while !run.due.is_empty()
-            && let Some(place) = run.vacant.pop_front()
+            && let Some(place) = run.occupy()
         {
-            run.is_vacant[place as usize] = false;
             driver.fill(run, place)?;
         }
         Ok(())
     }
 
+    /// Enters a phase, of which the caller hears at once.
+    fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.next_progress = 0;
+        self.run.look_at_clock();
+        // Whether to go on is asked again in the loop.
+        let _ = self.report_progress();
+    }
+
     fn report_progress(&mut self) -> ControlFlow<()> {
         let run = &self.run;
-        if run.now < self.next_progress {
-            return ControlFlow::Continue(());
+        if self.verdict.is_break() || run.now < self.next_progress {
+            return self.verdict;
         }
         self.next_progress = run.now + PROGRESS;
-        (self.progress)(&Progress {
+        self.verdict = (self.progress)(&Progress {
             phase: self.phase,
             elapsed: Duration::from_nanos(run.now),
             opened: run.opened,
             messages: run.window.all_messages,
             errors: run.faults.errors.total(),
-        })
+        });
+        self.verdict
     }
 
     fn report<D: Driver>(mut self, mut driver: D) -> Report {

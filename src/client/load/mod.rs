@@ -1,7 +1,7 @@
 //! The load engine: keeps an echo server busy from one thread, verifies every byte that comes
 //! back, and measures.
 //!
-//! [`run`] takes a plain [`Config`] and ends in a plain [`Report`]. It prints nothing, takes no
+//! [`run()`] takes a plain [`Config`] and ends in a plain [`Report`]. It prints nothing, takes no
 //! signal and keeps no state, so that the command line, benches and tests all use it.
 //!
 //! ```
@@ -28,7 +28,8 @@
 //! ```
 //!
 //! The modules: `config` what is asked for, `course` the course of a run (open, warm up, measure,
-//! drain) and its event loop, `tcp`, `churn` and `udp` the three ways to keep a server busy, `pace`
+//! drain) and its event loop, `run` what it shares with the ways to keep a server
+//! busy, `tcp`, `churn` and `udp`, `pace`
 //! the open loop's schedule, `stream` and `datagram` what is wrong with an echo, `report` the
 //! outcome.
 
@@ -39,6 +40,7 @@ mod datagram;
 mod faults;
 mod pace;
 mod report;
+mod run;
 mod socket;
 mod stream;
 mod tcp;
@@ -54,14 +56,15 @@ use serde::Serializer;
 pub use config::{Config, Invalid, Length, Mode};
 pub use faults::Errors;
 pub use report::{Latency, Phase, Progress, Report};
+pub(super) use socket::make_room;
 
 use super::target::{self, Transport};
 
 /// Puts load on a server as `config` asks and reports what came of it.
 ///
-/// `progress` is called about ten times a second; when it returns [`ControlFlow::Break`] the run
-/// ends at once, and what is still out then is no fault. The soft limit of open files is raised
-/// when the connections need it.
+/// `progress` is called when a phase begins and about ten times a second; when it returns
+/// [`ControlFlow::Break`] the run ends at once, and what is still out then is no fault. The soft
+/// limit of open files is raised when the connections need it.
 ///
 /// # Errors
 ///
@@ -73,7 +76,7 @@ pub fn run(
     progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
 ) -> Result<Report, Error> {
     config.check()?;
-    socket::make_room(config.connections)?;
+    make_room(config.connections)?;
     let course = course::Course::new(config, progress)?;
     match (config.transport, config.mode) {
         (Transport::Udp, _) => course.measure(udp::Udp::new(config)),

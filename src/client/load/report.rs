@@ -103,6 +103,8 @@ pub enum Phase {
     Measuring,
     /// Nothing new is sent; what is out has to come back.
     Draining,
+    /// Nothing is out any more, and nothing is closed yet.
+    Over,
 }
 
 /// How far a run has come.

@@ -17,7 +17,7 @@ use crate::socket::raise_open_file_limit;
 const SPARE_FILES: u64 = 64;
 
 /// Makes room for `connections` under the limit of open files, where the hard limit has it.
-pub(super) fn make_room(connections: u32) -> Result<(), Error> {
+pub(in crate::client) fn make_room(connections: u32) -> Result<(), Error> {
     let needed = u64::from(connections) + SPARE_FILES;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| Error::System {
         what: "look up the limit of open files",

@@ -9,7 +9,8 @@ use mio::{Interest, Token};
 
 use super::Error;
 use super::config::{Config, Mode};
-use super::course::{Driver, Run};
+use super::course::Driver;
+use super::run::Run;
 use super::socket::{Opener, unreachable};
 use super::stream::Checker;
 use crate::client::pattern;
@@ -51,6 +52,8 @@ struct Connection {
     /// What the last events and calls said, in stream mode.
     readable: bool,
     writable: bool,
+    /// Whether the server's FIN is there: then a short read has not emptied the socket.
+    ending: bool,
     /// Whether it is among [`Tcp::unfinished`].
     listed: bool,
 }
@@ -98,6 +101,7 @@ impl Tcp {
             latest: 0,
             readable: false,
             writable: true,
+            ending: false,
             listed: false,
         });
         Ok(())
@@ -140,7 +144,7 @@ impl Tcp {
             return;
         }
         if self.connections[place].readable {
-            match self.receive(run, place, false) {
+            match self.receive(run, place, self.connections[place].ending) {
                 Received::All => self.connections[place].readable = false,
                 Received::Part => {}
                 Received::Closed(error) => {
@@ -315,6 +319,7 @@ impl Driver for Tcp {
         let connection = &mut self.connections[place];
         connection.readable |= event.is_readable();
         connection.writable |= event.is_writable();
+        connection.ending |= event.is_read_closed();
         if !connection.listed {
             self.flow(run, place);
         }

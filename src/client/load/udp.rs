@@ -8,8 +8,9 @@ use mio::{Interest, Token};
 
 use super::Error;
 use super::config::Config;
-use super::course::{Driver, Run};
+use super::course::Driver;
 use super::datagram::{Exchange, Freed, LONGEST};
+use super::run::Run;
 use super::socket::{Opener, unreachable};
 
 /// All sockets of a run.

@@ -1,0 +1,89 @@
+//! What the conversation costs without a wire: framing and services, alone.
+#![allow(clippy::unwrap_used, missing_docs, reason = "a bench that cannot go on fails")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use evecho::protocol::{Echo, Scratch, Session, Upper, Verdict};
+use evecho::{Framing, Protocol, Service};
+
+/// What one read brings.
+const READ: usize = 64 << 10;
+
+/// A service by its name, and what it is given and gives back.
+struct Case<V> {
+    name: &'static str,
+    service: V,
+    input: Vec<u8>,
+    expected: Vec<u8>,
+}
+
+impl<V: Service + Clone> Case<V> {
+    /// Answers one read after the other, as a server does.
+    fn bench(self, c: &mut Criterion, group: &str, framing: Framing) {
+        let protocol = Protocol { framing, ..Protocol::default() };
+        let (mut session, mut scratch) = (Session::new(protocol, self.service), Scratch::default());
+        let answer = session.receive(&self.input, &mut scratch);
+        assert!(answer.bytes == self.expected && answer.verdict == Verdict::Continue);
+        let mut group = c.benchmark_group(group);
+        group.throughput(Throughput::Bytes(self.input.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(self.name), |b| {
+            b.iter(|| session.receive(black_box(&self.input), &mut scratch).bytes.len());
+        });
+    }
+}
+
+/// Messages of `length` bytes, as many as fit a read, each with what its framing needs.
+fn messages(framing: Framing, length: usize) -> Vec<u8> {
+    let message: Vec<u8> = match framing {
+        Framing::Raw => vec![b'x'; length],
+        Framing::Lines => [vec![b'x'; length - 1], vec![b'\n']].concat(),
+        Framing::LengthPrefixed => {
+            [(length as u32).to_be_bytes().to_vec(), vec![b'x'; length]].concat()
+        }
+    };
+    message.repeat(READ / message.len())
+}
+
+fn framing(c: &mut Criterion) {
+    let framings =
+        [("raw", Framing::Raw), ("lines", Framing::Lines), ("length", Framing::LengthPrefixed)];
+    for (name, framing) in framings {
+        for length in [64, 1024] {
+            let input = messages(framing, length);
+            let case = Case { name, service: Echo, expected: input.clone(), input };
+            case.bench(c, &format!("framing/{length}B"), framing);
+        }
+    }
+}
+
+fn services(c: &mut Criterion) {
+    let input = messages(Framing::Raw, READ);
+    Case { name: "echo", service: Echo, expected: input.clone(), input }.bench(
+        c,
+        "service",
+        Framing::Raw,
+    );
+    // A chunk ends between two characters: what comes back is as long as what went.
+    let texts = [("upper, ASCII", "the quick brown fox "), ("upper, Greek", "ταχίστη αλώπηξ ")];
+    for (name, text) in texts {
+        let text = text.repeat(READ / text.len());
+        let expected = text.to_uppercase().into_bytes();
+        Case { name, service: Upper::default(), input: text.into_bytes(), expected }.bench(
+            c,
+            "service",
+            Framing::Raw,
+        );
+    }
+}
+
+fn config() -> Criterion {
+    Criterion::default()
+        .sample_size(30)
+        .warm_up_time(Duration::from_millis(500))
+        .measurement_time(Duration::from_secs(1))
+}
+
+criterion_group! { name = benches; config = config(); targets = framing, services }
+criterion_main!(benches);

@@ -1,0 +1,174 @@
+//! Compares servers under the same load: which answers how much, how soon, and at what cost.
+//!
+//! [`run`] starts each server as a child process, puts it under a [`Trial`], ends it, and goes on to
+//! the next server: a round has every trial of every server, and there are several rounds, so that
+//! what drifts on the machine drifts for all. Every byte that comes back is verified.
+//!
+//! The modules: `trial` one server under one trial, `report` what came of all of them, `figure` the
+//! report as a drawing.
+
+mod figure;
+mod report;
+mod trial;
+
+use std::fmt;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use figure::svg;
+pub use report::{Cell, Machine, Measurement, Report, Spread};
+
+use super::load;
+use super::process::ServerCommand;
+
+/// A server that takes part.
+#[derive(Clone, Debug)]
+pub struct Contender {
+    /// What it is called in the report: each has a name of its own.
+    pub name: String,
+    /// How it is started.
+    pub command: ServerCommand,
+}
+
+/// What the servers are put under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "trial")]
+pub enum Trial {
+    /// So many connections that stay, each with messages in flight all the time.
+    Connections {
+        /// How many.
+        connections: u32,
+    },
+    /// One client that sends all it can and never reads, and after it so many others that behave.
+    Slow {
+        /// How many others.
+        connections: u32,
+    },
+    /// So many connections that say nothing after a first message, and one that talks.
+    Idle {
+        /// How many are silent.
+        connections: u32,
+    },
+    /// So many clients that connect, exchange one message, close, and connect again.
+    Short {
+        /// How many at a time.
+        connections: u32,
+    },
+}
+
+impl Trial {
+    /// The connections that the trial is about.
+    pub fn connections(self) -> u32 {
+        match self {
+            Trial::Connections { connections }
+            | Trial::Slow { connections }
+            | Trial::Idle { connections }
+            | Trial::Short { connections } => connections,
+        }
+    }
+}
+
+/// `3 connections`, `one slow client before 100 others`.
+impl fmt::Display for Trial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Trial::Connections { connections: 1 } => f.write_str("1 connection"),
+            Trial::Connections { connections } => write!(f, "{connections} connections"),
+            Trial::Slow { connections } => {
+                write!(f, "one slow client before {connections} others")
+            }
+            Trial::Idle { connections } => write!(f, "one client among {connections} idle ones"),
+            Trial::Short { connections } => {
+                write!(f, "{connections} clients, each message a connection")
+            }
+        }
+    }
+}
+
+/// What a comparison is asked to do.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Who takes part.
+    pub contenders: Vec<Contender>,
+    /// What they are put under, in this order.
+    pub trials: Vec<Trial>,
+    /// How often each server is put under each trial: at least 1.
+    pub rounds: u32,
+    /// How long each trial is measured.
+    pub time: Duration,
+    /// Load before that.
+    pub warmup: Duration,
+    /// Bytes in a message: at least 1.
+    pub size: usize,
+    /// Messages in flight on each connection that stays: at least 1.
+    pub depth: u16,
+    /// How long a reply, or the start of a server, may take.
+    pub timeout: Duration,
+    /// The `evecho` binary: it starts the servers, so that none outlives this process.
+    pub supervisor: PathBuf,
+}
+
+/// How far a comparison has come: what is about to be measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// Measurements before this one.
+    pub done: u32,
+    /// Measurements in all, unless some are left out because the server failed.
+    pub total: u32,
+    /// The round, from 1 on.
+    pub round: u32,
+    /// The server's name.
+    pub name: &'a str,
+    /// What it is put under.
+    pub trial: Trial,
+}
+
+/// Puts every server under every trial, round after round.
+///
+/// A server that fails at something is not put under that trial again; the rest goes on.
+/// `progress` hears of every measurement before it begins, and `go_on` is asked several times a
+/// second: where it says [`ControlFlow::Break`], the report has what was measured so far. Call it
+/// from a thread that lives on: the servers end with it.
+///
+/// # Errors
+///
+/// When a config is none, or the system does not let this process have so many connections.
+pub fn run(
+    config: &Config,
+    mut progress: impl FnMut(Progress<'_>),
+    mut go_on: impl FnMut() -> ControlFlow<()>,
+) -> Result<Report, load::Error> {
+    // Before anyone is blamed for it. The slow client is one more.
+    let most = config.trials.iter().map(|trial| trial.connections() + 1).max();
+    load::make_room(most.unwrap_or(0))?;
+    let mut report = Report::new(config);
+    let contenders = config.contenders.len();
+    let total = config.rounds * (config.trials.len() * contenders) as u32;
+    let mut done = 0;
+    for round in 0..config.rounds {
+        for &trial in &config.trials {
+            for step in 0..contenders {
+                // Nobody is always the first, or always behind the same one.
+                let contender = &config.contenders[(round as usize + step) % contenders];
+                let cell = report.cell(&contender.name, trial);
+                if cell.fault.is_none() {
+                    let name = &contender.name;
+                    progress(Progress { done, total, round: round + 1, name, trial });
+                    match trial::measure(config, contender, trial, &mut go_on)? {
+                        trial::Outcome::Measured(measurement) => cell.rounds.push(measurement),
+                        trial::Outcome::Failed(fault) => cell.fault = Some(fault),
+                        trial::Outcome::Stopped => {
+                            report.stopped = true;
+                            return Ok(report);
+                        }
+                    }
+                }
+                done += 1;
+            }
+        }
+    }
+    Ok(report)
+}

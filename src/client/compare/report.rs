@@ -1,0 +1,304 @@
+//! What came of a comparison: every measurement, and what they have in common.
+
+use std::fmt::Write;
+use std::fs;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Config, Contender, Trial};
+
+/// What came of a comparison.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Where it was made.
+    pub machine: Machine,
+    /// The version of evecho.
+    pub version: &'static str,
+    /// Seconds since 1970, UTC, when it began.
+    pub began: u64,
+    /// How often each server was put under each trial.
+    pub rounds: u32,
+    /// How long each was measured, in seconds.
+    pub seconds: f64,
+    /// Bytes in a message.
+    pub size: usize,
+    /// Messages in flight on each connection.
+    pub depth: u16,
+    /// The servers and how they were started, in the order of the table.
+    pub servers: Vec<Server>,
+    /// What was measured, trial by trial, and in each server by server.
+    pub cells: Vec<Cell>,
+    /// Whether it was stopped before its end.
+    pub stopped: bool,
+}
+
+/// A server and how it was started.
+#[derive(Clone, Debug, Serialize)]
+pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// The command; `{port}` stands for its port.
+    pub command: String,
+}
+
+/// The machine that everything ran on.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// What the processor calls itself.
+    pub cpu: String,
+    /// CPUs that may be used.
+    pub cpus: usize,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// The kernel and its release.
+    pub kernel: String,
+    /// CPUs that were busy with other things just before: the more, the less the numbers say.
+    pub busy_cpus: f64,
+}
+
+/// One server under one trial.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cell {
+    /// The server's name.
+    pub server: String,
+    /// What it was put under.
+    #[serde(flatten)]
+    pub trial: Trial,
+    /// One measurement a round.
+    pub rounds: Vec<Measurement>,
+    /// Why there are no more of them: a sentence about what the server did.
+    pub fault: Option<String>,
+}
+
+/// What was measured of one server under one trial in one round.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measurement {
+    /// Messages that came back per second, whole, correct and in order.
+    pub messages_per_second: f64,
+    /// Half of the messages came back within so many microseconds.
+    pub p50_us: f64,
+    /// 99 % came back within so many microseconds.
+    pub p99_us: f64,
+    /// CPU time of the server for each message, in microseconds.
+    pub cpu_us_per_message: f64,
+    /// How often a thread of the server gave up its CPU, or lost it, for each message. Unknown where
+    /// threads may have ended in the meantime.
+    pub switches_per_message: Option<f64>,
+    /// Threads of the server.
+    pub threads: f64,
+    /// Resident memory of the server in bytes.
+    pub resident_bytes: f64,
+    /// What it did while its idle connections were silent, where there were such.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub silence: Option<Silence>,
+}
+
+/// What a server did while nobody said anything.
+#[derive(Clone, Debug, Serialize)]
+pub struct Silence {
+    /// Share of one CPU.
+    pub cpu_percent: f64,
+    /// How often a thread of the server gave up its CPU, or lost it, per second.
+    pub switches_per_second: f64,
+}
+
+/// A value in several rounds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spread {
+    /// The lowest.
+    pub low: f64,
+    /// The one in the middle; of an even number, the mean of the two.
+    pub median: f64,
+    /// The highest.
+    pub high: f64,
+}
+
+impl Spread {
+    /// Of the values; `None` when there are none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Spread> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (low, high) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Spread { low, median, high })
+    }
+
+    /// Half of the way from the lowest to the highest, in percent of the median.
+    pub fn percent(&self) -> f64 {
+        if self.median == 0.0 { 0.0 } else { (self.high - self.low) / self.median * 50.0 }
+    }
+
+    /// Whether every value is above every one of `other`: the order is clear.
+    pub fn is_clearly_above(&self, other: &Spread) -> bool {
+        self.low > other.high
+    }
+}
+
+impl Cell {
+    /// One value of all rounds.
+    pub fn spread(&self, value: impl Fn(&Measurement) -> f64) -> Option<Spread> {
+        Spread::of(self.rounds.iter().map(value))
+    }
+}
+
+impl Report {
+    pub(super) fn new(config: &Config) -> Report {
+        let server = |contender: &Contender| Server {
+            name: contender.name.clone(),
+            command: contender.command.to_string(),
+        };
+        let names = || config.contenders.iter().map(|contender| contender.name.clone());
+        let cell = |trial, server| Cell { server, trial, rounds: Vec::new(), fault: None };
+        let cells = config.trials.iter();
+        let cells = cells.flat_map(|&trial| names().map(move |server| cell(trial, server)));
+        let now = std::time::UNIX_EPOCH.elapsed();
+        Report {
+            machine: Machine::this(),
+            version: env!("CARGO_PKG_VERSION"),
+            began: now.map_or(0, |time| time.as_secs()),
+            rounds: config.rounds,
+            seconds: config.time.as_secs_f64(),
+            size: config.size,
+            depth: config.depth,
+            servers: config.contenders.iter().map(server).collect(),
+            cells: cells.collect(),
+            stopped: false,
+        }
+    }
+
+    pub(super) fn cell(&mut self, server: &str, trial: Trial) -> &mut Cell {
+        let mut cells = self.cells.iter_mut();
+        let found = cells.find(|cell| cell.server == server && cell.trial == trial);
+        found.expect("every server has a cell for every trial")
+    }
+
+    /// The trials, in their order.
+    pub fn trials(&self) -> Vec<Trial> {
+        let mut trials: Vec<Trial> = self.cells.iter().map(|cell| cell.trial).collect();
+        trials.dedup();
+        trials
+    }
+
+    /// The cells of a trial, in the order of the servers.
+    pub fn cells_of(&self, trial: Trial) -> impl Iterator<Item = &Cell> {
+        self.cells.iter().filter(move |cell| cell.trial == trial)
+    }
+
+    /// Every measurement in a line of its own, and every fault, with a line of names before them
+    /// (RFC 4180).
+    pub fn csv(&self) -> String {
+        let mut csv = "trial,connections,server,round,messages_per_second,p50_us,p99_us,\
+            cpu_us_per_message,switches_per_message,threads,resident_bytes,silent_cpu_percent,\
+            silent_switches_per_second,fault\r\n"
+            .to_owned();
+        for cell in &self.cells {
+            let trial = match cell.trial {
+                Trial::Connections { .. } => "connections",
+                Trial::Slow { .. } => "slow",
+                Trial::Idle { .. } => "idle",
+                Trial::Short { .. } => "short",
+            };
+            let head = format!("{trial},{},{}", cell.trial.connections(), quoted(&cell.server));
+            for (index, m) in cell.rounds.iter().enumerate() {
+                let silence = m.silence.as_ref();
+                let silence = silence.map_or(",".to_owned(), |silence| {
+                    format!("{:.3},{:.1}", silence.cpu_percent, silence.switches_per_second)
+                });
+                // A String takes everything.
+                let _ = write!(
+                    csv,
+                    "{head},{},{:.1},{:.2},{:.2},{:.4},{},{},{},{silence},\r\n",
+                    index + 1,
+                    m.messages_per_second,
+                    m.p50_us,
+                    m.p99_us,
+                    m.cpu_us_per_message,
+                    m.switches_per_message.map_or(String::new(), |each| format!("{each:.4}")),
+                    m.threads,
+                    m.resident_bytes,
+                );
+            }
+            if let Some(fault) = &cell.fault {
+                let round = cell.rounds.len() + 1;
+                let _ = write!(csv, "{head},{round},,,,,,,,,,{}\r\n", quoted(fault));
+            }
+        }
+        csv
+    }
+}
+
+/// A field of a CSV file.
+fn quoted(text: &str) -> String {
+    if text.contains([',', '"', '\r', '\n']) {
+        format!("\"{}\"", text.replace('"', "\"\""))
+    } else {
+        text.to_owned()
+    }
+}
+
+impl Machine {
+    /// The one that this runs on; what it does not tell is empty, or zero.
+    fn this() -> Machine {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let value = |text: &str, name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.map_or(String::new(), |rest| rest.trim_start_matches([' ', '\t', ':']).to_owned())
+        };
+        let memory = value(&read("/proc/meminfo"), "MemTotal");
+        let memory = memory.split(' ').next().and_then(|kib| kib.parse::<u64>().ok());
+        let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+        Machine {
+            cpu: value(&read("/proc/cpuinfo"), "model name"),
+            cpus,
+            memory: memory.unwrap_or(0) << 10,
+            kernel: format!("Linux {}", read("/proc/sys/kernel/osrelease").trim()),
+            busy_cpus: busy_share() * cpus as f64,
+        }
+    }
+}
+
+/// The share of all CPUs that is in use, over a fifth of a second.
+fn busy_share() -> f64 {
+    let before = ticks();
+    std::thread::sleep(Duration::from_millis(200));
+    let after = ticks();
+    let [all, idle] = [0, 1].map(|index| after[index].saturating_sub(before[index]) as f64);
+    if all > 0.0 { (all - idle).max(0.0) / all } else { 0.0 }
+}
+
+/// The ticks of all CPUs so far, and those without work (proc_stat(5)).
+fn ticks() -> [u64; 2] {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let first = stat.lines().next().unwrap_or_default();
+    let fields: Vec<u64> = first.split_whitespace().skip(1).flat_map(str::parse).collect();
+    // user nice system idle iowait irq softirq steal; what guests use is in user already.
+    [fields.iter().take(8).sum(), fields.iter().skip(3).take(2).sum()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_stands_between_the_extremes() {
+        assert_eq!(Spread::of([]), None);
+        let odd = Spread::of([3.0, 1.0, 2.0]).unwrap();
+        assert_eq!(odd, Spread { low: 1.0, median: 2.0, high: 3.0 });
+        assert_eq!(odd.percent(), 50.0);
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
+        assert!(Spread::of([4.0, 5.0]).unwrap().is_clearly_above(&odd));
+        assert!(!Spread::of([3.0, 5.0]).unwrap().is_clearly_above(&odd));
+    }
+
+    #[test]
+    fn a_field_with_a_comma_is_quoted() {
+        assert_eq!(quoted("plain"), "plain");
+        assert_eq!(quoted("a,\"b\""), "\"a,\"\"b\"\"\"");
+    }
+}

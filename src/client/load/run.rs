@@ -1,0 +1,182 @@
+//! What the course of a run and its driver share: the clock, what may be sent, what was counted.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use hdrhistogram::Histogram;
+use mio::Registry;
+
+use super::config::Config;
+use super::faults::Faults;
+
+/// Latencies over an hour, in nanoseconds, count as an hour.
+const LONGEST: u64 = 3_600_000_000_000;
+
+/// What the course and the driver share: the clock, what may be sent, what was counted.
+pub(super) struct Run<'a> {
+    pub(super) config: &'a Config,
+    pub(super) registry: Registry,
+    epoch: Instant,
+    /// Nanoseconds since the run began, as of the last [`Run::look_at_clock`].
+    pub(super) now: u64,
+    /// Connections that finished opening, well or not.
+    pub(super) opened: u32,
+    /// Connections that are usable.
+    pub(super) open: u32,
+    /// Messages that are out.
+    pub(super) out: u64,
+    /// Whether anything ever came back.
+    pub(super) heard: bool,
+    pub(super) faults: Faults,
+    /// Whether the run was stopped: what is out then is no fault.
+    pub(super) stopped: bool,
+    /// When something last moved.
+    pub(super) moved: u64,
+    /// Messages that may still be begun.
+    pub(super) budget: u64,
+    /// Whether messages are sent at a rate.
+    paced: bool,
+    /// Messages that are due, in the open loop: when each was.
+    pub(super) due: VecDeque<u64>,
+    /// Messages that were due and not sent.
+    pub(super) unsent: u64,
+    /// Places with room, in the open loop, the one that waits longest first.
+    vacant: VecDeque<u32>,
+    /// Which places these are.
+    is_vacant: Box<[bool]>,
+    pub(super) window: Window,
+}
+
+/// The measured part.
+pub(super) struct Window {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    /// When the last counted message came back.
+    pub(super) last: u64,
+    pub(super) messages: u64,
+    /// Those before the window too, for the progress.
+    pub(super) all_messages: u64,
+    pub(super) latencies: Histogram<u64>,
+}
+
+impl<'a> Run<'a> {
+    /// A run that begins now, and may not send yet.
+    pub(super) fn new(config: &'a Config, registry: Registry) -> Self {
+        Self {
+            config,
+            registry,
+            epoch: Instant::now(),
+            now: 0,
+            opened: 0,
+            open: 0,
+            out: 0,
+            heard: false,
+            faults: Faults::default(),
+            stopped: false,
+            moved: 0,
+            budget: 0,
+            paced: config.rate.is_some(),
+            due: VecDeque::new(),
+            unsent: 0,
+            vacant: VecDeque::new(),
+            is_vacant: vec![false; config.connections as usize].into_boxed_slice(),
+            window: Window {
+                start: u64::MAX,
+                end: u64::MAX,
+                last: 0,
+                messages: 0,
+                all_messages: 0,
+                latencies: Histogram::new_with_bounds(1, LONGEST, 3)
+                    .expect("the bounds are apart and the precision is under 6 digits"),
+            },
+        }
+    }
+
+    /// Reads the clock: once an event, after its system calls.
+    pub(super) fn look_at_clock(&mut self) -> u64 {
+        self.now = self.epoch.elapsed().as_nanos() as u64;
+        self.now
+    }
+
+    /// The next message, if one may be begun now: when it was due. It counts as out.
+    pub(super) fn next(&mut self) -> Option<u64> {
+        let due = if self.paced {
+            self.due.pop_front()?
+        } else {
+            self.budget = self.budget.checked_sub(1)?;
+            self.now
+        };
+        if self.out == 0 {
+            self.moved = self.now;
+        }
+        self.out += 1;
+        Some(due)
+    }
+
+    /// Gives the last of [`Run::next`] back: it could not be sent.
+    pub(super) fn put_back(&mut self, due: u64) {
+        self.out -= 1;
+        if self.paced {
+            self.due.push_front(due);
+        } else {
+            self.budget += 1;
+        }
+    }
+
+    /// The place has room for a message that is not due yet: in the open loop, it will be filled
+    /// when one is.
+    pub(super) fn vacate(&mut self, place: u32) {
+        if self.paced && !std::mem::replace(&mut self.is_vacant[place as usize], true) {
+            self.vacant.push_back(place);
+        }
+    }
+
+    /// The place that has been vacant longest, to be filled.
+    pub(super) fn occupy(&mut self) -> Option<u32> {
+        let place = self.vacant.pop_front()?;
+        self.is_vacant[place as usize] = false;
+        Some(place)
+    }
+
+    /// What is due and not sent will not be sent.
+    pub(super) fn leave_unsent(&mut self) {
+        self.unsent += std::mem::take(&mut self.due).len() as u64;
+    }
+
+    /// A connection opened, or did not: the next may be opened.
+    pub(super) fn count_opened(&mut self, well: bool) {
+        self.opened += 1;
+        self.open += u32::from(well);
+        self.moved = self.now;
+    }
+
+    /// Bytes came back.
+    pub(super) fn hear(&mut self) {
+        self.heard = true;
+        self.moved = self.now;
+    }
+
+    /// A message that was due at `due` came back whole, now.
+    pub(super) fn record(&mut self, due: u64) {
+        let window = &mut self.window;
+        window.all_messages += 1;
+        if due < window.start {
+            return;
+        }
+        window.latencies.saturating_record((self.now - due).max(1));
+        if self.now <= window.end {
+            window.messages += 1;
+            window.last = self.now;
+        }
+    }
+
+    /// A message came back whole, now, and how long it took says nothing.
+    pub(super) fn count(&mut self) {
+        let window = &mut self.window;
+        window.all_messages += 1;
+        if (window.start..=window.end).contains(&self.now) {
+            window.messages += 1;
+            window.last = self.now;
+        }
+    }
+}

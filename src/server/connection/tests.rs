@@ -1,0 +1,403 @@
+//! One stream whose calls return what a script says, in the order that the script says.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use super::*;
+use crate::protocol::{Echo, Framing, Protocol, Upper};
+
+/// A call that is to come next, and what it returns.
+#[derive(Debug)]
+enum Call {
+    Reads(&'static [u8]),
+    ReadFails(ErrorKind),
+    /// A write, of which so many bytes are taken.
+    Takes(usize),
+    WriteFails(ErrorKind),
+    Shutdown,
+    ShutdownFails(ErrorKind),
+}
+
+use Call::*;
+use ErrorKind::{BrokenPipe, ConnectionReset, Interrupted, NotConnected, TimedOut, WouldBlock};
+
+#[derive(Default)]
+struct Script {
+    calls: VecDeque<Call>,
+    written: Vec<u8>,
+}
+
+#[derive(Clone, Default)]
+struct Scripted(Rc<RefCell<Script>>);
+
+impl Read for Scripted {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        match self.0.borrow_mut().calls.pop_front() {
+            Some(Reads(bytes)) => {
+                room[..bytes.len()].copy_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            Some(ReadFails(kind)) => Err(kind.into()),
+            other => panic!("a read instead of {other:?}"),
+        }
+    }
+}
+
+impl Write for Scripted {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Script { calls, written } = &mut *self.0.borrow_mut();
+        match calls.pop_front() {
+            Some(Takes(length)) => {
+                written.extend_from_slice(&bytes[..length]);
+                Ok(length)
+            }
+            Some(WriteFails(kind)) => Err(kind.into()),
+            other => panic!("a write of {bytes:?} instead of {other:?}"),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        panic!("there is nothing to flush in a socket")
+    }
+}
+
+impl Stream for Scripted {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        match self.0.borrow_mut().calls.pop_front() {
+            Some(Shutdown) => Ok(()),
+            Some(ShutdownFails(kind)) => Err(kind.into()),
+            other => panic!("a FIN instead of {other:?}"),
+        }
+    }
+}
+
+/// A connection, its script and its time.
+struct Bench<V> {
+    connection: Connection<Scripted, V>,
+    script: Scripted,
+    now: Moment,
+}
+
+const LINES: Protocol = Protocol { framing: Framing::Lines, max_frame: 8, once: false };
+const READABLE: Readiness = Readiness { readable: true, writable: false, closed: false };
+const WRITABLE: Readiness = Readiness { readable: false, writable: true, closed: false };
+const CLOSED: Readiness = Readiness { readable: true, writable: true, closed: true };
+const SECOND: Duration = Duration::from_secs(1);
+const IDLE_TIME: Duration = Duration::from_secs(30);
+
+fn raw() -> Bench<Echo> {
+    bench(Protocol::default(), Echo)
+}
+
+fn bench<V: Service>(protocol: Protocol, service: V) -> Bench<V> {
+    let script = Scripted::default();
+    let (now, peer) = (Moment::default() + SECOND, SocketAddr::from(([192, 0, 2, 1], 5)));
+    let session = Session::new(protocol, service);
+    Bench { connection: Connection::new(script.clone(), 1, peer.into(), session, now), script, now }
+}
+
+impl<V: Service> Bench<V> {
+    /// An event, and turns until nothing can be done; these calls have to be made, and no others.
+    fn event(&mut self, readiness: Readiness, calls: impl IntoIterator<Item = Call>) -> Turn {
+        self.connection.hint(readiness);
+        self.turns(calls)
+    }
+
+    fn turns(&mut self, calls: impl IntoIterator<Item = Call>) -> Turn {
+        self.script.0.borrow_mut().calls.extend(calls);
+        let mut scratch = Scratch::default();
+        let mut room = [0; 16];
+        let (mut outcome, mut count) = (Ok(()), 0);
+        while outcome.is_ok() && self.connection.can_act() {
+            count += 1;
+            assert!(count < 1_000_000, "it goes on and on");
+            outcome = match self.connection.receive(&mut room, &mut scratch, self.now) {
+                Ok(0) => Ok(()),
+                Ok(length) => self.connection.answer(&room[..length], &mut scratch, self.now),
+                Err(end) => Err(end),
+            };
+        }
+        self.done(outcome)
+    }
+
+    fn done(&self, outcome: Turn) -> Turn {
+        let left = &self.script.0.borrow().calls;
+        assert!(left.is_empty(), "not called: {left:?}");
+        outcome
+    }
+
+    fn close(&mut self, end: End, calls: impl IntoIterator<Item = Call>) -> Turn {
+        self.script.0.borrow_mut().calls.extend(calls);
+        let outcome = self.connection.close(end, self.now);
+        self.done(outcome)
+    }
+
+    fn expire(&mut self, calls: impl IntoIterator<Item = Call>) -> Turn {
+        self.script.0.borrow_mut().calls.extend(calls);
+        let outcome = self.connection.expire(self.now);
+        self.done(outcome)
+    }
+
+    fn written(&self) -> Vec<u8> {
+        self.script.0.borrow().written.clone()
+    }
+}
+
+#[test]
+fn what_was_read_is_answered() {
+    let mut bench = raw();
+    // A short read: there is no more.
+    assert_eq!(bench.event(READABLE, [Reads(b"abc"), Takes(3)]), Ok(()));
+    // A full one says nothing about what is behind it.
+    let full = [Reads(b"0123456789abcdef"), Takes(16), ReadFails(WouldBlock)];
+    assert_eq!(bench.event(READABLE, full), Ok(()));
+    assert_eq!(bench.event(READABLE, [ReadFails(WouldBlock)]), Ok(()), "an event without cause");
+    assert_eq!(bench.event(WRITABLE, []), Ok(()));
+    assert_eq!(bench.written(), b"abc0123456789abcdef");
+    assert_eq!(bench.connection.held(), 0);
+}
+
+#[test]
+fn a_short_read_before_a_fin_is_not_the_last() {
+    let mut bench = raw();
+    let calls = [Reads(b"abc"), Takes(3), Reads(b"")];
+    assert_eq!(bench.event(CLOSED, calls), Err(End::Peer));
+}
+
+#[test]
+fn a_half_closed_peer_gets_everything_before_we_close() {
+    let mut bench = bench(LINES, Echo);
+    let calls = [Reads(b"one\nla"), Takes(2), WriteFails(WouldBlock)];
+    assert_eq!(bench.event(CLOSED, calls), Ok(()));
+    let calls = [Takes(2), Reads(b"st"), Reads(b""), Takes(1), WriteFails(WouldBlock)];
+    assert_eq!(bench.event(WRITABLE, calls), Ok(()));
+    assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
+    assert_eq!(bench.event(WRITABLE, [Takes(2)]), Err(End::Peer));
+    assert_eq!(bench.written(), b"one\nlast");
+}
+
+#[test]
+fn a_character_kept_back_is_answered_at_the_fin() {
+    let mut bench = bench(Protocol::default(), Upper::default());
+    assert_eq!(bench.event(READABLE, [Reads(b"a\xe2\x82"), Takes(1)]), Ok(()));
+    assert_eq!(bench.event(CLOSED, [Reads(b""), Takes(2)]), Err(End::Peer));
+    assert_eq!(bench.written(), b"A\xe2\x82");
+}
+
+#[test]
+fn nothing_is_read_while_output_is_pending() {
+    let mut bench = raw();
+    let calls = [Reads(b"0123456789abcdef"), Takes(6), WriteFails(WouldBlock)];
+    assert_eq!(bench.event(READABLE, calls), Ok(()));
+    assert_eq!(bench.connection.unsent(), 10);
+    assert_eq!(bench.event(READABLE, []), Ok(()), "more input has to wait");
+    assert_eq!(bench.event(WRITABLE, [Takes(4), WriteFails(WouldBlock)]), Ok(()));
+    assert_eq!((bench.connection.unsent(), bench.connection.held()), (6, 10));
+    // The last of it, and the read that waited for it.
+    assert_eq!(bench.event(WRITABLE, [Takes(6), Reads(b"x"), Takes(1)]), Ok(()));
+    assert_eq!(bench.connection.held(), 0, "the buffer is given back");
+    assert_eq!(bench.written(), b"0123456789abcdefx");
+}
+
+#[test]
+fn an_interrupted_call_is_made_again() {
+    let mut bench = raw();
+    let calls = [ReadFails(Interrupted), Reads(b"ab"), WriteFails(Interrupted), Takes(1), Takes(1)];
+    assert_eq!(bench.event(READABLE, calls), Ok(()));
+    assert_eq!(bench.written(), b"ab");
+}
+
+#[test]
+fn errors_end_the_connection_with_their_name() {
+    for (kind, end) in [
+        (ConnectionReset, End::Reset),
+        (BrokenPipe, End::Reset),
+        (TimedOut, End::Failed(TimedOut)),
+        (ErrorKind::HostUnreachable, End::Failed(ErrorKind::HostUnreachable)),
+    ] {
+        assert_eq!(raw().event(CLOSED, [ReadFails(kind)]), Err(end), "read");
+        assert_eq!(raw().event(READABLE, [Reads(b"a"), WriteFails(kind)]), Err(end), "write");
+        let mut pending = raw();
+        assert_eq!(pending.event(READABLE, [Reads(b"a"), WriteFails(WouldBlock)]), Ok(()));
+        assert_eq!(pending.event(CLOSED, [WriteFails(kind)]), Err(end), "write again");
+        let mut lingering = raw();
+        assert_eq!(lingering.close(End::Drain, [Shutdown]), Ok(()));
+        assert_eq!(lingering.event(CLOSED, [ReadFails(kind)]), Err(end), "linger");
+    }
+    let none_taken = [Reads(b"a"), Takes(0)];
+    assert_eq!(raw().event(READABLE, none_taken), Err(End::Failed(ErrorKind::WriteZero)));
+}
+
+#[test]
+fn a_fin_after_the_peers_rst_is_a_reset() {
+    assert_eq!(raw().close(End::Drain, [ShutdownFails(NotConnected)]), Err(End::Reset));
+}
+
+#[test]
+fn a_frame_error_is_answered_with_the_frames_before_it_and_a_fin() {
+    let mut bench = bench(LINES, Echo);
+    let calls = [Reads(b"one\ntwo\n12345678"), Takes(5), WriteFails(WouldBlock)];
+    assert_eq!(bench.event(READABLE, calls), Ok(()));
+    // No FIN before the answer is out, nothing answered after it.
+    let calls = [Takes(3), Shutdown, Reads(b"three\n")];
+    assert_eq!(bench.event(WRITABLE, calls), Ok(()));
+    let end = End::Frame(FrameError::TooLong);
+    assert_eq!(bench.event(CLOSED, [Reads(b"four\n"), Reads(b"")]), Err(end));
+    assert_eq!(bench.written(), b"one\ntwo\n");
+}
+
+#[test]
+fn a_frame_cut_short_by_the_fin_needs_no_lingering() {
+    let protocol = Protocol { framing: Framing::LengthPrefixed, ..LINES };
+    let mut bench = bench(protocol, Echo);
+    let calls = [Reads(b"\0\0\0\x01a\0\0\0\x02b"), Takes(5), Reads(b"")];
+    assert_eq!(bench.event(CLOSED, calls), Err(End::Frame(FrameError::Truncated)));
+}
+
+#[test]
+fn once_is_answered_then_closed() {
+    let mut bench = bench(Protocol { once: true, ..LINES }, Echo);
+    let calls = [Reads(b"one\ntwo\n"), Takes(4), Shutdown];
+    assert_eq!(bench.event(READABLE, calls), Ok(()));
+    assert_eq!(bench.event(CLOSED, [Reads(b"")]), Err(End::Service));
+    assert_eq!(bench.written(), b"one\n");
+}
+
+#[test]
+fn lingering_is_bounded_in_bytes() {
+    let mut bench = raw();
+    assert_eq!(bench.close(End::Drain, [Shutdown]), Ok(()));
+    let most = LINGER_BYTES / 16;
+    let calls = (0..most).map(|_| Reads(b"0123456789abcdef")).chain([ReadFails(WouldBlock)]);
+    assert_eq!(bench.event(READABLE, calls), Ok(()));
+    assert_eq!(bench.event(READABLE, [Reads(b"0")]), Err(End::Drain));
+}
+
+#[test]
+fn lingering_is_bounded_in_time() {
+    let mut bench = raw();
+    assert_eq!(bench.close(End::Idle, [Shutdown]), Ok(()));
+    let deadline = bench.now + LINGER_TIME;
+    assert_eq!(bench.connection.deadline(None), Some(deadline));
+    bench.now = bench.now + SECOND;
+    assert_eq!(bench.event(READABLE, [Reads(b"more")]), Ok(()));
+    assert_eq!(bench.connection.deadline(None), Some(deadline), "what still comes is no excuse");
+    bench.connection.hint(READABLE);
+    assert_eq!(bench.expire([]), Err(End::Idle));
+}
+
+#[test]
+fn an_idle_connection_is_told_with_a_fin() {
+    let mut bench = raw();
+    assert_eq!(bench.connection.deadline(None), None);
+    assert_eq!(bench.connection.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
+    bench.now = bench.now + SECOND;
+    assert_eq!(bench.event(READABLE, [Reads(b"a"), Takes(1)]), Ok(()));
+    assert_eq!(bench.connection.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
+    bench.now = bench.now + IDLE_TIME;
+    assert_eq!(bench.expire([Shutdown]), Ok(()));
+    assert_eq!(bench.event(CLOSED, [Reads(b"")]), Err(End::Idle));
+}
+
+#[test]
+fn an_idle_connection_that_takes_no_output_ends_without_a_fin() {
+    let mut open = raw();
+    assert_eq!(open.event(READABLE, [Reads(b"ab"), WriteFails(WouldBlock)]), Ok(()));
+    open.now = open.now + SECOND;
+    assert_eq!(open.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
+    let deadline = open.connection.deadline(Some(IDLE_TIME));
+    assert_eq!(deadline, Some(open.now + IDLE_TIME), "the peer reads, if slowly");
+    assert_eq!(open.expire([]), Err(End::Idle));
+
+    let mut half_closed = bench(LINES, Echo);
+    let calls = [Reads(b"a"), Reads(b""), WriteFails(WouldBlock)];
+    assert_eq!(half_closed.event(CLOSED, calls), Ok(()));
+    assert_eq!(half_closed.connection.deadline(None), None);
+    assert_eq!(half_closed.expire([]), Err(End::Idle));
+}
+
+#[test]
+fn bytes_that_came_before_the_idle_timeout_was_noticed_are_answered() {
+    let mut bench = raw();
+    bench.now = bench.now + IDLE_TIME;
+    // The event and the timeout are found in the same turn, the timeout first.
+    bench.connection.hint(READABLE);
+    assert_eq!(bench.expire([]), Ok(()));
+    assert_eq!(bench.turns([Reads(b"a"), Takes(1)]), Ok(()));
+    // An event without cause puts it off no longer than to the next look.
+    bench.now = bench.now + IDLE_TIME;
+    bench.connection.hint(READABLE);
+    assert_eq!(bench.expire([]), Ok(()));
+    assert_eq!(bench.turns([ReadFails(WouldBlock)]), Ok(()));
+    assert_eq!(bench.expire([Shutdown]), Ok(()));
+}
+
+#[test]
+fn a_slow_reader_of_the_last_answer_has_time_while_it_reads() {
+    let mut bench = bench(Protocol { once: true, ..LINES }, Echo);
+    let calls = [Reads(b"one\n"), WriteFails(WouldBlock)];
+    assert_eq!(bench.event(READABLE, calls), Ok(()));
+    for _ in 0..3 {
+        bench.now = bench.now + SECOND;
+        assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
+        assert_eq!(bench.connection.deadline(None), Some(bench.now + LINGER_TIME));
+    }
+    assert_eq!(bench.expire([]), Err(End::Service), "but not for ever");
+}
+
+#[test]
+fn a_drain_does_not_wait_for_a_half_closed_peer_that_does_not_read() {
+    let stuck = || {
+        let mut bench = bench(LINES, Echo);
+        let calls = [Reads(b"last"), Reads(b""), WriteFails(WouldBlock)];
+        assert_eq!(bench.event(CLOSED, calls), Ok(()));
+        bench.now = bench.now + SECOND;
+        assert_eq!(bench.close(End::Drain, []), Ok(()));
+        assert_eq!(bench.connection.deadline(None), Some(bench.now + LINGER_TIME));
+        bench
+    };
+    assert_eq!(stuck().expire([]), Err(End::Drain));
+    // One that reads after all is let go with all it is owed.
+    let mut bench = stuck();
+    assert_eq!(bench.event(WRITABLE, [Takes(4), Shutdown, Reads(b"")]), Err(End::Drain));
+    assert_eq!(bench.written(), b"last");
+}
+
+#[test]
+fn a_drain_does_not_wait_for_a_peer_that_reads_bit_by_bit() {
+    for protocol in [LINES, Protocol { once: true, ..LINES }] {
+        let mut bench = bench(protocol, Echo);
+        let calls = [Reads(b"one\n"), WriteFails(WouldBlock)];
+        assert_eq!(bench.event(READABLE, calls), Ok(()));
+        assert_eq!(bench.close(End::Drain, []), Ok(()));
+        let deadline = bench.connection.deadline(None);
+        bench.now = bench.now + SECOND;
+        assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
+        assert_eq!(bench.connection.deadline(None), deadline);
+    }
+}
+
+#[test]
+fn traffic_is_counted() {
+    let mut bench = raw();
+    let calls = [Reads(b"0123456789abcdef"), Takes(6), Takes(10), Reads(b"a"), Takes(1)];
+    assert_eq!(bench.event(READABLE, calls), Ok(()));
+    let traffic = Traffic { bytes_in: 17, bytes_out: 17, reads: 2, writes: 3, short_writes: 1 };
+    assert_eq!(bench.connection.traffic(), traffic);
+    let line = bench.connection.epitaph(End::Reset, bench.now).to_string();
+    assert!(
+        line.starts_with("192.0.2.1:5 closed by the peer's RST: 17 bytes in 2 reads"),
+        "{line}"
+    );
+}
+
+/// As large as a stream in a release build: a descriptor.
+type Fd = std::os::fd::RawFd;
+
+#[test]
+fn a_connection_is_small_on_purpose() {
+    assert_eq!(size_of::<Option<Connection<Fd, Echo>>>(), 120);
+    assert_eq!(size_of::<Option<Connection<Fd, Upper>>>(), 128);
+}

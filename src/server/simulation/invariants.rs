@@ -1,0 +1,183 @@
+//! What has to be so after every step, whatever happened before.
+
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::world::{Door, Edges, Wire, World};
+use crate::protocol::{Service, Verdict};
+use crate::server::clock::Moment;
+use crate::server::connection::LINGER_TIME;
+use crate::server::streams::{ACCEPT_RETRY, ACCEPTS_PER_TURN, CHUNK, SWEEP_GAP, Streams, Token};
+use crate::stats::Stats;
+
+/// The server under test, and the world around it.
+pub(super) struct Bench<V> {
+    pub(super) world: Rc<RefCell<World>>,
+    pub(super) streams: Streams<Door, V>,
+    pub(super) stats: Arc<Stats>,
+}
+
+impl<V: Service + Clone> Bench<V> {
+    /// At any time.
+    pub(super) fn check(&self) {
+        let world = self.world.borrow();
+        assert!(world.violations.is_empty(), "{:#?}", world.violations);
+        let open = world.wires.iter().filter(|wire| wire.is_open());
+        assert_eq!(self.streams.open(), open.clone().count(), "connections that stand");
+        assert!(self.streams.open() <= world.settings.rules.max_connections, "too many are open");
+        let ready = self.streams.ready();
+        for wire in open {
+            let token = wire.token.expect("an open wire has a token");
+            let connection = self.streams.connection(token).expect("an open wire is served");
+            let times = ready.iter().filter(|&&ready| ready == token).count();
+            assert_eq!(
+                times,
+                usize::from(connection.queued),
+                "times on the ready queue: {token:?}"
+            );
+            assert_eq!(connection.unsent(), wire.unsent, "unsent output: {:?}", wire.brief());
+            assert!(connection.held() <= memory_cap(&world), "{} bytes held", connection.held());
+            // Not forgotten: it stands on the ready queue, or an edge is still to come.
+            let can_move = if wire.unsent > 0 { !wire.blocked } else { wire.is_readable() };
+            assert!(
+                !can_move || connection.queued || wire.edges != Edges::default(),
+                "forgotten: {:?}",
+                wire.brief()
+            );
+        }
+    }
+
+    /// After a turn in which those of `queued` had theirs.
+    pub(super) fn check_turn(&self, queued: &[Token]) {
+        self.check();
+        let world = self.world.borrow();
+        assert!(world.tally.accepts_in_turn <= ACCEPTS_PER_TURN, "accepts in a turn");
+        for wire in &world.wires {
+            assert!(wire.reads <= 1 && wire.bytes <= CHUNK, "read in a turn: {:?}", wire.brief());
+            if let Some(token) = wire.token.filter(|token| queued.contains(token)) {
+                assert!(
+                    wire.calls > 0 || wire.dropped,
+                    "no turn for {token:?}: {:?}",
+                    wire.brief()
+                );
+            }
+            if wire.is_open() {
+                check_deadlines(&world, wire);
+                let token = wire.token.expect("an open wire has a token");
+                let has_a_turn = self.streams.ready().contains(&token);
+                let done = wire.fin_read && wire.unsent == 0;
+                assert!(!done || has_a_turn, "answered and not closed: {:?}", wire.brief());
+            }
+        }
+        self.check_counters(&world);
+    }
+
+    fn check_counters(&self, world: &World) {
+        let (stats, tally) = (self.stats.snapshot(), &world.tally);
+        let counted = [
+            ("accepted", stats.accepted, tally.registered),
+            ("refused", stats.refused, tally.refused),
+            ("closed", stats.closed(), tally.closed),
+            ("open", stats.open(), self.streams.open() as u64),
+            ("accept_errors", stats.accept_errors, tally.aborted),
+            ("bytes_in", stats.bytes_in, tally.bytes_in),
+            ("bytes_out", stats.bytes_out, tally.bytes_out),
+            ("reads", stats.reads, tally.reads),
+            ("writes", stats.writes, tally.writes),
+            ("short_writes", stats.short_writes, tally.short_writes),
+            ("stale_events", stats.stale_events, tally.stale),
+        ];
+        for (name, counter, happened) in counted {
+            assert_eq!(counter, happened, "{name}");
+        }
+    }
+
+    /// When the loop would sleep: nothing that could be done may be left.
+    pub(super) fn check_asleep(&self) {
+        let world = self.world.borrow();
+        for wire in world.wires.iter().filter(|wire| wire.is_open()) {
+            let waits = wire.edges != Edges::default()
+                || if wire.unsent > 0 { wire.blocked } else { !wire.is_readable() };
+            assert!(waits, "asleep with {:?}", wire.brief());
+        }
+        let full = self.streams.open() >= world.settings.rules.max_connections;
+        let retried = self.streams.deadline().is_some_and(|at| at <= world.now + ACCEPT_RETRY);
+        for backlog in &world.backlogs {
+            let waits =
+                backlog.waiting.is_empty() || backlog.edge || full || (world.starved && retried);
+            assert!(waits, "asleep with {} in a backlog", backlog.waiting.len());
+        }
+    }
+
+    /// When nothing can happen any more.
+    pub(super) fn check_settled(&self) {
+        let world = self.world.borrow();
+        for wire in world.wires.iter().filter(|wire| wire.habit.behaves()) {
+            let whole = wire.taken == wire.expected.bytes.len() && wire.eof_taken;
+            let waits = !wire.accepted && self.streams.open() > 0;
+            assert!(whole || waits || wire.excuse.is_some(), "short of bytes: {:?}", wire.brief());
+        }
+        let calm = world.settings.rules.idle_timeout.is_none() && world.drain_until.is_none();
+        if calm {
+            self.check_reasons(&world);
+        }
+    }
+
+    /// Each end is counted as what it was.
+    fn check_reasons(&self, world: &World) {
+        let stats = self.stats.snapshot();
+        let (mut peer, mut frame, mut service, mut failed) = (0, 0, 0, 0);
+        for wire in world.wires.iter().filter(|wire| wire.token.is_some()) {
+            match wire.expected.verdict {
+                _ if wire.failed.is_some() => failed += 1,
+                _ if !wire.dropped => {}
+                Verdict::Broken(_) => frame += 1,
+                // The only line of a stream, which its FIN ended.
+                Verdict::Close if wire.fin_read && wire.fin_at.is_none() => peer += 1,
+                Verdict::Close => service += 1,
+                Verdict::Continue => peer += 1,
+            }
+        }
+        for (name, counter, at_least) in [
+            ("closed_by_peer", stats.closed_by_peer, peer),
+            ("closed_by_frame_error", stats.closed_by_frame_error, frame),
+            ("closed_by_service", stats.closed_by_service, service),
+        ] {
+            let possible = at_least..=at_least + failed;
+            assert!(possible.contains(&counter), "{name}: {counter}, not {possible:?}");
+        }
+        assert_eq!(stats.closed_idle + stats.closed_draining, 0);
+        let vanished = |wire: &&Wire| wire.failed == Some(ErrorKind::TimedOut);
+        let vanished = world.wires.iter().filter(vanished).count() as u64;
+        assert!(stats.closed_by_error <= vanished, "closed_by_error: {}", stats.closed_by_error);
+    }
+}
+
+/// The answer to one read, and the beginning of a frame.
+fn memory_cap(world: &World) -> usize {
+    // "ΐ" has two bytes, its upper case six.
+    let growth = if world.settings.upper { 3 } else { 1 };
+    let frame = 4 + world.settings.rules.protocol.max_frame as usize;
+    frame + growth * (CHUNK + frame)
+}
+
+/// No later than they are due, give or take the gap between two looks at them.
+fn check_deadlines(world: &World, wire: &Wire) {
+    let overdue = |since: Moment, time| world.now > since + time + SWEEP_GAP;
+    if let Some(fin_at) = wire.fin_at {
+        assert!(!overdue(fin_at, LINGER_TIME), "lingers too long: {:?}", wire.brief());
+    } else if let Some(over_at) = world.drain_over_at {
+        assert!(wire.unsent > 0, "not asked to leave: {:?}", wire.brief());
+        assert!(!overdue(over_at, LINGER_TIME), "stays after the drain: {:?}", wire.brief());
+    } else if let Some(time) = world.settings.rules.idle_timeout {
+        let ending = wire.unsent > 0 && !wire.ends_with_the_peer();
+        let time = if ending { time.max(LINGER_TIME) } else { time };
+        // What is about to be looked at is not idle yet.
+        let since = (wire.moved_at + time).max(wire.asked_at);
+        let known = wire.edges != Edges::default();
+        assert!(known || !overdue(since, Duration::ZERO), "idle for too long: {:?}", wire.brief());
+    }
+}

@@ -1,0 +1,231 @@
+//! The server's connections in a world that is all chance: peers of every habit, a kernel that tells
+//! everything once, calls that fail in every way that they can.
+//!
+//! Every seed is one history. For a fuzzer, its input is.
+
+mod invariants;
+mod random;
+#[cfg(test)]
+mod scenarios;
+mod script;
+#[cfg(test)]
+mod seeds;
+mod world;
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use self::invariants::Bench;
+use self::random::Random;
+use self::world::{Backlog, Door, Habit, Happening, Settings, Tally, Wire, World};
+use super::clock::Moment;
+use super::streams::{Rules, Streams};
+use crate::protocol::oracle::Expected;
+use crate::protocol::{Echo, Framing, Protocol, Service, Upper};
+use crate::stats::Stats;
+
+/// Plays the history that these bytes decide.
+#[cfg(fuzzing)]
+pub(crate) fn play_chosen(chance: &[u8]) {
+    play_with(Random::chosen(chance));
+}
+
+fn play_with(mut random: Random) {
+    let settings = settings(&mut random);
+    if settings.upper {
+        Bench::new(settings, random, Upper::default()).play();
+    } else {
+        Bench::new(settings, random, Echo).play();
+    }
+}
+
+fn settings(random: &mut Random) -> Settings {
+    let protocol = Protocol {
+        framing: random.pick(&[Framing::Raw, Framing::Lines, Framing::LengthPrefixed]),
+        max_frame: random.pick(&[8, 100, 4_000, 70_000]),
+        once: random.one_in(5),
+    };
+    let max_connections = random.pick(&[1, 3, 10, 1_000]);
+    Settings {
+        rules: Rules {
+            protocol,
+            max_connections,
+            per_source_connections: NonZeroUsize::new(random.pick(&[0, 0, 1, 4])),
+            idle_timeout: random
+                .pick(&[None, None, Some(2_000), Some(5_000_000)])
+                .map(Duration::from_micros),
+        },
+        upper: random.one_in(2),
+        one_direction: random.one_in(2),
+        pace: random.pick(&[10, 20, 26, 32]),
+        trouble: random.pick(&[0, 3, 10, 50]),
+        descriptors: random.pick(&[2, 5, usize::MAX, usize::MAX]),
+    }
+}
+
+impl<V: Service + Clone> Bench<V> {
+    fn new(settings: Settings, random: Random, service: V) -> Self {
+        let rules = settings.rules;
+        let world = Rc::new(RefCell::new(World {
+            random,
+            now: Moment::default(),
+            settings,
+            backlogs: vec![Backlog::default(), Backlog::default()],
+            wires: Vec::new(),
+            tally: Tally::default(),
+            starved: false,
+            drain_until: None,
+            drain_over_at: None,
+            flooded: None,
+            calm: false,
+            old_tokens: Vec::new(),
+            violations: Vec::new(),
+        }));
+        let doors = (0..2).map(|index| Door { world: Rc::clone(&world), index }).collect();
+        let stats = Arc::new(Stats::default());
+        let streams = Streams::new(doors, rules, service, Arc::clone(&stats));
+        Bench { world, streams, stats }
+    }
+
+    fn play(mut self) {
+        let (steps, clients) = {
+            let random = &mut self.world.borrow_mut().random;
+            let most = if random.one_in(10) { 200 } else { 12 };
+            (random.size(600), 1 + random.size(most))
+        };
+        for _ in 0..steps {
+            self.step(clients);
+        }
+        self.settle();
+        self.check_settled();
+        self.drain_out();
+    }
+
+    /// Something happens.
+    fn step(&mut self, clients: usize) {
+        let mut world = self.world.borrow_mut();
+        let present = world.wires.len();
+        match world.random.below(16) {
+            0..4 if present < clients => {
+                let (index, wire) = client(&mut world);
+                world.connect(index, wire);
+            }
+            0..8 if present > 0 => {
+                let wire = world.random.below(present);
+                world.act(wire);
+            }
+            8 | 9 => world.pass_time(),
+            10 if world.random.one_in(60) && world.drain_until.is_none() => {
+                let time = Duration::from_nanos(1 << world.random.below(33));
+                drop(world);
+                self.drain(time);
+            }
+            _ => {
+                drop(world);
+                self.iterate();
+            }
+        }
+    }
+
+    /// One round of the loop; false where it would sleep instead.
+    fn iterate(&mut self) -> bool {
+        let events = self.world.borrow_mut().poll();
+        let woken = !events.is_empty();
+        for event in events {
+            match event {
+                Happening::Backlog(index) => self.streams.hint_backlog(index),
+                Happening::Connection(token, readiness) => self.streams.hint(token, readiness),
+            }
+        }
+        self.check();
+        let now = self.world.borrow().now;
+        if !woken && !self.streams.can_act() && self.streams.deadline().is_none_or(|at| at > now) {
+            self.check_asleep();
+            return false;
+        }
+        self.world.borrow_mut().begin_turn();
+        let queued: Vec<_> = self.streams.ready().iter().copied().collect();
+        self.streams.turn(now);
+        self.check_turn(&queued);
+        true
+    }
+
+    fn drain(&mut self, time: Duration) {
+        let now = self.world.borrow().now;
+        self.world.borrow_mut().drain_until = Some(now + time);
+        self.streams.drain(now + time, now);
+        self.check();
+    }
+
+    /// Lets everyone finish who can: nothing goes wrong any more.
+    fn settle(&mut self) {
+        self.world.borrow_mut().calm = true;
+        let mut alarms = 0;
+        for _ in 0..100_000 {
+            let before = self.progress();
+            let wires = self.world.borrow().wires.len();
+            for wire in 0..wires {
+                self.world.borrow_mut().act_in_full(wire);
+            }
+            let awake = self.iterate();
+            if awake || self.progress() != before {
+                continue;
+            }
+            let Some(deadline) = self.streams.deadline() else { return };
+            // Asleep until then, and woken by the clock alone.
+            let now = self.world.borrow().now.max(deadline);
+            self.world.borrow_mut().now = now;
+            // Accept tries for ever, where descriptors are too few for those who stay.
+            alarms = if self.progress() == before { alarms + 1 } else { 0 };
+            if alarms > 10 && self.world.borrow().has_no_descriptors() {
+                return;
+            }
+        }
+        panic!("it does not settle: {:?}", self.stats.snapshot());
+    }
+
+    /// What tells whether anything moves.
+    fn progress(&self) -> (Tally, usize) {
+        let world = self.world.borrow();
+        (world.tally, world.wires.iter().map(|wire| wire.sent + wire.taken).sum())
+    }
+
+    /// The end of every history: everyone has to leave in time.
+    fn drain_out(mut self) {
+        if self.world.borrow().drain_until.is_none() {
+            self.drain(Duration::from_secs(1));
+        }
+        self.settle();
+        let world = self.world.borrow();
+        let left = world.wires.iter().find(|wire| wire.is_open()).map(Wire::brief);
+        assert!(left.is_none(), "stays for ever: {left:?}");
+        assert!(world.wires.iter().all(|wire| !wire.accepted || wire.dropped));
+        self.check_counters_at_the_end(&world);
+    }
+
+    fn check_counters_at_the_end(&self, world: &World) {
+        let stats = self.stats.snapshot();
+        assert_eq!((stats.open(), stats.closed()), (0, world.tally.registered));
+    }
+}
+
+/// Somebody who is about to connect, and where.
+fn client(world: &mut World) -> (usize, Wire) {
+    let Settings { rules, upper, .. } = world.settings;
+    let random = &mut world.random;
+    let most = random.pick(&[8, 60, 1_000, 30_000, 400_000]);
+    let script = script::script(random, rules.protocol, most);
+    let expected = Expected::new(rules.protocol, upper, &script);
+    let host = random.below(4) as u8;
+    let address = SocketAddr::from(([10, 0, 0, host], 1_024 + random.below(60_000) as u16));
+    let habit = if random.one_in(2) { random.pick(&Habit::ALL) } else { Habit::Steady };
+    let sizes = [1, 7, 500, 20_000, 500_000];
+    // Small ones take many turns.
+    let least = script.len().max(expected.bytes.len()) / 200;
+    let buffers = (random.pick(&sizes).max(least), random.pick(&sizes).max(least));
+    (random.below(2), Wire::new(habit, address, script, expected, buffers))
+}

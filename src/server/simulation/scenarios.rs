@@ -1,0 +1,101 @@
+//! Histories in which one thing is driven to its end.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use super::invariants::Bench;
+use super::random::Random;
+use super::world::{Habit, Settings, Wire};
+use crate::protocol::oracle::Expected;
+use crate::protocol::{Echo, Framing, Protocol};
+use crate::server::streams::{ACCEPTS_PER_TURN, CHUNK, Rules};
+
+fn settings() -> Settings {
+    Settings {
+        rules: Rules {
+            protocol: Protocol::default(),
+            max_connections: 1_000,
+            per_source_connections: None,
+            idle_timeout: None,
+        },
+        upper: false,
+        one_direction: false,
+        trouble: 0,
+        pace: 20,
+        descriptors: usize::MAX,
+    }
+}
+
+fn bench(settings: Settings) -> Bench<Echo> {
+    let bench = Bench::new(settings, Random::new(0), Echo);
+    bench.world.borrow_mut().calm = true;
+    bench
+}
+
+impl Bench<Echo> {
+    /// A client that sends this to the listener of that index.
+    fn client(&self, index: usize, habit: Habit, script: &[u8]) {
+        let mut world = self.world.borrow_mut();
+        let Settings { rules, upper, .. } = world.settings;
+        let expected = Expected::new(rules.protocol, upper, script);
+        let address = SocketAddr::from(([192, 0, 2, 1], 5_000));
+        let buffers = (script.len() + 1, script.len() + 1);
+        world.connect(index, Wire::new(habit, address, script.to_vec(), expected, buffers));
+    }
+}
+
+#[test]
+fn those_in_the_backlog_are_served_when_a_drain_begins() {
+    let mut bench = bench(settings());
+    for _ in 0..3 * ACCEPTS_PER_TURN {
+        bench.client(0, Habit::Steady, b"hello");
+    }
+    bench.drain(Duration::from_secs(1));
+    assert_eq!(bench.streams.open(), 3 * ACCEPTS_PER_TURN);
+    bench.settle();
+    bench.check_settled();
+    assert_eq!(bench.stats.snapshot().closed_by_peer, 3 * ACCEPTS_PER_TURN as u64);
+}
+
+#[test]
+fn a_room_full_of_reads_is_answered_and_lent_again() {
+    // More than a batch of them, of very different length.
+    let mut settings = settings();
+    settings.rules.protocol.framing = Framing::Lines;
+    settings.rules.protocol.max_frame = 1 << 20;
+    let mut bench = bench(settings);
+    for index in 0..150 {
+        let line = vec![b'a' + index as u8 % 26; [1, 100, 20_000, CHUNK + 1][index % 4]];
+        bench.client(0, Habit::Steady, &[&line[..], b"\nlast"].concat());
+    }
+    bench.settle();
+    bench.check_settled();
+    assert_eq!(bench.stats.snapshot().closed_by_peer, 150);
+}
+
+#[test]
+fn a_flood_at_one_listener_does_not_shut_out_the_other() {
+    let mut bench = bench(settings());
+    bench.world.borrow_mut().flooded = Some(0);
+    for _ in 0..ACCEPTS_PER_TURN {
+        bench.client(0, Habit::Silent, b"");
+    }
+    bench.client(1, Habit::Steady, b"hello");
+    let quiet = ACCEPTS_PER_TURN;
+    for _ in 0..2 {
+        assert!(bench.iterate());
+    }
+    assert!(bench.world.borrow().wires[quiet].accepted);
+}
+
+#[test]
+fn a_drain_begins_though_clients_never_stop_to_come() {
+    let mut settings = settings();
+    settings.rules.per_source_connections = NonZeroUsize::new(1);
+    let mut bench = bench(settings);
+    bench.world.borrow_mut().flooded = Some(0);
+    bench.client(0, Habit::Silent, b"");
+    bench.drain(Duration::from_secs(1));
+    assert_eq!(bench.streams.open(), 1);
+}

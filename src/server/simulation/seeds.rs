@@ -1,0 +1,45 @@
+//! Histories from seeds: `EVECHO_SEED=n` plays one again, `EVECHO_SEEDS=n` plays so many.
+
+use std::env;
+
+use super::play_with;
+use super::random::Random;
+
+/// How many histories a run plays unless it is told otherwise.
+const SEEDS: u64 = 3_000;
+
+#[test]
+fn every_order_of_events_keeps_the_promises() {
+    let number = |name| env::var(name).ok().map(|text| text.parse().expect("a number"));
+    if let Some(seed) = number("EVECHO_SEED") {
+        return play_with(Random::new(seed));
+    }
+    for seed in 0..number("EVECHO_SEEDS").unwrap_or(SEEDS) {
+        let _named = NamedOnPanic(seed);
+        play_with(Random::new(seed));
+    }
+}
+
+/// What a fuzzer found once, in the server or in what it is held against.
+#[test]
+fn what_was_found_stays_found() {
+    let found: [&[u8]; 1] = [
+        // EINTR for the last read of a half-closed peer, after a drain asked it to leave.
+        b"\x31\x31\x31\x31\x39\x31\x31\x31\x31\x31\x31\x39\x31\x31\x31",
+    ];
+    for chance in found {
+        play_with(Random::chosen(chance));
+    }
+}
+
+/// Says which history went wrong.
+struct NamedOnPanic(u64);
+
+impl Drop for NamedOnPanic {
+    #[expect(clippy::print_stderr, reason = "a panic message cannot be amended")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("this was seed {0}: EVECHO_SEED={0} plays it again", self.0);
+        }
+    }
+}

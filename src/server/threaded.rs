@@ -1,0 +1,94 @@
+//! The threaded server: a thread for each client, which serves it as if there were no other.
+//!
+//! The code of a client is as simple as in the iterative server, and the kernel's scheduler does the
+//! rest: it spreads the clients over all CPUs, and one that blocks holds up nobody. With few clients,
+//! or with work that takes time to compute, nothing is faster.
+//!
+//! Where it ends: a thread is a thing that the system has to start, to remember and to switch to. Each
+//! message wakes a thread, so that under load most of the time goes to switching between threads and
+//! not, as in the event loop, to a whole batch of messages for each time it wakes. Each client has a
+//! stack and a buffer, even while it says nothing. How many threads there may be is limited by the
+//! system (RLIMIT_NOFILE, RLIMIT_NPROC, kernel.threads-max, pids.max of the control group,
+//! vm.max_map_count), and nobody can tell a thread that waits for bytes to do anything else.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, Scope};
+
+use super::Server;
+use super::blocking::{self, Backlog, Client};
+use crate::protocol::Service;
+
+/// The stack of a client's thread, instead of the usual 2 MiB. The built-in services, with every log
+/// line and without optimisation, do with 16 KiB; the rest is for services of other makes. Only what
+/// is touched takes memory.
+const STACK: usize = 128 << 10;
+
+/// Mappings that a thread needs: its stack, the stack that tells of an overflow, and a guard page for
+/// each.
+const MAPPINGS_PER_THREAD: usize = 4;
+/// Mappings that the process has besides, generously.
+const OTHER_MAPPINGS: usize = 1_000;
+
+/// How many clients can have a thread. Most limits show as an error when a thread is to be started,
+/// and then the client waits; without mappings a thread would die as it starts, and all with it.
+fn limit() -> usize {
+    let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count");
+    let mappings = mappings.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_530_usize);
+    (mappings.saturating_sub(OTHER_MAPPINGS) / MAPPINGS_PER_THREAD).max(1)
+}
+
+/// Runs the server.
+pub(super) fn run<V>(server: Server, service: V) -> io::Result<()>
+where
+    V: Service + Clone + Send,
+{
+    blocking::run(server, service, limit(), serve)
+}
+
+/// Serves each client on a thread of its own, and waits for all of them in the end.
+fn serve<V>(mut backlog: Backlog<'_>, service: V) -> io::Result<()>
+where
+    V: Service + Clone + Send,
+{
+    std::thread::scope(|scope| {
+        while let Some(mut client) = backlog.next()? {
+            while let Err((error, back)) = start(scope, client, service.clone()) {
+                if !backlog.shared().wait_for_means(&error) {
+                    return Ok(());
+                }
+                client = back;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Starts the thread of a client; gives the client back where there is no thread to be had.
+fn start<'scope, 'env: 'scope, V>(
+    scope: &'scope Scope<'scope, '_>,
+    client: Client<'env>,
+    service: V,
+) -> Result<(), (io::Error, Client<'env>)>
+where
+    V: Service + Send + 'scope,
+{
+    // A thread that does not start takes what it was given along.
+    let handed = Arc::new(Mutex::new(Some(client)));
+    let taken = Arc::clone(&handed);
+    let take = |handed: &Mutex<Option<Client<'env>>>| {
+        handed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    };
+    let work = move || {
+        if let Some(client) = take(&taken) {
+            client.serve(service);
+        }
+    };
+    match Builder::new().name("client".to_owned()).stack_size(STACK).spawn_scoped(scope, work) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            let error = io::Error::new(error.kind(), format!("no thread can be started: {error}"));
+            take(&handed).map_or(Ok(()), |client| Err((error, client)))
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! Messages cost no allocation, on any path.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::alloc::System;
+use std::io::{Read, Write};
+
+use common::{Client, TestServer, config};
+use evecho::{Config, Framing, Protocol, ServiceKind};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const MESSAGES: usize = 1_000;
+
+/// Counts what a thousand exchanges allocate in this process, server and client alike. The first
+/// ones are not counted: buffers find their size then.
+fn allocations(mut exchange: impl FnMut()) -> usize {
+    (0..100).for_each(|_| exchange());
+    let region = Region::new(ALLOCATOR);
+    (0..MESSAGES).for_each(|_| exchange());
+    let change = region.change();
+    change.allocations + change.reallocations
+}
+
+/// One test, since the allocator is the whole process's.
+#[test]
+fn messages_are_not_allocated_for() {
+    for service in [ServiceKind::Echo, ServiceKind::Upper] {
+        for framing in [Framing::Raw, Framing::Lines, Framing::LengthPrefixed] {
+            let protocol = Protocol { framing, ..Protocol::default() };
+            let server = TestServer::start(Config { protocol, service, ..config() });
+            let Client(mut stream) = server.connect();
+            let (message, mut answer) = (b"\0\0\0\x06A LINE\n".as_slice(), [0; 11]);
+            let message = if framing == Framing::LengthPrefixed { &message[..10] } else { message };
+            let counted = allocations(|| {
+                stream.write_all(message).unwrap();
+                stream.read_exact(&mut answer[..message.len()]).unwrap();
+                assert_eq!(&answer[..message.len()], message);
+            });
+            assert_eq!(counted, 0, "{service:?} {framing:?}");
+        }
+        for udp_offload in [true, false] {
+            for bind in [config().bind, vec![]] {
+                let server = TestServer::start(Config { udp_offload, service, bind, ..config() });
+                let socket = common::udp(([127, 0, 0, 1], server.address().port()).into());
+                let mut answer = [0; 64];
+                let counted = allocations(|| {
+                    // Two of a size: a run, where runs are made.
+                    socket.send(b"DATAGRAM").unwrap();
+                    socket.send(b"DATAGRAM").unwrap();
+                    for _ in 0..2 {
+                        let length = socket.recv(&mut answer).unwrap();
+                        assert_eq!(&answer[..length], b"DATAGRAM");
+                    }
+                });
+                assert_eq!(counted, 0, "{service:?}, offload {udp_offload}");
+            }
+        }
+    }
+}

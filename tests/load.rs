@@ -1,0 +1,610 @@
+//! The load engine against servers that do right, and servers that each do one thing wrong.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::ops::ControlFlow;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use evecho::client::load::{self, Config, Errors, Length, Mode, Report};
+use evecho::client::target::Transport::{self, Tcp, Udp};
+
+const SIZE: usize = 64;
+
+/// Long enough for whatever is not to happen.
+const LONG: Duration = Duration::from_secs(30);
+
+/// Long enough for what is to happen, and short enough to wait for.
+const SHORT: Duration = Duration::from_secs(1);
+
+/// What a server does with message [`VICTIM`], counted over all connections from 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fault {
+    None,
+    /// No answer.
+    Lose,
+    /// Only the first 20 bytes.
+    Cut,
+    /// The answer twice.
+    Duplicate,
+    /// One byte changed.
+    Corrupt,
+    /// The answer after that of the next message.
+    Swap,
+    /// The answer after so many other messages.
+    Delay(u64),
+    /// The answer after this time.
+    Sleep(Duration),
+    /// Close without an answer.
+    Close,
+    /// Close after the first 20 bytes.
+    CutAndClose,
+    /// Reset without an answer.
+    Reset,
+    /// No FIN after the client's, on any connection.
+    NeverClose,
+}
+
+const VICTIM: u64 = 3;
+
+/// A server with a fault.
+struct Double {
+    fault: Fault,
+    seen: Mutex<u64>,
+    more: Condvar,
+    peers: Mutex<BTreeSet<IpAddr>>,
+}
+
+impl Double {
+    fn new(fault: Fault) -> Arc<Self> {
+        Arc::new(Self {
+            fault,
+            seen: Mutex::default(),
+            more: Condvar::new(),
+            peers: Mutex::default(),
+        })
+    }
+
+    /// How many messages came so far.
+    fn seen(&self) -> u64 {
+        *self.seen.lock().unwrap()
+    }
+
+    fn wait_for(&self, count: u64) {
+        let seen = self.seen.lock().unwrap();
+        drop(self.more.wait_while(seen, |seen| *seen < count).unwrap());
+    }
+
+    /// Counts a message. Whether it is the one.
+    fn count(&self) -> bool {
+        let mut seen = self.seen.lock().unwrap();
+        *seen += 1;
+        self.more.notify_all();
+        *seen == VICTIM + 1
+    }
+
+    /// The answers to a message, in order. `held` is the connection's.
+    fn answers(&self, victim: bool, message: &[u8], held: &mut Option<Vec<u8>>) -> Vec<Vec<u8>> {
+        let whole = message.to_vec();
+        let mut answers = match self.fault {
+            _ if !victim => vec![whole],
+            Fault::Lose | Fault::Close | Fault::Reset => vec![],
+            Fault::Cut | Fault::CutAndClose => vec![whole[..20].to_vec()],
+            Fault::Duplicate => vec![whole.clone(), whole],
+            Fault::Corrupt => {
+                let mut wrong = whole;
+                wrong[SIZE / 2] ^= 0x10;
+                vec![wrong]
+            }
+            Fault::Swap => {
+                *held = Some(whole);
+                return vec![];
+            }
+            Fault::Delay(others) => {
+                self.wait_for(VICTIM + 1 + others);
+                vec![whole]
+            }
+            Fault::Sleep(time) => {
+                thread::sleep(time);
+                vec![whole]
+            }
+            Fault::None | Fault::NeverClose => vec![whole],
+        };
+        answers.extend(held.take());
+        answers
+    }
+
+    fn serve_tcp(self: &Arc<Self>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let double = Arc::clone(self);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (double, stream) = (Arc::clone(&double), stream.unwrap());
+                // How a connection ends is the client's to see.
+                thread::spawn(move || double.serve_stream(stream));
+            }
+        });
+        address
+    }
+
+    fn serve_stream(&self, mut stream: TcpStream) -> io::Result<()> {
+        self.peers.lock().unwrap().insert(stream.peer_addr()?.ip());
+        stream.set_nodelay(true)?;
+        let (mut message, mut held) = ([0; SIZE], None);
+        while stream.read_exact(&mut message).is_ok() {
+            let victim = self.count();
+            for answer in self.answers(victim, &message, &mut held) {
+                stream.write_all(&answer)?;
+            }
+            match self.fault {
+                Fault::Close | Fault::CutAndClose if victim => {
+                    return stream.shutdown(Shutdown::Both);
+                }
+                Fault::Reset if victim => {
+                    return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                }
+                _ => {}
+            }
+        }
+        if self.fault == Fault::NeverClose {
+            loop {
+                thread::park();
+            }
+        }
+        Ok(())
+    }
+
+    fn serve_udp(self: &Arc<Self>) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        let double = Arc::clone(self);
+        thread::spawn(move || {
+            let (mut buffer, mut held) = ([0; 65_536], None);
+            loop {
+                let (count, peer) = socket.recv_from(&mut buffer).unwrap();
+                let victim = double.count();
+                for answer in double.answers(victim, &buffer[..count], &mut held) {
+                    // The client may be gone.
+                    let _ = socket.send_to(&answer, peer);
+                }
+            }
+        });
+        address
+    }
+}
+
+/// One connection, 20 messages.
+fn config(transport: Transport, address: SocketAddr) -> Config {
+    Config {
+        connections: 1,
+        size: SIZE,
+        length: Length::Messages(20),
+        timeout: LONG,
+        ..Config::new(transport, address)
+    }
+}
+
+fn run(config: &Config) -> Report {
+    load::run(config, &mut |_| ControlFlow::Continue(())).unwrap()
+}
+
+fn error(config: &Config) -> String {
+    load::run(config, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string()
+}
+
+/// The messages that came back and the errors, of a run against a server with this fault.
+fn against(fault: Fault, transport: Transport, change: impl FnOnce(&mut Config)) -> (u64, Errors) {
+    let double = Double::new(fault);
+    let address = match transport {
+        Tcp => double.serve_tcp(),
+        Udp => double.serve_udp(),
+    };
+    let mut config = config(transport, address);
+    change(&mut config);
+    let report = run(&config);
+    assert_eq!(report.first_error.is_some(), report.errors.total() > 0, "{report:?}");
+    assert!(!report.stopped);
+    (report.messages, report.errors)
+}
+
+#[test]
+fn a_server_that_does_right_is_clean_over_tcp() {
+    let double = Double::new(Fault::None);
+    let address = double.serve_tcp();
+    for (connections, depth) in [(1, 1), (3, 1), (1, 7), (5, 3)] {
+        let report = run(&Config { connections, depth, ..config(Tcp, address) });
+        assert_eq!((report.messages, report.errors), (20, Errors::default()));
+        assert_eq!((report.bytes, report.opened), (20 * SIZE as u64, connections));
+        let latency = report.latency.unwrap();
+        assert!(latency.min <= latency.p50 && latency.p50 <= latency.p99);
+        assert!(latency.p999 <= latency.max);
+        assert!(report.is_clean() && report.rate > 0.0);
+    }
+    assert_eq!(double.seen(), 80);
+}
+
+#[test]
+fn a_server_that_does_right_is_clean_over_udp() {
+    let double = Double::new(Fault::None);
+    let address = double.serve_udp();
+    for (connections, depth, size) in [(1, 1, 16), (3, 1, 64), (1, 1, 65_507), (5, 3, 1000)] {
+        let report = run(&Config { connections, depth, size, ..config(Udp, address) });
+        assert_eq!((report.messages, report.errors), (20, Errors::default()));
+    }
+    assert_eq!(double.seen(), 80);
+}
+
+#[test]
+fn a_loss_is_reported() {
+    let lost = Errors { lost: 1, ..Errors::default() };
+    assert_eq!(against(Fault::Lose, Tcp, |config| config.depth = 4), (19, lost));
+    assert_eq!(against(Fault::Lose, Udp, |config| config.timeout = SHORT), (19, lost));
+}
+
+#[test]
+fn what_is_never_answered_is_reported() {
+    let unanswered = Errors { unanswered: 1, ..Errors::default() };
+    assert_eq!(against(Fault::Lose, Tcp, |config| config.timeout = SHORT), (3, unanswered));
+}
+
+#[test]
+fn a_cut_is_reported() {
+    let cut = Errors { cut: 1, ..Errors::default() };
+    assert_eq!(against(Fault::Cut, Tcp, |config| config.depth = 4), (19, cut));
+    assert_eq!(against(Fault::Cut, Tcp, |config| config.timeout = SHORT), (3, cut));
+    assert_eq!(against(Fault::Cut, Udp, |config| config.depth = 4), (19, cut));
+}
+
+#[test]
+fn a_duplicate_is_reported() {
+    let duplicated = Errors { duplicated: 1, ..Errors::default() };
+    for (transport, depth) in [(Tcp, 1), (Tcp, 4), (Udp, 1), (Udp, 4)] {
+        let seen = against(Fault::Duplicate, transport, |config| config.depth = depth);
+        assert_eq!(seen, (20, duplicated));
+    }
+}
+
+#[test]
+fn a_corruption_is_reported() {
+    let corrupted = Errors { corrupted: 1, ..Errors::default() };
+    for (transport, depth) in [(Tcp, 1), (Tcp, 4), (Udp, 1), (Udp, 4)] {
+        let seen = against(Fault::Corrupt, transport, |config| config.depth = depth);
+        assert_eq!(seen, (19, corrupted));
+    }
+}
+
+#[test]
+fn another_order_is_reported() {
+    let reordered = Errors { reordered: 1, ..Errors::default() };
+    assert_eq!(against(Fault::Swap, Tcp, |config| config.depth = 4), (19, reordered));
+    // Over UDP each message is one by itself, and this one came back.
+    assert_eq!(against(Fault::Swap, Udp, |config| config.depth = 4), (20, reordered));
+}
+
+#[test]
+fn a_delay_is_reported() {
+    let late = Errors { late: 1, ..Errors::default() };
+    // With one in flight, the next message tells that the one before was given up.
+    assert_eq!(against(Fault::Swap, Udp, |config| config.timeout = SHORT), (19, late));
+    // The other connection's messages are due at 100 a second: 200 of them are 2 seconds.
+    let over_tcp = against(Fault::Delay(200), Tcp, |config| {
+        config.connections = 2;
+        config.rate = Some(100.0);
+        config.length = Length::Messages(250);
+        config.timeout = SHORT;
+    });
+    assert_eq!(over_tcp, (250, late));
+}
+
+#[test]
+fn an_early_close_is_reported() {
+    let closed = Errors { closed: 1, unanswered: 1, ..Errors::default() };
+    assert_eq!(against(Fault::Close, Tcp, |_| {}), (3, closed));
+    assert_eq!(against(Fault::Reset, Tcp, |_| {}), (3, closed));
+    let cut = Errors { closed: 1, cut: 1, ..Errors::default() };
+    assert_eq!(against(Fault::CutAndClose, Tcp, |_| {}), (3, cut));
+    // The other connections go on.
+    let seen = against(Fault::Close, Tcp, |config| config.connections = 4);
+    assert_eq!(seen, (19, closed));
+}
+
+#[test]
+fn churn_opens_and_closes() {
+    let churn = |config: &mut Config| {
+        config.mode = Mode::Churn;
+        config.connections = 2;
+    };
+    assert_eq!(against(Fault::None, Tcp, churn), (20, Errors::default()));
+    for (fault, errors) in [
+        (Fault::Corrupt, Errors { corrupted: 1, ..Errors::default() }),
+        (Fault::Close, Errors { closed: 1, unanswered: 1, ..Errors::default() }),
+        (Fault::Reset, Errors { closed: 1, unanswered: 1, ..Errors::default() }),
+        (Fault::CutAndClose, Errors { closed: 1, cut: 1, ..Errors::default() }),
+    ] {
+        assert_eq!(against(fault, Tcp, churn), (19, errors), "{fault:?}");
+    }
+    let duplicated = Errors { duplicated: 1, ..Errors::default() };
+    assert_eq!(against(Fault::Duplicate, Tcp, churn), (20, duplicated));
+    let unanswered = Errors { unanswered: 1, ..Errors::default() };
+    let seen = against(Fault::Lose, Tcp, |config| {
+        churn(config);
+        config.timeout = SHORT;
+    });
+    assert_eq!(seen, (19, unanswered));
+}
+
+#[test]
+fn churn_notices_a_server_that_does_not_close() {
+    let seen = against(Fault::NeverClose, Tcp, |config| {
+        config.mode = Mode::Churn;
+        config.length = Length::Messages(1);
+        config.timeout = SHORT;
+    });
+    assert_eq!(seen, (0, Errors { unclosed: 1, ..Errors::default() }));
+}
+
+#[test]
+fn idle_connections_answer_twice() {
+    let idle = |config: &mut Config| {
+        config.mode = Mode::Idle;
+        config.connections = 200;
+        config.length = Length::Time(Duration::from_millis(20));
+    };
+    assert_eq!(against(Fault::None, Tcp, idle), (400, Errors::default()));
+    let closed = Errors { closed: 1, unanswered: 1, ..Errors::default() };
+    assert_eq!(against(Fault::Close, Tcp, idle), (398, closed));
+}
+
+#[test]
+fn streams_are_checked_to_the_last_byte() {
+    let stream = |config: &mut Config| {
+        config.mode = Mode::Stream;
+        config.length = Length::Messages(20_000);
+        config.connections = 3;
+    };
+    assert_eq!(against(Fault::None, Tcp, stream), (20_000, Errors::default()));
+    for (fault, whole, errors) in [
+        (Fault::Corrupt, 19_999, Errors { corrupted: 1, ..Errors::default() }),
+        (Fault::Lose, 19_999, Errors { lost: 1, ..Errors::default() }),
+        (Fault::Cut, 19_999, Errors { cut: 1, ..Errors::default() }),
+        (Fault::Duplicate, 20_000, Errors { duplicated: 1, ..Errors::default() }),
+        (Fault::Swap, 19_999, Errors { reordered: 1, ..Errors::default() }),
+    ] {
+        assert_eq!(against(fault, Tcp, stream), (whole, errors), "{fault:?}");
+    }
+    for fault in [Fault::Close, Fault::Reset] {
+        let (messages, errors) = against(fault, Tcp, |config| {
+            stream(config);
+            config.connections = 1;
+        });
+        assert!(messages <= VICTIM && errors.closed == 1, "{fault:?}: {messages}, {errors:?}");
+    }
+}
+
+#[test]
+fn a_rate_is_kept_and_warm_up_is_left_out() {
+    for transport in [Tcp, Udp] {
+        let seen = against(Fault::None, transport, |config| {
+            config.rate = Some(1000.0);
+            config.warmup = Duration::from_millis(50);
+            config.length = Length::Messages(100);
+            config.connections = 3;
+        });
+        assert_eq!(seen, (100, Errors::default()));
+    }
+    let address = Double::new(Fault::None).serve_tcp();
+    let report = run(&Config { rate: Some(200.0), ..config(Tcp, address) });
+    // From the first of 20 messages to the last, at 5 ms each.
+    assert!(report.duration >= Duration::from_millis(95), "{report:?}");
+    assert_eq!(report.unsent, 0);
+}
+
+#[test]
+fn a_pause_of_the_server_counts_for_all_that_were_due_in_it() {
+    let address = Double::new(Fault::Sleep(Duration::from_millis(400))).serve_tcp();
+    let report = run(&Config { rate: Some(50.0), ..config(Tcp, address) });
+    // Message 3 is answered 400 ms after it came; the 16 after it are due every 20 ms, and wait.
+    let latency = report.latency.unwrap();
+    assert!(latency.p50 >= Duration::from_millis(100), "{latency:?}");
+    assert_eq!((report.messages, report.errors), (20, Errors::default()));
+}
+
+#[test]
+fn what_was_due_and_not_sent_is_told() {
+    let address = Double::new(Fault::Lose).serve_tcp();
+    let report = run(&Config {
+        rate: Some(10_000.0),
+        length: Length::Time(Duration::from_millis(100)),
+        timeout: SHORT,
+        ..config(Tcp, address)
+    });
+    assert_eq!(report.errors, Errors { unanswered: 1, ..Errors::default() });
+    assert!(report.unsent > 0, "{report:?}");
+}
+
+#[test]
+fn a_run_stops_when_the_caller_says_so() {
+    let double = Double::new(Fault::Lose);
+    let config = Config { length: Length::Time(LONG), ..config(Tcp, double.serve_tcp()) };
+    let mut stop = |_: &load::Progress| match double.seen() > VICTIM {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    };
+    let report = load::run(&config, &mut stop).unwrap();
+    // What is still out is no fault then.
+    assert_eq!((report.stopped, report.messages, report.errors), (true, 3, Errors::default()));
+}
+
+#[test]
+fn sources_are_used_in_turn() {
+    let double = Double::new(Fault::None);
+    let address = double.serve_tcp();
+    let sources: Vec<IpAddr> = ["127.0.0.2", "127.0.0.3"].map(|ip| ip.parse().unwrap()).to_vec();
+    run(&Config { connections: 4, sources: sources.clone(), ..config(Tcp, address) });
+    assert_eq!(*double.peers.lock().unwrap(), sources.into_iter().collect());
+}
+
+/// A TCP socket that keeps a port from everyone else and does not listen.
+fn closed_port() -> (socket2::Socket, SocketAddr) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
+}
+
+/// A listener whose queue is full: what is sent to it is dropped, as by a dead host.
+fn dead_host() -> (socket2::Socket, TcpStream, SocketAddr) {
+    let (socket, address) = closed_port();
+    socket.listen(0).unwrap();
+    let first = TcpStream::connect(address).unwrap();
+    (socket, first, address)
+}
+
+#[test]
+fn a_refused_port_is_an_error() {
+    let (_socket, address) = closed_port();
+    for mode in [Mode::PingPong, Mode::Stream, Mode::Churn, Mode::Idle] {
+        let length = Length::Time(LONG);
+        let error = error(&Config { mode, length, ..config(Tcp, address) });
+        assert!(error.starts_with(&format!("{address} refused the connection")), "{error}");
+    }
+    // Connected to itself, a socket takes nothing from others, and its port is nobody else's.
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    socket.connect(address).unwrap();
+    let error = error(&config(Udp, address));
+    assert!(error.starts_with(&format!("{address} refused the connection")), "{error}");
+}
+
+fn evecho(arguments: &str, target: impl ToString) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_evecho"))
+        .args(["load", &target.to_string()])
+        .args(arguments.split_whitespace())
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn the_command_reports_to_people() {
+    let address = Double::new(Fault::None).serve_tcp();
+    let output = evecho("-c 2 -n 1000", format!("localhost:{}", address.port()));
+    let report = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert!(report.starts_with("TCP ping-pong with localhost:"), "{report}");
+    for part in ["messages     1,000 in ", "latency      mean ", ", p99.9 ", "errors       none\n"]
+    {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+    assert_eq!(text(&output.stderr), "");
+}
+
+#[test]
+fn the_command_reports_to_programs() {
+    let address = Double::new(Fault::None).serve_udp();
+    let output = evecho("--udp -c 2 -n 1000 --json", address);
+    assert_eq!(output.status.code(), Some(0));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["messages"], 1000);
+    assert_eq!(report["config"]["transport"], "udp");
+    assert_eq!(report["config"]["length"]["messages"], 1000);
+    assert_eq!(report["errors"]["lost"], 0);
+    assert!(report["latency"]["p99_ns"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn the_command_fails_when_something_was_wrong() {
+    let address = Double::new(Fault::Corrupt).serve_tcp();
+    let output = evecho("-c 1 -n 10", address);
+    assert_eq!(output.status.code(), Some(1));
+    let report = text(&output.stdout);
+    let first = "errors       1 corrupted; the first: connection 0: byte 224 came back as 0x";
+    assert!(report.contains(first), "{report}");
+}
+
+#[test]
+fn the_command_says_what_stands_in_the_way() {
+    let (_closed, closed) = closed_port();
+    let (_listener, _first, dead) = dead_host();
+    let refused = format!("{closed} refused the connection");
+    let silent = format!("{dead} did not answer within 100ms");
+    for (arguments, target, sentence) in [
+        ("-n 1", closed.to_string(), refused.as_str()),
+        ("-n 1 -m churn", closed.to_string(), &refused),
+        ("-n 1", "nobody.invalid:7".to_owned(), "cannot resolve 'nobody.invalid'"),
+        ("-n 1 --timeout 100ms", dead.to_string(), &silent),
+        ("-n 1 -m churn --timeout 100ms", dead.to_string(), &silent),
+    ] {
+        let output = evecho(arguments, target);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.starts_with(&format!("evecho: {sentence}")), "{sentence}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn the_command_explains_its_usage() {
+    for (arguments, word) in [
+        ("-c 0", "connection"),
+        ("--udp -s 3", "16"),
+        ("--udp -m churn", "UDP"),
+        ("-m idle -n 5", "silent"),
+        ("-t 1s -n 5", "cannot be used with"),
+        ("--rate 0", "rate"),
+        ("--from ::1", "family"),
+        ("--from here", "here"),
+    ] {
+        let output = evecho(arguments, "127.0.0.1:7");
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments}: {error}");
+        assert!(error.contains(word), "{arguments}: {error}");
+    }
+    let output = evecho("", "localhost");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("has no port"));
+}
+
+#[test]
+fn ctrl_c_ends_in_the_report_so_far() {
+    let double = Double::new(Fault::None);
+    let child = Command::new(env!("CARGO_BIN_EXE_evecho"))
+        .args(["load", &double.serve_tcp().to_string(), "-c", "1", "-t", "600s"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    double.wait_for(100);
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let report = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{report}");
+    assert!(report.contains("; stopped early\n"), "{report}");
+    assert!(report.contains("errors       none\n"), "{report}");
+}
+
+#[test]
+fn the_limit_of_open_files_is_raised_or_explained() {
+    let address = Double::new(Fault::None).serve_tcp();
+    let limited = |limit: &str| {
+        let program = env!("CARGO_BIN_EXE_evecho");
+        let line = format!("ulimit {limit} && exec {program} load {address} -c 100 -n 100");
+        Command::new("sh").args(["-c", &line]).output().unwrap()
+    };
+    let output = limited("-S -n 50");
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let output = limited("-n 120");
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    let sentence = "evecho: 100 connections are over the limit of open files, which leaves room \
+                    for 56; raise the hard limit";
+    assert!(error.starts_with(sentence), "{error}");
+}
