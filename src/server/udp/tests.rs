@@ -23,6 +23,7 @@ fn replies() -> impl Strategy<Value = Vec<Reply>> {
     let length = prop_oneof![
         4 => Just(100_usize),
         2 => Just(1_000),
+        1 => Just(0),
         1 => 0_usize..1_421,
         1 => Just(30_000),
         1 => Just(65_507),
