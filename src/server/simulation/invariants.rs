@@ -6,7 +6,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::world::{Door, Edges, Wire, World};
+use super::kernel::Door;
+use super::world::{Edges, Wire, World};
 use crate::protocol::{Service, Verdict};
 use crate::server::clock::Moment;
 use crate::server::connection::LINGER_TIME;

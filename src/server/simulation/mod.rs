@@ -4,6 +4,8 @@
 //! Every seed is one history. For a fuzzer, its input is.
 
 mod invariants;
+mod kernel;
+mod peers;
 mod random;
 #[cfg(test)]
 mod scenarios;
@@ -20,8 +22,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::invariants::Bench;
+use self::kernel::Door;
+use self::peers::Happening;
 use self::random::Random;
-use self::world::{Backlog, Door, Habit, Happening, Settings, Tally, Wire, World};
+use self::world::{Backlog, Habit, Settings, Tally, Wire, World};
 use super::clock::Moment;
 use super::streams::{Rules, Streams};
 use crate::protocol::oracle::Expected;
