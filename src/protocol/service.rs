@@ -41,7 +41,8 @@ impl Reply {
         Reply { source: Source::Message, close: false }
     }
 
-    /// What the service wrote goes back; nothing does where it wrote nothing.
+    /// What the service wrote goes back. Where it wrote nothing, nothing does; under
+    /// [`Framing::LengthPrefixed`](super::Framing::LengthPrefixed) that is a frame without payload.
     pub const fn written() -> Self {
         Reply { source: Source::Written, close: false }
     }
