@@ -167,7 +167,7 @@ impl ServerProcess {
         self.ended_within(patience)
     }
 
-    /// The last that it wrote to standard error, without the line end.
+    /// The last that it wrote to standard error, on one line.
     pub fn last_words(&self) -> String {
         self.stderr.text()
     }
@@ -374,7 +374,8 @@ impl Tail {
             .wait_timeout_while(state, LAST_WORDS, |state| !state.ended)
             .unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = state.bytes.iter().copied().collect();
-        String::from_utf8_lossy(&bytes).trim().to_owned()
+        let text = String::from_utf8_lossy(&bytes);
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
     }
 }
 
