@@ -1,13 +1,13 @@
 //! The threaded server: a thread for each client, which serves it as if there were no other.
 //!
 //! The code of a client is as simple as in the iterative server, and the kernel's scheduler does the
-//! rest: it spreads the clients over all CPUs, and one that blocks holds up nobody. With few clients,
-//! or with work that takes time to compute, nothing is faster.
+//! rest: one client that blocks, or whose answer takes time to compute, holds up nobody, and clients
+//! are spread over all CPUs, where an event loop has one.
 //!
 //! Where it ends: a thread is a thing that the system has to start, to remember and to switch to. Each
-//! message wakes a thread, so that under load most of the time goes to switching between threads and
-//! not, as in the event loop, to a whole batch of messages for each time it wakes. Each client has a
-//! stack and a buffer, even while it says nothing. How many threads there may be is limited by the
+//! message wakes a thread, where an event loop that wakes answers a whole batch, so that with many
+//! clients much of the time goes to switching. Each client has a stack and a buffer, even while it says
+//! nothing. How many threads there may be is limited by the
 //! system (RLIMIT_NOFILE, RLIMIT_NPROC, kernel.threads-max, pids.max of the control group,
 //! vm.max_map_count), and nobody can tell a thread that waits for bytes to do anything else.
 
