@@ -447,14 +447,19 @@ impl Client<'_> {
         let mut connection = Connection::new(stream, 0, self.peer, session, shared.clock.now());
         let (mut room, mut scratch) = (vec![0; FIRST_ROOM], Scratch::default());
         let mut turn = shared.rules.idle_timeout.map_or(Ok(()), |time| self.allow(time));
-        while turn.is_ok() {
+        let end = loop {
+            if let Err(end) = turn {
+                break end;
+            }
             let before = connection.traffic();
             turn = self.turn(&mut connection, &mut room, &mut scratch);
             (connection.traffic() - before).count(&shared.stats);
-        }
-        if let Err(end) = turn {
-            connection.bury(end, &shared.stats, shared.clock.now());
-        }
+        };
+        connection.log_end(end, shared.clock.now());
+        drop(connection);
+        drop(self);
+        // Of what counts as closed, nothing is left.
+        end.counter(&shared.stats).increment();
     }
 
     /// Waits for bytes and answers them.

@@ -404,9 +404,8 @@ impl<S, V> Connection<S, V> {
         self.traffic
     }
 
-    /// It is over: counts it, and tells how it was.
-    pub(crate) fn bury(&self, end: End, stats: &Stats, now: Moment) {
-        end.counter(stats).increment();
+    /// It is over: tells how it was.
+    pub(crate) fn log_end(&self, end: End, now: Moment) {
         match end {
             End::Frame(_) => info!("{}", self.epitaph(end, now)),
             _ => debug!("{}", self.epitaph(end, now)),

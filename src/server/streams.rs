@@ -375,7 +375,10 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
     fn remove(&mut self, slot: u32, end: End, now: Moment) {
         let connection = self.connections.remove(slot as usize);
         self.sources.count_out(connection.peer());
-        connection.bury(end, &self.stats, now);
+        connection.log_end(end, now);
+        drop(connection);
+        // Of what counts as closed, nothing is left.
+        end.counter(&self.stats).increment();
         // Its descriptor and its slot are free with it.
         self.gate.pause = None;
     }
