@@ -42,12 +42,18 @@ fn run(load: &load::Config) -> Report {
     load::run(load, &mut |_| ControlFlow::Continue(())).unwrap()
 }
 
-/// The time that so many messages take, which all have to come back as they went.
+/// A message waits for those before it: with fewer than this from each connection, a run would time
+/// the wait and not the work.
+const FEWEST_EACH: u64 = 20;
+
+/// The time that so many messages take, which all have to come back as they went; of a longer run,
+/// where so few would say little.
 fn timed(load: &load::Config, messages: u64) -> Duration {
-    let report = run(&load::Config { length: Length::Messages(messages), ..load.clone() });
+    let enough = messages.max(FEWEST_EACH * u64::from(load.connections));
+    let report = run(&load::Config { length: Length::Messages(enough), ..load.clone() });
     assert!(report.is_clean(), "{:?}: {:?}", report.errors, report.first_error);
-    assert_eq!(report.bytes, messages * load.size as u64);
-    report.duration
+    assert_eq!(report.bytes, enough * load.size as u64);
+    report.duration.mul_f64(messages as f64 / enough as f64)
 }
 
 /// One design under one load.
