@@ -95,6 +95,9 @@ pub(crate) struct Readiness {
     pub(crate) closed: bool,
 }
 
+/// In 32 bits of these, five days: a connection is small on purpose.
+const PAUSE_UNIT: Duration = Duration::from_micros(100);
+
 /// What was read and written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Traffic {
@@ -104,6 +107,8 @@ pub(crate) struct Traffic {
     pub(crate) writes: u32,
     /// Writes that the socket took only a part of.
     pub(crate) short_writes: u32,
+    /// How long nothing was read because the output was not taken, in units of [`PAUSE_UNIT`].
+    pub(crate) paused: u32,
 }
 
 impl Traffic {
@@ -124,6 +129,7 @@ impl AddAssign for Traffic {
         self.reads = self.reads.saturating_add(more.reads);
         self.writes = self.writes.saturating_add(more.writes);
         self.short_writes = self.short_writes.saturating_add(more.short_writes);
+        self.paused = self.paused.saturating_add(more.paused);
     }
 }
 
@@ -137,6 +143,7 @@ impl Sub for Traffic {
             reads: self.reads - before.reads,
             writes: self.writes - before.writes,
             short_writes: self.short_writes - before.short_writes,
+            paused: self.paused - before.paused,
         }
     }
 }
@@ -161,8 +168,6 @@ pub(crate) struct Connection<S, V> {
     /// When the last byte moved, or, once we are closing, when we began to.
     active: Moment,
     traffic: Traffic,
-    /// How long it was not read because its output was not taken, in nanoseconds: half a `Duration`.
-    paused: u64,
 }
 
 struct Unsent {
@@ -202,7 +207,6 @@ impl<S: Stream, V: Service> Connection<S, V> {
             opened: now,
             active: now,
             traffic: Traffic::default(),
-            paused: 0,
         }
     }
 
@@ -352,7 +356,9 @@ impl<S: Stream, V: Service> Connection<S, V> {
             self.unsent = Some(unsent);
             return Ok(());
         }
-        self.paused += now.nanos() - unsent.since.nanos();
+        let paused = (now - unsent.since).as_micros() / PAUSE_UNIT.as_micros();
+        let paused = u32::try_from(paused).unwrap_or(u32::MAX);
+        self.traffic.paused = self.traffic.paused.saturating_add(paused);
         self.advance()
     }
 
@@ -413,10 +419,10 @@ impl<S, V> Connection<S, V> {
     }
 
     fn epitaph(&self, end: End, now: Moment) -> impl fmt::Display {
-        let Traffic { bytes_in, bytes_out, reads, writes, short_writes } = self.traffic;
+        let Traffic { bytes_in, bytes_out, reads, writes, short_writes, paused } = self.traffic;
         let waiting = self.unsent.as_ref().map_or(Duration::ZERO, |unsent| now - unsent.since);
         let unsent = self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent);
-        let paused = Duration::from_nanos(self.paused) + waiting;
+        let paused = PAUSE_UNIT.saturating_mul(paused) + waiting;
         let (peer, opened) = (self.peer, self.opened);
         fmt::from_fn(move |f| {
             write!(f, "{peer} closed {end}: {bytes_in} bytes in {reads} reads, ")?;

@@ -384,7 +384,8 @@ fn traffic_is_counted() {
     let mut bench = raw();
     let calls = [Reads(b"0123456789abcdef"), Takes(6), Takes(10), Reads(b"a"), Takes(1)];
     assert_eq!(bench.event(READABLE, calls), Ok(()));
-    let traffic = Traffic { bytes_in: 17, bytes_out: 17, reads: 2, writes: 3, short_writes: 1 };
+    let traffic =
+        Traffic { bytes_in: 17, bytes_out: 17, reads: 2, writes: 3, short_writes: 1, paused: 0 };
     assert_eq!(bench.connection.traffic(), traffic);
     let line = bench.connection.epitaph(End::Reset, bench.now).to_string();
     assert!(
@@ -398,6 +399,6 @@ type Fd = std::os::fd::RawFd;
 
 #[test]
 fn a_connection_is_small_on_purpose() {
-    assert_eq!(size_of::<Option<Connection<Fd, Echo>>>(), 120);
-    assert_eq!(size_of::<Option<Connection<Fd, Upper>>>(), 128);
+    assert_eq!(size_of::<Option<Connection<Fd, Echo>>>(), 112);
+    assert_eq!(size_of::<Option<Connection<Fd, Upper>>>(), 120);
 }
