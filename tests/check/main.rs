@@ -243,9 +243,27 @@ fn a_correct_upper_case_server_passes() {
     passes(&command(Fault::None, true), &["--upper", "--only", "upper,tcp-bytes,udp-bytes"]);
 }
 
+fn design(name: &str) -> String {
+    format!("'{}' --design {name} --port {{port}}", env!("CARGO_BIN_EXE_evecho"))
+}
+
 #[test]
-fn evecho_passes_all() {
-    passes(&format!("'{}' --port {{port}}", env!("CARGO_BIN_EXE_evecho")), &[]);
+fn the_event_loop_passes_all() {
+    passes(&design("event-loop"), &[]);
+}
+
+#[test]
+fn the_threaded_design_passes_all() {
+    passes(&design("threaded"), &[]);
+}
+
+/// All that one client can ask: with a second one beside it, the design ends.
+#[test]
+fn the_iterative_design_passes_what_one_client_can_ask() {
+    let one_client = "tcp-sizes,tcp-bytes,tcp-split,tcp-half-close,tcp-late-reader,tcp-churn,\
+                      udp-sizes,udp-large,udp-empty,udp-bytes,udp-reply,udp-burst,udp-gone,\
+                      process-sigterm,loop";
+    passes(&design("iterative"), &["--only", one_client]);
 }
 
 #[test]
