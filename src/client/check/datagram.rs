@@ -87,23 +87,47 @@ impl Post {
     /// is made good, except on loopback, which loses nothing.
     pub(super) fn converse(&self, sent: &[u8], answer: &[u8]) -> Result<SocketAddr, Seen> {
         let tries = if self.server.ip().is_loopback() { 1 } else { TRIES };
-        self.ask(sent, answer, tries)
-    }
-
-    /// An exchange that shows whether the server serves at all: what it loses is sent again.
-    pub(super) fn exchange_at_last(&self, bytes: &[u8]) -> Result<(), Seen> {
-        self.ask(bytes, bytes, 2 * TRIES).map(|_| ())
-    }
-
-    fn ask(&self, sent: &[u8], answer: &[u8], tries: u32) -> Result<SocketAddr, Seen> {
         for tries_left in (1..=tries).rev() {
             self.send(sent)?;
-            let patience = left(self.deadline) / tries_left;
-            if let Some((found, from)) = self.receive_within(patience)? {
+            if let Some((found, from)) = self.next(answer, left(self.deadline) / tries_left)? {
                 return same(&found, answer).map(|()| from);
             }
         }
         Err(Seen::server(format!("{} bytes were sent and no datagram came back", sent.len())))
+    }
+
+    /// An exchange that shows whether the server serves at all: what it loses is sent again, and
+    /// answers to others that had this port before are passed over.
+    pub(super) fn exchange_at_last(&self, bytes: &[u8]) -> Result<(), Seen> {
+        for tries_left in (1..=2 * TRIES).rev() {
+            self.send(bytes)?;
+            let until = Instant::now() + left(self.deadline) / tries_left;
+            while let Some((found, _)) = self.next(bytes, left(until))? {
+                if found == bytes {
+                    return Ok(());
+                }
+            }
+        }
+        Err(Seen::server(format!("{} bytes were sent and no datagram came back", bytes.len())))
+    }
+
+    /// The next datagram from the server or, from wherever, with the `answer`. Anything else is a
+    /// late answer of another server to whoever had this port before.
+    fn next(
+        &self,
+        answer: &[u8],
+        patience: Duration,
+    ) -> Result<Option<(Vec<u8>, SocketAddr)>, Seen> {
+        let until = Instant::now() + patience;
+        while let Some((found, from)) = self.receive_within(left(until))? {
+            if from == self.server || found == answer {
+                return Ok(Some((found, from)));
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -124,5 +148,32 @@ pub(super) fn same(found: &[u8], wanted: &[u8]) -> Result<(), Seen> {
             found[index],
             wanted[index]
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stray_datagram_is_passed_over_and_a_wrong_answer_is_not() {
+        let home = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let [server, stranger] = [home; 2].map(|home| UdpSocket::bind(home).unwrap());
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let post = Post::to(server.local_addr().unwrap(), deadline).unwrap();
+        let own = post.socket.local_addr().unwrap();
+        // All of them are there before the question is sent.
+        stranger.send_to(b"stray", own).unwrap();
+        server.send_to(b"answer", own).unwrap();
+        assert_eq!(post.converse(b"?", b"answer").unwrap(), server.local_addr().unwrap());
+        // The right answer from a wrong address is what some cases look for.
+        stranger.send_to(b"answer", own).unwrap();
+        assert_eq!(post.converse(b"?", b"answer").unwrap(), stranger.local_addr().unwrap());
+        server.send_to(b"answes", own).unwrap();
+        assert!(post.converse(b"?", b"answer").is_err());
+        stranger.send_to(b"stray", own).unwrap();
+        server.send_to(b"old", own).unwrap();
+        server.send_to(b"!", own).unwrap();
+        post.exchange_at_last(b"!").unwrap();
     }
 }
