@@ -19,7 +19,7 @@ use self::double::{Double, Fault};
 const LONG: Duration = Duration::from_secs(60);
 
 /// For a case that is to fail, by waiting for what never comes.
-const SHORT: Duration = Duration::from_millis(500);
+const SHORT: Duration = Duration::from_secs(3);
 
 /// A fault, the case that finds it, and a part of what that case has seen.
 type Row = (Fault, &'static str, &'static str);
@@ -36,7 +36,7 @@ const TCP: &[Row] = &[
     (Fault::DiesOfResets, "tcp-reset", "it closed the connection after 0 bytes"),
     (Fault::Counts, "tcp-churn", "after 0 bytes"),
     (Fault::TooFew, "tcp-many", "after 0 bytes"),
-    (Fault::Starves, "tcp-fair", "longest 1."),
+    (Fault::Starves, "tcp-fair", "the floods went on"),
     (Fault::WrongOnIpv6, "tcp-both-families", "byte 0 came back as"),
 ];
 
@@ -48,7 +48,7 @@ const UDP: &[Row] = &[
     (Fault::OtherPort, "udp-reply-port", "it came from port"),
     (Fault::OtherAddress, "udp-reply-address", "answered from 127.0.0.1"),
     (Fault::AnswersTwice, "udp-burst", "answered twice"),
-    (Fault::StarvesDatagrams, "udp-beside-tcp", "answered after 1."),
+    (Fault::StarvesDatagrams, "udp-beside-tcp", "the floods went on"),
     (Fault::NoUdpOnIpv6, "udp-both-families", "has no UDP socket"),
     (Fault::DiesOfRefusal, "udp-gone-peers", "no datagram came back"),
 ];
@@ -159,7 +159,7 @@ fn timeout_of(fault: Fault) -> Duration {
         | Fault::DiesOfRefusal
         | Fault::DiesOfPortZero => SHORT,
         // These have to be under way before they wait.
-        Fault::StopsAccepting | Fault::KeepsThreads | Fault::KeepsDescriptors => 10 * SHORT,
+        Fault::StopsAccepting | Fault::KeepsThreads | Fault::KeepsDescriptors => 3 * SHORT,
         _ => LONG,
     }
 }
