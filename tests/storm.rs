@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::alloc::System;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Mutex;
@@ -12,6 +13,7 @@ use std::thread;
 
 use common::{Client, TestServer, assert_same, config, pattern, udp, wait_until};
 use evecho::{Config, Framing, Protocol, ServiceKind};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 /// Each of so many threads is one client after the other.
 const THREADS: u64 = 8;
@@ -19,7 +21,10 @@ const THREADS: u64 = 8;
 const CLIENTS: usize = 3;
 const MAX_FRAME: u32 = 4_000;
 /// More memory than this is not kept for nothing.
-const SLACK: u64 = 16 << 20;
+const SLACK: usize = 256 << 10;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// What a storm has done, to hold against the server's counters.
 #[derive(Default)]
@@ -64,7 +69,7 @@ fn storms(config: Config) {
     };
     wait_until("accepted", || server.stats().open() == 1);
     let descriptors = open_files();
-    let mut resident = None;
+    let mut allocated = None;
     for round in 0..3 {
         thread::scope(|scope| {
             for index in 0..THREADS {
@@ -76,8 +81,8 @@ fn storms(config: Config) {
         // A connection is counted as closed a moment before its descriptor is.
         wait_until("no descriptor is left over", || open_files() == descriptors);
         // The first storm takes what the later ones use again.
-        let resident = *resident.get_or_insert_with(resident_memory);
-        assert!(resident_memory() < resident + SLACK, "{} bytes", resident_memory());
+        let most = *allocated.get_or_insert_with(allocated_bytes) + SLACK;
+        wait_until("no memory is left over", || allocated_bytes() < most);
         bystander.send(b"quiet\n");
         bystander.expect(if framed { b"QUIET\n" } else { b"quiet\n" });
     }
@@ -268,9 +273,8 @@ fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// In bytes.
-fn resident_memory() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-    pages * 4096
+/// What this process has now, server and clients alike.
+fn allocated_bytes() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated - stats.bytes_deallocated
 }
