@@ -18,7 +18,7 @@ fn limited(limits: Limits) -> TestServer {
 }
 
 /// All that makes it fast, switched on and off: segmentation offload, polling before a sleep.
-fn on_both_paths(test: impl Fn(&TestServer)) {
+fn fast_and_plain(test: impl Fn(&TestServer)) {
     let plain = Config { udp_offload: false, busy_poll: Duration::ZERO, ..Config::default() };
     for how in [Config::default(), plain] {
         let server = TestServer::start(Config { port: 0, ..how });
@@ -152,7 +152,7 @@ fn resets_end_nothing_but_themselves() {
 
 #[test]
 fn a_datagram_is_answered_by_its_like() {
-    on_both_paths(|server| {
+    fast_and_plain(|server| {
         let socket = udp(local(server));
         for length in [0, 1, 2, 511, 1_472, 1_473, 9_000, 40_000, 65_506, 65_507] {
             exchange_datagram(&socket, &pattern(length as u64, length));
@@ -162,7 +162,7 @@ fn a_datagram_is_answered_by_its_like() {
 
 #[test]
 fn boundaries_are_kept_in_bursts_of_any_sizes() {
-    on_both_paths(|server| {
+    fast_and_plain(|server| {
         let socket = udp(local(server));
         for seed in 0..40_u64 {
             // Runs of one size, shorter ones between them, and empty ones.
@@ -189,7 +189,7 @@ fn boundaries_are_kept_in_bursts_of_any_sizes() {
 
 #[test]
 fn segments_that_come_joined_go_back_apart() {
-    on_both_paths(|server| {
+    fast_and_plain(|server| {
         let socket = udp(local(server));
         for (segment, length) in
             [(100_u16, 1_000), (100, 1_050), (1_400, 64_400), (1, 60), (999, 1_000)]
@@ -213,7 +213,7 @@ fn segments_that_come_joined_go_back_apart() {
 
 #[test]
 fn the_reply_leaves_from_the_address_that_was_asked() {
-    on_both_paths(|server| {
+    fast_and_plain(|server| {
         let port = server.address().port();
         for (ip, any) in [
             (IpAddr::from([127, 0, 0, 2]), IpAddr::from(Ipv4Addr::UNSPECIFIED)),
@@ -238,7 +238,7 @@ fn the_reply_leaves_from_the_address_that_was_asked() {
 
 #[test]
 fn senders_that_are_gone_change_nothing() {
-    on_both_paths(|server| {
+    fast_and_plain(|server| {
         for _ in 0..50 {
             udp(local(server)).send(b"nobody waits for the answer").unwrap();
         }
@@ -289,7 +289,7 @@ fn spoof(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> bool {
 
 #[test]
 fn spoofed_datagrams_begin_no_loop() {
-    on_both_paths(|server| {
+    fast_and_plain(|server| {
         let port = server.address().port();
         let ours = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
         let sources = [
@@ -314,7 +314,7 @@ fn spoofed_datagrams_begin_no_loop() {
 
 #[test]
 fn a_full_socket_of_a_peer_blocks_nobody() {
-    on_both_paths(|server| {
+    fast_and_plain(|server| {
         // Never read: what does not fit is the peer's loss (udp(7)).
         let deaf = udp(local(server));
         for _ in 0..2_000 {

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::datagram::Post;
+use super::seen::Expecting;
 use super::stream::Wire;
 use super::{Access, Config, Error, Service, Stop, Subject};
 use crate::client::pattern;
@@ -210,58 +211,6 @@ pub(super) fn upper(bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// What a case saw instead of what it waited for.
-#[derive(Clone, Debug)]
-pub(super) enum Seen {
-    /// The server did this.
-    Server(String),
-    /// This machine could not do what the case needs.
-    Here(String),
-}
-
-impl Seen {
-    pub(super) fn server(text: impl Into<String>) -> Self {
-        Self::Server(text.into())
-    }
-
-    /// An error of a system call that asked the server for something.
-    pub(super) fn error(doing: &str, error: &std::io::Error) -> Self {
-        use nix::errno::Errno::{
-            self, EACCES, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM,
-        };
-        match error.raw_os_error().map(Errno::from_raw) {
-            Some(EACCES | EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM | EPERM) => {
-                Self::Here(format!("{doing} failed on this side: {error}"))
-            }
-            _ => Self::Server(format!("{doing} failed: {error}")),
-        }
-    }
-}
-
-/// Says what was expected where something else was seen.
-pub(super) trait Expecting<T> {
-    /// Turns what was seen into the end of the case.
-    fn expecting(self, expected: impl Into<String>) -> Result<T, Stop>;
-}
-
-impl<T> Expecting<T> for Result<T, Seen> {
-    fn expecting(self, expected: impl Into<String>) -> Result<T, Stop> {
-        self.map_err(|seen| match seen {
-            Seen::Server(seen) => Stop::failed(expected, seen),
-            Seen::Here(reason) => Stop::skipped(reason),
-        })
-    }
-}
-
-/// A count of bytes as people read it.
-pub(super) fn bytes(count: u64) -> String {
-    match count {
-        0..=9_999 => format!("{count} bytes"),
-        10_000..=1_048_575 => format!("{:.1} KiB", count as f64 / 1024.0),
-        _ => format!("{:.1} MiB", count as f64 / 1_048_576.0),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,12 +228,5 @@ mod tests {
         assert_eq!(upper("straße, ǆ".as_bytes()), "STRASSE, Ǆ".as_bytes());
         assert_eq!(upper(b"a\xffb\xe2\x82c"), b"A\xffB\xe2\x82C");
         assert_eq!(upper(b""), b"");
-    }
-
-    #[test]
-    fn counts_read_well() {
-        assert_eq!(bytes(1), "1 bytes");
-        assert_eq!(bytes(65_536), "64.0 KiB");
-        assert_eq!(bytes(8 << 20), "8.0 MiB");
     }
 }

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use super::context::Seen;
+use super::seen::Seen;
 use super::stream::left;
 
 /// The most that a datagram carries over IPv4: 65,535 less the headers of IP (20) and UDP (8).

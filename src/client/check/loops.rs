@@ -8,8 +8,9 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::Stop;
-use super::context::{Context, Expecting, Seen, payload};
+use super::context::{Context, payload};
 use super::datagram::Post;
+use super::seen::{Expecting, Seen};
 
 /// `loop-self`: a server that answers goes on for ever, so it gets one of its own, which ends with
 /// the case.

@@ -18,6 +18,7 @@ mod context;
 mod datagram;
 mod loops;
 mod process;
+mod seen;
 mod stream;
 mod tcp;
 mod udp;

@@ -11,7 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, Socket, Type};
 
 use super::Stop;
-use super::context::{Context, Expecting, bytes, payload};
+use super::context::{Context, payload};
+use super::seen::{Expecting, bytes};
 use super::stream::left;
 use super::tcp::{self, STALLED};
 use crate::client::process::Usage;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::context::{Seen, bytes};
+use super::seen::{Seen, bytes};
 use crate::client::wait::ready;
 
 /// The receive buffer of a narrow connection. The kernel doubles it and keeps a minimum.

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 
 use super::Stop;
-use super::context::{Context, Expecting, bytes, payload};
+use super::context::{Context, payload};
+use super::seen::{Expecting, bytes};
 use super::stream::{Got, Wire, left};
 
 /// A writer that could send nothing for this long is held by back-pressure.

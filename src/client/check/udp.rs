@@ -5,8 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::Stop;
-use super::context::{Context, Expecting, Seen, payload};
+use super::context::{Context, payload};
 use super::datagram::{LARGEST, Post, same};
+use super::seen::{Expecting, Seen};
 use super::stream::Wire;
 use super::tcp;
 use crate::client::process::listens;

@@ -1,7 +1,8 @@
 //! The cases of the upper-case service.
 
 use super::Stop;
-use super::context::{Context, Expecting, upper};
+use super::context::{Context, upper};
+use super::seen::Expecting;
 
 /// Text whose capitals differ in length, script and number from it.
 const TEXT: &str = "hello, world! straße, ŉ, ὀδυσσεύς, привет, հայ և, ﬃ, 漢字, 🙂\n";
