@@ -22,17 +22,16 @@ use nix::sys::socket::{
     sendmmsg, setsockopt, sockopt,
 };
 
+use self::replies::{Call, Joining, Local, MAX_SEGMENTS, Piece, Place, Replies, Route};
 use super::clock::{Episode, Moment};
 use super::guard::{Guard, Peer, Refusal};
 use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
 
+mod replies;
+
 /// No datagram is longer, nor a run of them that comes in one piece.
 const MAX_DATAGRAM: usize = 65_535;
-/// The longest payload that IPv4 carries: 65,535 less 20 of IP and 8 of UDP (RFC 768, RFC 791).
-const MAX_PAYLOAD: usize = 65_507;
-/// The most segments that every kernel with UDP_SEGMENT takes in a call.
-const MAX_SEGMENTS: usize = 64;
 /// The longest segment that is joined unasked: what fits an Ethernet frame under IPv6 and a tunnel.
 const MAX_JOINED_SEGMENT: usize = 1_420;
 /// So many datagrams, or runs of them, are received in a turn.
@@ -57,9 +56,8 @@ pub(super) struct Datagrams<V> {
     /// Replies that are not what was received, one after the other.
     written: Vec<u8>,
     scratch: Scratch,
-    /// Answers, in order; those before `sent` are gone.
-    runs: Vec<Run>,
-    sent: usize,
+    /// Those that have not left yet.
+    replies: Replies,
     outbox: Outbox,
     limited: Episode,
     /// What happened in this turn.
@@ -72,39 +70,6 @@ struct Tally {
     answered: usize,
     bytes_in: usize,
     bytes_out: usize,
-}
-
-/// Where a reply stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    Room,
-    Written,
-}
-
-/// Replies to one peer that may leave in one call: of `segment` bytes each, the last of no more.
-#[derive(Debug, Clone)]
-struct Run {
-    place: Place,
-    bytes: Range<usize>,
-    segment: usize,
-    /// Whether the run came joined, so that its route carries such segments.
-    came_joined: bool,
-    route: Route,
-}
-
-/// Where a datagram came from and went to: the way back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Route {
-    /// As the socket has it: IPv4-mapped where the socket is an IPv6 one.
-    peer: SocketAddr,
-    local: Option<Local>,
-}
-
-/// Which of our addresses a datagram was sent to, where the socket has several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Local {
-    V4([u8; 4]),
-    V6([u8; 16]),
 }
 
 /// A datagram, or a run of equal ones, as it came.
@@ -138,8 +103,7 @@ impl<V: Service> Datagrams<V> {
             control: cmsg_space!(in_pktinfo, in6_pktinfo, i32),
             written: Vec::new(),
             scratch: Scratch::default(),
-            runs: Vec::with_capacity(BATCH),
-            sent: 0,
+            replies: Replies::new(),
             outbox,
             limited: Episode::default(),
             tally: Tally::default(),
@@ -195,15 +159,14 @@ impl<V: Service> Datagrams<V> {
 
     /// Whether some answers of the last batch have not left yet.
     fn is_waiting(&self) -> bool {
-        self.sent < self.runs.len()
+        !self.replies.is_empty()
     }
 
     // ---- receive
 
     fn receive(&mut self, guard: &mut Guard, now: Moment) {
-        self.runs.clear();
+        self.replies.clear();
         self.written.clear();
-        self.sent = 0;
         let mut used = 0;
         for _ in 0..BATCH {
             if self.room.len() - used < MAX_DATAGRAM {
@@ -274,36 +237,44 @@ impl<V: Service> Datagrams<V> {
             self.written.extend_from_slice(reply);
             (Place::Written, start..self.written.len())
         };
-        let run = Run { place, segment: bytes.len(), bytes, came_joined, route };
-        let may_join = came_joined || run.segment <= MAX_JOINED_SEGMENT || peer.is_loopback();
-        enlist(&mut self.runs, run, self.join && may_join);
+        let joining = if came_joined {
+            Joining::AsItCame
+        } else if bytes.len() <= MAX_JOINED_SEGMENT || peer.is_loopback() {
+            Joining::Unasked
+        } else {
+            Joining::Never
+        };
+        self.replies.push(Piece { place, bytes }, route, joining);
     }
 
     // ---- send
 
     fn send(&mut self) {
-        while self.writable && self.is_waiting() {
-            let (taken, joined) = self.runs[self.sent].next_piece(self.join);
-            match self.send_piece(taken, joined) {
-                Ok(()) => self.note_sent(taken),
+        while self.writable
+            && let Some(call) = self.replies.next_call(self.join)
+        {
+            match self.make(call) {
+                Ok(()) => self.note_sent(call),
                 Err(Errno::EAGAIN) => {
                     self.writable = false;
                     self.stats.udp_paused.increment();
                 }
                 Err(Errno::EINTR) => {}
-                Err(error @ (Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE)) if joined => {
-                    self.send_unjoined(error);
+                Err(error @ (Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE))
+                    if call.segment.is_some() =>
+                {
+                    self.send_unjoined(call, error);
                 }
-                Err(error) => self.give_up(taken, error),
+                Err(error) => self.give_up(call, error),
             }
         }
     }
 
     /// A joined run was refused. If its first datagram alone is not, joining is to blame, and is over
     /// with for good.
-    fn send_unjoined(&mut self, refusal: Errno) {
-        let first = self.runs[self.sent].segment;
-        match self.send_piece(first, false) {
+    fn send_unjoined(&mut self, joined: Call, refusal: Errno) {
+        let first = self.replies.next_call(false).expect("the run is still there");
+        match self.make(first) {
             Ok(()) => {
                 self.join = false;
                 info!(
@@ -313,83 +284,35 @@ impl<V: Service> Datagrams<V> {
             }
             Err(Errno::EAGAIN) => self.writable = false,
             Err(Errno::EINTR) => {}
-            Err(error) => {
-                let rest = self.runs[self.sent].bytes.len();
-                self.give_up(rest, error);
-            }
+            Err(error) => self.give_up(joined, error),
         }
     }
 
-    /// Sends the first `taken` bytes of the next run.
-    fn send_piece(&mut self, taken: usize, joined: bool) -> nix::Result<()> {
-        let run = &self.runs[self.sent];
-        let bytes = run.bytes.start..run.bytes.start + taken;
-        let bytes = match run.place {
-            Place::Room => &self.room[bytes],
-            Place::Written => &self.written[bytes],
-        };
-        let segment =
-            joined.then(|| u16::try_from(run.segment).expect("a segment fits a datagram"));
-        self.outbox.send(&self.socket, bytes, segment, &run.route)
+    fn make(&mut self, call: Call) -> nix::Result<()> {
+        let mut slices = [IoSlice::new(&[]); MAX_SEGMENTS];
+        let mut used = 0;
+        for (slice, Piece { place, bytes }) in slices.iter_mut().zip(self.replies.pieces(call)) {
+            let buffer = match place {
+                Place::Room => &self.room,
+                Place::Written => self.written.as_slice(),
+            };
+            *slice = IoSlice::new(&buffer[bytes]);
+            used += 1;
+        }
+        self.outbox.send(&self.socket, &slices[..used], call.segment, &call.route)
     }
 
     /// An answer cannot be sent: that is between the peer, the network and whoever filters it.
-    fn give_up(&mut self, taken: usize, error: Errno) {
-        self.stats.udp_errors.add(self.runs[self.sent].datagrams_in(taken) as u64);
+    fn give_up(&mut self, call: Call, error: Errno) {
+        self.stats.udp_errors.add(call.count as u64);
         debug!("sending a datagram: {error}");
-        self.advance(taken);
+        self.replies.advance(call);
     }
 
-    fn note_sent(&mut self, bytes: usize) {
-        self.tally.answered += self.runs[self.sent].datagrams_in(bytes);
-        self.tally.bytes_out += bytes;
-        self.advance(bytes);
-    }
-
-    fn advance(&mut self, taken: usize) {
-        let run = &mut self.runs[self.sent];
-        run.bytes.start += taken;
-        if run.bytes.is_empty() {
-            self.sent += 1;
-        }
-    }
-}
-
-/// Puts a reply behind the others: into the last run, where it may be joined and fits.
-fn enlist(runs: &mut Vec<Run>, reply: Run, may_join: bool) {
-    match runs.last_mut() {
-        Some(last) if may_join && last.may_grow_by(&reply) => last.bytes.end = reply.bytes.end,
-        _ => runs.push(reply),
-    }
-}
-
-impl Run {
-    /// What is to leave in the next call: so many bytes, and whether the kernel has to cut them.
-    fn next_piece(&self, join: bool) -> (usize, bool) {
-        let joined = join && self.bytes.len() > self.segment;
-        (if joined { self.bytes.len() } else { self.bytes.len().min(self.segment) }, joined)
-    }
-
-    /// How many datagrams the next so many bytes are.
-    fn datagrams_in(&self, bytes: usize) -> usize {
-        // One of no bytes is one.
-        bytes.div_ceil(self.segment.max(1)).max(1)
-    }
-
-    /// Whether `next` may be sent in one call with this run: same way back, right behind it, every
-    /// datagram but the last of one size, and not too much in all.
-    fn may_grow_by(&self, next: &Run) -> bool {
-        let length = self.bytes.len() + next.bytes.len();
-        self.place == next.place
-            && self.bytes.end == next.bytes.start
-            && self.came_joined == next.came_joined
-            && !next.bytes.is_empty()
-            && !self.bytes.is_empty()
-            && next.bytes.len() <= self.segment
-            && self.bytes.len().is_multiple_of(self.segment)
-            && length <= MAX_PAYLOAD
-            && length <= self.segment * MAX_SEGMENTS
-            && self.route == next.route
+    fn note_sent(&mut self, call: Call) {
+        self.tally.answered += call.count;
+        self.tally.bytes_out += call.length;
+        self.replies.advance(call);
     }
 }
 
@@ -460,7 +383,7 @@ impl Outbox {
     fn send(
         &mut self,
         socket: &UdpSocket,
-        bytes: &[u8],
+        bytes: &[IoSlice<'_>],
         segment: Option<u16>,
         route: &Route,
     ) -> nix::Result<()> {
@@ -481,7 +404,7 @@ impl Outbox {
         };
         let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
         let to = [Some(SockaddrStorage::from(route.peer))];
-        let bytes = [[IoSlice::new(bytes)]];
+        let bytes = [bytes];
         let send = |headers, controls: &[ControlMessage<'_>]| {
             sendmmsg(socket.as_raw_fd(), headers, &bytes, to, controls, MsgFlags::empty()).map(drop)
         };
@@ -493,6 +416,3 @@ impl Outbox {
         }
     }
 }
-
-#[cfg(test)]
-mod tests;

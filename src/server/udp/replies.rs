@@ -1,0 +1,340 @@
+//! The replies of a turn, and which of them may leave in one call. Pure: it is told what was answered.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+/// The longest payload that IPv4 carries: 65,535 less 20 of IP and 8 of UDP (RFC 768, RFC 791).
+pub(super) const MAX_PAYLOAD: usize = 65_507;
+/// The most segments that every kernel with UDP_SEGMENT takes in a call.
+pub(super) const MAX_SEGMENTS: usize = 64;
+/// Peers whose replies are brought together, as far as their ports differ in these many.
+const PEERS: usize = 1024;
+
+/// Where a reply stands, or several of a run one behind the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) place: Place,
+    pub(super) bytes: Range<usize>,
+}
+
+/// Which buffer a reply stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It is what was received.
+    Room,
+    /// The service wrote it.
+    Written,
+}
+
+/// Where a datagram came from and went to: the way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Route {
+    /// As the socket has it: IPv4-mapped where the socket is an IPv6 one.
+    pub(super) peer: SocketAddr,
+    pub(super) local: Option<Local>,
+}
+
+/// Which of our addresses a datagram was sent to, where the socket has several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Local {
+    V4([u8; 4]),
+    V6([u8; 16]),
+}
+
+/// Whether a reply may share a call with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Joining {
+    Never,
+    /// With those that may, too.
+    Unasked,
+    /// With those that came joined, too: their route carries such segments.
+    AsItCame,
+}
+
+/// Replies that may leave in one call: to one peer, of `segment` bytes each, the last of no more.
+#[derive(Debug)]
+struct Run {
+    route: Route,
+    joining: Joining,
+    segment: usize,
+    length: usize,
+    count: usize,
+    /// Indices of its pieces; between these two, each names the next.
+    first: usize,
+    last: usize,
+}
+
+/// What is to leave in one call: so many replies of the first run, to be cut by the kernel into
+/// datagrams of `segment` bytes where they are more than one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Call {
+    pub(super) count: usize,
+    pub(super) length: usize,
+    pub(super) segment: Option<u16>,
+    pub(super) route: Route,
+}
+
+/// A queue of replies. Those to one peer keep their order.
+#[derive(Debug)]
+pub(super) struct Replies {
+    pieces: Vec<Linked>,
+    runs: Vec<Run>,
+    /// Runs that are gone.
+    sent: usize,
+    /// The latest run for any peer with such a port: an index, good if that run is for the peer.
+    latest: Box<[usize]>,
+}
+
+#[derive(Debug)]
+struct Linked {
+    piece: Piece,
+    next: usize,
+}
+
+impl Replies {
+    pub(super) fn new() -> Self {
+        let (pieces, runs) = (Vec::new(), Vec::new());
+        Replies { pieces, runs, sent: 0, latest: vec![0; PEERS].into_boxed_slice() }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.pieces.clear();
+        self.runs.clear();
+        self.sent = 0;
+    }
+
+    /// Whether all are gone.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sent == self.runs.len()
+    }
+
+    /// Puts a reply behind the others: into the latest run for its peer, where it fits that.
+    pub(super) fn push(&mut self, reply: Piece, route: Route, joining: Joining) {
+        let length = reply.bytes.len();
+        let latest = &mut self.latest[usize::from(route.peer.port()) % PEERS];
+        let Some(run) =
+            self.runs.get_mut(*latest).filter(|run| run.may_grow_by(length, &route, joining))
+        else {
+            *latest = self.runs.len();
+            let first = append(&mut self.pieces, reply);
+            let (segment, count, last) = (length, 1, first);
+            self.runs.push(Run { route, joining, segment, length, count, first, last });
+            return;
+        };
+        run.length += length;
+        run.count += 1;
+        let last = &mut self.pieces[run.last].piece;
+        if last.place == reply.place && last.bytes.end == reply.bytes.start {
+            last.bytes.end = reply.bytes.end;
+        } else {
+            let next = append(&mut self.pieces, reply);
+            self.pieces[run.last].next = next;
+            run.last = next;
+        }
+    }
+
+    /// What is to leave next: a whole run, or without `join` one reply.
+    pub(super) fn next_call(&self, join: bool) -> Option<Call> {
+        let &Run { route, segment, length, count, .. } = self.runs.get(self.sent)?;
+        if join && count > 1 {
+            let segment = u16::try_from(segment).expect("a reply is no longer than a datagram");
+            return Some(Call { count, length, segment: Some(segment), route });
+        }
+        Some(Call { count: 1, length: length.min(segment), segment: None, route })
+    }
+
+    /// Where what is to leave in the next call stands.
+    pub(super) fn pieces(&self, call: Call) -> impl Iterator<Item = Piece> {
+        let mut at = self.runs[self.sent].first;
+        let mut left = Some(call.length);
+        std::iter::from_fn(move || {
+            let Linked { piece: Piece { place, bytes }, next } = &self.pieces[at];
+            let taken = bytes.len().min(left?);
+            left = left.map(|left| left - taken).filter(|&left| left > 0);
+            at = *next;
+            Some(Piece { place: *place, bytes: bytes.start..bytes.start + taken })
+        })
+    }
+
+    /// What was to leave in the next call is gone.
+    pub(super) fn advance(&mut self, call: Call) {
+        let run = &mut self.runs[self.sent];
+        run.count -= call.count;
+        run.length -= call.length;
+        if run.count == 0 {
+            self.sent += 1;
+            return;
+        }
+        // Less than a run is one reply, which is in one piece.
+        let Linked { piece, next } = &mut self.pieces[run.first];
+        piece.bytes.start += call.length;
+        if piece.bytes.is_empty() {
+            run.first = *next;
+        }
+    }
+}
+
+/// Puts a piece behind the others; its index.
+fn append(pieces: &mut Vec<Linked>, piece: Piece) -> usize {
+    let index = pieces.len();
+    pieces.push(Linked { piece, next: index });
+    index
+}
+
+impl Run {
+    /// Whether a reply may be sent in one call with this run: same way back, every datagram but the
+    /// last of one size, and not too much in all.
+    fn may_grow_by(&self, length: usize, route: &Route, joining: Joining) -> bool {
+        joining != Joining::Never
+            && joining == self.joining
+            && length > 0
+            && length <= self.segment
+            && self.length == self.count * self.segment
+            && self.length + length <= MAX_PAYLOAD
+            && self.count < MAX_SEGMENTS
+            && self.route == *route
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV4;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A reply, and what decides whether it may share a call.
+    type Pushed = (Piece, Route, Joining);
+
+    /// Few lengths, peers and kinds, so that many are alike.
+    fn replies() -> impl Strategy<Value = Vec<Pushed>> {
+        let length = prop_oneof![
+            4 => Just(100_usize),
+            2 => Just(1_000),
+            1 => Just(0),
+            1 => 0_usize..1_421,
+            1 => Just(30_000),
+            1 => Just(MAX_PAYLOAD),
+        ];
+        // The last peer but one has a port of the same place in the list as the first.
+        let peers = [(1, 9), (2, 9), (1, 10), (1, 9 + PEERS as u16), (1, 11)];
+        let route =
+            (prop::sample::select(peers.to_vec()), 0_u8..6).prop_map(|((host, port), local)| {
+                Route {
+                    peer: SocketAddrV4::new([192, 0, 2, host].into(), port).into(),
+                    local: (local == 0).then_some(Local::V4([127, 0, 0, 1])),
+                }
+            });
+        let place = prop_oneof![5 => Just(Place::Room), 1 => Just(Place::Written)];
+        let joining = prop_oneof![
+            8 => Just(Joining::Unasked),
+            1 => Just(Joining::AsItCame),
+            1 => Just(Joining::Never),
+        ];
+        // Stretches of the same, as a peer sends them, and others between.
+        let stretch = ((place, length, route, joining), 1_usize..70);
+        prop::collection::vec(stretch, 0..12).prop_map(|stretches| {
+            let all = stretches.into_iter().flat_map(|(one, count)| vec![one; count]);
+            let mut end = 0;
+            all.map(|(place, length, route, joining)| {
+                let start = end;
+                end += length;
+                (Piece { place, bytes: start..end }, route, joining)
+            })
+            .collect()
+        })
+    }
+
+    fn queue(pushed: &[Pushed]) -> Replies {
+        let mut replies = Replies::new();
+        // What an earlier turn has left behind.
+        for (reply, route, joining) in pushed.iter().rev() {
+            replies.push(reply.clone(), *route, *joining);
+        }
+        replies.clear();
+        for (reply, route, joining) in pushed {
+            replies.push(reply.clone(), *route, *joining);
+        }
+        replies
+    }
+
+    /// Takes everything out: each call with the datagrams that leave in it.
+    fn calls(mut replies: Replies, join: impl Fn(usize) -> bool) -> Vec<(Call, Vec<Piece>)> {
+        let mut calls = Vec::new();
+        while let Some(call) = replies.next_call(join(calls.len())) {
+            calls.push((call, datagrams(call, replies.pieces(call))));
+            replies.advance(call);
+        }
+        assert!(replies.is_empty());
+        calls
+    }
+
+    /// What the kernel makes of a call: it cuts all of it every `segment` bytes (udp(7)).
+    fn datagrams(call: Call, pieces: impl Iterator<Item = Piece>) -> Vec<Piece> {
+        let segment = call.segment.map_or(call.length.max(1), usize::from);
+        let mut datagrams = Vec::new();
+        let mut length = 0;
+        for Piece { place, bytes } in pieces {
+            assert!(length % segment == 0, "a datagram begins where its piece does");
+            length += bytes.len();
+            for start in (bytes.start..bytes.end.max(bytes.start + 1)).step_by(segment) {
+                datagrams.push(Piece { place, bytes: start..bytes.end.min(start + segment) });
+            }
+        }
+        assert_eq!((length, datagrams.len()), (call.length, call.count));
+        datagrams
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { max_shrink_iters: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Every peer gets its datagrams, in its order, whenever joining is given up.
+        #[test]
+        fn each_peer_gets_its_replies_in_order(pushed in replies(), join_until in 0_usize..200) {
+            let calls = calls(queue(&pushed), |call| call < join_until);
+            for (_, route, _) in &pushed {
+                let expected: Vec<_> =
+                    pushed.iter().filter(|(_, to, _)| to == route).map(|(reply, ..)| reply).collect();
+                let sent: Vec<_> = calls
+                    .iter()
+                    .filter(|(call, _)| call.route == *route)
+                    .flat_map(|(_, replies)| replies)
+                    .collect();
+                prop_assert_eq!(sent, expected);
+            }
+        }
+
+        /// udp(7), UDP_SEGMENT: at most so many, and so much in all; and none that may not be joined.
+        #[test]
+        fn a_call_is_what_the_kernel_takes(pushed in replies()) {
+            for (call, sent) in calls(queue(&pushed), |_| true) {
+                prop_assert_eq!(call.segment.is_some(), call.count > 1);
+                if call.count == 1 {
+                    continue;
+                }
+                prop_assert!(call.count <= MAX_SEGMENTS && call.length <= MAX_PAYLOAD);
+                let joining = |sent: &Piece| {
+                    pushed.iter().find(|(reply, ..)| reply == sent).map(|&(.., joining)| joining)
+                };
+                prop_assert_ne!(joining(&sent[0]), Some(Joining::Never));
+                prop_assert!(sent.iter().all(|one| joining(one) == joining(&sent[0])));
+            }
+        }
+
+        /// Equal ones leave in few calls, whoever else's are between them.
+        #[test]
+        fn equal_datagrams_are_joined(count in 1_usize..300, length in 1_usize..1_421, peers in 1_u16..50) {
+            let mut replies = Replies::new();
+            for _ in 0..count {
+                for port in 1..=peers {
+                    let peer = SocketAddrV4::new([192, 0, 2, 1].into(), port).into();
+                    let reply = Piece { place: Place::Room, bytes: 0..length };
+                    replies.push(reply, Route { peer, local: None }, Joining::Unasked);
+                }
+            }
+            let fit = MAX_SEGMENTS.min(MAX_PAYLOAD / length);
+            prop_assert_eq!(calls(replies, |_| true).len(), count.div_ceil(fit) * usize::from(peers));
+        }
+    }
+}
