@@ -324,8 +324,7 @@ fn wrong_usage_is_told_apart() {
         &["send", "localhost:7", "--timeout", "0"],
         &["send", "localhost:7", "--timeout", "3"],
     ] {
-        let outcome = run(args, b"");
-        assert_eq!(outcome.code, Some(2), "{args:?}: {outcome:?}");
+        tool::assert_wrong_usage(args);
     }
 }
 

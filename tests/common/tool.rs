@@ -47,6 +47,14 @@ pub(crate) fn run(args: &[&str], input: &[u8]) -> Outcome {
     outcome
 }
 
+/// Wrong usage is told apart from whatever else goes wrong, in words.
+#[track_caller]
+pub(crate) fn assert_wrong_usage(args: &[&str]) {
+    let outcome = run(args, b"");
+    assert_eq!(outcome.code, Some(2), "{args:?}: {outcome:?}");
+    assert!(outcome.stdout.is_empty() && !outcome.stderr.is_empty(), "{args:?}: {outcome:?}");
+}
+
 pub(crate) fn spawn(mut command: Command) -> Child {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
