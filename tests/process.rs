@@ -76,10 +76,13 @@ fn a_started_server_listens_and_ends_with_its_handle() {
 fn the_whole_group_ends_with_the_handle() {
     let server = start(&format!("sh -c '{} & sleep 1000; true'", itself().replace('\'', "")), None);
     let server = server.unwrap();
-    let children = format!("/proc/{0}/task/{0}/children", server.pid());
-    let children = std::fs::read_to_string(children).unwrap();
-    let children: Vec<u32> = children.split_whitespace().map(|id| id.parse().unwrap()).collect();
-    assert_eq!(children.len(), 2, "the shell runs the server and sleep");
+    let path = format!("/proc/{0}/task/{0}/children", server.pid());
+    let mut children: Vec<u32> = Vec::new();
+    eventually("the shell runs the server and sleep", || {
+        let ids = std::fs::read_to_string(&path).unwrap();
+        children = ids.split_whitespace().map(|id| id.parse().unwrap()).collect();
+        children.len() == 2
+    });
     assert!(Usage::of(server.pid()).unwrap().processes >= 3);
     drop(server);
     eventually("children of the shell are left", || !children.iter().any(|&pid| lives(pid)));
