@@ -28,7 +28,7 @@ pub(crate) enum Fault {
     ResetsAtEnd,
     /// Keeps a connection open that ends without a byte.
     KeepsEmptyOpen,
-    /// Holds at most 8 MiB for a reader that is late, and drops the rest.
+    /// Drops a byte as soon as it holds 1 MiB for a reader that is late.
     DropsForTheLate,
     /// Waits for a connection's first byte before it accepts the next.
     AcceptsOneByOne,
@@ -461,8 +461,8 @@ impl<'a> Connection<'a> {
     /// Echoes until the client has ended its stream.
     fn run(&mut self) -> io::Result<()> {
         match self.double.fault {
-            Fault::Hoards => return self.hoard(usize::MAX),
-            Fault::DropsForTheLate => return self.hoard(8 << 20),
+            Fault::Hoards => return self.hoard(None),
+            Fault::DropsForTheLate => return self.hoard(Some(1 << 20)),
             _ => {}
         }
         let mut buffer = vec![0; 64 << 10];
@@ -561,8 +561,9 @@ impl<'a> Connection<'a> {
         Ok(())
     }
 
-    /// Reads always, and holds up to `most` bytes that it cannot write yet.
-    fn hoard(&mut self, most: usize) -> io::Result<()> {
+    /// Reads always, and holds what it cannot write yet. One byte is lost when it first holds
+    /// `too_much`.
+    fn hoard(&mut self, mut too_much: Option<usize>) -> io::Result<()> {
         self.stream.set_nonblocking(true)?;
         let mut held = std::collections::VecDeque::new();
         let mut buffer = vec![0; 64 << 10];
@@ -574,9 +575,13 @@ impl<'a> Connection<'a> {
             poll(&mut [PollFd::new(self.stream.as_fd(), flags)], PollTimeout::NONE)?;
             match self.stream.read(&mut buffer) {
                 Ok(0) => ended = true,
-                Ok(length) => held.extend(&buffer[..length.min(most.saturating_sub(held.len()))]),
+                Ok(length) => held.extend(&buffer[..length]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(error),
+            }
+            if too_much.is_some_and(|most| held.len() > most) {
+                held.pop_back();
+                too_much = None;
             }
             match self.stream.write(held.as_slices().0) {
                 Ok(length) => drop(held.drain(..length)),

@@ -19,7 +19,7 @@ use self::double::{Double, Fault};
 const LONG: Duration = Duration::from_secs(60);
 
 /// For a case that is to fail, by waiting for what never comes.
-const SHORT: Duration = Duration::from_secs(3);
+const SHORT: Duration = Duration::from_secs(8);
 
 /// A fault, the case that finds it, and a part of what that case has seen.
 type Row = (Fault, &'static str, &'static str);
@@ -159,7 +159,7 @@ fn timeout_of(fault: Fault) -> Duration {
         | Fault::DiesOfRefusal
         | Fault::DiesOfPortZero => SHORT,
         // These have to be under way before they wait.
-        Fault::StopsAccepting | Fault::KeepsThreads | Fault::KeepsDescriptors => 3 * SHORT,
+        Fault::StopsAccepting | Fault::KeepsThreads | Fault::KeepsDescriptors => 2 * SHORT,
         _ => LONG,
     }
 }

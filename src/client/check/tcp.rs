@@ -12,7 +12,7 @@ use super::seen::{Expecting, bytes};
 use super::stream::{Got, Wire, left};
 
 /// A writer that could send nothing for this long is held by back-pressure.
-pub(super) const STALLED: Duration = Duration::from_millis(200);
+pub(super) const STALLED: Duration = Duration::from_millis(500);
 
 /// More than the kernel's buffers of an unread connection hold, so that the server has to wait.
 pub(super) const OVERFLOWING: usize = 16 << 20;
