@@ -181,13 +181,15 @@ impl ServerProcess {
         transport: Transport,
         patience: Duration,
     ) -> Result<SocketAddr, Why> {
-        let loopbacks = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
+        let [v4, v6] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
             .map(|ip| SocketAddr::new(ip, self.address.port()));
+        let look = |address| listens(address, transport).then_some(address);
         let found = poll_until(patience, || {
             if let Some(status) = self.ended() {
                 return Some(Err(Why::Ended(status, self.last_words())));
             }
-            loopbacks.into_iter().find(|&address| listens(address, transport)).map(Ok)
+            // One of both families that begins between two looks is found on IPv4 all the same.
+            look(v4).or_else(|| look(v6).map(|v6| look(v4).unwrap_or(v6))).map(Ok)
         });
         found.unwrap_or_else(|| Err(Why::Silent(transport, patience, self.last_words())))
     }
