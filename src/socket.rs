@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::config::Config;
 
@@ -94,6 +94,14 @@ fn bind_all(config: &Config) -> Result<Sockets, BindError> {
             }
         }
     }
+    // Nobody gets in before everything is bound.
+    for listener in &sockets.listeners {
+        let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
+        SockRef::from(listener).listen(backlog).map_err(|source| {
+            let address = listener.local_addr().unwrap_or((Ipv4Addr::UNSPECIFIED, port).into());
+            BindError { transport: "TCP", address, source }
+        })?;
+    }
     Ok(sockets)
 }
 
@@ -153,9 +161,6 @@ fn open_at(
         }
     }
     socket.bind(&address.into())?;
-    if kind == Type::STREAM {
-        socket.listen(i32::try_from(config.backlog).unwrap_or(i32::MAX))?;
-    }
     Ok(socket)
 }
 

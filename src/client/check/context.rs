@@ -44,7 +44,7 @@ impl Probe {
     /// Looks at a server that has just begun to listen on loopback.
     pub(super) fn started(address: SocketAddr, config: &Config) -> Self {
         // Its other transport may be bound a moment later than the first.
-        const A_MOMENT: Duration = Duration::from_millis(200);
+        const A_MOMENT: Duration = Duration::from_millis(500);
         let deadline = Instant::now() + A_MOMENT;
         loop {
             let probe = Self::of(address, loopback_sibling(address), config, config.timeout);
