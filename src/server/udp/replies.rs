@@ -293,6 +293,7 @@ mod tests {
         #[test]
         fn each_peer_gets_its_replies_in_order(pushed in replies(), join_until in 0_usize..200) {
             let calls = calls(queue(&pushed), |call| call < join_until);
+            prop_assert!(calls.iter().skip(join_until).all(|(call, _)| call.count == 1));
             for (_, route, _) in &pushed {
                 let expected: Vec<_> =
                     pushed.iter().filter(|(_, to, _)| to == route).map(|(reply, ..)| reply).collect();
