@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
-use common::wait_until;
+use common::{children, lives, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -58,17 +58,6 @@ fn row<'a>(table: &'a str, trial: &str, server: &str) -> &'a str {
     let mut lines = table.lines().skip_while(|line| *line != trial).skip(1);
     let row = lines.find(|line| line.split_whitespace().next() == Some(server));
     row.unwrap_or_else(|| panic!("no row of {server} under '{trial}':\n{table}"))
-}
-
-/// What a server that starts, or was started by, another has as children.
-fn children(pid: u32) -> Vec<u32> {
-    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
-}
-
-fn lives(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !matches!(stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]), None | Some("Z" | "X"))
 }
 
 #[test]

@@ -2,18 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod common;
+
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use common::{DEADLINE, children, lives, wait_until};
 use evecho::client::process::{ServerCommand, ServerProcess, Start, StartError, Usage};
 use evecho::client::target::Transport;
-
-/// A safety net only.
-const LONG: Duration = Duration::from_secs(30);
 
 /// The server that the tests start: this program again, with its port in the environment.
 #[test]
@@ -39,23 +39,9 @@ fn start(command: &str, descriptors: Option<u64>) -> Result<ServerProcess, Start
     command.start(&Start {
         supervisor: PathBuf::from(env!("CARGO_BIN_EXE_evecho")),
         transport: Transport::Tcp,
-        patience: LONG,
+        patience: DEADLINE,
         descriptors,
     })
-}
-
-fn lives(pid: u32) -> bool {
-    // A process that nobody has waited for is dead all the same.
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    !matches!(stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]), None | Some("Z" | "X"))
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + LONG;
-    while !holds() {
-        assert!(Instant::now() < deadline, "{what}");
-        thread::sleep(Duration::from_millis(2));
-    }
 }
 
 #[test]
@@ -76,16 +62,11 @@ fn a_started_server_listens_and_ends_with_its_handle() {
 fn the_whole_group_ends_with_the_handle() {
     let server = start(&format!("sh -c '{} & sleep 1000; true'", itself().replace('\'', "")), None);
     let server = server.unwrap();
-    let path = format!("/proc/{0}/task/{0}/children", server.pid());
-    let mut children: Vec<u32> = Vec::new();
-    eventually("the shell runs the server and sleep", || {
-        let ids = std::fs::read_to_string(&path).unwrap();
-        children = ids.split_whitespace().map(|id| id.parse().unwrap()).collect();
-        children.len() == 2
-    });
+    wait_until("the shell runs the server and sleep", || children(server.pid()).len() == 2);
+    let children = children(server.pid());
     assert!(Usage::of(server.pid()).unwrap().processes >= 3);
     drop(server);
-    eventually("children of the shell are left", || !children.iter().any(|&pid| lives(pid)));
+    wait_until("children of the shell are left", || !children.iter().any(|&pid| lives(pid)));
 }
 
 #[test]
@@ -93,7 +74,7 @@ fn sigterm_gives_the_exit_status() {
     use std::os::unix::process::ExitStatusExt;
     let mut server = start(&itself(), None).unwrap();
     assert_eq!(server.ended(), None);
-    let status = server.terminate(LONG).expect("the default of SIGTERM is to end");
+    let status = server.terminate(DEADLINE).expect("the default of SIGTERM is to end");
     assert_eq!(status.signal(), Some(15));
     assert_eq!(server.ended(), Some(status));
 }
@@ -135,8 +116,8 @@ fn a_server_does_not_outlive_a_parent_that_is_killed() {
     let length = tool.stdout.as_mut().unwrap().read(&mut line).unwrap();
     let pid: u32 = std::str::from_utf8(&line[..length]).unwrap().trim().parse().unwrap();
     let name = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    eventually("the supervisor did not become the command", || name() == "sleep\n");
+    wait_until("the supervisor did not become the command", || name() == "sleep\n");
     tool.kill().unwrap();
     tool.wait().unwrap();
-    eventually("the command outlived its parent", || !lives(pid));
+    wait_until("the command outlived its parent", || !lives(pid));
 }

@@ -149,11 +149,6 @@ impl ServerProcess {
         self.child.try_wait().ok().flatten()
     }
 
-    /// How it ended, when it has within `patience`.
-    pub fn ended_within(&mut self, patience: Duration) -> Option<ExitStatus> {
-        poll_until(patience, || self.ended())
-    }
-
     /// Sends SIGTERM to the process (not to its children) and waits until it has ended. `None`
     /// when it is still there after `patience`.
     pub fn terminate(&mut self, patience: Duration) -> Option<ExitStatus> {
@@ -164,7 +159,7 @@ impl ServerProcess {
 
     /// Waits until it has ended; `None` when it is still there after `patience`.
     pub fn wait(&mut self, patience: Duration) -> Option<ExitStatus> {
-        self.ended_within(patience)
+        poll_until(patience, || self.ended())
     }
 
     /// The last that it wrote to standard error, on one line.

@@ -116,7 +116,7 @@ fn answers(served: u32, of: u32) -> String {
 
 /// Puts the end of the process before what followed from it.
 fn blame(server: &mut ServerProcess, fault: String) -> String {
-    match (server.ended_within(DYING), server.last_words()) {
+    match (server.wait(DYING), server.last_words()) {
         (None, _) => fault,
         (Some(status), words) if words.is_empty() => format!("died ({status}): {fault}"),
         (Some(status), words) => format!("died ({status}), saying '{words}': {fault}"),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 /// The longest payload that IPv4 carries: 65,535 less 20 of IP and 8 of UDP (RFC 768, RFC 791).
-pub(super) const MAX_PAYLOAD: usize = 65_507;
+const MAX_PAYLOAD: usize = 65_507;
 /// The most segments that every kernel with UDP_SEGMENT takes in a call.
 pub(super) const MAX_SEGMENTS: usize = 64;
 /// Peers whose replies are brought together, as far as their ports differ in these many.
