@@ -24,6 +24,7 @@ use serde::Serialize;
 
 use super::target::{self, Target, Transport};
 use super::wait;
+use crate::protocol::MAX_DATAGRAM;
 use link::Link;
 use tracker::Tracker;
 pub use tracker::{Reply, Summary, Times};
@@ -36,7 +37,7 @@ impl Size {
     /// The shortest: a header of 16 bytes, and 8 bytes of the pattern to tell messages apart.
     pub const MIN: usize = 24;
     /// The longest: what a UDP datagram over IPv4 holds (RFC 768, RFC 791).
-    pub const MAX: usize = 65_507;
+    pub const MAX: usize = MAX_DATAGRAM;
 
     /// Checks a length in bytes: `None` outside [`Size::MIN`] and [`Size::MAX`].
     ///

@@ -16,11 +16,8 @@ use nix::poll::PollFlags;
 
 use super::target::{self, Target, Transport};
 use super::wait;
-use crate::protocol::Framing;
+use crate::protocol::{Framing, MAX_DATAGRAM};
 use dialogue::{Buffer, Dialogue, MAX_MESSAGE};
-
-/// The longest datagram that UDP over IPv4 carries, in bytes (RFC 768, RFC 791).
-pub const MAX_DATAGRAM: usize = 65_507;
 
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;

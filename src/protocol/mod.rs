@@ -18,6 +18,10 @@ use std::ops::Range;
 
 use service::Source;
 
+/// The longest payload of a UDP datagram over IPv4, in bytes: 65,535 of an IP packet (RFC 791), less
+/// 20 of its header and 8 of UDP's (RFC 768).
+pub const MAX_DATAGRAM: usize = 65_507;
+
 /// One peer's conversation: framing and service, and what they remember between two reads.
 ///
 /// Nothing is on the heap until a frame is split over two reads.

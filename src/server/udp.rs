@@ -30,8 +30,8 @@ use crate::stats::Stats;
 
 mod replies;
 
-/// No datagram is longer, nor a run of them that comes in one piece.
-const MAX_DATAGRAM: usize = 65_535;
+/// No datagram of any address family is longer, nor a run of them that comes in one piece.
+const MAX_RECEIVE: usize = 65_535;
 /// The longest segment that is joined unasked: what fits an Ethernet frame under IPv6 and a tunnel.
 const MAX_JOINED_SEGMENT: usize = 1_420;
 /// So many datagrams, or runs of them, are received in a turn.
@@ -39,7 +39,7 @@ const BATCH: usize = 64;
 /// So many turns at the most, when a socket is to be closed.
 const LAST_TURNS: usize = 64;
 /// Room for what a turn receives: a batch of Ethernet size, or four of any size.
-const ROOM: usize = 4 * MAX_DATAGRAM;
+const ROOM: usize = 4 * MAX_RECEIVE;
 
 /// One UDP socket of a server.
 pub(super) struct Datagrams<V> {
@@ -169,7 +169,7 @@ impl<V: Service> Datagrams<V> {
         self.written.clear();
         let mut used = 0;
         for _ in 0..BATCH {
-            if self.room.len() - used < MAX_DATAGRAM {
+            if self.room.len() - used < MAX_RECEIVE {
                 return;
             }
             let room = &mut self.room[used..];

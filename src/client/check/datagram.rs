@@ -6,9 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::seen::Seen;
 use super::stream::left;
-
-/// The most that a datagram carries over IPv4: 65,535 less the headers of IP (20) and UDP (8).
-pub(super) const LARGEST: usize = 65_507;
+use crate::protocol::MAX_DATAGRAM;
 
 /// How often a datagram is sent that has to cross a network, which may lose it.
 const TRIES: u32 = 4;
@@ -61,7 +59,7 @@ impl Post {
         &self,
         patience: Duration,
     ) -> Result<Option<(Vec<u8>, SocketAddr)>, Seen> {
-        let mut buffer = vec![0; LARGEST + 1];
+        let mut buffer = vec![0; MAX_DATAGRAM + 1];
         let received = self
             .socket
             .set_read_timeout(Some(patience.max(Duration::from_millis(1))))

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use super::Stop;
 use super::context::{Context, payload};
-use super::datagram::{LARGEST, Post, same};
+use super::datagram::{Post, same};
 use super::seen::{Expecting, Seen};
 use super::stream::Wire;
 use super::tcp;
 use crate::client::process::listens;
 use crate::client::target::Transport;
+use crate::protocol::MAX_DATAGRAM;
 
 /// `udp-sizes`
 pub(super) fn sizes(cx: &Context<'_>) -> Result<(), Stop> {
@@ -20,7 +21,7 @@ pub(super) fn sizes(cx: &Context<'_>) -> Result<(), Stop> {
 
 /// `udp-large`
 pub(super) fn large(cx: &Context<'_>) -> Result<(), Stop> {
-    each_size(cx, &[1_473, 4_096, 8_193, 9_000, 32_768, 65_000, LARGEST])
+    each_size(cx, &[1_473, 4_096, 8_193, 9_000, 32_768, 65_000, MAX_DATAGRAM])
 }
 
 fn each_size(cx: &Context<'_>, sizes: &[usize]) -> Result<(), Stop> {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{datagram, nanoseconds};
 use crate::client::target::Transport;
+use crate::protocol::MAX_DATAGRAM;
 
 /// How the connections are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -111,7 +112,7 @@ impl Config {
             (self.size == 0, "a message has at least one byte"),
             (self.size > 1 << 30, "a message has at most 1 GiB"),
             (
-                udp && !(datagram::HEADER..=datagram::LONGEST).contains(&self.size),
+                udp && !(datagram::HEADER..=MAX_DATAGRAM).contains(&self.size),
                 "a UDP message has 16 bytes (for the sequence number) to 65507",
             ),
             (self.depth == 0, "at least one message has to be in flight"),

@@ -13,9 +13,6 @@ use crate::client::pattern;
 /// The shortest datagram.
 pub(super) const HEADER: usize = 16;
 
-/// The longest payload that UDP over IPv4 carries: 65,535 less the headers of IP (20) and UDP (8).
-pub(super) const LONGEST: usize = 65_507;
-
 /// So many of the datagrams given up are remembered, to tell late ones from duplicates.
 const MOST_MISSING: usize = 1 << 16;
 
@@ -55,7 +52,7 @@ pub(super) struct Exchange {
 
 impl Exchange {
     /// For the socket whose pattern is `stream`: datagrams of `size` bytes ([`HEADER`] to
-    /// [`LONGEST`]), up to `depth` in flight.
+    /// [`MAX_DATAGRAM`](crate::protocol::MAX_DATAGRAM)), up to `depth` in flight.
     pub(super) fn new(stream: u32, size: usize, depth: u16) -> Self {
         let slots = vec![Slot::default(); usize::from(depth)].into_boxed_slice();
         Self { stream, size, slots, next: 1, highest: 0, missing: BTreeSet::new() }
@@ -223,12 +220,13 @@ fn check(stream: u32, slot: u16, sequence: u64) -> u16 {
 mod tests {
     use super::super::faults::Errors;
     use super::*;
+    use crate::protocol::MAX_DATAGRAM;
     use proptest::prelude::*;
 
     /// An exchange with `depth` datagrams out, and these.
     fn out(size: usize, depth: u16) -> (Exchange, Vec<Vec<u8>>) {
         let mut exchange = Exchange::new(3, size, depth);
-        let mut buffer = vec![0; LONGEST];
+        let mut buffer = vec![0; MAX_DATAGRAM];
         let datagrams = (0..depth)
             .map(|slot| exchange.build(slot, 10, 20 + u64::from(slot), &mut buffer).to_vec())
             .collect();
@@ -246,7 +244,7 @@ mod tests {
 
     #[test]
     fn an_echo_frees_its_slot() {
-        for size in [HEADER, 17, 64, LONGEST] {
+        for size in [HEADER, 17, 64, MAX_DATAGRAM] {
             let (mut exchange, datagrams) = out(size, 2);
             assert_eq!(accept(&mut exchange, &datagrams[0]), (Some(0), Errors::default()));
             assert_eq!(accept(&mut exchange, &datagrams[1]), (Some(1), Errors::default()));

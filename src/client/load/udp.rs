@@ -9,9 +9,10 @@ use mio::{Interest, Token};
 use super::Error;
 use super::config::Config;
 use super::course::Driver;
-use super::datagram::{Exchange, Freed, LONGEST};
+use super::datagram::{Exchange, Freed};
 use super::run::Run;
 use super::socket::{Opener, unreachable};
+use crate::protocol::MAX_DATAGRAM;
 
 /// All sockets of a run.
 #[derive(Debug)]
@@ -46,8 +47,8 @@ impl Udp {
             size: config.size,
             depth: config.depth,
             // One byte more than any datagram has: what is too long is seen as such.
-            incoming: vec![0; LONGEST + 1].into_boxed_slice(),
-            outgoing: vec![0; LONGEST].into_boxed_slice(),
+            incoming: vec![0; MAX_DATAGRAM + 1].into_boxed_slice(),
+            outgoing: vec![0; MAX_DATAGRAM].into_boxed_slice(),
             given_up: Vec::new(),
         }
     }

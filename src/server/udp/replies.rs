@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-/// The longest payload that IPv4 carries: 65,535 less 20 of IP and 8 of UDP (RFC 768, RFC 791).
-const MAX_PAYLOAD: usize = 65_507;
+use crate::protocol::MAX_DATAGRAM;
+
 /// The most segments that every kernel with UDP_SEGMENT takes in a call.
 pub(super) const MAX_SEGMENTS: usize = 64;
 /// Peers whose replies are brought together, as far as their ports differ in these many.
@@ -190,7 +190,7 @@ impl Run {
             && length > 0
             && length <= self.segment
             && self.length == self.count * self.segment
-            && self.length + length <= MAX_PAYLOAD
+            && self.length + length <= MAX_DATAGRAM
             && self.count < MAX_SEGMENTS
             && self.route == *route
     }
@@ -215,7 +215,7 @@ mod tests {
             1 => Just(0),
             1 => 0_usize..1_421,
             1 => Just(30_000),
-            1 => Just(MAX_PAYLOAD),
+            1 => Just(MAX_DATAGRAM),
         ];
         // The last peer but one has a port of the same place in the list as the first.
         let peers = [(1, 9), (2, 9), (1, 10), (1, 9 + PEERS as u16), (1, 11)];
@@ -314,7 +314,7 @@ mod tests {
                 if call.count == 1 {
                     continue;
                 }
-                prop_assert!(call.count <= MAX_SEGMENTS && call.length <= MAX_PAYLOAD);
+                prop_assert!(call.count <= MAX_SEGMENTS && call.length <= MAX_DATAGRAM);
                 let joining = |sent: &Piece| {
                     pushed.iter().find(|(reply, ..)| reply == sent).map(|&(.., joining)| joining)
                 };
@@ -334,7 +334,7 @@ mod tests {
                     replies.push(reply, Route { peer, local: None }, Joining::Unasked);
                 }
             }
-            let fit = MAX_SEGMENTS.min(MAX_PAYLOAD / length);
+            let fit = MAX_SEGMENTS.min(MAX_DATAGRAM / length);
             prop_assert_eq!(calls(replies, |_| true).len(), count.div_ceil(fit) * usize::from(peers));
         }
     }
