@@ -21,8 +21,24 @@
 //! - [`server`]: bind, run, stop. Three designs, of which the event loop is the default.
 //! - [`protocol`]: bytes in, bytes out. Framings, services, and the [`Service`] trait for one of
 //!   your own.
-//! - [`client`]: the tools that talk to an echo server, of whatever make.
+//! - `client`: the tools that talk to an echo server, of whatever make.
+//!
+//! # Features
+//!
+//! The binary's default is `cli`, all of it. `default-features = false` leaves the server alone;
+//! `client` adds the tools as a library, `daemon` what a service manager and a monitor want of a
+//! server.
+//!
+//! # Where it runs
+//!
+//! On 64-bit Linux: it uses epoll(7), and names a connection in 64 bits.
 
+#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
+compile_error!(
+    "evecho runs on 64-bit Linux only: build it for a target such as x86_64-unknown-linux-gnu"
+);
+
+#[cfg(feature = "client")]
 pub mod client;
 pub mod config;
 pub mod protocol;
@@ -57,6 +73,6 @@ pub use socket::{BindError, raise_open_file_limit};
 pub use stats::Snapshot;
 
 /// The examples of the README compile.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "cli"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
