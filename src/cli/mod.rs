@@ -6,6 +6,7 @@
 mod check;
 mod compare;
 mod load;
+mod log;
 mod ping;
 mod send;
 mod serve;

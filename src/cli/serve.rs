@@ -173,7 +173,7 @@ impl From<DesignArg> for Design {
 
 /// Runs the server until a signal ends it.
 pub(crate) fn run(args: Args) -> Outcome {
-    start_log(&args.log);
+    super::log::start(args.log.level());
     if let Err(error) = evecho::raise_open_file_limit() {
         warn!("the limit on open files stays as it is: {error}");
     }
@@ -184,18 +184,21 @@ pub(crate) fn run(args: Args) -> Outcome {
         }
         Err(error) => return Err(error.into()),
     };
-    server.run()?;
+    let ended = server.run();
+    super::log::flush();
+    ended?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn start_log(args: &LogArgs) {
-    let level = match (args.quiet, args.verbose) {
-        (true, _) => LevelFilter::Error,
-        (false, 0) => LevelFilter::Info,
-        (false, 1) => LevelFilter::Debug,
-        (false, _) => LevelFilter::Trace,
-    };
-    env_logger::Builder::new().filter_level(level).parse_default_env().format_target(false).init();
+impl LogArgs {
+    fn level(&self) -> LevelFilter {
+        match (self.quiet, self.verbose) {
+            (true, _) => LevelFilter::Error,
+            (false, 0) => LevelFilter::Info,
+            (false, 1) => LevelFilter::Debug,
+            (false, _) => LevelFilter::Trace,
+        }
+    }
 }
 
 fn config(args: Args) -> Config {

@@ -1,0 +1,291 @@
+//! The log on standard error. Writing it never blocks: a server whose log nobody reads goes on serving.
+//!
+//! What cannot be written at once is kept, up to [`MAX_KEPT`]; further lines are dropped and counted, and
+//! a line says how many as soon as lines can be written again. There is no thread for it: what was kept
+//! is written before the next line, and at the end by [`flush`].
+//!
+//! Lines are formatted by `env_logger`, which writes them into a [`KeptLines`]; a different format is a
+//! different `env_logger::Logger`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::libc::{O_NOCTTY, O_NONBLOCK, PIPE_BUF};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Bytes of lines that are kept while they cannot be written.
+const MAX_KEPT: usize = 64 << 10;
+
+/// Logs to standard error from here on, from `level` up unless `RUST_LOG` says otherwise.
+pub(super) fn start(level: LevelFilter) {
+    let kept = SharedLines::new(StandardError::open());
+    let format = env_logger::Builder::new()
+        .filter_level(level)
+        .write_style(anstream::AutoStream::choice(&io::stderr()).into())
+        .parse_default_env()
+        .format_target(false)
+        .target(env_logger::Target::Pipe(Box::new(kept.clone())))
+        .build();
+    log::set_max_level(format.filter());
+    log::set_boxed_logger(Box::new(Logger { format, kept }))
+        .expect("the log is started once, by the command that serves");
+}
+
+/// Writes what was kept, as far as it can be written at once: to be called before the process ends.
+pub(super) fn flush() {
+    log::logger().flush();
+}
+
+/// Formats records into lines, and says how many were dropped.
+struct Logger {
+    format: env_logger::Logger,
+    kept: SharedLines,
+}
+
+impl Logger {
+    /// Writes what was kept. If that was everything, a line says how many others were dropped.
+    fn catch_up(&self) {
+        let dropped = self.kept.lock().catch_up();
+        if dropped > 0 {
+            let notice =
+                format_args!("{dropped} lines of this log were dropped: they could not be written");
+            // An error, so that it is logged at every level at which a line can be dropped.
+            let record =
+                Record::builder().level(Level::Error).target(module_path!()).args(notice).build();
+            self.format.log(&record);
+        }
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.format.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.format.matches(record) {
+            self.catch_up();
+            self.format.log(record);
+        }
+    }
+
+    fn flush(&self) {
+        self.catch_up();
+    }
+}
+
+/// The lines that threads log into.
+#[derive(Clone)]
+struct SharedLines(Arc<Mutex<KeptLines<StandardError>>>);
+
+impl SharedLines {
+    fn new(output: StandardError) -> Self {
+        SharedLines(Arc::new(Mutex::new(KeptLines::new(output))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, KeptLines<StandardError>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes one whole line in each write, which is how `env_logger` writes.
+impl Write for SharedLines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.lock().push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Lines on their way to an output that never blocks.
+struct KeptLines<W> {
+    output: W,
+    kept: Vec<u8>,
+    dropped: u64,
+}
+
+impl<W: Write> KeptLines<W> {
+    fn new(output: W) -> Self {
+        KeptLines { output, kept: Vec::new(), dropped: 0 }
+    }
+
+    /// Writes or keeps a line, or drops it where no more is kept. Once a line has been dropped all that
+    /// follow are, until [`KeptLines::catch_up`] has said so: the gap is in one place.
+    fn push(&mut self, line: &[u8]) {
+        let full = !self.kept.is_empty() && self.kept.len() + line.len() > MAX_KEPT;
+        if full || self.dropped > 0 {
+            self.dropped += 1;
+            return;
+        }
+        self.kept.extend_from_slice(line);
+        self.write_kept();
+    }
+
+    /// Writes what was kept; once nothing is left, how many lines have been dropped since the last time.
+    fn catch_up(&mut self) -> u64 {
+        self.write_kept();
+        if self.kept.is_empty() { std::mem::take(&mut self.dropped) } else { 0 }
+    }
+
+    /// Writes what can be written at once. Any error means "not now": a full disk may have room later.
+    fn write_kept(&mut self) {
+        let mut written = 0;
+        while written < self.kept.len() {
+            match self.output.write(next_chunk(&self.kept[written..])) {
+                Ok(0) => break,
+                Ok(length) => written += length,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        self.kept.drain(..written);
+    }
+}
+
+/// As many whole lines as a pipe takes in one piece, so that those of several processes do not mix.
+fn next_chunk(bytes: &[u8]) -> &[u8] {
+    let chunk = &bytes[..bytes.len().min(PIPE_BUF)];
+    match memchr::memrchr(b'\n', chunk) {
+        Some(end) => &chunk[..=end],
+        None => chunk,
+    }
+}
+
+/// Standard error, written without waiting.
+///
+/// `O_NONBLOCK` belongs to the open file description, which others share (the shell, the processes of a
+/// pipeline): it is not set there. A pipe or a terminal is opened once more instead, and the flag is set
+/// on that. Where this is not allowed, and for all else (files, sockets), poll(2) is asked before each
+/// write of at most `PIPE_BUF` bytes, which a pipe or socket that is ready takes without blocking.
+struct StandardError(Box<dyn AsFd + Send>);
+
+impl StandardError {
+    fn open() -> Self {
+        match Self::reopen() {
+            Some(file) => StandardError(Box::new(file)),
+            None => StandardError(Box::new(io::stderr())),
+        }
+    }
+
+    fn reopen() -> Option<File> {
+        const PATH: &str = "/proc/self/fd/2";
+        let is_pipe = || fs::metadata(PATH).is_ok_and(|found| found.file_type().is_fifo());
+        if !io::stderr().is_terminal() && !is_pipe() {
+            return None;
+        }
+        OpenOptions::new().write(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(PATH).ok()
+    }
+}
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut ready = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
+        if poll(&mut ready, PollTimeout::ZERO)? == 0 {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        Ok(nix::unistd::write(self.0.as_fd(), &bytes[..bytes.len().min(PIPE_BUF)])?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An output that takes so many bytes, and then says that it would block, or another error.
+    struct Output {
+        taken: Vec<u8>,
+        room: usize,
+        error: ErrorKind,
+    }
+
+    impl Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let length = bytes.len().min(self.room);
+            if length == 0 {
+                return Err(self.error.into());
+            }
+            self.room -= length;
+            self.taken.extend_from_slice(&bytes[..length]);
+            Ok(length)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn lines(room: usize, error: ErrorKind) -> KeptLines<Output> {
+        KeptLines::new(Output { taken: Vec::new(), room, error })
+    }
+
+    #[test]
+    fn what_can_be_written_is_written_at_once() {
+        let mut lines = lines(usize::MAX, ErrorKind::WouldBlock);
+        lines.push(b"one\n");
+        assert_eq!(lines.output.taken, b"one\n");
+        assert_eq!(lines.catch_up(), 0);
+    }
+
+    #[test]
+    fn a_line_that_was_cut_goes_on_where_it_stopped() {
+        for error in [ErrorKind::WouldBlock, ErrorKind::StorageFull, ErrorKind::BrokenPipe] {
+            let mut lines = lines(6, error);
+            lines.push(b"one\n");
+            lines.push(b"two\n");
+            assert_eq!(lines.output.taken, b"one\ntw");
+            lines.output.room = 100;
+            lines.push(b"three\n");
+            assert_eq!(lines.output.taken, b"one\ntwo\nthree\n");
+            assert_eq!(lines.catch_up(), 0);
+        }
+    }
+
+    #[test]
+    fn beyond_what_is_kept_lines_are_dropped_and_counted_in_one_place() {
+        let mut lines = lines(0, ErrorKind::WouldBlock);
+        let line = [&[b'x'; 99][..], b"\n"].concat();
+        let fit = MAX_KEPT / line.len();
+        (0..fit + 5).for_each(|_| lines.push(&line));
+        assert_eq!((lines.kept.len(), lines.dropped), (fit * line.len(), 5));
+        // Room for some is not room for all: nothing gets in front of the gap.
+        lines.output.room = line.len();
+        assert_eq!(lines.catch_up(), 0);
+        lines.push(&line);
+        assert_eq!(lines.dropped, 6);
+        lines.output.room = usize::MAX;
+        assert_eq!(lines.catch_up(), 6);
+        lines.push(b"last\n");
+        assert_eq!(lines.output.taken.len(), fit * line.len() + b"last\n".len());
+        assert_eq!(lines.catch_up(), 0);
+    }
+
+    #[test]
+    fn a_line_longer_than_all_that_is_kept_is_not_cut() {
+        let mut lines = lines(1, ErrorKind::WouldBlock);
+        let line = [&vec![b'x'; 2 * MAX_KEPT][..], b"\n"].concat();
+        lines.push(&line);
+        lines.push(b"dropped\n");
+        lines.output.room = usize::MAX;
+        assert_eq!(lines.catch_up(), 1);
+        assert_eq!(lines.output.taken, line);
+    }
+
+    #[test]
+    fn pieces_end_where_lines_end() {
+        let long = [b'x'; 2 * PIPE_BUF];
+        assert_eq!(next_chunk(b"one\ntwo\nthr"), b"one\ntwo\n");
+        assert_eq!(next_chunk(&long), &long[..PIPE_BUF]);
+        assert_eq!(next_chunk(&[b"one\n", &long[..]].concat()), b"one\n");
+    }
+}
