@@ -20,19 +20,19 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use log::{debug, info};
+use log::info;
 use mio::{Events, Poll};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use slab::Slab;
 
 use super::Server;
-use super::clock::{Clock, Episode, Moment};
+use super::admission::{ACCEPT_RETRY, AcceptError, Admission, MaxSetBy, Rules};
+use super::clock::{Clock, Moment, round_up};
 use super::connection::{self, Connection, End, LINGER_TIME, Readiness, Turn};
-use super::control::{Control, Handle, Stop};
-use super::event_loop::{self, Token, round_up};
-use super::guard::{Guard, Peer};
-use super::streams::{self, ACCEPT_RETRY, CHUNK, Rules, Sources};
+use super::control::{Control, Handle, SIGNAL, Stop, poll as poll_events};
+use super::guard::Guard;
+use super::peer::Peer;
 use super::udp::Datagrams;
 use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
@@ -40,6 +40,7 @@ use crate::stats::Stats;
 /// The room for the reads of a connection, at first. It doubles when a read fills it, up to what the
 /// event loop has: memory is what a thread per client costs most of, and most clients say little.
 const FIRST_ROOM: usize = 4 << 10;
+const MOST_ROOM: usize = 256 << 10;
 
 /// Runs a blocking design for up to `most` clients at a time. What it does with those who come is
 /// `serve`, on a thread of its own.
@@ -47,12 +48,12 @@ pub(super) fn run<V: Service + Clone + Send>(
     server: Server,
     service: V,
     most: usize,
+    set_by: MaxSetBy,
     serve: impl FnOnce(Backlog<'_>, V) -> io::Result<()> + Send,
 ) -> io::Result<()> {
     let Server { config, sockets, poll, control, stats } = server;
     let guard = Mutex::new(super::guard_of(&config, &sockets));
-    let mut rules = Rules::of(&config);
-    rules.max_connections = rules.max_connections.min(most);
+    let rules = Rules::of(&config).at_most(most, set_by);
     let (until_stop, open_until_stop) = io::pipe()?;
     let shared = Shared::new(rules, stats, control.handle(), open_until_stop);
     thread::scope(|scope| {
@@ -122,13 +123,11 @@ pub(super) struct Shared {
 /// Those who are being served.
 struct Clients {
     streams: Slab<Arc<TcpStream>>,
-    sources: Sources,
+    admission: Admission,
     /// How many have left.
     left: u64,
     /// Whether anyone waits for `changed`.
     awaited: bool,
-    pauses: Episode,
-    refusals: Episode,
     /// Why the server cannot go on.
     failure: Option<io::Error>,
     /// The end of a pipe that is closed when the server is to stop: the other end then polls as hung
@@ -140,11 +139,9 @@ impl Shared {
     fn new(rules: Rules, stats: Arc<Stats>, handle: Handle, open_until_stop: PipeWriter) -> Self {
         let clients = Clients {
             streams: Slab::new(),
-            sources: Sources::new(rules.per_source_connections),
+            admission: Admission::new(&rules, Arc::clone(&stats)),
             left: 0,
             awaited: false,
-            pauses: Episode::default(),
-            refusals: Episode::default(),
             failure: None,
             open_until_stop: Some(open_until_stop),
         };
@@ -187,8 +184,8 @@ impl Shared {
         let mut phase_ends: Option<Moment> = None;
         loop {
             let timeout = phase_ends.map(|end| round_up(end - self.clock.now()));
-            event_loop::poll(&mut poll, &mut events, timeout)?;
-            if events.iter().any(|event| Token::from(event.token()) == Token::Signal) {
+            poll_events(&mut poll, &mut events, timeout)?;
+            if events.iter().any(|event| event.token() == SIGNAL) {
                 control.take_signals();
             }
             let now = self.clock.now();
@@ -243,7 +240,9 @@ impl Shared {
         let mut clients = self.lock();
         let full = |clients: &Clients| clients.streams.len() >= self.rules.max_connections;
         if full(&clients) && self.phase() == Phase::Serving {
-            self.begin_pause(&mut clients, None);
+            clients.awaited = true;
+            let open = clients.streams.len();
+            clients.admission.pause_full(open, self.clock.now());
             let waits = |clients: &mut Clients| full(clients) && self.phase() == Phase::Serving;
             clients =
                 self.changed.wait_while(clients, waits).unwrap_or_else(PoisonError::into_inner);
@@ -252,11 +251,27 @@ impl Shared {
         !full(&clients)
     }
 
-    /// There is no descriptor, memory or thread for a client: waits until somebody has left, or for a
-    /// while. False when there is no use in another try.
-    pub(super) fn wait_for_means(&self, error: &io::Error) -> bool {
+    /// There is no thread for a client: waits as where there is no descriptor. False when there is no
+    /// use in another try.
+    pub(super) fn wait_for_thread(&self, error: &io::Error) -> bool {
         let mut clients = self.lock();
-        self.begin_pause(&mut clients, Some(error));
+        let open = clients.streams.len();
+        clients.admission.pause_starved(error, open, self.clock.now());
+        drop(clients);
+        self.wait_for_resources()
+    }
+
+    /// What to do after accept(2) has failed.
+    fn judge(&self, error: &io::Error) -> AcceptError {
+        let mut clients = self.lock();
+        let open = clients.streams.len();
+        clients.admission.judge(error, open, self.clock.now())
+    }
+
+    /// Waits until somebody has left, or for a while. False when there is no use in another try.
+    fn wait_for_resources(&self) -> bool {
+        let mut clients = self.lock();
+        clients.awaited = true;
         let left = clients.left;
         let waits = |clients: &mut Clients| clients.left == left && self.phase() == Phase::Serving;
         let (mut clients, _) = self
@@ -267,22 +282,10 @@ impl Shared {
         self.phase() == Phase::Serving
     }
 
-    fn begin_pause(&self, clients: &mut Clients, error: Option<&io::Error>) {
-        clients.awaited = true;
-        self.stats.accept_pauses.increment();
-        if clients.pauses.begins(self.clock.now()) {
-            streams::warn_of_pause(clients.streams.len(), error);
-        }
-    }
-
     /// Takes a client in, unless its source has as many connections as it may have.
     fn admit(&self, stream: TcpStream, peer: Peer) -> Option<Client<'_>> {
         let mut clients = self.lock();
-        if !clients.sources.count_in(peer) {
-            self.stats.refused.increment();
-            if clients.refusals.begins(self.clock.now()) {
-                streams::warn_of_refusal(peer);
-            }
+        if !clients.admission.admit(peer, self.clock.now()) {
             return None;
         }
         let stream = Arc::new(stream);
@@ -355,22 +358,13 @@ impl<'a> Backlog<'a> {
                         return Ok(Some(client));
                     }
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    // The backlog is empty: who comes now comes too late.
-                    if shared.phase() != Phase::Serving {
-                        break;
-                    }
-                    self.wait()?;
-                }
-                Err(error) if streams::is_about_one_connection(&error) => {
-                    shared.stats.accept_errors.increment();
-                    debug!("a connection was gone before it was accepted: {error}");
-                }
-                Err(error) => {
-                    if !shared.wait_for_means(&error) {
-                        break;
-                    }
-                }
+                Err(error) => match shared.judge(&error) {
+                    AcceptError::Connection => {}
+                    AcceptError::Starved if shared.wait_for_resources() => {}
+                    AcceptError::Empty if shared.phase() == Phase::Serving => self.wait()?,
+                    // Who comes now comes too late.
+                    AcceptError::Empty | AcceptError::Starved => break,
+                },
             }
         }
         Ok(None)
@@ -427,7 +421,7 @@ impl Drop for Slot<'_> {
     fn drop(&mut self) {
         let mut clients = self.shared.lock();
         drop(clients.streams.remove(self.key));
-        clients.sources.count_out(self.peer);
+        clients.admission.leave(self.peer);
         clients.left += 1;
         if clients.awaited {
             self.shared.changed.notify_all();
@@ -476,7 +470,7 @@ impl Client<'_> {
         if read > 0 {
             connection.answer(&room[..read], scratch, now)?;
         }
-        if read == room.len() && read < CHUNK {
+        if read == room.len() && read < MOST_ROOM {
             room.resize(2 * read, 0);
         }
         let closing = connection.deadline(None).is_some();

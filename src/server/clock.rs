@@ -71,6 +71,11 @@ impl Episode {
     }
 }
 
+/// To the next millisecond, which is what epoll_wait(2) counts in: waking early would be for nothing.
+pub(crate) fn round_up(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
+}
+
 /// A time as a log line shows it: with three digits or so.
 pub(crate) struct Rounded(pub(crate) Duration);
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use log::{debug, info};
 
 use super::clock::{Moment, Rounded};
-use super::guard::Peer;
+use super::peer::Peer;
 use crate::protocol::{FrameError, Scratch, Service, Session, Verdict};
 use crate::stats::{Counter, Stats};
 

@@ -1,14 +1,20 @@
 //! How a running server is told to stop, and to say how it is doing.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
 
-use mio::{Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 
 use crate::stats::{Snapshot, Stats};
+
+/// The token of a handle that wants to be heard.
+pub(super) const WAKE: Token = Token(0);
+/// The token of signals.
+pub(super) const SIGNAL: Token = Token(1);
 
 /// Stops a running server from elsewhere, and reads its counters. Clones are of the same server.
 #[derive(Debug, Clone)]
@@ -64,20 +70,14 @@ pub(super) struct Control {
 }
 
 impl Control {
-    /// Registers a waker with `poll` for `wake`, and the signals of the process, where they are
-    /// ours to take, for `signal`.
-    pub(super) fn new(
-        poll: &Poll,
-        wake: Token,
-        signal: Option<Token>,
-        stats: Arc<Stats>,
-    ) -> io::Result<Self> {
-        let waker = Waker::new(poll.registry(), wake)?;
-        let signals = match signal {
-            None => None,
-            Some(token) => {
+    /// Registers a waker with `poll`, and the signals of the process where they are ours to take.
+    pub(super) fn new(poll: &Poll, with_signals: bool, stats: Arc<Stats>) -> io::Result<Self> {
+        let waker = Waker::new(poll.registry(), WAKE)?;
+        let signals = match with_signals {
+            false => None,
+            true => {
                 let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
-                poll.registry().register(&mut signals, token, Interest::READABLE)?;
+                poll.registry().register(&mut signals, SIGNAL, Interest::READABLE)?;
                 Some(signals)
             }
         };
@@ -107,5 +107,20 @@ impl Control {
             1 => Stop::Drain,
             _ => Stop::Now,
         }
+    }
+}
+
+/// Asks for events; being interrupted is the same as none.
+pub(super) fn poll(
+    poll: &mut Poll,
+    events: &mut Events,
+    timeout: Option<Duration>,
+) -> io::Result<()> {
+    match poll.poll(events, timeout) {
+        Err(error) if error.kind() == ErrorKind::Interrupted => {
+            events.clear();
+            Ok(())
+        }
+        outcome => outcome,
     }
 }

@@ -1,6 +1,6 @@
 //! The event loop: one thread, one poll, all sockets. It talks to everything and decides little.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
@@ -13,16 +13,15 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry};
 
 use super::Server;
+use super::admission::Rules;
 use super::busy_poll::{BusyPoll, Outcome};
-use super::clock::{Clock, Moment};
+use super::clock::{Clock, Moment, round_up};
 use super::connection::{self, Readiness};
-use super::control::{Control, Stop};
+use super::control::{self, Control, Stop, poll};
 use super::guard::Guard;
-use super::streams::{self, Rules, Streams};
+use super::streams::{self, Streams};
 use super::udp::Datagrams;
-use crate::config::Config;
 use crate::protocol::{Service, Session};
-use crate::socket;
 use crate::stats::Stats;
 
 const EVENTS: usize = 1024;
@@ -46,8 +45,8 @@ impl Token {
 impl From<Token> for mio::Token {
     fn from(token: Token) -> Self {
         mio::Token(match token {
-            Token::Wake => 0,
-            Token::Signal => 1,
+            Token::Wake => control::WAKE.0,
+            Token::Signal => control::SIGNAL.0,
             Token::Listener(index) => Token::SOCKETS + index,
             Token::Datagrams(index) => 2 * Token::SOCKETS + index,
             Token::Connection(streams::Token { slot, generation }) => {
@@ -60,8 +59,8 @@ impl From<Token> for mio::Token {
 impl From<mio::Token> for Token {
     fn from(mio::Token(token): mio::Token) -> Self {
         match (token >> 32, token & 0xffff_ffff) {
-            (0, 0) => Token::Wake,
-            (0, 1) => Token::Signal,
+            (0, wake) if wake == control::WAKE.0 => Token::Wake,
+            (0, signal) if signal == control::SIGNAL.0 => Token::Signal,
             (0, socket) if socket < 2 * Token::SOCKETS => Token::Listener(socket - Token::SOCKETS),
             (0, socket) => Token::Datagrams(socket - 2 * Token::SOCKETS),
             (generation, slot) => Token::Connection(streams::Token {
@@ -235,39 +234,6 @@ impl<V: Service + Clone> EventLoop<V> {
             self.drain_timeout
         );
     }
-}
-
-impl Rules {
-    /// The rules of a config, with as many connections as the limit on open files allows.
-    pub(super) fn of(config: &Config) -> Self {
-        let limits = &config.limits;
-        Rules {
-            protocol: config.protocol,
-            max_connections: socket::connection_limit(limits.max_connections.map(|n| n.get())),
-            per_source_connections: limits.per_source_connections,
-            idle_timeout: limits.idle_timeout,
-        }
-    }
-}
-
-/// Asks for events; being interrupted is the same as none.
-pub(super) fn poll(
-    poll: &mut Poll,
-    events: &mut Events,
-    timeout: Option<Duration>,
-) -> io::Result<()> {
-    match poll.poll(events, timeout) {
-        Err(error) if error.kind() == ErrorKind::Interrupted => {
-            events.clear();
-            Ok(())
-        }
-        outcome => outcome,
-    }
-}
-
-/// To the next millisecond, which is what epoll_wait(2) counts in: waking early would be for nothing.
-pub(super) fn round_up(time: Duration) -> Duration {
-    Duration::from_millis(u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
 }
 
 fn readiness(event: &Event) -> Readiness {

@@ -14,6 +14,7 @@
 use std::io;
 
 use super::Server;
+use super::admission::MaxSetBy;
 use super::blocking::{self, Backlog};
 use crate::protocol::Service;
 
@@ -22,7 +23,7 @@ pub(super) fn run<V>(server: Server, service: V) -> io::Result<()>
 where
     V: Service + Clone + Send,
 {
-    blocking::run(server, service, 1, serve)
+    blocking::run(server, service, 1, MaxSetBy::Design, serve)
 }
 
 /// Serves one client after the other.

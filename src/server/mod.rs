@@ -1,5 +1,6 @@
 //! The server: bind, ask where it listens, take a handle, run.
 
+mod admission;
 mod blocking;
 mod busy_poll;
 mod clock;
@@ -8,6 +9,7 @@ mod control;
 mod event_loop;
 mod guard;
 mod iterative;
+mod peer;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod simulation;
 mod streams;
@@ -25,7 +27,7 @@ use log::{info, warn};
 use mio::Poll;
 
 use self::control::Control;
-use self::event_loop::{EventLoop, Token};
+use self::event_loop::EventLoop;
 use self::guard::Guard;
 use crate::config::{Config, ConfigError, Design, ServiceKind, Transport};
 use crate::protocol::{Echo, Service, Upper};
@@ -73,9 +75,8 @@ impl Server {
         config.check()?;
         let stats = Arc::new(Stats::default());
         let poll = Poll::new().map_err(Error::Poll)?;
-        let signal = config.signals.then_some(Token::Signal.into());
-        let control = Control::new(&poll, Token::Wake.into(), signal, Arc::clone(&stats))
-            .map_err(Error::Poll)?;
+        let control =
+            Control::new(&poll, config.signals, Arc::clone(&stats)).map_err(Error::Poll)?;
         // Last, since who can connect can also send a signal.
         let sockets = socket::bind(&config)?;
         Ok(Server { config, sockets, poll, control, stats })

@@ -3,22 +3,19 @@
 //! It decides and does not wait. What it needs of the world (a stream, a listener, the time) comes in
 //! from outside, so that a simulation can stand in for it.
 
-use std::collections::hash_map::Entry;
-use std::collections::{HashMap, VecDeque};
-use std::io::{self, ErrorKind};
+use std::collections::VecDeque;
+use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{debug, warn};
-use nix::errno::Errno;
 use slab::Slab;
 
-use super::clock::{Episode, Moment};
+use super::admission::{ACCEPT_RETRY, AcceptError, Admission, Rules};
+use super::clock::Moment;
 use super::connection::{Connection, End, Readiness, Stream, Traffic, Turn};
-use super::guard::{Peer, Source};
-use crate::protocol::{Protocol, Scratch, Service, Session};
+use super::peer::Peer;
+use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
 
 /// Names a connection in events: its slot, and which of the connections that had the slot it is.
@@ -40,15 +37,6 @@ pub(crate) trait Listener {
     fn register(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
 }
 
-/// What connections are allowed.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rules {
-    pub(crate) protocol: Protocol,
-    pub(crate) max_connections: usize,
-    pub(crate) per_source_connections: Option<NonZeroUsize>,
-    pub(crate) idle_timeout: Option<Duration>,
-}
-
 /// The room for reads. Many small reads share it, one large read may have it all.
 pub(crate) const CHUNK: usize = 256 << 10;
 /// With less room left than this, what was read is answered first.
@@ -59,8 +47,6 @@ const BATCH: usize = 64;
 pub(crate) const ACCEPTS_PER_TURN: usize = 64;
 /// So many turns' worth of the backlog, when a drain begins: 4096, the usual net.core.somaxconn.
 const LAST_ACCEPT_TURNS: usize = 64;
-/// How long accept waits for descriptors or memory when no slot of ours frees before.
-pub(crate) const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 /// Deadlines are looked at no more often than this: they are not exact.
 pub(crate) const SWEEP_GAP: Duration = Duration::from_millis(10);
 
@@ -71,7 +57,7 @@ pub(crate) struct Streams<L: Listener, V> {
     stats: Arc<Stats>,
     gate: Gate<L>,
     connections: Slab<Connection<L::Stream, V>>,
-    sources: Sources,
+    admission: Admission,
     last_generation: u32,
     /// Who can act without waiting for an event, each once.
     ready: VecDeque<Token>,
@@ -103,8 +89,6 @@ struct Drain {
 struct Gate<L> {
     listeners: Vec<Door<L>>,
     pause: Option<Pause>,
-    episode: Episode,
-    refusals: Episode,
     /// Who is asked first in this turn.
     first: usize,
 }
@@ -124,6 +108,12 @@ enum Pause {
     Starved { retry_at: Moment },
 }
 
+impl Pause {
+    fn starved(now: Moment) -> Self {
+        Pause::Starved { retry_at: now + ACCEPT_RETRY }
+    }
+}
+
 impl<L: Listener, V: Service + Clone> Streams<L, V> {
     pub(crate) fn new(listeners: Vec<L>, rules: Rules, service: V, stats: Arc<Stats>) -> Self {
         let listeners =
@@ -131,16 +121,10 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         Streams {
             rules,
             service,
-            stats,
-            gate: Gate {
-                listeners,
-                pause: None,
-                episode: Episode::default(),
-                refusals: Episode::default(),
-                first: 0,
-            },
+            gate: Gate { listeners, pause: None, first: 0 },
             connections: Slab::new(),
-            sources: Sources::new(rules.per_source_connections),
+            admission: Admission::new(&rules, Arc::clone(&stats)),
+            stats,
             last_generation: 0,
             ready: VecDeque::new(),
             sweep_at: None,
@@ -245,7 +229,8 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
             while budget > 0 && self.gate.pause.is_none() && self.gate.listeners[index].ready {
                 budget -= 1;
                 if self.connections.len() >= self.rules.max_connections {
-                    self.pause(Pause::Full, None, now);
+                    self.gate.pause = Some(Pause::Full);
+                    self.admission.pause_full(self.connections.len(), now);
                 } else {
                     self.accept_one(index, now);
                 }
@@ -257,23 +242,16 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         let door = &mut self.gate.listeners[index];
         match door.listener.accept() {
             Ok((stream, address)) => self.admit(index, stream, address.into(), now),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => door.ready = false,
-            Err(error) if is_about_one_connection(&error) => {
-                self.stats.accept_errors.increment();
-                debug!("a connection was gone before it was accepted: {error}");
-            }
-            Err(error) => {
-                self.pause(Pause::Starved { retry_at: now + ACCEPT_RETRY }, Some(&error), now);
-            }
+            Err(error) => match self.admission.judge(&error, self.connections.len(), now) {
+                AcceptError::Empty => door.ready = false,
+                AcceptError::Connection => {}
+                AcceptError::Starved => self.gate.pause = Some(Pause::starved(now)),
+            },
         }
     }
 
     fn admit(&mut self, index: usize, mut stream: L::Stream, peer: Peer, now: Moment) {
-        if !self.sources.count_in(peer) {
-            self.stats.refused.increment();
-            if self.gate.refusals.begins(now) {
-                warn_of_refusal(peer);
-            }
+        if !self.admission.admit(peer, now) {
             return;
         }
         // Skips 0 when it wraps: that is for tokens that are no connection's.
@@ -283,10 +261,11 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         let slot = u32::try_from(entry.key()).expect("descriptors are fewer than 2^32");
         let token = Token { slot, generation };
         if let Err(error) = self.gate.listeners[index].listener.register(&mut stream, token) {
-            self.sources.count_out(peer);
+            self.admission.leave(peer);
             drop(stream);
             // epoll_ctl(2): no memory, or the user's limit on watches is reached.
-            self.pause(Pause::Starved { retry_at: now + ACCEPT_RETRY }, Some(&error), now);
+            self.admission.pause_starved(&error, self.connections.len(), now);
+            self.gate.pause = Some(Pause::starved(now));
             return;
         }
         let session = Session::new(self.rules.protocol, self.service.clone());
@@ -294,14 +273,6 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         self.stats.accepted.increment();
         if let Some(time) = self.rules.idle_timeout {
             self.sweep_no_later_than(now + time);
-        }
-    }
-
-    fn pause(&mut self, pause: Pause, error: Option<&io::Error>, now: Moment) {
-        self.gate.pause = Some(pause);
-        self.stats.accept_pauses.increment();
-        if self.gate.episode.begins(now) {
-            warn_of_pause(self.connections.len(), error);
         }
     }
 
@@ -374,7 +345,7 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
 
     fn remove(&mut self, slot: u32, end: End, now: Moment) {
         let connection = self.connections.remove(slot as usize);
-        self.sources.count_out(connection.peer());
+        self.admission.leave(connection.peer());
         connection.log_end(end, now);
         drop(connection);
         // Of what counts as closed, nothing is left.
@@ -436,77 +407,4 @@ impl<L: Listener, V> Streams<L, V> {
         let connection = self.connections.get(token.slot as usize);
         connection.filter(|connection| connection.generation == token.generation)
     }
-}
-
-/// Open connections by source, where that is limited.
-#[derive(Debug)]
-pub(super) struct Sources {
-    limit: Option<NonZeroUsize>,
-    counts: HashMap<Source, usize>,
-}
-
-impl Sources {
-    pub(super) fn new(limit: Option<NonZeroUsize>) -> Self {
-        Sources { limit, counts: HashMap::new() }
-    }
-
-    /// Counts a new connection of its source, unless that has as many as it may have.
-    pub(super) fn count_in(&mut self, peer: Peer) -> bool {
-        let Some(limit) = self.limit else { return true };
-        let count = self.counts.entry(peer.source()).or_default();
-        let free = *count < limit.get();
-        *count += usize::from(free);
-        free
-    }
-
-    pub(super) fn count_out(&mut self, peer: Peer) {
-        if self.limit.is_none() {
-            return;
-        }
-        if let Entry::Occupied(mut count) = self.counts.entry(peer.source()) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
-    }
-}
-
-/// Accept stops with so many connections open, for want of a slot or because of an error.
-pub(super) fn warn_of_pause(open: usize, error: Option<&io::Error>) {
-    match error {
-        None => warn!(
-            "all {open} connections are in use (--max-connections): new clients wait in the backlog until one leaves"
-        ),
-        Some(error) => warn!(
-            "cannot accept with {open} connections open: {error}; new clients wait in the backlog (raise the limit, or lower --max-connections)"
-        ),
-    }
-}
-
-/// A client is closed at once.
-pub(super) fn warn_of_refusal(peer: Peer) {
-    warn!(
-        "{peer} has as many connections as one source may have (--per-source-connections): closed, like further ones"
-    );
-}
-
-/// Errors of accept(2) that are about the connection it would have returned, not about us.
-pub(super) fn is_about_one_connection(error: &io::Error) -> bool {
-    let Some(code) = error.raw_os_error() else { return false };
-    matches!(
-        Errno::from_raw(code),
-        Errno::ECONNABORTED
-            | Errno::EINTR
-            | Errno::EPERM
-            | Errno::EPROTO
-            | Errno::ENOPROTOOPT
-            | Errno::EOPNOTSUPP
-            | Errno::ENETDOWN
-            | Errno::ENETUNREACH
-            | Errno::ENONET
-            | Errno::EHOSTDOWN
-            | Errno::EHOSTUNREACH
-            | Errno::ETIMEDOUT
-    )
 }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, Scope};
 
 use super::Server;
+use super::admission::MaxSetBy;
 use super::blocking::{self, Backlog, Client};
 use crate::protocol::Service;
 
@@ -43,7 +44,7 @@ pub(super) fn run<V>(server: Server, service: V) -> io::Result<()>
 where
     V: Service + Clone + Send,
 {
-    blocking::run(server, service, limit(), serve)
+    blocking::run(server, service, limit(), MaxSetBy::Threads, serve)
 }
 
 /// Serves each client on a thread of its own, and waits for all of them in the end.
@@ -54,7 +55,7 @@ where
     std::thread::scope(|scope| {
         while let Some(mut client) = backlog.next()? {
             while let Err((error, back)) = start(scope, client, service.clone()) {
-                if !backlog.shared().wait_for_means(&error) {
+                if !backlog.shared().wait_for_thread(&error) {
                     return Ok(());
                 }
                 client = back;

@@ -24,7 +24,8 @@ use nix::sys::socket::{
 
 use self::replies::{Call, Joining, Local, MAX_SEGMENTS, Piece, Place, Replies, Route};
 use super::clock::{Episode, Moment};
-use super::guard::{Guard, Peer, Refusal};
+use super::guard::{Guard, Refusal};
+use super::peer::Peer;
 use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
 

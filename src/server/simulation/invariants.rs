@@ -9,9 +9,10 @@ use std::time::Duration;
 use super::kernel::Door;
 use super::world::{Edges, Wire, World};
 use crate::protocol::{Service, Verdict};
+use crate::server::admission::ACCEPT_RETRY;
 use crate::server::clock::Moment;
 use crate::server::connection::LINGER_TIME;
-use crate::server::streams::{ACCEPT_RETRY, ACCEPTS_PER_TURN, CHUNK, SWEEP_GAP, Streams, Token};
+use crate::server::streams::{ACCEPTS_PER_TURN, CHUNK, SWEEP_GAP, Streams, Token};
 use crate::stats::Stats;
 
 /// The server under test, and the world around it.

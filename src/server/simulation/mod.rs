@@ -26,8 +26,9 @@ use self::kernel::Door;
 use self::peers::Happening;
 use self::random::Random;
 use self::world::{Backlog, Habit, Settings, Tally, Wire, World};
+use super::admission::{MaxSetBy, Rules};
 use super::clock::Moment;
-use super::streams::{Rules, Streams};
+use super::streams::Streams;
 use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol, Service, Upper};
 use crate::stats::Stats;
@@ -58,6 +59,7 @@ fn settings(random: &mut Random) -> Settings {
         rules: Rules {
             protocol,
             max_connections,
+            max_set_by: MaxSetBy::Config,
             per_source_connections: NonZeroUsize::new(random.pick(&[0, 0, 1, 4])),
             idle_timeout: random
                 .pick(&[None, None, Some(2_000), Some(5_000_000)])

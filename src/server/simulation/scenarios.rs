@@ -9,13 +9,15 @@ use super::random::Random;
 use super::world::{Habit, Settings, Wire};
 use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol};
-use crate::server::streams::{ACCEPTS_PER_TURN, CHUNK, Rules};
+use crate::server::admission::{MaxSetBy, Rules};
+use crate::server::streams::{ACCEPTS_PER_TURN, CHUNK};
 
 fn settings() -> Settings {
     Settings {
         rules: Rules {
             protocol: Protocol::default(),
             max_connections: 1_000,
+            max_set_by: MaxSetBy::Config,
             per_source_connections: None,
             idle_timeout: None,
         },

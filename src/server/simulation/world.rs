@@ -10,9 +10,10 @@ use std::net::SocketAddr;
 use super::random::Random;
 use crate::protocol::Verdict;
 use crate::protocol::oracle::Expected;
+use crate::server::admission::Rules;
 use crate::server::clock::Moment;
 use crate::server::connection::Readiness;
-use crate::server::streams::{Rules, Token};
+use crate::server::streams::Token;
 
 /// What one seed plays.
 #[derive(Debug, Clone)]

@@ -1,0 +1,285 @@
+//! Who may come in over TCP: the same for all designs.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io::{self, ErrorKind};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use log::{debug, warn};
+use nix::errno::Errno;
+
+use super::clock::{Episode, Moment};
+use super::peer::{Peer, Source};
+use crate::config::Config;
+use crate::protocol::Protocol;
+use crate::socket;
+use crate::stats::Stats;
+
+/// What connections are allowed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules {
+    pub(crate) protocol: Protocol,
+    pub(crate) max_connections: usize,
+    pub(crate) max_set_by: MaxSetBy,
+    pub(crate) per_source_connections: Option<NonZeroUsize>,
+    pub(crate) idle_timeout: Option<Duration>,
+}
+
+/// What keeps [`Rules::max_connections`] from being more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MaxSetBy {
+    /// [`Limits::max_connections`](crate::Limits::max_connections).
+    Config,
+    /// The limit on open files.
+    OpenFiles,
+    /// As many threads as the system lets us have.
+    Threads,
+    /// The design: one at a time.
+    Design,
+}
+
+impl Rules {
+    /// The rules of a config, with as many connections as the limit on open files allows.
+    pub(super) fn of(config: &Config) -> Self {
+        let limits = &config.limits;
+        let wanted = limits.max_connections.map(NonZeroUsize::get);
+        let max_connections = socket::connection_limit(wanted);
+        let from_config = wanted == Some(max_connections);
+        Rules {
+            protocol: config.protocol,
+            max_connections,
+            max_set_by: if from_config { MaxSetBy::Config } else { MaxSetBy::OpenFiles },
+            per_source_connections: limits.per_source_connections,
+            idle_timeout: limits.idle_timeout,
+        }
+    }
+
+    /// The same rules with no more than `max` connections.
+    pub(super) fn at_most(self, max: usize, set_by: MaxSetBy) -> Self {
+        if self.max_connections <= max {
+            return self;
+        }
+        Rules { max_connections: max, max_set_by: set_by, ..self }
+    }
+}
+
+/// How long accept waits for descriptors or memory when no connection leaves before.
+pub(crate) const ACCEPT_RETRY: Duration = Duration::from_secs(1);
+/// After so many errors in a row, each about one connection, it is no longer believed that they are.
+const ERRORS_IN_A_ROW: u32 = 64;
+
+/// What to do after accept(2) has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AcceptError {
+    /// Wait for the next client: the backlog is empty.
+    Empty,
+    /// Go on: the error was about the connection that would have been returned.
+    Connection,
+    /// Accept nobody until a connection has left or [`ACCEPT_RETRY`] is over.
+    Starved,
+}
+
+/// Decides who comes in, and tells of those who do not.
+#[derive(Debug)]
+pub(super) struct Admission {
+    set_by: MaxSetBy,
+    sources: Sources,
+    errors_in_a_row: u32,
+    pauses: Episode,
+    refusals: Episode,
+    stats: Arc<Stats>,
+}
+
+impl Admission {
+    pub(super) fn new(rules: &Rules, stats: Arc<Stats>) -> Self {
+        Admission {
+            set_by: rules.max_set_by,
+            sources: Sources::new(rules.per_source_connections),
+            errors_in_a_row: 0,
+            pauses: Episode::default(),
+            refusals: Episode::default(),
+            stats,
+        }
+    }
+
+    /// Whether a connection that was accepted may stay: its source has not as many as it may have.
+    pub(super) fn admit(&mut self, peer: Peer, now: Moment) -> bool {
+        self.errors_in_a_row = 0;
+        let admitted = self.sources.count_in(peer);
+        if !admitted {
+            self.stats.refused.increment();
+            if self.refusals.begins(now) {
+                warn!(
+                    "{peer} has as many connections as one source may have (per_source_connections): closed, like further ones"
+                );
+            }
+        }
+        admitted
+    }
+
+    /// A connection that was admitted has left.
+    pub(super) fn leave(&mut self, peer: Peer) {
+        self.sources.count_out(peer);
+    }
+
+    /// Judges an error of accept(2), with so many connections open.
+    pub(super) fn judge(&mut self, error: &io::Error, open: usize, now: Moment) -> AcceptError {
+        if error.kind() == ErrorKind::WouldBlock {
+            return AcceptError::Empty;
+        }
+        self.errors_in_a_row += 1;
+        if is_about_one_connection(error) && self.errors_in_a_row < ERRORS_IN_A_ROW {
+            self.stats.accept_errors.increment();
+            debug!("a connection was gone before it was accepted: {error}");
+            return AcceptError::Connection;
+        }
+        self.pause_starved(error, open, now);
+        AcceptError::Starved
+    }
+
+    /// Accept stops with so many connections open: there may be no more.
+    pub(super) fn pause_full(&mut self, open: usize, now: Moment) {
+        if self.pause(now) {
+            let limit = match self.set_by {
+                MaxSetBy::Config => "max_connections",
+                MaxSetBy::OpenFiles => {
+                    "the limit on open files allows no more: raise it, as with ulimit -n"
+                }
+                MaxSetBy::Threads => {
+                    "the system has no mappings for more threads: raise vm.max_map_count"
+                }
+                MaxSetBy::Design => return,
+            };
+            warn!(
+                "all {open} connections are in use ({limit}): new clients wait in the backlog until one leaves"
+            );
+        }
+    }
+
+    /// Accept stops with so many connections open, for want of something that an error tells of.
+    pub(super) fn pause_starved(&mut self, error: &io::Error, open: usize, now: Moment) {
+        if self.pause(now) {
+            warn!(
+                "cannot accept with {open} connections open: {error}; new clients wait in the backlog, and we try again"
+            );
+        }
+    }
+
+    /// Counts a pause; true for the first one of an episode.
+    fn pause(&mut self, now: Moment) -> bool {
+        self.stats.accept_pauses.increment();
+        self.errors_in_a_row = 0;
+        self.pauses.begins(now)
+    }
+}
+
+/// Open connections by source, where that is limited.
+#[derive(Debug)]
+struct Sources {
+    limit: Option<NonZeroUsize>,
+    counts: HashMap<Source, usize>,
+}
+
+impl Sources {
+    fn new(limit: Option<NonZeroUsize>) -> Self {
+        Sources { limit, counts: HashMap::new() }
+    }
+
+    /// Counts a new connection of its source, unless that has as many as it may have.
+    fn count_in(&mut self, peer: Peer) -> bool {
+        let Some(limit) = self.limit else { return true };
+        let count = self.counts.entry(peer.source()).or_default();
+        let free = *count < limit.get();
+        *count += usize::from(free);
+        free
+    }
+
+    fn count_out(&mut self, peer: Peer) {
+        if self.limit.is_none() {
+            return;
+        }
+        if let Entry::Occupied(mut count) = self.counts.entry(peer.source()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// Errors of accept(2) that are about the connection it would have returned, not about us.
+fn is_about_one_connection(error: &io::Error) -> bool {
+    let Some(code) = error.raw_os_error() else { return false };
+    matches!(
+        Errno::from_raw(code),
+        Errno::ECONNABORTED
+            | Errno::EINTR
+            | Errno::EPROTO
+            | Errno::ENOPROTOOPT
+            | Errno::EOPNOTSUPP
+            | Errno::ENETDOWN
+            | Errno::ENETUNREACH
+            | Errno::ENONET
+            | Errno::EHOSTDOWN
+            | Errno::EHOSTUNREACH
+            | Errno::ETIMEDOUT
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+
+    fn admission(per_source: usize) -> (Admission, Arc<Stats>) {
+        let stats = Arc::new(Stats::default());
+        let rules = Rules {
+            protocol: Protocol::default(),
+            max_connections: 9,
+            max_set_by: MaxSetBy::Config,
+            per_source_connections: NonZeroUsize::new(per_source),
+            idle_timeout: None,
+        };
+        (Admission::new(&rules, Arc::clone(&stats)), stats)
+    }
+
+    fn peer(address: &str) -> Peer {
+        address.parse::<SocketAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn a_source_has_no_more_connections_than_it_may() {
+        let (mut admission, stats) = admission(2);
+        let mut admit = |address| admission.admit(peer(address), Moment::default());
+        assert!(admit("192.0.2.1:1") && admit("192.0.2.1:2"));
+        assert!(!admit("192.0.2.1:3") && !admit("[::ffff:192.0.2.1]:4"));
+        assert!(admit("192.0.2.2:1"));
+        admission.leave(peer("192.0.2.1:1"));
+        assert!(admission.admit(peer("192.0.2.1:5"), Moment::default()));
+        assert_eq!(stats.snapshot().refused, 2);
+    }
+
+    #[test]
+    fn what_is_about_one_connection_pauses_nobody_unless_it_does_not_end() {
+        let (mut admission, stats) = admission(0);
+        let now = Moment::default();
+        let mut judge = |errno: Errno| admission.judge(&errno.into(), 0, now);
+        assert_eq!(judge(Errno::EAGAIN), AcceptError::Empty);
+        assert_eq!(judge(Errno::ECONNABORTED), AcceptError::Connection);
+        // What a filter forbids (seccomp(2), an LSM), it forbids every time.
+        for lasting in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EPERM] {
+            assert_eq!(judge(lasting), AcceptError::Starved, "{lasting}");
+        }
+        let errors = (0..1_000).map(|_| judge(Errno::ENETDOWN));
+        let pauses = errors.filter(|&error| error == AcceptError::Starved).count();
+        assert_eq!(pauses, 1_000 / ERRORS_IN_A_ROW as usize);
+        let stats = stats.snapshot();
+        assert_eq!(
+            (stats.accept_errors, stats.accept_pauses),
+            (1_001 - pauses as u64, 5 + pauses as u64)
+        );
+    }
+}
