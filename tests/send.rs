@@ -11,7 +11,11 @@ use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::thread;
+use std::time::Duration;
 
+use ::evecho::client::send::{self, Config, Input};
+use ::evecho::client::target::Transport;
+use socket2::SockRef;
 use tool::{Server, evecho, finish, run, tcp_session, udp_double};
 
 /// What a client sends up to its half-close.
@@ -32,7 +36,7 @@ fn echo(mut stream: TcpStream) {
 
 /// Bytes in which nothing repeats soon.
 fn noise(length: usize) -> Vec<u8> {
-    evecho::client::pattern::slice(1, 0, 65_000).iter().copied().cycle().take(length).collect()
+    ::evecho::client::pattern::slice(1, 0, 65_000).iter().copied().cycle().take(length).collect()
 }
 
 /// A path for one test's file, in this run alone.
@@ -191,6 +195,83 @@ fn a_server_that_closes_between_messages_is_told_in_bytes() {
     assert_eq!((outcome.code, outcome.text()), (Some(1), "one\ntw"));
     let counts = "after 8 bytes were sent and 6 came back\n";
     assert!(outcome.stderr.ends_with(counts), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_server_that_answers_once_leaves_the_rest_unanswered() {
+    for (framing, sent, received) in [("raw", 14, 5), ("lines", 16, 6), ("length", 22, 9)] {
+        let server = Server::evecho(&["--once", "--framing", framing]);
+        let outcome = run(&["send", &server.address, "-f", framing, "hello", "two words"], b"");
+        assert_eq!((outcome.code, outcome.text().lines().next()), (Some(1), Some("hello")));
+        // Whether the second message still left depends on who was quicker.
+        let first = format!("and {received} came back\n");
+        assert!(outcome.stderr.ends_with(&first), "{framing}, {sent}: {}", outcome.stderr);
+        assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_server_with_another_framing_is_no_success() {
+    let server = Server::evecho(&["--framing", "length"]);
+    let outcome = run(&["send", &server.address, "hello"], b"");
+    assert_eq!((outcome.code, outcome.text()), (Some(1), ""), "{outcome:?}");
+    assert!(outcome.stderr.ends_with("and 0 came back\n"), "{}", outcome.stderr);
+}
+
+#[test]
+fn what_was_not_answered_is_told_in_every_framing() {
+    fn close(stream: TcpStream) {
+        drop(stream);
+    }
+    fn read_and_close(mut stream: TcpStream) {
+        stream.read_exact(&mut [0; 5]).unwrap();
+        stream.shutdown(Shutdown::Both).unwrap();
+    }
+    fn reset(mut stream: TcpStream) {
+        stream.read_exact(&mut [0; 1]).unwrap();
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+    for framing in ["raw", "lines", "length"] {
+        for behaviour in [close, read_and_close, reset] {
+            let (address, server) = tcp_session(behaviour);
+            let outcome = run(&["send", &address, "-f", framing, "hello"], b"");
+            assert_eq!(outcome.code, Some(1), "{framing}: {outcome:?}");
+            assert_eq!(outcome.text().trim(), "", "{framing}: {outcome:?}");
+            assert!(outcome.stderr.ends_with("and 0 came back\n"), "{}", outcome.stderr);
+            server.join().unwrap();
+        }
+        let (_refusing, refused) = tool::refused_port();
+        let outcome = run(&["send", &refused, "-f", framing, "hello"], b"");
+        assert_eq!(outcome.code, Some(1), "{framing}: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_reset_is_called_so() {
+    let (address, _) = tcp_session(|mut stream| {
+        stream.read_exact(&mut [0; 6]).unwrap();
+        SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    });
+    let outcome = run(&["send", &address, "hello"], b"");
+    let sentence =
+        format!("evecho: {address} reset the connection after 6 bytes were sent and 0 came back\n");
+    assert_eq!((outcome.code, outcome.stderr), (Some(1), sentence));
+}
+
+#[test]
+fn a_timeout_without_end_is_no_panic() {
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let server = Server::evecho(&[]);
+        let mut config = Config::new(server.address.parse().unwrap());
+        config.transport = transport;
+        config.timeout = Duration::MAX;
+        let path = scratch(&format!("without-end-{transport:?}"));
+        let output = File::create(&path).unwrap();
+        let messages = Input::<File>::Messages(vec![b"hello".to_vec()]);
+        send::run(&config, messages, output, |_| {}).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"hello\n");
+        fs::remove_file(&path).unwrap();
+    }
 }
 
 #[test]

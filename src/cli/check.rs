@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use clap::{ArgGroup, ValueEnum};
-use evecho::client::check::{self, CASES, Case, CaseReport, Config, Outcome as Ended, Report};
+use evecho::client::check::{self, CASES, Case, CaseReport, Config, Outcome, Report};
 use evecho::client::check::{Service, Subject};
 use evecho::client::process::ServerCommand;
 use evecho::client::target::{Target, Transport};
 use serde::Serialize;
 
-use super::{Outcome, units};
+use super::output::Output;
+use super::{CommandResult, units};
 
 /// Grade any echo server against the rules that it has to keep
 ///
@@ -114,8 +115,8 @@ impl Args {
 }
 
 /// Grades the server and prints what was found.
-pub(crate) fn run(args: &Args) -> Outcome {
-    let mut out = anstream::stdout();
+pub(crate) fn run(args: &Args) -> CommandResult {
+    let mut out = Output::new(anstream::stdout());
     let Some(config) = args.config().filter(|_| !args.list) else {
         list(&mut out, args)?;
         return Ok(ExitCode::SUCCESS);
@@ -183,11 +184,11 @@ fn text_case(out: &mut impl Write, report: &CaseReport, begins: bool) -> io::Res
     }
     let CaseReport { name, rule, source, .. } = report;
     match &report.outcome {
-        Ended::Passed => writeln!(out, "  {GOOD}pass{GOOD:#} {name:NAME$} {DIM}{rule}{DIM:#}"),
-        Ended::Skipped { reason } => {
+        Outcome::Passed => writeln!(out, "  {GOOD}pass{GOOD:#} {name:NAME$} {DIM}{rule}{DIM:#}"),
+        Outcome::Skipped { reason } => {
             writeln!(out, "  {ODD}skip{ODD:#} {name:NAME$} {DIM}{reason}{DIM:#}")
         }
-        Ended::Failed { expected, seen } => writeln!(
+        Outcome::Failed { expected, seen } => writeln!(
             out,
             "  {BAD}FAIL{BAD:#} {name:NAME$} {rule}\n       expected: {expected}\n       \
              seen:     {BOLD}{seen}{BOLD:#}\n       {DIM}source:   {source}{DIM:#}"
@@ -213,15 +214,15 @@ fn tap_case(
     out: &mut impl Write,
     number: usize,
     case: &Case,
-    outcome: &Ended,
+    outcome: &Outcome,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let name = case.name;
     match outcome {
-        Ended::Passed => writeln!(out, "ok {number} - {name}")?,
-        Ended::Skipped { reason } => {
+        Outcome::Passed => writeln!(out, "ok {number} - {name}")?,
+        Outcome::Skipped { reason } => {
             writeln!(out, "ok {number} - {name} # SKIP {}", reason.replace('\n', " "))?;
         }
-        Ended::Failed { expected, seen } => {
+        Outcome::Failed { expected, seen } => {
             writeln!(out, "not ok {number} - {name}\n  ---")?;
             let lines = [
                 ("rule", case.rule),

@@ -18,9 +18,10 @@ use evecho::client::compare::{
 use evecho::client::process::ServerCommand;
 use serde::Serialize;
 
+use super::output::Output;
 use super::serve::DesignArg;
 use super::units::{self, grouped, short};
-use super::{Outcome, stop_flag, usage};
+use super::{CommandResult, stop_flag, usage};
 
 /// Compare echo servers under the same load: the three designs of evecho, and any others
 ///
@@ -95,7 +96,7 @@ fn peer(text: &str) -> Result<Contender, String> {
 }
 
 /// Compares, and prints what came of it.
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: Args) -> CommandResult {
     let output = args.output.clone();
     if let Some(directory) = &output {
         // Before minutes of work, not after.
@@ -114,7 +115,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     let report = compare::run(&config, |progress| status.show(progress), go_on);
     status.clear();
     let report = report?;
-    io::stdout().write_all(describe(&report).as_bytes())?;
+    Output::plain().write_all(describe(&report).as_bytes())?;
     if let Some(directory) = &output {
         write_files(&report, directory)
             .map_err(|error| format!("cannot write into '{}': {error}", directory.display()))?;

@@ -10,8 +10,9 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clap::error::ErrorKind;
 
+use super::output::Output;
 use super::units::{self, grouped, short};
-use super::{Outcome, stop_flag, usage};
+use super::{CommandResult, stop_flag, usage};
 use evecho::client::load::{self, Config, Latency, Length, Mode, Phase, Progress, Report};
 use evecho::client::target::{Target, Transport};
 
@@ -77,7 +78,7 @@ enum ModeArg {
 }
 
 /// Runs the load that the flags ask for.
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: Args) -> CommandResult {
     let (target, json) = (args.target.clone(), args.json);
     let mut config = args.config();
     let stop = stop_flag()?;
@@ -99,7 +100,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         true => serde_json::to_string(&report)? + "\n",
         false => describe(&report, &target),
     };
-    io::stdout().write_all(text.as_bytes())?;
+    Output::plain().write_all(text.as_bytes())?;
     Ok(ExitCode::from(u8::from(!report.is_clean())))
 }
 

@@ -7,6 +7,7 @@ mod check;
 mod compare;
 mod load;
 mod log;
+mod output;
 mod ping;
 mod send;
 mod serve;
@@ -21,8 +22,10 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use output::complain;
+
 /// What a command ends in: an exit code, or one sentence for standard error (exit code 1).
-type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+type CommandResult = Result<ExitCode, Box<dyn std::error::Error>>;
 
 #[derive(Parser)]
 #[command(name = "evecho", version, about, args_conflicts_with_subcommands = true)]
@@ -59,7 +62,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Supervise(args)) => supervise::run(&args),
     };
     outcome.unwrap_or_else(|error| {
-        complain(&error.to_string());
+        complain(&output::sentence(&*error));
         ExitCode::from(1)
     })
 }
@@ -78,10 +81,4 @@ fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     Ok(stop)
-}
-
-/// The one place that writes a failure for people to standard error.
-#[allow(clippy::print_stderr, reason = "the binary's voice, once the log cannot serve")]
-fn complain(sentence: &str) {
-    eprintln!("evecho: {sentence}");
 }

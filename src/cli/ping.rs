@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::{Outcome, units};
+use super::output::Output;
+use super::{CommandResult, units};
 use evecho::client::ping::{self, Config, Event, LONGEST, Reply, Size, Summary};
 use evecho::client::target::{Target, Transport};
 
@@ -68,7 +69,7 @@ fn size(text: &str) -> Result<Size, String> {
 }
 
 /// Pings as the flags say.
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: Args) -> CommandResult {
     let config = Config {
         target: args.target,
         transport: if args.udp { Transport::Udp } else { Transport::Tcp },
@@ -84,6 +85,9 @@ pub(crate) fn run(args: Args) -> Outcome {
     printer.summary(&summary, start.elapsed());
     printer.written?;
     if summary.received == 0 {
+        if printer.output.is_closed() && config.count.is_none() {
+            return Ok(ExitCode::from(1));
+        }
         return Err(nothing_came(&config, &summary, printer.trouble).into());
     }
     Ok(ExitCode::SUCCESS)
@@ -117,6 +121,7 @@ fn nothing_came(config: &Config, summary: &Summary, trouble: Option<String>) -> 
 /// Writes events and the summary to standard output.
 struct Printer<'a> {
     config: &'a Config,
+    output: Output,
     quiet: bool,
     json: bool,
     peer: String,
@@ -124,13 +129,13 @@ struct Printer<'a> {
     trouble: Option<String>,
     /// How writing went; a reader that went away is a clean end.
     written: io::Result<()>,
-    open: bool,
 }
 
 impl<'a> Printer<'a> {
     fn new(config: &'a Config, quiet: bool, json: bool) -> Self {
         let peer = config.target.to_string();
-        Self { config, quiet, json, peer, trouble: None, written: Ok(()), open: true }
+        let output = Output::plain();
+        Self { config, output, quiet, json, peer, trouble: None, written: Ok(()) }
     }
 
     fn event(&mut self, event: &Event) -> ControlFlow<()> {
@@ -149,18 +154,17 @@ impl<'a> Printer<'a> {
             let text = if self.json { json(event) } else { self.describe(event) };
             self.write(&text);
         }
-        if self.open { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        // A run that has an end comes to its verdict without a reader too.
+        let unread = self.output.is_closed() && self.config.count.is_none();
+        match unread || self.written.is_err() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     }
 
     fn write(&mut self, text: &str) {
-        if !self.open {
-            return;
-        }
-        if let Err(error) = writeln!(io::stdout(), "{text}") {
-            self.open = false;
-            if error.kind() != io::ErrorKind::BrokenPipe {
-                self.written = Err(error);
-            }
+        if self.written.is_ok() {
+            self.written = writeln!(self.output, "{text}");
         }
     }
 

@@ -8,8 +8,9 @@ use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use super::output::complain;
 use super::serve::FramingArg;
-use super::{Outcome, complain, units};
+use super::{CommandResult, units};
 use evecho::client::send::{self, Config, Input, Tally};
 use evecho::client::target::{Target, Transport};
 
@@ -46,7 +47,7 @@ pub(crate) struct Args {
 }
 
 /// Sends what the flags say.
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: Args) -> CommandResult {
     // Descriptors of our own: the standard ones keep a buffer, and `poll` cannot see into it.
     let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
@@ -55,12 +56,10 @@ pub(crate) fn run(args: Args) -> Outcome {
         messages if messages.is_empty() => Input::Lines(input),
         messages => Input::Messages(messages.into_iter().map(OsString::into_vec).collect()),
     };
-    let config = Config {
-        target: args.target,
-        transport: if args.udp { Transport::Udp } else { Transport::Tcp },
-        framing: args.framing.into(),
-        timeout: args.timeout,
-    };
+    let mut config = Config::new(args.target);
+    config.transport = if args.udp { Transport::Udp } else { Transport::Tcp };
+    config.framing = args.framing.into();
+    config.timeout = args.timeout;
     let wait = humantime::format_duration(args.timeout);
     let tally = send::run(&config, input, output, |number| {
         complain(&format!("message {number}: no reply within {wait}"));

@@ -11,7 +11,7 @@ use evecho::protocol::Protocol;
 use evecho::{Config, Design, Error, Framing, GuardPorts, Limits, Server, ServiceKind, Transport};
 use log::{LevelFilter, warn};
 
-use super::{Outcome, units};
+use super::{CommandResult, units};
 
 /// The server's flags.
 #[derive(clap::Args)]
@@ -172,7 +172,7 @@ impl From<DesignArg> for Design {
 }
 
 /// Runs the server until a signal ends it.
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: Args) -> CommandResult {
     super::log::start(args.log.level());
     if let Err(error) = evecho::raise_open_file_limit() {
         warn!("the limit on open files stays as it is: {error}");

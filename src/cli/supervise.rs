@@ -3,7 +3,7 @@
 use clap::Args as ClapArgs;
 use evecho::client::process;
 
-use super::Outcome;
+use super::CommandResult;
 
 /// The flags of the hidden command; only other commands use it.
 #[derive(ClapArgs)]
@@ -20,6 +20,6 @@ pub(crate) struct Args {
 }
 
 /// Becomes the command; returns only when that fails.
-pub(crate) fn run(args: &Args) -> Outcome {
+pub(crate) fn run(args: &Args) -> CommandResult {
     Err(process::supervise(args.parent, args.descriptors, &args.command).into())
 }

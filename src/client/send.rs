@@ -15,27 +15,41 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 
 use super::target::{self, Target, Transport};
-use super::wait;
+use super::wait::{self, is_not_now};
 use crate::protocol::{Framing, MAX_DATAGRAM};
 use dialogue::{Buffer, Dialogue, MAX_MESSAGE};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;
 
-/// What to send where.
+/// What to send where. Made by [`Config::new`], then changed field by field.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
     /// The server.
     pub target: Target,
-    /// What carries the messages: over UDP each is a datagram.
+    /// What carries the messages: over UDP each is a datagram. Default: TCP.
     pub transport: Transport,
     /// How messages are told apart over TCP. [`Framing::Raw`] marks no end: a reply is whole when
     /// it has as many bytes as its message, and the last one when the stream has ended.
-    /// [`Input::Raw`] has no messages to frame.
+    /// [`Input::Raw`] has no messages to frame. Default: lines.
     pub framing: Framing,
     /// How long connecting may take, and how long the server may then neither take nor send a byte
-    /// while it is its turn. Waiting for input is never limited.
+    /// while it is its turn. Waiting for input is never limited. At most
+    /// [`LONGEST_WAIT`](target::LONGEST_WAIT), whatever this says. Default: 5 s.
     pub timeout: Duration,
+}
+
+impl Config {
+    /// The defaults for a server.
+    pub fn new(target: Target) -> Self {
+        Self {
+            target,
+            transport: Transport::Tcp,
+            framing: Framing::Lines,
+            timeout: Duration::from_secs(5),
+        }
+    }
 }
 
 /// What is sent.
@@ -51,6 +65,7 @@ pub enum Input<R> {
 
 /// What was exchanged, and how it ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Tally {
     /// Bytes that were sent, framing included.
     pub sent: u64,
@@ -71,19 +86,11 @@ pub struct Tally {
 ///
 /// ```no_run
 /// use std::fs::File;
-/// use std::time::Duration;
 ///
-/// use evecho::Framing;
 /// use evecho::client::send::{self, Config, Input};
-/// use evecho::client::target::Transport;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let config = Config {
-///     target: "localhost:12000".parse()?,
-///     transport: Transport::Tcp,
-///     framing: Framing::Raw,
-///     timeout: Duration::from_secs(5),
-/// };
+/// let config = Config::new("localhost:12000".parse()?);
 /// let (input, output) = (File::open("in")?, File::create("out")?);
 /// let tally = send::run(&config, Input::Raw(input), output, |_| {})?;
 /// assert_eq!(tally.sent, tally.received);
@@ -100,23 +107,26 @@ pub fn run<R: Read + AsFd, W: Write + AsFd>(
     output: W,
     on_loss: impl FnMut(u64),
 ) -> Result<Tally, Error> {
+    let timeout = config.timeout.min(target::LONGEST_WAIT);
     if config.transport == Transport::Udp {
-        return datagrams(config, input, output, on_loss);
+        return datagrams(&config.target, timeout, input, output, on_loss);
     }
     let framing = config.framing;
     let (dialogue, input) = match input {
         Input::Messages(messages) if messages.iter().any(|m| m.len() > MAX_MESSAGE) => {
-            return Err(Error::TooLong { most: MAX_MESSAGE });
+            return Err(Error::TooLong { max: MAX_MESSAGE });
         }
         Input::Messages(messages) => (Dialogue::messages(framing, messages), None),
         Input::Lines(input) => (Dialogue::lines(framing), Some(input)),
         Input::Raw(input) => (Dialogue::stream(), Some(input)),
     };
-    let stream = config.target.connect_tcp(config.timeout).map_err(Error::Target)?;
+    let stream = config.target.connect_tcp(timeout).map_err(Error::Target)?;
     let peer = stream.peer_addr().map_err(Error::Socket)?;
     stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).map_err(Error::Socket)?;
     let chunk = vec![0; CHUNK].into();
-    Pump { stream, peer, dialogue, input, output, chunk, half_closed: false }.run(config.timeout)
+    let pump =
+        Pump { stream, peer, dialogue, input, output, chunk, half_closed: false, failure: None };
+    pump.run(timeout)
 }
 
 /// Moves bytes between input, server and output as each becomes ready.
@@ -129,13 +139,15 @@ struct Pump<R, W> {
     /// What is read lands here first.
     chunk: Box<[u8]>,
     half_closed: bool,
+    /// What the connection failed with, if it did.
+    failure: Option<io::Error>,
 }
 
 /// Why a pump stops.
-enum End {
+enum Stop {
     /// Every reply has come.
     Answered,
-    /// The server closed its side, or broke the connection.
+    /// The server closed its side, or the connection failed.
     Closed,
     /// The server did nothing for too long while it was its turn.
     Silent,
@@ -146,9 +158,9 @@ enum End {
 impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
     fn run(mut self, timeout: Duration) -> Result<Tally, Error> {
         let mut progress = Instant::now();
-        let end = loop {
+        let stop = loop {
             if self.dialogue.all_answered() && self.dialogue.printed.is_empty() {
-                break End::Answered;
+                break Stop::Answered;
             }
             self.half_close()?;
             // Nobody is late while we wait for input, or for the reader of the output.
@@ -157,20 +169,20 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
                 progress = Instant::now();
             }
             let before = (self.dialogue.sent, self.dialogue.received);
-            if let Some(end) = self.turn(timed.then_some(progress + timeout))? {
-                break end;
+            if let Some(stop) = self.turn(timed.then_some(progress + timeout))? {
+                break stop;
             }
             if before != (self.dialogue.sent, self.dialogue.received) {
                 progress = Instant::now();
             } else if timed && progress.elapsed() >= timeout {
-                break End::Silent;
+                break Stop::Silent;
             }
         };
-        self.conclude(end, timeout)
+        self.conclude(stop, timeout)
     }
 
     /// Waits for whatever can go on, and lets it.
-    fn turn(&mut self, deadline: Option<Instant>) -> Result<Option<End>, Error> {
+    fn turn(&mut self, deadline: Option<Instant>) -> Result<Option<Stop>, Error> {
         let dialogue = &self.dialogue;
         let input = self.input.as_ref().filter(|_| dialogue.wants_input());
         let reads = dialogue.printed.is_empty();
@@ -192,7 +204,7 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
         if !output.is_empty()
             && (reads || !write_some(&mut self.output, &mut self.dialogue.printed)?)
         {
-            return Ok(Some(End::OutputClosed));
+            return Ok(Some(Stop::OutputClosed));
         }
         if !input.is_empty() {
             self.read_input()?;
@@ -201,7 +213,7 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
             self.write_server();
         }
         if reads && !server.is_empty() && self.read_server() {
-            return Ok(Some(End::Closed));
+            return Ok(Some(Stop::Closed));
         }
         Ok(None)
     }
@@ -215,8 +227,8 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
                 self.dialogue.end_input();
             }
             Ok(count) if self.dialogue.input(&self.chunk[..count]) => {}
-            Ok(_) => return Err(Error::TooLong { most: MAX_MESSAGE }),
-            Err(error) if is_passing(&error) => {}
+            Ok(_) => return Err(Error::TooLong { max: MAX_MESSAGE }),
+            Err(error) if is_not_now(&error) => {}
             Err(error) => return Err(Error::Input(error)),
         }
         Ok(())
@@ -227,8 +239,11 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
     fn write_server(&mut self) {
         match self.stream.write(self.dialogue.outbound.bytes()) {
             Ok(count) => self.dialogue.sent(count),
-            Err(error) if is_passing(&error) => {}
-            Err(_) => self.dialogue.cut_off(),
+            Err(error) if is_not_now(&error) => {}
+            Err(error) => {
+                self.failure = Some(error);
+                self.dialogue.cut_off();
+            }
         }
     }
 
@@ -240,7 +255,11 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
                 self.dialogue.receive(&self.chunk[..count]);
                 false
             }
-            Err(error) => !is_passing(&error),
+            Err(error) if is_not_now(&error) => false,
+            Err(error) => {
+                self.failure = Some(error);
+                true
+            }
         }
     }
 
@@ -258,26 +277,25 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
     }
 
     /// Writes what is left to write, and says how it ended.
-    fn conclude(mut self, end: End, timeout: Duration) -> Result<Tally, Error> {
-        if let End::Closed = end {
+    fn conclude(mut self, stop: Stop, timeout: Duration) -> Result<Tally, Error> {
+        let left_open = matches!(stop, Stop::Silent);
+        if let Stop::Closed = stop {
             self.dialogue.end_receive();
         }
-        let output_closed = matches!(end, End::OutputClosed)
+        let output_closed = matches!(stop, Stop::OutputClosed)
             || !write_all(&mut self.output, &mut self.dialogue.printed)?;
-        let Self { peer, dialogue, .. } = self;
+        let Self { peer, dialogue, failure, .. } = self;
         let (sent, received) = (dialogue.sent, dialogue.received);
-        let complete = dialogue.complete();
-        match end {
-            End::Closed if !complete => Err(Error::Closed { peer, sent, received }),
-            End::Silent if !complete => Err(Error::Silent { peer, timeout, sent, received }),
-            _ => Ok(Tally {
-                sent,
-                received,
-                lost: 0,
-                left_open: matches!(end, End::Silent),
-                output_closed,
-            }),
+        match (stop, failure) {
+            _ if dialogue.complete() => {}
+            (Stop::Closed, Some(error)) => {
+                return Err(Error::Broken { peer, error, sent, received });
+            }
+            (Stop::Closed, None) => return Err(Error::Closed { peer, sent, received }),
+            (Stop::Silent, _) => return Err(Error::Silent { peer, timeout, sent, received }),
+            (Stop::Answered | Stop::OutputClosed, _) => {}
         }
+        Ok(Tally { sent, received, lost: 0, left_open, output_closed })
     }
 }
 
@@ -286,7 +304,8 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
 /// Each leaves from a port of its own, so that a reply that comes late or twice is never taken for
 /// another's.
 fn datagrams<R: Read, W: Write + AsFd>(
-    config: &Config,
+    target: &Target,
+    timeout: Duration,
     input: Input<R>,
     mut output: W,
     mut on_loss: impl FnMut(u64),
@@ -297,15 +316,15 @@ fn datagrams<R: Read, W: Write + AsFd>(
         Input::Lines(input) => Box::new(lines(input)),
         Input::Raw(input) => Box::new(std::iter::once_with(|| whole(input))),
     };
-    let address = config.target.choose(Transport::Udp, config.timeout).map_err(Error::Target)?;
+    let address = target.choose(Transport::Udp, timeout).map_err(Error::Target)?;
     let mut tally = Tally::default();
     for (number, message) in (1..).zip(messages) {
         let message = message.map_err(Error::Input)?;
         if message.len() > MAX_DATAGRAM {
-            return Err(Error::TooLong { most: MAX_DATAGRAM });
+            return Err(Error::TooLong { max: MAX_DATAGRAM });
         }
-        let reply = exchange(address, &message, config.timeout)
-            .map_err(|error| Error::Target(target::Error::one(address, config.timeout, &error)))?;
+        let reply = exchange(address, &message, timeout)
+            .map_err(|error| Error::Target(target::Error::one(address, timeout, &error)))?;
         tally.sent += message.len() as u64;
         let Some(reply) = reply else {
             tally.lost += 1;
@@ -333,8 +352,8 @@ fn exchange(address: SocketAddr, message: &[u8], timeout: Duration) -> io::Resul
                 reply.truncate(length);
                 return Ok(Some(reply));
             }
-            Err(error) if is_passing(&error) && Instant::now() >= deadline => return Ok(None),
-            Err(error) if is_passing(&error) => {}
+            Err(error) if is_not_now(&error) && Instant::now() >= deadline => return Ok(None),
+            Err(error) if is_not_now(&error) => {}
             Err(error) => return Err(error),
         }
         wait::ready([Some((socket.as_fd(), PollFlags::POLLIN))], Some(deadline))?;
@@ -385,18 +404,14 @@ fn write_some(output: &mut impl Write, from: &mut Buffer) -> Result<bool, Error>
             Ok(true)
         }
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) if is_passing(&error) => Ok(true),
+        Err(error) if is_not_now(&error) => Ok(true),
         Err(error) => Err(Error::Output(error)),
     }
 }
 
-/// Whether an error only says "not now".
-fn is_passing(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}
-
 /// Why sending ended before its time: one sentence, with what to do where that helps.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Error {
     /// The server cannot be reached.
     Target(target::Error),
@@ -409,13 +424,25 @@ pub enum Error {
     /// A message is longer than its transport carries.
     TooLong {
         /// The most that it carries, in bytes.
-        most: usize,
+        max: usize,
     },
-    /// The server closed the connection, or broke it, before everything had come back; or it
-    /// closed it in order, and another number of bytes came back than was sent.
+    /// The server closed the connection before everything had come back, or after more had come
+    /// back than was sent.
     Closed {
         /// The server.
         peer: SocketAddr,
+        /// Bytes that were sent.
+        sent: u64,
+        /// Bytes that came back.
+        received: u64,
+    },
+    /// The server reset the connection, or the connection failed otherwise, before everything had
+    /// come back.
+    Broken {
+        /// The server.
+        peer: SocketAddr,
+        /// What the system said.
+        error: io::Error,
         /// Bytes that were sent.
         sent: u64,
         /// Bytes that came back.
@@ -438,15 +465,24 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Target(error) => error.fmt(f),
-            Self::Socket(error) => write!(f, "the connection failed: {error}"),
-            Self::Input(error) => write!(f, "cannot read standard input: {error}"),
-            Self::Output(error) => write!(f, "cannot write to standard output: {error}"),
-            Self::TooLong { most } => {
-                write!(f, "a message has at most {most} bytes here; send less at once")
+            Self::Socket(_) => f.write_str("the connection failed"),
+            Self::Input(_) => f.write_str("cannot read standard input"),
+            Self::Output(_) => f.write_str("cannot write to standard output"),
+            Self::TooLong { max } => {
+                write!(f, "a message has at most {max} bytes here; send less at once")
             }
             Self::Closed { peer, sent, received } => write!(
                 f,
                 "{peer} closed the connection after {sent} bytes were sent and {received} came back"
+            ),
+            Self::Broken { peer, error, sent, received } if is_reset(error) => write!(
+                f,
+                "{peer} reset the connection after {sent} bytes were sent and {received} came back"
+            ),
+            Self::Broken { peer, sent, received, .. } => write!(
+                f,
+                "the connection to {peer} failed after {sent} bytes were sent and {received} came \
+                 back"
             ),
             Self::Silent { peer, timeout, sent, received } => write!(
                 f,
@@ -458,4 +494,21 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Target(error) => error.source(),
+            Self::Socket(error) | Self::Input(error) | Self::Output(error) => Some(error),
+            Self::Broken { error, .. } if !is_reset(error) => Some(error),
+            Self::Broken { .. }
+            | Self::TooLong { .. }
+            | Self::Closed { .. }
+            | Self::Silent { .. } => None,
+        }
+    }
+}
+
+/// Whether the peer reset the connection: an RST was read, or a write came after it.
+fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
+}

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-/// Nobody waits longer, whatever the timeout.
-const LONGEST: Duration = Duration::from_secs(86_400);
+/// The longest time that a tool waits for one thing, a day; a longer timeout is cut to it.
+pub const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What carries the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -126,7 +126,7 @@ impl Target {
         timeout: Duration,
         mut attempt: impl FnMut(SocketAddr, Duration, bool) -> io::Result<T>,
     ) -> Result<T, Error> {
-        let timeout = timeout.min(LONGEST);
+        let timeout = timeout.min(LONGEST_WAIT);
         let deadline = Instant::now() + timeout;
         let addresses = self.addresses(timeout)?;
         let mut tried = Vec::new();

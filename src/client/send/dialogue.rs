@@ -238,9 +238,10 @@ impl Dialogue {
         self.next_message();
     }
 
-    /// Says that the server closed the stream, which ends a last raw reply of whatever length.
+    /// Says that the server closed the stream. That ends the line on which a raw reply is printed;
+    /// what is missing stays missing.
     pub(super) fn end_receive(&mut self) {
-        if let (Shape::Messages(Framing::Raw), Some(_)) = (&self.shape, self.missing.take()) {
+        if self.missing.is_some() && matches!(self.shape, Shape::Messages(Framing::Raw)) {
             self.printed.push(b"\n");
         }
     }
@@ -378,6 +379,21 @@ mod tests {
             dialogue.end_receive();
             assert_eq!(dialogue.complete(), complete);
             assert_eq!(printed(&mut dialogue), [reply, b"\n"].concat());
+        }
+    }
+
+    #[test]
+    fn a_close_pays_no_debt() {
+        for framing in FRAMINGS {
+            for part in 0..2 {
+                let mut dialogue = messages(framing, &[b"ab", b"cd"]);
+                let first = sent(&mut dialogue);
+                dialogue.receive(&first);
+                let second = sent(&mut dialogue);
+                dialogue.receive(&second[..part]);
+                dialogue.end_receive();
+                assert!(!dialogue.complete() && !dialogue.all_answered(), "{framing:?}, {part}");
+            }
         }
     }
 
