@@ -12,13 +12,13 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::ops::ControlFlow;
 use std::time::Duration;
 
 use common::{TestServer, config};
 use criterion::{
     BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
+use evecho::client::Cancel;
 use evecho::client::load::{self, Length, Mode, Report};
 use evecho::client::target::Transport;
 use evecho::{Config, Design};
@@ -39,7 +39,7 @@ fn load(server: &TestServer, transport: Transport) -> load::Config {
 
 /// Runs a load that ends by itself.
 fn run(load: &load::Config) -> Report {
-    load::run(load, &mut |_| ControlFlow::Continue(())).unwrap()
+    load::run(load, &Cancel::default(), |_| {}).unwrap()
 }
 
 /// A message waits for those before it: with fewer than this from each connection, a run would time

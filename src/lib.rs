@@ -22,6 +22,7 @@
 //! - [`protocol`]: bytes in, bytes out. Framings, services, and the [`Service`] trait for one of
 //!   your own.
 //! - `client`: the tools that talk to an echo server, of whatever make.
+//! - [`units`]: times, sizes and rates as all of them print them.
 //!
 //! # Features
 //!
@@ -45,6 +46,7 @@ pub mod protocol;
 pub mod server;
 mod socket;
 mod stats;
+pub mod units;
 
 /// What the fuzz targets drive, and nobody else sees.
 #[cfg(fuzzing)]

@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::ops::ControlFlow;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use evecho::client::Cancel;
 use evecho::client::load::{self, Config, Errors, Length, Mode, Report};
 use evecho::client::target::Transport::{self, Tcp, Udp};
 
@@ -190,11 +190,11 @@ fn config(transport: Transport, address: SocketAddr) -> Config {
 }
 
 fn run(config: &Config) -> Report {
-    load::run(config, &mut |_| ControlFlow::Continue(())).unwrap()
+    load::run(config, &Cancel::default(), |_| {}).unwrap()
 }
 
 fn error(config: &Config) -> String {
-    load::run(config, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string()
+    load::run(config, &Cancel::default(), |_| {}).unwrap_err().to_string()
 }
 
 /// The messages that came back and the errors, of a run against a server with this fault.
@@ -428,14 +428,16 @@ fn what_was_due_and_not_sent_is_told() {
 }
 
 #[test]
-fn a_run_stops_when_the_caller_says_so() {
+fn a_run_stops_when_it_is_cancelled() {
     let double = Double::new(Fault::Lose);
     let config = Config { length: Length::Time(LONG), ..config(Tcp, double.serve_tcp()) };
-    let mut stop = |_: &load::Progress| match double.seen() > VICTIM {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
+    let cancel = Cancel::default();
+    let cancel_then = |_: &load::Progress| {
+        if double.seen() > VICTIM {
+            cancel.cancel();
+        }
     };
-    let report = load::run(&config, &mut stop).unwrap();
+    let report = load::run(&config, &cancel, cancel_then).unwrap();
     // What is still out is no fault then.
     assert_eq!((report.stopped, report.messages, report.errors), (true, 3, Errors::default()));
 }
@@ -535,7 +537,7 @@ fn the_command_says_what_stands_in_the_way() {
     let (_closed, closed) = closed_port();
     let (_listener, _first, dead) = dead_host();
     let refused = format!("{closed} refused the connection");
-    let silent = format!("{dead} did not answer within 100ms");
+    let silent = format!("{dead} did not answer within 100 ms");
     for (arguments, target, sentence) in [
         ("-n 1", closed.to_string(), refused.as_str()),
         ("-n 1 -m churn", closed.to_string(), &refused),

@@ -336,7 +336,7 @@ fn nothing_back_is_failure() {
     assert_eq!(outcome.code, Some(1));
     assert!(outcome.text().contains("1 sent, 0 received, 1 lost (100%)"), "{}", outcome.text());
     let sentence = format!(
-        "evecho: {address} did not answer within 50ms; is an echo server running there, and on \
+        "evecho: {address} did not answer within 50 ms; is an echo server running there, and on \
          that port?\n"
     );
     assert_eq!(outcome.stderr, sentence);
@@ -353,7 +353,7 @@ fn nobody_there_is_one_sentence() {
     let (_dead, _backlog, dead) = tool::dead_host();
     for (target, said) in [
         (&*refused, "refused the connection"),
-        (&*dead, "did not answer within 200ms"),
+        (&*dead, "did not answer within 200 ms"),
         ("nobody.invalid:7", "cannot resolve 'nobody.invalid'"),
     ] {
         let outcome = run(&["ping", target, "-W", "200ms", "-c", "1"], b"");

@@ -102,7 +102,10 @@ fn what_cannot_be_started_says_why() {
         descriptors: None,
     };
     let error = command.start(&impatient).unwrap_err().to_string();
-    assert!(error.contains("does not listen over UDP") && error.contains("after 200ms"), "{error}");
+    assert!(
+        error.contains("does not listen over UDP") && error.contains("after 200 ms"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -308,7 +308,7 @@ fn a_server_that_answers_nothing_ends_after_the_timeout() {
     let outcome = run(&["send", &address, "-t", "50ms", "hello"], b"");
     assert_eq!((outcome.code, outcome.text()), (Some(1), ""));
     let sentence = format!(
-        "evecho: {address} did nothing for 50ms after 6 bytes were sent and 0 came back; does it \
+        "evecho: {address} did nothing for 50 ms after 6 bytes were sent and 0 came back; does it \
          frame messages in another way, or need a longer timeout?\n"
     );
     assert_eq!(outcome.stderr, sentence);
@@ -322,7 +322,7 @@ fn a_server_that_takes_nothing_ends_after_the_timeout() {
     let address = listener.local_addr().unwrap().to_string();
     let outcome = run(&["send", &address, "-t", "50ms", "--raw"], &noise(50_000_000));
     assert_eq!((outcome.code, outcome.text()), (Some(1), ""));
-    assert!(outcome.stderr.contains("did nothing for 50ms"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("did nothing for 50 ms"), "{}", outcome.stderr);
 }
 
 #[test]
@@ -384,7 +384,7 @@ fn nobody_there_is_one_sentence() {
     let (_dead, _backlog, dead) = tool::dead_host();
     for (target, said) in [
         (&*refused, "refused the connection"),
-        (&*dead, "did not answer within 200ms"),
+        (&*dead, "did not answer within 200 ms"),
         ("nobody.invalid:7", "cannot resolve 'nobody.invalid'"),
     ] {
         let outcome = run(&["send", target, "--timeout", "200ms", "hello"], b"");
@@ -435,7 +435,7 @@ fn a_lost_datagram_is_told_and_its_late_reply_is_not_the_next_ones() {
     });
     let outcome = run(&["send", "--udp", &address, "-t", "1s", "one", "two", "three"], b"");
     assert_eq!((outcome.code, outcome.text()), (Some(1), "two\nthree\n"));
-    assert_eq!(outcome.stderr, "evecho: message 1: no reply within 1s\n");
+    assert_eq!(outcome.stderr, "evecho: message 1: no reply within 1 s\n");
 }
 
 #[test]

@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use clap::{ArgGroup, ValueEnum};
-use evecho::client::check::{self, CASES, Case, CaseReport, Config, Outcome, Report};
+use evecho::client::Cancel;
+use evecho::client::check::{self, CASES, CaseReport, Config, Outcome, Report};
 use evecho::client::check::{Service, Subject};
 use evecho::client::process::ServerCommand;
 use evecho::client::target::{Target, Transport};
 use serde::Serialize;
 
 use super::output::Output;
-use super::{CommandResult, units};
+use super::{CommandResult, cancel_at_signals, units};
 
 /// Grade any echo server against the rules that it has to keep
 ///
@@ -121,11 +122,12 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         list(&mut out, args)?;
         return Ok(ExitCode::SUCCESS);
     };
+    let cancel = cancel_at_signals()?;
     let report = match args.format {
-        Format::Text => text(&mut out, &config)?,
-        Format::Tap => tap(&mut out, &config)?,
+        Format::Text => text(&mut out, &config, &cancel)?,
+        Format::Tap => tap(&mut out, &config, &cancel)?,
         Format::Json => {
-            let report = check::run(&config, |_, _| {})?;
+            let report = check::run(&config, &cancel, |_| {})?;
             serde_json::to_writer_pretty(&mut out, &Document::of(&report))?;
             writeln!(out)?;
             report
@@ -157,13 +159,17 @@ const ODD: Style = AnsiColor::Yellow.on_default();
 /// How wide the names are printed: the longest is `tcp-half-close-empty`.
 const NAME: usize = 20;
 
-fn text(out: &mut impl Write, config: &Config) -> Result<Report, Box<dyn std::error::Error>> {
+fn text(
+    out: &mut impl Write,
+    config: &Config,
+    cancel: &Cancel,
+) -> Result<Report, Box<dyn std::error::Error>> {
     let mut group = None;
     let mut written = Ok(());
-    let report = check::run(config, |case, report| {
+    let report = check::run(config, cancel, |case| {
         if written.is_ok() {
             let begins = group.replace(case.group) != Some(case.group);
-            written = text_case(out, report, begins);
+            written = text_case(out, case, begins);
         }
     })?;
     written?;
@@ -196,14 +202,18 @@ fn text_case(out: &mut impl Write, report: &CaseReport, begins: bool) -> io::Res
     }
 }
 
-fn tap(out: &mut impl Write, config: &Config) -> Result<Report, Box<dyn std::error::Error>> {
+fn tap(
+    out: &mut impl Write,
+    config: &Config,
+    cancel: &Cancel,
+) -> Result<Report, Box<dyn std::error::Error>> {
     let mut number = 0;
     let mut written =
         writeln!(out, "TAP version 14\n1..{}", config.cases().count()).map_err(Into::into);
-    let report = check::run(config, |case, report| {
+    let report = check::run(config, cancel, |case| {
         number += 1;
         if written.is_ok() {
-            written = tap_case(out, number, case, &report.outcome);
+            written = tap_case(out, number, case);
         }
     })?;
     written?;
@@ -213,11 +223,10 @@ fn tap(out: &mut impl Write, config: &Config) -> Result<Report, Box<dyn std::err
 fn tap_case(
     out: &mut impl Write,
     number: usize,
-    case: &Case,
-    outcome: &Outcome,
+    case: &CaseReport,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let name = case.name;
-    match outcome {
+    match &case.outcome {
         Outcome::Passed => writeln!(out, "ok {number} - {name}")?,
         Outcome::Skipped { reason } => {
             writeln!(out, "ok {number} - {name} # SKIP {}", reason.replace('\n', " "))?;

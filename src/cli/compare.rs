@@ -4,10 +4,8 @@ use std::env;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -16,12 +14,12 @@ use evecho::client::compare::{
     self, Cell, Config, Contender, Measurement, Progress, Report, Spread, Trial,
 };
 use evecho::client::process::ServerCommand;
+use evecho::units::{grouped, time};
 use serde::Serialize;
 
 use super::output::Output;
 use super::serve::DesignArg;
-use super::units::{self, grouped, short};
-use super::{CommandResult, stop_flag, usage};
+use super::{CommandResult, cancel_at_signals, units, usage};
 
 /// Compare echo servers under the same load: the three designs of evecho, and any others
 ///
@@ -106,13 +104,9 @@ pub(crate) fn run(args: Args) -> CommandResult {
     // The servers inherit the limit.
     evecho::raise_open_file_limit()?;
     let config = config(args)?;
-    let stop = stop_flag()?;
+    let cancel = cancel_at_signals()?;
     let mut status = Status { terminal: io::stderr().is_terminal(), round: 0 };
-    let go_on = || match stop.load(Ordering::Relaxed) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    };
-    let report = compare::run(&config, |progress| status.show(progress), go_on);
+    let report = compare::run(&config, &cancel, |progress| status.show(progress));
     status.clear();
     let report = report?;
     Output::plain().write_all(describe(&report).as_bytes())?;
@@ -174,8 +168,8 @@ struct Status {
 }
 
 impl Status {
-    fn show(&mut self, progress: Progress<'_>) {
-        let Progress { done, total, round, name, trial } = progress;
+    fn show(&mut self, progress: &Progress<'_>) {
+        let Progress { done, total, round, name, trial } = *progress;
         let mut out = io::stderr();
         // Nobody to tell is no reason to end.
         let _ = if self.terminal {
@@ -260,7 +254,7 @@ fn heading(report: &Report) -> String {
         report.size,
         report.depth,
         report.rounds,
-        short(Duration::from_secs_f64(report.seconds)),
+        time(Duration::from_secs_f64(report.seconds)),
         machine.cpu,
         machine.cpus,
         machine.memory >> 20,
@@ -288,7 +282,7 @@ fn heading(report: &Report) -> String {
 /// The numbers of a server under a trial.
 fn row(cell: &Cell) -> String {
     let median = |of: fn(&Measurement) -> f64| cell.spread(of).map_or(0.0, |spread| spread.median);
-    let time = |us: f64| short(Duration::from_secs_f64(us / 1e6));
+    let micros = |us: f64| time(Duration::from_secs_f64(us / 1e6));
     let rate = cell.spread(|m| m.messages_per_second);
     let rate = rate.map_or(String::new(), |rate| {
         format!("{} ±{:>3.0} %", grouped(rate.median as u64), rate.percent())
@@ -297,9 +291,9 @@ fn row(cell: &Cell) -> String {
     let switches = switches.map_or("-".to_owned(), |each| format!("{:.2}", each.median));
     let mut row = format!(
         "{rate:>17}  {:>7} {:>7}  {:>8}  {switches:>8}  {:>7}  {:>5.1} MiB",
-        time(median(|m| m.p50_us)),
-        time(median(|m| m.p99_us)),
-        time(median(|m| m.cpu_us_per_message)),
+        micros(median(|m| m.p50_us)),
+        micros(median(|m| m.p99_us)),
+        micros(median(|m| m.cpu_us_per_message)),
         median(|m| m.threads),
         median(|m| m.resident_bytes) / f64::from(1 << 20),
     );

@@ -2,19 +2,17 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::ops::ControlFlow;
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::error::ErrorKind;
 
 use super::output::Output;
-use super::units::{self, grouped, short};
-use super::{CommandResult, stop_flag, usage};
+use super::{CommandResult, cancel_at_signals, units, usage};
 use evecho::client::load::{self, Config, Latency, Length, Mode, Phase, Progress, Report};
 use evecho::client::target::{Target, Transport};
+use evecho::units::{grouped, throughput, time};
 
 /// Keep an echo server busy, verify every byte that it answers, and measure.
 ///
@@ -81,19 +79,13 @@ enum ModeArg {
 pub(crate) fn run(args: Args) -> CommandResult {
     let (target, json) = (args.target.clone(), args.json);
     let mut config = args.config();
-    let stop = stop_flag()?;
+    let cancel = cancel_at_signals()?;
     config.address = target.choose(config.transport, config.timeout)?;
     if let Err(invalid) = config.check() {
         usage(ErrorKind::ValueValidation, &invalid.to_string());
     }
     let mut status = Status::new();
-    let report = load::run(&config, &mut |progress| {
-        status.show(&config, progress);
-        match stop.load(Ordering::Relaxed) {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
-    });
+    let report = load::run(&config, &cancel, |progress| status.show(&config, progress));
     status.clear();
     let report = report?;
     let text = match json {
@@ -191,7 +183,7 @@ fn describe(report: &Report, target: &Target) -> String {
     text += &format!("\n  {:<13}{} in {duration:.2}s", what, grouped(report.messages));
     if report.config.mode != Mode::Idle && report.messages > 0 {
         let bytes = report.bytes as f64 / duration;
-        text += &format!(": {}/s, {} each way", grouped(report.rate as u64), Throughput(bytes));
+        text += &format!(": {}/s, {} each way", grouped(report.rate as u64), throughput(bytes));
     }
     if let Some(latency) = &report.latency {
         text += &format!("\n  {:<13}{}", "latency", describe_latency(latency));
@@ -235,7 +227,7 @@ fn describe_latency(latency: &Latency) -> String {
     named
         .into_iter()
         .chain([("p99.9", p999), ("max", max)])
-        .map(|(name, time)| format!("{name} {}", short(time)))
+        .map(|(name, value)| format!("{name} {}", time(value)))
         .collect::<Vec<_>>()
         .join(", ")
 }
@@ -277,32 +269,4 @@ fn remarks(report: &Report) -> Vec<String> {
         ));
     }
     remarks
-}
-
-/// Bytes a second, in powers of 1,024.
-struct Throughput(f64);
-
-impl std::fmt::Display for Throughput {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (value, unit) = match self.0 {
-            n if n < 1024.0 => (n, "B"),
-            n if n < 1024.0 * 1024.0 => (n / 1024.0, "KiB"),
-            n if n < 1024.0 * 1024.0 * 1024.0 => (n / 1024.0 / 1024.0, "MiB"),
-            n => (n / 1024.0 / 1024.0 / 1024.0, "GiB"),
-        };
-        write!(f, "{value:.1} {unit}/s")
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn throughput_has_a_fitting_unit() {
-        assert_eq!(Throughput(10.0).to_string(), "10.0 B/s");
-        assert_eq!(Throughput(1536.0).to_string(), "1.5 KiB/s");
-        assert_eq!(Throughput(3.0 * 1024.0 * 1024.0).to_string(), "3.0 MiB/s");
-        assert_eq!(Throughput(2.5 * 1024.0 * 1024.0 * 1024.0).to_string(), "2.5 GiB/s");
-    }
 }

@@ -20,6 +20,7 @@ use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
+use evecho::client::Cancel;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use output::complain;
@@ -72,13 +73,13 @@ fn usage(kind: ErrorKind, sentence: &str) -> ! {
     Cli::command().error(kind, sentence).exit()
 }
 
-/// Set at SIGINT or SIGTERM. A second one ends the program at once.
-fn stop_flag() -> std::io::Result<Arc<AtomicBool>> {
+/// Cancels at SIGINT or SIGTERM. A second one ends the program at once.
+fn cancel_at_signals() -> std::io::Result<Cancel> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         let code = 128 + signal;
         signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&stop))?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
-    Ok(stop)
+    Ok(Cancel::from(stop))
 }

@@ -17,6 +17,7 @@ use super::output::Output;
 use super::{CommandResult, units};
 use evecho::client::ping::{self, Config, Event, LONGEST, Reply, Size, Summary};
 use evecho::client::target::{Target, Transport};
+use evecho::units::{milliseconds, time};
 
 /// Measure round-trip times, and tell loss, duplicates, reordering and corruption apart.
 ///
@@ -112,7 +113,7 @@ fn nothing_came(config: &Config, summary: &Summary, trouble: Option<String>) -> 
         Some(trouble) => format!("no ping came back whole: {trouble}"),
         None if summary.lost > 0 => format!(
             "{target} did not answer within {}; is an echo server running there, and on that port?",
-            humantime::format_duration(config.wait)
+            time(config.wait)
         ),
         None => format!("{target} had not answered when the run ended"),
     }
@@ -179,7 +180,7 @@ impl<'a> Printer<'a> {
             }
             Event::Reply(reply) => self.describe_reply(reply),
             Event::Lost { seq, reason: None } => {
-                let wait = humantime::format_duration(self.config.wait);
+                let wait = time(self.config.wait);
                 format!("seq={seq}: no reply within {wait}")
             }
             Event::Lost { seq, reason: Some(reason) } => format!("seq={seq}: lost: {reason}"),
@@ -204,7 +205,11 @@ impl<'a> Printer<'a> {
             }
             Reply::Stray => return "a reply to no recent ping".to_owned(),
         };
-        format!("{size} bytes from {}: seq={seq} time={} ms{remark}", self.peer, Millis(*time))
+        format!(
+            "{size} bytes from {}: seq={seq} time={} ms{remark}",
+            self.peer,
+            milliseconds(*time)
+        )
     }
 
     fn summary(&mut self, summary: &Summary, elapsed: Duration) {
@@ -257,19 +262,10 @@ fn describe_summary(summary: &Summary, elapsed: Duration) -> String {
     }
     text += &format!(", in {} ms", elapsed.as_millis());
     if let Some(times) = &summary.times {
-        let [min, avg, max, mdev] = [times.min, times.avg, times.max, times.mdev].map(Millis);
-        let [p50, p90, p99] = [times.p50, times.p90, times.p99].map(Millis);
+        let [min, avg, max, mdev] = [times.min, times.avg, times.max, times.mdev].map(milliseconds);
+        let [p50, p90, p99] = [times.p50, times.p90, times.p99].map(milliseconds);
         text += &format!("\nrtt min/avg/max/mdev = {min}/{avg}/{max}/{mdev} ms");
         text += &format!("\nrtt p50/p90/p99 = {p50}/{p90}/{p99} ms");
     }
     text
-}
-
-/// A time in milliseconds, as exact as microseconds.
-struct Millis(Duration);
-
-impl fmt::Display for Millis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.3}", self.0.as_secs_f64() * 1e3)
-    }
 }

@@ -60,7 +60,7 @@ pub(crate) fn run(args: Args) -> CommandResult {
     config.transport = if args.udp { Transport::Udp } else { Transport::Tcp };
     config.framing = args.framing.into();
     config.timeout = args.timeout;
-    let wait = humantime::format_duration(args.timeout);
+    let wait = evecho::units::time(args.timeout);
     let tally = send::run(&config, input, output, |number| {
         complain(&format!("message {number}: no reply within {wait}"));
     })?;

@@ -1,4 +1,4 @@
-//! Numbers, sizes and times as people write them (`64k`, `10s`) and read them (`1,234`, `98.7us`).
+//! Sizes and times as people write them: `64k`, `10s`.
 
 use std::time::Duration;
 
@@ -30,36 +30,6 @@ pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
         time if time > Duration::from_secs(86_400) => Err("the longest wait is 1day".to_string()),
         time => Ok(time),
     }
-}
-
-/// A time with three digits or so: `9.87us`, `98.7us`, `987us`, `9.87ms`.
-pub(crate) fn short(time: Duration) -> String {
-    let nanoseconds = time.as_nanos() as f64;
-    let (value, unit) = match nanoseconds {
-        n if n < 1e3 => return format!("{n}ns"),
-        n if n < 1e6 => (n / 1e3, "us"),
-        n if n < 1e9 => (n / 1e6, "ms"),
-        n => (n / 1e9, "s"),
-    };
-    let decimals = match value {
-        v if v < 9.995 => 2,
-        v if v < 99.95 => 1,
-        _ => 0,
-    };
-    format!("{value:.decimals$}{unit}")
-}
-
-/// A number with commas: `1,234,567`.
-pub(crate) fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 #[cfg(test)]
@@ -96,19 +66,5 @@ mod tests {
         for bad in ["0", "0s", "86401s", "10000years", ""] {
             assert!(timeout(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn numbers_read_easily() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-    }
-
-    #[test]
-    fn times_have_three_digits() {
-        let times = [0, 999, 1_000, 9_994, 9_996, 98_700, 987_000, 9_870_000, 12_345_000_000];
-        assert_eq!(
-            times.map(|nanoseconds| short(Duration::from_nanos(nanoseconds))),
-            ["0ns", "999ns", "1.00us", "9.99us", "10.0us", "98.7us", "987us", "9.87ms", "12.3s"]
-        );
     }
 }

@@ -1,7 +1,12 @@
 //! The tools that talk to an echo server.
+//!
+//! Each is a function `run` that takes what to do (a plain `Config`), a [`Cancel`] that ends it early,
+//! and a closure that hears of its progress; it returns what came of it.
 
+mod cancel;
 pub mod check;
 pub mod compare;
+mod histogram;
 pub mod load;
 pub mod pattern;
 pub mod ping;
@@ -9,3 +14,5 @@ pub mod process;
 pub mod send;
 pub mod target;
 mod wait;
+
+pub use cancel::Cancel;

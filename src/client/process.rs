@@ -27,6 +27,7 @@ use nix::unistd::{Pid, getppid};
 use socket2::{Domain, Socket, Type};
 
 use super::target::Transport;
+use crate::units;
 
 /// What stands for the port in a command.
 const PORT: &str = "{port}";
@@ -235,7 +236,7 @@ impl fmt::Display for StartError {
                     Transport::Tcp => "TCP",
                     Transport::Udp => "UDP",
                 };
-                let patience = humantime::format_duration(*patience);
+                let patience = units::time(*patience);
                 write!(
                     f,
                     "'{command}' does not listen over {name} on 127.0.0.1 or ::1 after {patience}"

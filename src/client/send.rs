@@ -17,6 +17,7 @@ use nix::poll::PollFlags;
 use super::target::{self, Target, Transport};
 use super::wait::{self, is_not_now};
 use crate::protocol::{Framing, MAX_DATAGRAM};
+use crate::units;
 use dialogue::{Buffer, Dialogue, MAX_MESSAGE};
 
 /// Bytes that are read at once.
@@ -488,7 +489,7 @@ impl fmt::Display for Error {
                 f,
                 "{peer} did nothing for {} after {sent} bytes were sent and {received} came back; \
                  does it frame messages in another way, or need a longer timeout?",
-                humantime::format_duration(*timeout)
+                units::time(*timeout)
             ),
         }
     }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::units;
+
 /// The longest time that a tool waits for one thing, a day; a longer timeout is cut to it.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -267,10 +269,7 @@ impl Error {
     fn unknown(target: &Target, timeout: Duration, error: io::Error) -> Self {
         let reason = match error.kind() {
             io::ErrorKind::TimedOut => {
-                format!(
-                    "the resolver did not answer within {}",
-                    humantime::format_duration(timeout)
-                )
+                format!("the resolver did not answer within {}", units::time(timeout))
             }
             _ => {
                 let text = error.to_string();
@@ -305,7 +304,7 @@ impl Attempt {
         let reason = match kind {
             ConnectionRefused => "refused the connection".to_owned(),
             io::ErrorKind::TimedOut => {
-                format!("did not answer within {}", humantime::format_duration(timeout))
+                format!("did not answer within {}", units::time(timeout))
             }
             HostUnreachable | NetworkUnreachable => "cannot be reached from here".to_owned(),
             _ => format!("failed ({error})"),

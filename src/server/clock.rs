@@ -1,6 +1,5 @@
 //! Time as the server counts it.
 
-use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::{Duration, Instant};
 
@@ -76,21 +75,6 @@ pub(crate) fn round_up(time: Duration) -> Duration {
     Duration::from_millis(u64::try_from(time.as_micros().div_ceil(1000)).unwrap_or(u64::MAX))
 }
 
-/// A time as a log line shows it: with three digits or so.
-pub(crate) struct Rounded(pub(crate) Duration);
-
-impl fmt::Display for Rounded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = match self.0.as_nanos() {
-            0..=999_999 => 1_000,
-            1_000_000..=999_999_999 => 10_000,
-            _ => 10_000_000,
-        };
-        let nanos = u64::try_from(self.0.as_nanos() / unit * unit).unwrap_or(u64::MAX);
-        write!(f, "{:?}", Duration::from_nanos(nanos))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,14 +87,5 @@ mod tests {
         assert!(!episode.begins(start + Duration::from_secs(9)));
         assert!(!episode.begins(start + Duration::from_secs(18)));
         assert!(episode.begins(start + Duration::from_secs(29)));
-    }
-
-    #[test]
-    fn times_are_rounded() {
-        let shown = |nanos| Rounded(Duration::from_nanos(nanos)).to_string();
-        assert_eq!(shown(0), "0ns");
-        assert_eq!(shown(123_456), "123µs");
-        assert_eq!(shown(12_345_678), "12.34ms");
-        assert_eq!(shown(61_234_567_890), "61.23s");
     }
 }

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use log::{debug, info};
 
-use super::clock::{Moment, Rounded};
+use super::clock::Moment;
 use super::peer::Peer;
 use crate::protocol::{FrameError, Scratch, Service, Session, Verdict};
 use crate::stats::{Counter, Stats};
+use crate::units;
 
 /// What a connection needs of its stream.
 pub(crate) trait Stream: Read + Write {
@@ -430,7 +431,12 @@ impl<S, V> Connection<S, V> {
             if unsent > 0 {
                 write!(f, "{unsent} bytes unsent, ")?;
             }
-            write!(f, "paused {} by back-pressure, open {}", Rounded(paused), Rounded(now - opened))
+            write!(
+                f,
+                "paused {} by back-pressure, open {}",
+                units::time(paused),
+                units::time(now - opened)
+            )
         })
     }
 }

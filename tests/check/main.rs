@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
 
+use evecho::client::Cancel;
 use evecho::client::check::{self, CASES, CaseReport, Config, Outcome, Report, Service, Subject};
 use evecho::client::process::ServerCommand;
 
@@ -115,7 +116,7 @@ fn grade(subject: Subject, upper: bool, only: &str, skip: &[&str], timeout: Dura
         supervisor: PathBuf::from(env!("CARGO_BIN_EXE_evecho")),
         ..Config::new(subject)
     };
-    check::run(&config, |_, _| {}).unwrap()
+    check::run(&config, &Cancel::default(), |_| {}).unwrap()
 }
 
 /// Floods would measure one another: they are left to their own faults and to the correct double.

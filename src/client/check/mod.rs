@@ -2,10 +2,11 @@
 //! outcome.
 //!
 //! ```no_run
+//! use evecho::client::Cancel;
 //! use evecho::client::check::{self, Config, Subject};
 //!
 //! let config = Config::new(Subject::Address("localhost:7".parse().unwrap()));
-//! let report = check::run(&config, |case, result| println!("{}: {result:?}", case.name))?;
+//! let report = check::run(&config, &Cancel::default(), |case| println!("{}: {:?}", case.name, case.outcome))?;
 //! assert!(report.all_passed());
 //! # Ok::<(), check::Error>(())
 //! ```
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use self::context::{Context, Probe};
+use super::Cancel;
 use super::process::{ServerCommand, ServerProcess, Start, StartError, Usage, listens};
 use super::target::{self, Target, Transport};
 
@@ -330,22 +332,27 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Runs the cases that `config` asks for, and calls `each` as soon as one has ended.
+/// Runs the cases that `config` asks for, and calls `progress` as soon as one has ended. After
+/// `cancel` no other case begins, and the report has those that ran.
 ///
 /// # Errors
 ///
 /// When the server cannot be reached or started at all. What it does wrong is in the report.
 pub fn run(
     config: &Config,
-    mut each: impl FnMut(&'static Case, &CaseReport),
+    cancel: &Cancel,
+    mut progress: impl FnMut(&CaseReport),
 ) -> Result<Report, Error> {
     raise_own_limit();
     let began = Instant::now();
     let mut bench = Bench::set_up(config)?;
     let mut cases = Vec::new();
     for case in config.cases() {
+        if cancel.is_cancelled() {
+            break;
+        }
         let report = bench.grade(case)?;
-        each(case, &report);
+        progress(&report);
         cases.push(report);
     }
     let count = |is: fn(&Outcome) -> bool| cases.iter().filter(|case| is(&case.outcome)).count();

@@ -12,7 +12,6 @@ mod report;
 mod trial;
 
 use std::fmt;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -21,8 +20,8 @@ use serde::Serialize;
 pub use figure::svg;
 pub use report::{Cell, Machine, Measurement, Report, Spread};
 
-use super::load;
 use super::process::ServerCommand;
+use super::{Cancel, load};
 
 /// A server that takes part.
 #[derive(Clone, Debug)]
@@ -129,17 +128,16 @@ pub struct Progress<'a> {
 /// Puts every server under every trial, round after round.
 ///
 /// A server that fails at something is not put under that trial again; the rest goes on.
-/// `progress` hears of every measurement before it begins, and `go_on` is asked several times a
-/// second: where it says [`ControlFlow::Break`], the report has what was measured so far. Call it
-/// from a thread that lives on: the servers end with it.
+/// `progress` hears of every measurement before it begins. After `cancel` the report has what was
+/// measured so far. Call it from a thread that lives on: the servers end with it.
 ///
 /// # Errors
 ///
 /// When a config is none, or the system does not let this process have so many connections.
 pub fn run(
     config: &Config,
-    mut progress: impl FnMut(Progress<'_>),
-    mut go_on: impl FnMut() -> ControlFlow<()>,
+    cancel: &Cancel,
+    mut progress: impl FnMut(&Progress<'_>),
 ) -> Result<Report, load::Error> {
     // Before anyone is blamed for it. The slow client is one more.
     let most = config.trials.iter().map(|trial| trial.connections() + 1).max();
@@ -156,8 +154,8 @@ pub fn run(
                 let cell = report.cell(&contender.name, trial);
                 if cell.fault.is_none() {
                     let name = &contender.name;
-                    progress(Progress { done, total, round: round + 1, name, trial });
-                    match trial::measure(config, contender, trial, &mut go_on)? {
+                    progress(&Progress { done, total, round: round + 1, name, trial });
+                    match trial::measure(config, contender, trial, cancel)? {
                         trial::Outcome::Measured(measurement) => cell.rounds.push(measurement),
                         trial::Outcome::Failed(fault) => cell.fault = Some(fault),
                         trial::Outcome::Stopped => {

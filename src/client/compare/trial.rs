@@ -2,11 +2,11 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::report::{Measurement, Silence};
 use super::{Config, Contender, Trial};
+use crate::client::Cancel;
 use crate::client::load::{self, Length, Mode, Phase};
 use crate::client::pattern;
 use crate::client::process::{ServerProcess, Start, Usage};
@@ -34,7 +34,7 @@ pub(super) fn measure(
     config: &Config,
     contender: &Contender,
     trial: Trial,
-    go_on: &mut dyn FnMut() -> ControlFlow<()>,
+    cancel: &Cancel,
 ) -> Result<Outcome, load::Error> {
     let start = Start {
         supervisor: config.supervisor.clone(),
@@ -52,10 +52,7 @@ pub(super) fn measure(
     }
     let load = load_of(config, trial, server.address());
     let mut watch = Watch { pid: server.pid(), begin: None, end: None };
-    let report = load::run(&load, &mut |progress| {
-        watch.look(progress);
-        go_on()
-    });
+    let report = load::run(&load, cancel, |progress| watch.look(progress));
     let report = match report {
         Ok(report) => report,
         Err(error @ load::Error::Unreachable { .. }) => {

@@ -1,7 +1,6 @@
 //! The course of a run: open, warm up, measure, drain; and the event loop that carries it.
 
 use std::io;
-use std::ops::ControlFlow;
 use std::time::Duration;
 
 use mio::event::Event;
@@ -12,6 +11,7 @@ use super::config::{Config, Length};
 use super::pace::Pace;
 use super::report::{Latency, Phase, Progress, Report};
 use super::run::Run;
+use crate::client::Cancel;
 
 /// The loop looks up at least so often, in nanoseconds.
 const TICK: u64 = 10_000_000;
@@ -72,9 +72,8 @@ pub(super) struct Course<'a> {
     run: Run<'a>,
     pace: Option<Pace>,
     phase: Phase,
-    progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    /// What the caller said last: whether to go on.
-    verdict: ControlFlow<()>,
+    cancel: &'a Cancel,
+    progress: &'a mut dyn FnMut(&Progress),
     next_progress: u64,
     next_sweep: u64,
 }
@@ -82,7 +81,8 @@ pub(super) struct Course<'a> {
 impl<'a> Course<'a> {
     pub(super) fn new(
         config: &'a Config,
-        progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
+        cancel: &'a Cancel,
+        progress: &'a mut dyn FnMut(&Progress),
     ) -> Result<Self, Error> {
         let system = |error| Error::System { what: "set up the event loop", error };
         let poll = Poll::new().map_err(system)?;
@@ -91,8 +91,7 @@ impl<'a> Course<'a> {
         let run = Run::new(config, registry);
         let pace = pace.map_err(system)?;
         let phase = Phase::Opening;
-        let verdict = ControlFlow::Continue(());
-        Ok(Self { poll, run, pace, phase, progress, verdict, next_progress: 0, next_sweep: 0 })
+        Ok(Self { poll, run, pace, phase, cancel, progress, next_progress: 0, next_sweep: 0 })
     }
 
     /// Opens, warms up, measures and drains.
@@ -207,7 +206,8 @@ impl<'a> Course<'a> {
         let mut more = driver.turn(&mut self.run)?;
         loop {
             let now = self.run.look_at_clock();
-            if self.report_progress().is_break() {
+            self.report_progress();
+            if self.cancel.is_cancelled() {
                 return Ok(End::Stopped);
             }
             if done(&self.run) {
@@ -276,24 +276,22 @@ impl<'a> Course<'a> {
         self.phase = phase;
         self.next_progress = 0;
         self.run.look_at_clock();
-        // Whether to go on is asked again in the loop.
-        let _ = self.report_progress();
+        self.report_progress();
     }
 
-    fn report_progress(&mut self) -> ControlFlow<()> {
+    fn report_progress(&mut self) {
         let run = &self.run;
-        if self.verdict.is_break() || run.now < self.next_progress {
-            return self.verdict;
+        if run.now < self.next_progress {
+            return;
         }
         self.next_progress = run.now + PROGRESS;
-        self.verdict = (self.progress)(&Progress {
+        (self.progress)(&Progress {
             phase: self.phase,
             elapsed: Duration::from_nanos(run.now),
             opened: run.opened,
             messages: run.window.all_messages,
             errors: run.faults.errors.total(),
         });
-        self.verdict
     }
 
     fn report<D: Driver>(mut self, mut driver: D) -> Report {

@@ -7,7 +7,7 @@
 //! ```
 //! use std::io::{self, Read, Write};
 //! use std::net::TcpListener;
-//! use std::ops::ControlFlow;
+//! use evecho::client::Cancel;
 //! use evecho::client::load::{self, Config, Length};
 //! use evecho::client::target::Transport;
 //!
@@ -22,7 +22,7 @@
 //! let mut config = Config::new(Transport::Tcp, address);
 //! config.connections = 1;
 //! config.length = Length::Messages(100);
-//! let report = load::run(&config, &mut |_progress| ControlFlow::Continue(()))?;
+//! let report = load::run(&config, &Cancel::default(), |_progress| {})?;
 //! assert_eq!((report.messages, report.errors.total()), (100, 0));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -48,10 +48,6 @@ mod udp;
 
 use std::fmt;
 use std::io;
-use std::ops::ControlFlow;
-use std::time::Duration;
-
-use serde::Serializer;
 
 pub use config::{Config, Invalid, Length, Mode};
 pub use faults::Errors;
@@ -59,12 +55,13 @@ pub use report::{Latency, Phase, Progress, Report};
 pub(super) use socket::make_room;
 
 use super::target::{self, Transport};
+use super::{Cancel, histogram::nanoseconds};
 
 /// Puts load on a server as `config` asks and reports what came of it.
 ///
-/// `progress` is called when a phase begins and about ten times a second; when it returns
-/// [`ControlFlow::Break`] the run ends at once, and what is still out then is no fault. The soft
-/// limit of open files is raised when the connections need it.
+/// `progress` is called when a phase begins and about ten times a second. After `cancel` the run
+/// ends at once, and what is still out then is no fault. The soft limit of open files is raised when
+/// the connections need it.
 ///
 /// # Errors
 ///
@@ -73,11 +70,12 @@ use super::target::{self, Transport};
 /// way is not an error: [`Report::errors`] counts it.
 pub fn run(
     config: &Config,
-    progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    cancel: &Cancel,
+    mut progress: impl FnMut(&Progress),
 ) -> Result<Report, Error> {
     config.check()?;
     make_room(config.connections)?;
-    let course = course::Course::new(config, progress)?;
+    let course = course::Course::new(config, cancel, &mut progress)?;
     match (config.transport, config.mode) {
         (Transport::Udp, _) => course.measure(udp::Udp::new(config)),
         (_, Mode::Churn) => course.measure(churn::Churn::new(config)),
@@ -141,9 +139,4 @@ impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {
         Self::Invalid(invalid)
     }
-}
-
-/// Programs read times as nanoseconds.
-fn nanoseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }

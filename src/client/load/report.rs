@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::config::Config;
 use super::faults::Errors;
 use super::nanoseconds;
+use crate::client::histogram::Histogram;
 
 /// What came of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -59,7 +59,7 @@ pub struct Latency {
     /// The mean.
     #[serde(rename = "mean_ns", serialize_with = "nanoseconds")]
     pub mean: Duration,
-    /// Half of the messages took no longer.
+    /// The median.
     #[serde(rename = "p50_ns", serialize_with = "nanoseconds")]
     pub p50: Duration,
     /// 90 % took no longer.
@@ -77,17 +77,16 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Of nanoseconds; nothing when none was recorded.
-    pub(super) fn of(histogram: &Histogram<u64>) -> Option<Self> {
-        let at = |quantile| Duration::from_nanos(histogram.value_at_quantile(quantile));
-        (!histogram.is_empty()).then(|| Self {
-            min: Duration::from_nanos(histogram.min()),
-            mean: Duration::from_nanos(histogram.mean() as u64),
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p999: at(0.999),
-            max: Duration::from_nanos(histogram.max()),
+    /// Nothing when none was recorded.
+    pub(super) fn of(times: &Histogram) -> Option<Self> {
+        (times.count() > 0).then(|| Self {
+            min: times.min(),
+            mean: times.mean(),
+            p50: times.percentile(0.5),
+            p90: times.percentile(0.9),
+            p99: times.percentile(0.99),
+            p999: times.percentile(0.999),
+            max: times.max(),
         })
     }
 }

@@ -3,14 +3,11 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use hdrhistogram::Histogram;
 use mio::Registry;
 
 use super::config::Config;
 use super::faults::Faults;
-
-/// Latencies over an hour, in nanoseconds, count as an hour.
-const LONGEST: u64 = 3_600_000_000_000;
+use crate::client::histogram::Histogram;
 
 /// What the course and the driver share: the clock, what may be sent, what was counted.
 pub(super) struct Run<'a> {
@@ -56,7 +53,7 @@ pub(super) struct Window {
     pub(super) messages: u64,
     /// Those before the window too, for the progress.
     pub(super) all_messages: u64,
-    pub(super) latencies: Histogram<u64>,
+    pub(super) latencies: Histogram,
 }
 
 impl<'a> Run<'a> {
@@ -86,8 +83,7 @@ impl<'a> Run<'a> {
                 last: 0,
                 messages: 0,
                 all_messages: 0,
-                latencies: Histogram::new_with_bounds(1, LONGEST, 3)
-                    .expect("the bounds are apart and the precision is under 6 digits"),
+                latencies: Histogram::new(),
             },
         }
     }
@@ -163,7 +159,7 @@ impl<'a> Run<'a> {
         if due < window.start {
             return;
         }
-        window.latencies.saturating_record((self.now - due).max(1));
+        window.latencies.record(self.now - due);
         if self.now <= window.end {
             window.messages += 1;
             window.last = self.now;

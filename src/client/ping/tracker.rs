@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use super::{LONGEST, Size};
+use super::Size;
+use crate::client::histogram::{Histogram, nanoseconds};
 use crate::client::pattern;
 
 /// Each message starts with its sequence number and then with that number mixed with the run's
@@ -15,10 +15,6 @@ const HEADER: usize = 16;
 
 /// How many of the latest pings are remembered, to tell a late reply from a second one.
 const MEMORY: u64 = 1 << 16;
-
-/// Percentiles know times up to this many nanoseconds, twice the longest wait; a longer one, which
-/// only a stopped process can see, counts as this.
-const LONGEST_TIME: u64 = 2 * LONGEST.as_nanos() as u64;
 
 /// What a reply is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -122,10 +118,6 @@ pub struct Times {
     /// 99 in a hundred took no longer.
     #[serde(rename = "p99_ns", serialize_with = "nanoseconds")]
     pub p99: Duration,
-}
-
-fn nanoseconds<S: Serializer>(time: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -403,7 +395,7 @@ impl Tracker {
 
 /// Adds up round-trip times.
 struct Stopwatch {
-    histogram: Histogram<u64>,
+    histogram: Histogram,
     min: Duration,
     max: Duration,
     sum: f64,
@@ -413,8 +405,7 @@ struct Stopwatch {
 impl Default for Stopwatch {
     fn default() -> Self {
         Self {
-            histogram: Histogram::new_with_bounds(1, LONGEST_TIME, 3)
-                .expect("the bounds are apart, and three digits are allowed"),
+            histogram: Histogram::new(),
             min: Duration::MAX,
             max: Duration::ZERO,
             sum: 0.0,
@@ -429,20 +420,17 @@ impl Stopwatch {
         self.max = self.max.max(time);
         self.sum += time.as_secs_f64();
         self.sum_of_squares += time.as_secs_f64().powi(2);
-        self.histogram.saturating_record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+        self.histogram.record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
 
     fn times(&self) -> Option<Times> {
-        let count = self.histogram.len();
+        let count = self.histogram.count();
         if count == 0 {
             return None;
         }
         let avg = self.sum / count as f64;
         let variance = (self.sum_of_squares / count as f64 - avg * avg).max(0.0);
-        let percentile = |quantile| {
-            let time = Duration::from_nanos(self.histogram.value_at_quantile(quantile));
-            time.clamp(self.min, self.max)
-        };
+        let percentile = |quantile| self.histogram.percentile(quantile).clamp(self.min, self.max);
         Some(Times {
             min: self.min,
             avg: Duration::from_secs_f64(avg).clamp(self.min, self.max),
