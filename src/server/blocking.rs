@@ -465,7 +465,7 @@ impl Client<'_> {
     ) -> Turn {
         let shared = self.slot.shared;
         connection.hint(READY);
-        let read = connection.receive(room, scratch, shared.clock.now())?;
+        let read = connection.receive(room, scratch, None, shared.clock.now())?;
         let now = shared.clock.now();
         if read > 0 {
             connection.answer(&room[..read], scratch, now)?;
@@ -478,12 +478,15 @@ impl Client<'_> {
             // It has waited for as long as it may, or was cut.
             match shared.phase() >= Phase::Cut && !closing {
                 true => connection.close(End::Drain, now)?,
-                false => connection.expire(now)?,
+                false => connection.give_up(now)?,
             }
         }
         // From here on there is an end to waiting, whatever comes in the meantime.
         match connection.deadline(None) {
-            Some(deadline) if deadline <= now => connection.expire(now),
+            Some(deadline) if deadline <= now => {
+                self.allow(Duration::ZERO)?;
+                connection.expire()
+            }
             Some(deadline) => self.allow(deadline - now),
             None => Ok(()),
         }

@@ -233,17 +233,18 @@ impl<S: Stream, V: Service> Connection<S, V> {
         &mut self,
         room: &mut [u8],
         scratch: &mut Scratch,
+        idle_timeout: Option<Duration>,
         now: Moment,
     ) -> Turn<usize> {
         self.flush(now)?;
         if self.unsent.is_some() || !self.ready.readable {
-            return Ok(0);
+            return self.found_nothing(idle_timeout, now);
         }
         let read = match self.stream.read(room) {
             Ok(read) => read,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 self.ready.readable = false;
-                return Ok(0);
+                return self.found_nothing(idle_timeout, now);
             }
             // Still ready: the ready queue brings it back.
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(0),
@@ -305,17 +306,33 @@ impl<S: Stream, V: Service> Connection<S, V> {
         }
     }
 
-    /// Its deadline has passed.
-    pub(crate) fn expire(&mut self, now: Moment) -> Turn {
+    /// Its deadline has passed. That only means to look once more: what came while nobody looked was
+    /// in time. A turn that finds nothing then is the last one.
+    pub(crate) fn expire(&mut self) -> Turn {
+        if let Phase::Lingering(end, _) = self.phase {
+            return Err(end);
+        }
+        self.ready.writable |= self.unsent.is_some();
+        self.ready.readable |= self.unsent.is_none();
+        Ok(())
+    }
+
+    /// Nothing moved for as long as it may: ends it.
+    pub(crate) fn give_up(&mut self, now: Moment) -> Turn {
         match self.phase {
-            Phase::Flushing(end @ End::Drain) | Phase::Lingering(end, _) => Err(end),
-            // It has not been looked at since something came: its turn tells whether it is idle.
-            _ if self.can_act() => Ok(()),
             Phase::Open if self.unsent.is_none() => self.close(End::Idle, now),
             // The peer does not take what it is owed: a FIN would tell it that this was all.
             Phase::Open | Phase::Flushing(End::Peer) => Err(End::Idle),
-            Phase::Flushing(end) => Err(end),
+            Phase::Flushing(end) | Phase::Lingering(end, _) => Err(end),
         }
+    }
+
+    /// A turn found nothing to read, and no way to send what is left over.
+    fn found_nothing(&mut self, idle_timeout: Option<Duration>, now: Moment) -> Turn<usize> {
+        if self.deadline(idle_timeout).is_some_and(|deadline| now >= deadline) {
+            self.give_up(now)?;
+        }
+        Ok(0)
     }
 
     /// The peer has sent its FIN: it still gets all it is owed.

@@ -298,7 +298,8 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         }
         connection.queued = false;
         let before = connection.traffic();
-        let received = connection.receive(&mut self.room[used..], &mut self.scratch, now);
+        let room = &mut self.room[used..];
+        let received = connection.receive(room, &mut self.scratch, self.rules.idle_timeout, now);
         let length = *received.as_ref().unwrap_or(&0);
         if length > 0 {
             self.account(slot, before);
@@ -372,7 +373,7 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         if self.sweep_at.is_some_and(|at| now >= at) {
             let idle_timeout = self.rules.idle_timeout;
             self.for_each(now, |connection| match connection.deadline(idle_timeout) {
-                Some(deadline) if now >= deadline => connection.expire(now),
+                Some(deadline) if now >= deadline => connection.expire(),
                 _ => Ok(()),
             });
             let next = self.connections.iter().filter_map(|(_, c)| c.deadline(idle_timeout)).min();

@@ -113,7 +113,7 @@ impl<V: Service> Bench<V> {
         while outcome.is_ok() && self.connection.can_act() {
             count += 1;
             assert!(count < 1_000_000, "it goes on and on");
-            outcome = match self.connection.receive(&mut room, &mut scratch, self.now) {
+            outcome = match self.receive(&mut room, &mut scratch) {
                 Ok(0) => Ok(()),
                 Ok(length) => self.connection.answer(&room[..length], &mut scratch, self.now),
                 Err(end) => Err(end),
@@ -134,10 +134,14 @@ impl<V: Service> Bench<V> {
         self.done(outcome)
     }
 
+    fn receive(&mut self, room: &mut [u8], scratch: &mut Scratch) -> Turn<usize> {
+        self.connection.receive(room, scratch, Some(IDLE_TIME), self.now)
+    }
+
+    /// Its deadline has passed, and it is looked at once more.
     fn expire(&mut self, calls: impl IntoIterator<Item = Call>) -> Turn {
-        self.script.0.borrow_mut().calls.extend(calls);
-        let outcome = self.connection.expire(self.now);
-        self.done(outcome)
+        self.connection.expire()?;
+        self.turns(calls)
     }
 
     fn written(&self) -> Vec<u8> {
@@ -297,7 +301,7 @@ fn an_idle_connection_is_told_with_a_fin() {
     assert_eq!(bench.event(READABLE, [Reads(b"a"), Takes(1)]), Ok(()));
     assert_eq!(bench.connection.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
     bench.now = bench.now + IDLE_TIME;
-    assert_eq!(bench.expire([Shutdown]), Ok(()));
+    assert_eq!(bench.expire([ReadFails(WouldBlock), Shutdown]), Ok(()));
     assert_eq!(bench.event(CLOSED, [Reads(b"")]), Err(End::Idle));
 }
 
@@ -309,29 +313,49 @@ fn an_idle_connection_that_takes_no_output_ends_without_a_fin() {
     assert_eq!(open.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
     let deadline = open.connection.deadline(Some(IDLE_TIME));
     assert_eq!(deadline, Some(open.now + IDLE_TIME), "the peer reads, if slowly");
-    assert_eq!(open.expire([]), Err(End::Idle));
+    open.now = open.now + IDLE_TIME;
+    assert_eq!(open.expire([WriteFails(WouldBlock)]), Err(End::Idle));
 
     let mut half_closed = bench(LINES, Echo);
     let calls = [Reads(b"a"), Reads(b""), WriteFails(WouldBlock)];
     assert_eq!(half_closed.event(CLOSED, calls), Ok(()));
     assert_eq!(half_closed.connection.deadline(None), None);
-    assert_eq!(half_closed.expire([]), Err(End::Idle));
+    half_closed.now = half_closed.now + IDLE_TIME;
+    assert_eq!(half_closed.expire([WriteFails(WouldBlock)]), Err(End::Idle));
 }
 
 #[test]
-fn bytes_that_came_before_the_idle_timeout_was_noticed_are_answered() {
+fn what_came_before_the_idle_timeout_was_noticed_is_answered() {
     let mut bench = raw();
     bench.now = bench.now + IDLE_TIME;
-    // The event and the timeout are found in the same turn, the timeout first.
-    bench.connection.hint(READABLE);
-    assert_eq!(bench.expire([]), Ok(()));
-    assert_eq!(bench.turns([Reads(b"a"), Takes(1)]), Ok(()));
-    // An event without cause puts it off no longer than to the next look.
+    // No event has told of it yet.
+    assert_eq!(bench.expire([Reads(b"a"), Takes(1)]), Ok(()));
+    assert_eq!(bench.connection.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
+    // A look that found something is the last one no more.
+    assert_eq!(bench.event(READABLE, [ReadFails(WouldBlock)]), Ok(()));
     bench.now = bench.now + IDLE_TIME;
-    bench.connection.hint(READABLE);
-    assert_eq!(bench.expire([]), Ok(()));
-    assert_eq!(bench.turns([ReadFails(WouldBlock)]), Ok(()));
-    assert_eq!(bench.expire([Shutdown]), Ok(()));
+    assert_eq!(bench.expire([ReadFails(Interrupted), Reads(b"b"), Takes(1)]), Ok(()));
+    assert_eq!(bench.expire([Reads(b"")]), Err(End::Peer));
+}
+
+#[test]
+fn output_that_is_taken_before_the_timeout_was_noticed_is_sent() {
+    for (protocol, end) in [(LINES, End::Idle), (Protocol { once: true, ..LINES }, End::Service)] {
+        let mut bench = bench(protocol, Echo);
+        let calls = [Reads(b"one\n"), WriteFails(WouldBlock)];
+        assert_eq!(bench.event(READABLE, calls), Ok(()));
+        bench.now = bench.now + IDLE_TIME;
+        assert_eq!(bench.expire([Takes(1), WriteFails(WouldBlock)]), Ok(()));
+        bench.now = bench.now + IDLE_TIME;
+        assert_eq!(bench.expire([WriteFails(WouldBlock)]), Err(end));
+    }
+    // A drain has waited for long enough; what can be sent at once is.
+    let mut bench = bench(LINES, Echo);
+    assert_eq!(bench.event(READABLE, [Reads(b"one\n"), WriteFails(WouldBlock)]), Ok(()));
+    assert_eq!(bench.close(End::Drain, []), Ok(()));
+    bench.now = bench.now + LINGER_TIME;
+    assert_eq!(bench.expire([Takes(4), Shutdown]), Err(End::Drain));
+    assert_eq!(bench.written(), b"one\n");
 }
 
 #[test]
@@ -344,7 +368,8 @@ fn a_slow_reader_of_the_last_answer_has_time_while_it_reads() {
         assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
         assert_eq!(bench.connection.deadline(None), Some(bench.now + LINGER_TIME));
     }
-    assert_eq!(bench.expire([]), Err(End::Service), "but not for ever");
+    bench.now = bench.now + LINGER_TIME;
+    assert_eq!(bench.expire([WriteFails(WouldBlock)]), Err(End::Service), "but not for ever");
 }
 
 #[test]
@@ -358,7 +383,9 @@ fn a_drain_does_not_wait_for_a_half_closed_peer_that_does_not_read() {
         assert_eq!(bench.connection.deadline(None), Some(bench.now + LINGER_TIME));
         bench
     };
-    assert_eq!(stuck().expire([]), Err(End::Drain));
+    let mut never = stuck();
+    never.now = never.now + LINGER_TIME;
+    assert_eq!(never.expire([WriteFails(WouldBlock)]), Err(End::Drain));
     // One that reads after all is let go with all it is owed.
     let mut bench = stuck();
     assert_eq!(bench.event(WRITABLE, [Takes(4), Shutdown, Reads(b"")]), Err(End::Drain));

@@ -22,7 +22,7 @@ impl World {
     }
 
     /// Peers do not wait for the server to be done with its turn.
-    fn meanwhile(&mut self) {
+    pub(super) fn meanwhile(&mut self) {
         if !self.calm && !self.wires.is_empty() && self.random.one_in(8) {
             let wire = self.random.below(self.wires.len());
             self.act(wire);
@@ -38,6 +38,12 @@ impl World {
         self.meanwhile();
         self.wires[id].calls += 1;
         self.wires[id].asked_at = self.now;
+    }
+
+    /// A read or write that would have to wait.
+    fn would_block<T>(&mut self, id: usize) -> io::Result<T> {
+        self.wires[id].blocked_at = Some(self.now);
+        Err(ErrorKind::WouldBlock.into())
     }
 
     fn accept(&mut self, index: usize) -> io::Result<(usize, SocketAddr)> {
@@ -114,8 +120,9 @@ impl World {
         let stop = wire.mark.filter(|&mark| (wire.read + 1..wire.sent).contains(&mark));
         let length = (stop.unwrap_or(wire.sent) - wire.read).min(room.len());
         if length == 0 && !wire.fin_sent {
-            return Err(ErrorKind::WouldBlock.into());
+            return self.would_block(id);
         }
+        wire.blocked_at = None;
         room[..length].copy_from_slice(&wire.script[wire.read..wire.read + length]);
         if wire.read == 0 && answers_one_read(self.settings.rules.protocol) {
             wire.expected.bytes.truncate(length);
@@ -154,7 +161,7 @@ impl World {
         if free == 0 || self.trouble() {
             self.wires[id].blocked = true;
             self.wires[id].unsent = bytes.len();
-            return Err(ErrorKind::WouldBlock.into());
+            return self.would_block(id);
         }
         let mut length = bytes.len().min(free);
         if self.trouble() {
@@ -163,6 +170,7 @@ impl World {
         let now = self.now;
         let wire = &mut self.wires[id];
         wire.written += length;
+        wire.blocked_at = None;
         wire.blocked = false;
         wire.unsent = bytes.len() - length;
         wire.moved_at = now;
@@ -199,8 +207,9 @@ impl World {
     fn excuse(&self, id: usize) -> Option<&'static str> {
         let wire = &self.wires[id];
         let still = self.now - wire.moved_at;
-        let known = wire.unsent == 0 && wire.announced > wire.read;
-        if self.settings.rules.idle_timeout.is_some_and(|time| still >= time) && !known {
+        // It has looked just now.
+        let looked = wire.blocked_at == Some(self.now);
+        if self.settings.rules.idle_timeout.is_some_and(|time| still >= time) && looked {
             return Some("idle");
         }
         (self.drain_until.is_some_and(|until| self.now >= until)).then_some("drained")

@@ -68,6 +68,8 @@ fn settings(random: &mut Random) -> Settings {
         upper: random.one_in(2),
         one_direction: random.one_in(2),
         pace: random.pick(&[10, 20, 26, 32]),
+        stalls: random.pick(&[0, 0, 20, 200]),
+        events: random.pick(&[1, 4, 64, usize::MAX]),
         trouble: random.pick(&[0, 3, 10, 50]),
         descriptors: random.pick(&[2, 5, usize::MAX, usize::MAX]),
     }
@@ -114,6 +116,7 @@ impl<V: Service + Clone> Bench<V> {
     /// Something happens.
     fn step(&mut self, clients: usize) {
         let mut world = self.world.borrow_mut();
+        world.may_stall();
         let present = world.wires.len();
         match world.random.below(16) {
             0..4 if present < clients => {
@@ -139,7 +142,14 @@ impl<V: Service + Clone> Bench<V> {
 
     /// One round of the loop; false where it would sleep instead.
     fn iterate(&mut self) -> bool {
-        let events = self.world.borrow_mut().poll();
+        let events = {
+            let mut world = self.world.borrow_mut();
+            let events = world.poll();
+            // Between the events and the turn that acts on them, too.
+            world.may_stall();
+            world.meanwhile();
+            events
+        };
         let woken = !events.is_empty();
         for event in events {
             match event {

@@ -127,8 +127,9 @@ impl World {
     /// Takes the edges that are to be told now, and adds what is none.
     pub(super) fn poll(&mut self) -> Vec<Happening> {
         let mut events = Vec::new();
+        let most = self.settings.events;
         for index in 0..self.backlogs.len() {
-            if self.backlogs[index].edge && !self.is_late() {
+            if self.backlogs[index].edge && events.len() < most && !self.is_late() {
                 self.backlogs[index].edge = false;
                 events.push(Happening::Backlog(index));
             }
@@ -136,6 +137,7 @@ impl World {
         for id in 0..self.wires.len() {
             if self.wires[id].is_open()
                 && self.wires[id].edges != Edges::default()
+                && events.len() < most
                 && !self.is_late()
             {
                 let one_direction = self.settings.one_direction;
@@ -146,9 +148,6 @@ impl World {
                     readiness.readable &= read;
                     readiness.closed &= read;
                     readiness.writable = write;
-                }
-                if readiness.readable {
-                    wire.announced = wire.sent;
                 }
                 let token = wire.token.expect("an open wire has a token");
                 events.push(Happening::Connection(token, readiness));
@@ -187,6 +186,14 @@ impl World {
     pub(super) fn pass_time(&mut self) {
         let nanos = 1_u64 << self.random.below(self.settings.pace);
         self.now = self.now + Duration::from_nanos(nanos);
+    }
+
+    /// Between any two steps, time may jump.
+    pub(super) fn may_stall(&mut self) {
+        if !self.calm && self.settings.stalls > 0 && self.random.one_in(self.settings.stalls) {
+            let nanos = 1_u64 << (20 + self.random.below(16));
+            self.now = self.now + Duration::from_nanos(nanos);
+        }
     }
 
     pub(super) fn begin_turn(&mut self) {

@@ -25,6 +25,8 @@ fn settings() -> Settings {
         one_direction: false,
         trouble: 0,
         pace: 20,
+        stalls: 0,
+        events: 1024,
         descriptors: usize::MAX,
     }
 }

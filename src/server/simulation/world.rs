@@ -26,6 +26,10 @@ pub(super) struct Settings {
     pub(super) trouble: usize,
     /// A step takes up to 2 to the power of this in nanoseconds.
     pub(super) pace: usize,
+    /// In one pause of so many, nothing runs for a long time: a suspended machine, a frozen group.
+    pub(super) stalls: usize,
+    /// How many events one poll brings at most.
+    pub(super) events: usize,
     /// More descriptors than this are not to be had.
     pub(super) descriptors: usize,
 }
@@ -98,8 +102,6 @@ pub(super) struct Wire {
     pub(super) failed: Option<ErrorKind>,
     /// The peer has closed both directions: what the server writes is met with an RST.
     pub(super) gone: bool,
-    /// How much of what was sent the server had been told of at its last event.
-    pub(super) announced: usize,
 
     // From the server: written is what the kernel has, taken what the peer read of it.
     pub(super) written: usize,
@@ -124,6 +126,8 @@ pub(super) struct Wire {
     pub(super) moved_at: Moment,
     /// The last call about it.
     pub(super) asked_at: Moment,
+    /// When a read or write found nothing to do, if that was the last thing it found.
+    pub(super) blocked_at: Option<Moment>,
 
     // In this turn.
     pub(super) calls: usize,
@@ -153,7 +157,6 @@ impl Wire {
             fin_read: false,
             failed: None,
             gone: false,
-            announced: 0,
             written: 0,
             taken: 0,
             unsent: 0,
@@ -169,6 +172,7 @@ impl Wire {
             edges: Edges::default(),
             moved_at: Moment::default(),
             asked_at: Moment::default(),
+            blocked_at: None,
             calls: 0,
             reads: 0,
             bytes: 0,
