@@ -70,6 +70,8 @@ counters! {
     short_writes,
     /// Connections that were gone, or spoilt, when accept took them from the backlog.
     accept_errors,
+    /// Connections that were accepted and closed at once, since the poll would not watch them.
+    registration_errors,
     /// Times that accept stopped for want of a slot, a descriptor or memory.
     accept_pauses,
     /// Events for connections that no longer stood.

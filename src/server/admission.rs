@@ -127,6 +127,7 @@ impl Admission {
     /// Judges an error of accept(2), with so many connections open.
     pub(super) fn judge(&mut self, error: &io::Error, open: usize, now: Moment) -> AcceptError {
         if error.kind() == ErrorKind::WouldBlock {
+            self.errors_in_a_row = 0;
             return AcceptError::Empty;
         }
         self.errors_in_a_row += 1;
@@ -163,6 +164,24 @@ impl Admission {
         if self.pause(now) {
             warn!(
                 "cannot accept with {open} connections open: {error}; new clients wait in the backlog, and we try again"
+            );
+        }
+    }
+
+    /// A connection that was admitted had to be closed at once: the poll would not watch it
+    /// (epoll_ctl(2): no memory, or the user's limit on watches is reached). Accept stops.
+    pub(super) fn not_registered(
+        &mut self,
+        peer: Peer,
+        error: &io::Error,
+        open: usize,
+        now: Moment,
+    ) {
+        self.leave(peer);
+        self.stats.registration_errors.increment();
+        if self.pause(now) {
+            warn!(
+                "{peer} was closed at once, since epoll cannot watch it with {open} connections open: {error}; new clients wait in the backlog, and we try again"
             );
         }
     }

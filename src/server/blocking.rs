@@ -29,7 +29,7 @@ use slab::Slab;
 use super::Server;
 use super::admission::{ACCEPT_RETRY, AcceptError, Admission, MaxSetBy, Rules};
 use super::clock::{Clock, Moment, round_up};
-use super::connection::{self, Connection, End, LINGER_TIME, Readiness, Turn};
+use super::connection::{self, CloseReason, Connection, LINGER_TIME, Readiness, Turn};
 use super::control::{Control, Handle, SIGNAL, Stop, poll as poll_events};
 use super::guard::Guard;
 use super::peer::Peer;
@@ -449,7 +449,7 @@ impl Client<'_> {
             turn = self.turn(&mut connection, &mut room, &mut scratch);
             (connection.traffic() - before).count(&shared.stats);
         };
-        connection.log_end(end, shared.clock.now());
+        connection.log_close(end, shared.clock.now());
         drop(connection);
         drop(self);
         // Of what counts as closed, nothing is left.
@@ -477,7 +477,7 @@ impl Client<'_> {
         if !connection.can_act() {
             // It has waited for as long as it may, or was cut.
             match shared.phase() >= Phase::Cut && !closing {
-                true => connection.close(End::Drain, now)?,
+                true => connection.close(CloseReason::Drain, now)?,
                 false => connection.give_up(now)?,
             }
         }

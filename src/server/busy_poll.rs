@@ -27,7 +27,7 @@ enum State {
 
 /// How a wait went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum Wait {
     /// Events were there already, which is no merit of polling: a sleep would have been none. Where
     /// client and server share a CPU, this is all that polling ever finds.
     AtOnce,
@@ -61,10 +61,10 @@ impl BusyPoll {
     }
 
     /// Learns from a wait: how it went, and how long it was in all.
-    pub(crate) fn learn(&mut self, outcome: Outcome, waited: Duration) {
-        match (self.state, outcome) {
-            (_, Outcome::AtOnce) => {}
-            (State::Polling { .. }, Outcome::Win) => {
+    pub(crate) fn learn(&mut self, wait: Wait, waited: Duration) {
+        match (self.state, wait) {
+            (_, Wait::AtOnce) => {}
+            (State::Polling { .. }, Wait::Win) => {
                 self.state = State::Polling { misses: 0 };
                 // Trust comes back slowly, so that an alternation of wins and losses does not pay
                 // for its losses again and again.
@@ -102,15 +102,15 @@ mod tests {
         for gap in gaps {
             let window = policy.window();
             if gap.is_zero() {
-                policy.learn(Outcome::AtOnce, gap);
+                policy.learn(Wait::AtOnce, gap);
             } else if gap <= window {
                 polled += gap;
                 wins += 1;
-                policy.learn(Outcome::Win, gap);
+                policy.learn(Wait::Win, gap);
             } else {
                 polled += window;
-                let outcome = if window.is_zero() { Outcome::Slept } else { Outcome::Loss };
-                policy.learn(outcome, gap + WAKE);
+                let wait = if window.is_zero() { Wait::Slept } else { Wait::Loss };
+                policy.learn(wait, gap + WAKE);
             }
         }
         (polled, wins)

@@ -29,7 +29,7 @@ pub(crate) const LINGER_BYTES: u32 = 1 << 20;
 
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum End {
+pub(crate) enum CloseReason {
     /// The peer sent its FIN, and got all it was owed.
     Peer,
     /// The peer sent an RST.
@@ -46,43 +46,43 @@ pub(crate) enum End {
     Failed(ErrorKind),
 }
 
-impl fmt::Display for End {
+impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            End::Peer => f.write_str("by the peer's FIN"),
-            End::Reset => f.write_str("by the peer's RST"),
-            End::Idle => f.write_str("by us: idle"),
-            End::Drain => f.write_str("by us: draining"),
-            End::Frame(error) => write!(f, "by us: {error}"),
-            End::Service => f.write_str("by us: the service was done"),
-            End::Failed(kind) => write!(f, "by an error: {kind}"),
+            CloseReason::Peer => f.write_str("by the peer's FIN"),
+            CloseReason::Reset => f.write_str("by the peer's RST"),
+            CloseReason::Idle => f.write_str("by us: idle"),
+            CloseReason::Drain => f.write_str("by us: draining"),
+            CloseReason::Frame(error) => write!(f, "by us: {error}"),
+            CloseReason::Service => f.write_str("by us: the service was done"),
+            CloseReason::Failed(kind) => write!(f, "by an error: {kind}"),
         }
     }
 }
 
-impl End {
+impl CloseReason {
     /// The counter of connections that ended so.
     pub(crate) fn counter(self, stats: &Stats) -> &Counter {
         match self {
-            End::Peer => &stats.closed_by_peer,
-            End::Reset => &stats.closed_by_reset,
-            End::Idle => &stats.closed_idle,
-            End::Drain => &stats.closed_draining,
-            End::Frame(_) => &stats.closed_by_frame_error,
-            End::Service => &stats.closed_by_service,
-            End::Failed(_) => &stats.closed_by_error,
+            CloseReason::Peer => &stats.closed_by_peer,
+            CloseReason::Reset => &stats.closed_by_reset,
+            CloseReason::Idle => &stats.closed_idle,
+            CloseReason::Drain => &stats.closed_draining,
+            CloseReason::Frame(_) => &stats.closed_by_frame_error,
+            CloseReason::Service => &stats.closed_by_service,
+            CloseReason::Failed(_) => &stats.closed_by_error,
         }
     }
 }
 
-impl From<io::Error> for End {
+impl From<io::Error> for CloseReason {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             // EPIPE and, of shutdown(2), ENOTCONN: the peer's RST came while we were not reading.
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe | ErrorKind::NotConnected => {
-                End::Reset
+                CloseReason::Reset
             }
-            kind => End::Failed(kind),
+            kind => CloseReason::Failed(kind),
         }
     }
 }
@@ -150,7 +150,7 @@ impl Sub for Traffic {
 }
 
 /// The turn of a connection that is over gives the reason instead of going on.
-pub(crate) type Turn<T = ()> = Result<T, End>;
+pub(crate) type Turn<T = ()> = Result<T, CloseReason>;
 
 /// One TCP stream and its conversation.
 pub(crate) struct Connection<S, V> {
@@ -181,10 +181,10 @@ struct Unsent {
 enum Phase {
     Open,
     /// Nothing more is read; it ends when the output is sent.
-    Flushing(End),
+    Flushing(CloseReason),
     /// Our FIN is out; what still comes is dropped, so that it cannot cause an RST that would
     /// overtake our last bytes.
-    Lingering(End, u32),
+    Lingering(CloseReason, u32),
 }
 
 impl<S: Stream, V: Service> Connection<S, V> {
@@ -282,13 +282,13 @@ impl<S: Stream, V: Service> Connection<S, V> {
         self.send(answer.bytes, now)?;
         match verdict {
             Verdict::Continue => Ok(()),
-            Verdict::Close => self.close(End::Service, now),
-            Verdict::Broken(error) => self.close(End::Frame(error), now),
+            Verdict::Close => self.close(CloseReason::Service, now),
+            Verdict::Broken(error) => self.close(CloseReason::Frame(error), now),
         }
     }
 
     /// Our side wants to end it: what is owed is still sent, then our FIN, then we linger.
-    pub(crate) fn close(&mut self, end: End, now: Moment) -> Turn {
+    pub(crate) fn close(&mut self, end: CloseReason, now: Moment) -> Turn {
         if !matches!(self.phase, Phase::Lingering(..)) {
             // Where the peer's FIN was read already, lingering finds it again and is over at once.
             self.ready.readable |= self.phase != Phase::Open;
@@ -301,7 +301,9 @@ impl<S: Stream, V: Service> Connection<S, V> {
     /// When [`expire`](Self::expire) is due, if nothing moves before.
     pub(crate) fn deadline(&self, idle_timeout: Option<Duration>) -> Option<Moment> {
         match self.phase {
-            Phase::Open | Phase::Flushing(End::Peer) => idle_timeout.map(|time| self.active + time),
+            Phase::Open | Phase::Flushing(CloseReason::Peer) => {
+                idle_timeout.map(|time| self.active + time)
+            }
             Phase::Flushing(_) | Phase::Lingering(..) => Some(self.active + LINGER_TIME),
         }
     }
@@ -320,9 +322,9 @@ impl<S: Stream, V: Service> Connection<S, V> {
     /// Nothing moved for as long as it may: ends it.
     pub(crate) fn give_up(&mut self, now: Moment) -> Turn {
         match self.phase {
-            Phase::Open if self.unsent.is_none() => self.close(End::Idle, now),
+            Phase::Open if self.unsent.is_none() => self.close(CloseReason::Idle, now),
             // The peer does not take what it is owed: a FIN would tell it that this was all.
-            Phase::Open | Phase::Flushing(End::Peer) => Err(End::Idle),
+            Phase::Open | Phase::Flushing(CloseReason::Peer) => Err(CloseReason::Idle),
             Phase::Flushing(end) | Phase::Lingering(end, _) => Err(end),
         }
     }
@@ -339,8 +341,8 @@ impl<S: Stream, V: Service> Connection<S, V> {
     fn finish(&mut self, scratch: &mut Scratch, now: Moment) -> Turn {
         let answer = self.session.finish(scratch);
         let end = match answer.verdict {
-            Verdict::Broken(error) => End::Frame(error),
-            Verdict::Continue | Verdict::Close => End::Peer,
+            Verdict::Broken(error) => CloseReason::Frame(error),
+            Verdict::Continue | Verdict::Close => CloseReason::Peer,
         };
         self.send(answer.bytes, now)?;
         self.ready.readable = false;
@@ -367,7 +369,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let sent = self.write(&unsent.bytes[unsent.sent..])?;
         unsent.sent += sent;
         // Only a drain does not wait for a peer that takes its answer bit by bit.
-        if sent > 0 && self.phase != Phase::Flushing(End::Drain) {
+        if sent > 0 && self.phase != Phase::Flushing(CloseReason::Drain) {
             self.active = now;
         }
         if unsent.sent < unsent.bytes.len() {
@@ -385,7 +387,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let mut sent = 0;
         while sent < bytes.len() {
             match self.stream.write(&bytes[sent..]) {
-                Ok(0) => return Err(End::Failed(ErrorKind::WriteZero)),
+                Ok(0) => return Err(CloseReason::Failed(ErrorKind::WriteZero)),
                 Ok(taken) => {
                     self.traffic.writes = self.traffic.writes.saturating_add(1);
                     self.traffic.bytes_out += taken as u64;
@@ -409,9 +411,9 @@ impl<S: Stream, V: Service> Connection<S, V> {
     fn advance(&mut self) -> Turn {
         match self.phase {
             Phase::Flushing(_) if self.unsent.is_some() => Ok(()),
-            Phase::Flushing(End::Peer) => Err(End::Peer),
+            Phase::Flushing(CloseReason::Peer) => Err(CloseReason::Peer),
             // Both sides are done: there is nothing to linger for.
-            Phase::Flushing(end @ End::Frame(FrameError::Truncated)) => Err(end),
+            Phase::Flushing(end @ CloseReason::Frame(FrameError::Truncated)) => Err(end),
             Phase::Flushing(end) => {
                 self.stream.shutdown_write()?;
                 self.phase = Phase::Lingering(end, LINGER_BYTES);
@@ -429,14 +431,14 @@ impl<S, V> Connection<S, V> {
     }
 
     /// It is over: tells how it was.
-    pub(crate) fn log_end(&self, end: End, now: Moment) {
+    pub(crate) fn log_close(&self, end: CloseReason, now: Moment) {
         match end {
-            End::Frame(_) => info!("{}", self.epitaph(end, now)),
-            _ => debug!("{}", self.epitaph(end, now)),
+            CloseReason::Frame(_) => info!("{}", self.summary(end, now)),
+            _ => debug!("{}", self.summary(end, now)),
         }
     }
 
-    fn epitaph(&self, end: End, now: Moment) -> impl fmt::Display {
+    fn summary(&self, end: CloseReason, now: Moment) -> impl fmt::Display {
         let Traffic { bytes_in, bytes_out, reads, writes, short_writes, paused } = self.traffic;
         let waiting = self.unsent.as_ref().map_or(Duration::ZERO, |unsent| now - unsent.since);
         let unsent = self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent);

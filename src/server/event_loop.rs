@@ -14,12 +14,12 @@ use mio::{Events, Interest, Poll, Registry};
 
 use super::Server;
 use super::admission::Rules;
-use super::busy_poll::{BusyPoll, Outcome};
+use super::busy_poll::{BusyPoll, Wait};
 use super::clock::{Clock, Moment, round_up};
 use super::connection::{self, Readiness};
+use super::connections::{self, ConnectionId, Connections};
 use super::control::{self, Control, Stop, poll};
 use super::guard::Guard;
-use super::streams::{self, Streams};
 use super::udp::Datagrams;
 use crate::protocol::{Service, Session};
 use crate::stats::Stats;
@@ -34,7 +34,7 @@ pub(super) enum Token {
     Signal,
     Listener(usize),
     Datagrams(usize),
-    Connection(streams::Token),
+    Connection(ConnectionId),
 }
 
 impl Token {
@@ -49,7 +49,7 @@ impl From<Token> for mio::Token {
             Token::Signal => control::SIGNAL.0,
             Token::Listener(index) => Token::SOCKETS + index,
             Token::Datagrams(index) => 2 * Token::SOCKETS + index,
-            Token::Connection(streams::Token { slot, generation }) => {
+            Token::Connection(ConnectionId { slot, generation }) => {
                 (generation as usize) << 32 | slot as usize
             }
         })
@@ -63,10 +63,9 @@ impl From<mio::Token> for Token {
             (0, signal) if signal == control::SIGNAL.0 => Token::Signal,
             (0, socket) if socket < 2 * Token::SOCKETS => Token::Listener(socket - Token::SOCKETS),
             (0, socket) => Token::Datagrams(socket - 2 * Token::SOCKETS),
-            (generation, slot) => Token::Connection(streams::Token {
-                slot: slot as u32,
-                generation: generation as u32,
-            }),
+            (generation, slot) => {
+                Token::Connection(ConnectionId { slot: slot as u32, generation: generation as u32 })
+            }
         }
     }
 }
@@ -77,16 +76,16 @@ struct Listener {
     registry: Registry,
 }
 
-impl streams::Listener for Listener {
+impl connections::Listener for Listener {
     type Stream = TcpStream;
 
     fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         self.listener.accept()
     }
 
-    fn register(&mut self, stream: &mut TcpStream, token: streams::Token) -> io::Result<()> {
+    fn register(&mut self, stream: &mut TcpStream, id: ConnectionId) -> io::Result<()> {
         let all = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-        self.registry.register(stream, Token::Connection(token).into(), all)
+        self.registry.register(stream, Token::Connection(id).into(), all)
     }
 }
 
@@ -101,7 +100,7 @@ pub(super) struct EventLoop<V> {
     poll: Poll,
     events: Events,
     control: Control,
-    streams: Streams<Listener, V>,
+    connections: Connections<Listener, V>,
     datagrams: Vec<Datagrams<V>>,
     guard: Guard,
     busy_poll: BusyPoll,
@@ -137,7 +136,7 @@ impl<V: Service + Clone> EventLoop<V> {
             poll,
             events: Events::with_capacity(EVENTS),
             control,
-            streams: Streams::new(listeners, rules, service, Arc::clone(&stats)),
+            connections: Connections::new(listeners, rules, service, Arc::clone(&stats)),
             datagrams,
             guard,
             busy_poll: BusyPoll::new(config.busy_poll),
@@ -163,8 +162,8 @@ impl<V: Service + Clone> EventLoop<V> {
             for datagrams in &mut self.datagrams {
                 datagrams.turn(&mut self.guard, now);
             }
-            self.streams.turn(now);
-            if self.draining && self.streams.open() == 0 {
+            self.connections.turn(now);
+            if self.draining && self.connections.open() == 0 {
                 return Ok(());
             }
         }
@@ -173,7 +172,7 @@ impl<V: Service + Clone> EventLoop<V> {
     /// Waits for events: not at all while there is something to do, else polling for as long as that
     /// has been paying, then asleep.
     fn wait(&mut self) -> io::Result<()> {
-        if self.streams.can_act() || self.datagrams.iter().any(Datagrams::can_act) {
+        if self.connections.can_act() || self.datagrams.iter().any(Datagrams::can_act) {
             return poll(&mut self.poll, &mut self.events, Some(Duration::ZERO));
         }
         let start = self.clock.now();
@@ -182,22 +181,23 @@ impl<V: Service + Clone> EventLoop<V> {
         while waited < window {
             poll(&mut self.poll, &mut self.events, Some(Duration::ZERO))?;
             if !self.events.is_empty() {
-                let outcome = if waited.is_zero() { Outcome::AtOnce } else { Outcome::Win };
-                if outcome == Outcome::Win {
+                let how = if waited.is_zero() { Wait::AtOnce } else { Wait::Win };
+                if how == Wait::Win {
                     self.stats.busy_poll_wins.increment();
                 }
-                self.busy_poll.learn(outcome, waited);
+                self.busy_poll.learn(how, waited);
                 return Ok(());
             }
             waited = self.clock.now() - start;
         }
-        let timeout = self.streams.deadline().map(|deadline| round_up(deadline - self.clock.now()));
+        let timeout =
+            self.connections.deadline().map(|deadline| round_up(deadline - self.clock.now()));
         poll(&mut self.poll, &mut self.events, timeout)?;
-        let outcome = if window.is_zero() { Outcome::Slept } else { Outcome::Loss };
-        if outcome == Outcome::Loss {
+        let how = if window.is_zero() { Wait::Slept } else { Wait::Loss };
+        if how == Wait::Loss {
             self.stats.busy_poll_losses.increment();
         }
-        self.busy_poll.learn(outcome, self.clock.now() - start);
+        self.busy_poll.learn(how, self.clock.now() - start);
         Ok(())
     }
 
@@ -208,14 +208,14 @@ impl<V: Service + Clone> EventLoop<V> {
                 // Whoever woke us has said why: see `Control::stop`.
                 Token::Wake => {}
                 Token::Signal => self.control.take_signals(),
-                Token::Listener(index) => self.streams.hint_backlog(index),
+                Token::Listener(index) => self.connections.hint_backlog(index),
                 Token::Datagrams(index) => {
                     if let Some(datagrams) = self.datagrams.get_mut(index) {
                         let Readiness { readable, writable, .. } = readiness(event);
                         datagrams.hint(readable, writable);
                     }
                 }
-                Token::Connection(token) => self.streams.hint(token, readiness(event)),
+                Token::Connection(id) => self.connections.hint(id, readiness(event)),
             }
         }
     }
@@ -223,14 +223,14 @@ impl<V: Service + Clone> EventLoop<V> {
     /// Lets nobody in any more. What is already in a queue of ours is still answered.
     fn drain(&mut self, now: Moment) {
         self.draining = true;
-        self.streams.drain(now + self.drain_timeout, now);
+        self.connections.drain(now + self.drain_timeout, now);
         for mut datagrams in self.datagrams.drain(..) {
             datagrams.hint(true, true);
             datagrams.finish(&mut self.guard, now);
         }
         info!(
             "draining: {} connections may go on for {:?}",
-            self.streams.open(),
+            self.connections.open(),
             self.drain_timeout
         );
     }
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     fn tokens_come_back_from_mio_as_they_went() {
-        let connection = |slot, generation| Token::Connection(streams::Token { slot, generation });
+        let connection = |slot, generation| Token::Connection(ConnectionId { slot, generation });
         for token in [
             Token::Wake,
             Token::Signal,

@@ -5,6 +5,7 @@ mod blocking;
 mod busy_poll;
 mod clock;
 mod connection;
+mod connections;
 mod control;
 mod event_loop;
 mod guard;
@@ -12,7 +13,7 @@ mod iterative;
 mod peer;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod simulation;
-mod streams;
+
 mod threaded;
 mod udp;
 

@@ -128,7 +128,7 @@ impl<V: Service> Bench<V> {
         outcome
     }
 
-    fn close(&mut self, end: End, calls: impl IntoIterator<Item = Call>) -> Turn {
+    fn close(&mut self, end: CloseReason, calls: impl IntoIterator<Item = Call>) -> Turn {
         self.script.0.borrow_mut().calls.extend(calls);
         let outcome = self.connection.close(end, self.now);
         self.done(outcome)
@@ -167,7 +167,7 @@ fn what_was_read_is_answered() {
 fn a_short_read_before_a_fin_is_not_the_last() {
     let mut bench = raw();
     let calls = [Reads(b"abc"), Takes(3), Reads(b"")];
-    assert_eq!(bench.event(CLOSED, calls), Err(End::Peer));
+    assert_eq!(bench.event(CLOSED, calls), Err(CloseReason::Peer));
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn a_half_closed_peer_gets_everything_before_we_close() {
     let calls = [Takes(2), Reads(b"st"), Reads(b""), Takes(1), WriteFails(WouldBlock)];
     assert_eq!(bench.event(WRITABLE, calls), Ok(()));
     assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
-    assert_eq!(bench.event(WRITABLE, [Takes(2)]), Err(End::Peer));
+    assert_eq!(bench.event(WRITABLE, [Takes(2)]), Err(CloseReason::Peer));
     assert_eq!(bench.written(), b"one\nlast");
 }
 
@@ -186,7 +186,7 @@ fn a_half_closed_peer_gets_everything_before_we_close() {
 fn a_character_kept_back_is_answered_at_the_fin() {
     let mut bench = bench(Protocol::default(), Upper::default());
     assert_eq!(bench.event(READABLE, [Reads(b"a\xe2\x82"), Takes(1)]), Ok(()));
-    assert_eq!(bench.event(CLOSED, [Reads(b""), Takes(2)]), Err(End::Peer));
+    assert_eq!(bench.event(CLOSED, [Reads(b""), Takes(2)]), Err(CloseReason::Peer));
     assert_eq!(bench.written(), b"A\xe2\x82");
 }
 
@@ -216,10 +216,10 @@ fn an_interrupted_call_is_made_again() {
 #[test]
 fn errors_end_the_connection_with_their_name() {
     for (kind, end) in [
-        (ConnectionReset, End::Reset),
-        (BrokenPipe, End::Reset),
-        (TimedOut, End::Failed(TimedOut)),
-        (ErrorKind::HostUnreachable, End::Failed(ErrorKind::HostUnreachable)),
+        (ConnectionReset, CloseReason::Reset),
+        (BrokenPipe, CloseReason::Reset),
+        (TimedOut, CloseReason::Failed(TimedOut)),
+        (ErrorKind::HostUnreachable, CloseReason::Failed(ErrorKind::HostUnreachable)),
     ] {
         assert_eq!(raw().event(CLOSED, [ReadFails(kind)]), Err(end), "read");
         assert_eq!(raw().event(READABLE, [Reads(b"a"), WriteFails(kind)]), Err(end), "write");
@@ -227,16 +227,19 @@ fn errors_end_the_connection_with_their_name() {
         assert_eq!(pending.event(READABLE, [Reads(b"a"), WriteFails(WouldBlock)]), Ok(()));
         assert_eq!(pending.event(CLOSED, [WriteFails(kind)]), Err(end), "write again");
         let mut lingering = raw();
-        assert_eq!(lingering.close(End::Drain, [Shutdown]), Ok(()));
+        assert_eq!(lingering.close(CloseReason::Drain, [Shutdown]), Ok(()));
         assert_eq!(lingering.event(CLOSED, [ReadFails(kind)]), Err(end), "linger");
     }
     let none_taken = [Reads(b"a"), Takes(0)];
-    assert_eq!(raw().event(READABLE, none_taken), Err(End::Failed(ErrorKind::WriteZero)));
+    assert_eq!(raw().event(READABLE, none_taken), Err(CloseReason::Failed(ErrorKind::WriteZero)));
 }
 
 #[test]
 fn a_fin_after_the_peers_rst_is_a_reset() {
-    assert_eq!(raw().close(End::Drain, [ShutdownFails(NotConnected)]), Err(End::Reset));
+    assert_eq!(
+        raw().close(CloseReason::Drain, [ShutdownFails(NotConnected)]),
+        Err(CloseReason::Reset)
+    );
 }
 
 #[test]
@@ -247,7 +250,7 @@ fn a_frame_error_is_answered_with_the_frames_before_it_and_a_fin() {
     // No FIN before the answer is out, nothing answered after it.
     let calls = [Takes(3), Shutdown, Reads(b"three\n")];
     assert_eq!(bench.event(WRITABLE, calls), Ok(()));
-    let end = End::Frame(FrameError::TooLong);
+    let end = CloseReason::Frame(FrameError::TooLong);
     assert_eq!(bench.event(CLOSED, [Reads(b"four\n"), Reads(b"")]), Err(end));
     assert_eq!(bench.written(), b"one\ntwo\n");
 }
@@ -257,7 +260,7 @@ fn a_frame_cut_short_by_the_fin_needs_no_lingering() {
     let protocol = Protocol { framing: Framing::LengthPrefixed, ..LINES };
     let mut bench = bench(protocol, Echo);
     let calls = [Reads(b"\0\0\0\x01a\0\0\0\x02b"), Takes(5), Reads(b"")];
-    assert_eq!(bench.event(CLOSED, calls), Err(End::Frame(FrameError::Truncated)));
+    assert_eq!(bench.event(CLOSED, calls), Err(CloseReason::Frame(FrameError::Truncated)));
 }
 
 #[test]
@@ -265,31 +268,31 @@ fn once_is_answered_then_closed() {
     let mut bench = bench(Protocol { once: true, ..LINES }, Echo);
     let calls = [Reads(b"one\ntwo\n"), Takes(4), Shutdown];
     assert_eq!(bench.event(READABLE, calls), Ok(()));
-    assert_eq!(bench.event(CLOSED, [Reads(b"")]), Err(End::Service));
+    assert_eq!(bench.event(CLOSED, [Reads(b"")]), Err(CloseReason::Service));
     assert_eq!(bench.written(), b"one\n");
 }
 
 #[test]
 fn lingering_is_bounded_in_bytes() {
     let mut bench = raw();
-    assert_eq!(bench.close(End::Drain, [Shutdown]), Ok(()));
+    assert_eq!(bench.close(CloseReason::Drain, [Shutdown]), Ok(()));
     let most = LINGER_BYTES / 16;
     let calls = (0..most).map(|_| Reads(b"0123456789abcdef")).chain([ReadFails(WouldBlock)]);
     assert_eq!(bench.event(READABLE, calls), Ok(()));
-    assert_eq!(bench.event(READABLE, [Reads(b"0")]), Err(End::Drain));
+    assert_eq!(bench.event(READABLE, [Reads(b"0")]), Err(CloseReason::Drain));
 }
 
 #[test]
 fn lingering_is_bounded_in_time() {
     let mut bench = raw();
-    assert_eq!(bench.close(End::Idle, [Shutdown]), Ok(()));
+    assert_eq!(bench.close(CloseReason::Idle, [Shutdown]), Ok(()));
     let deadline = bench.now + LINGER_TIME;
     assert_eq!(bench.connection.deadline(None), Some(deadline));
     bench.now = bench.now + SECOND;
     assert_eq!(bench.event(READABLE, [Reads(b"more")]), Ok(()));
     assert_eq!(bench.connection.deadline(None), Some(deadline), "what still comes is no excuse");
     bench.connection.hint(READABLE);
-    assert_eq!(bench.expire([]), Err(End::Idle));
+    assert_eq!(bench.expire([]), Err(CloseReason::Idle));
 }
 
 #[test]
@@ -302,7 +305,7 @@ fn an_idle_connection_is_told_with_a_fin() {
     assert_eq!(bench.connection.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
     bench.now = bench.now + IDLE_TIME;
     assert_eq!(bench.expire([ReadFails(WouldBlock), Shutdown]), Ok(()));
-    assert_eq!(bench.event(CLOSED, [Reads(b"")]), Err(End::Idle));
+    assert_eq!(bench.event(CLOSED, [Reads(b"")]), Err(CloseReason::Idle));
 }
 
 #[test]
@@ -314,14 +317,14 @@ fn an_idle_connection_that_takes_no_output_ends_without_a_fin() {
     let deadline = open.connection.deadline(Some(IDLE_TIME));
     assert_eq!(deadline, Some(open.now + IDLE_TIME), "the peer reads, if slowly");
     open.now = open.now + IDLE_TIME;
-    assert_eq!(open.expire([WriteFails(WouldBlock)]), Err(End::Idle));
+    assert_eq!(open.expire([WriteFails(WouldBlock)]), Err(CloseReason::Idle));
 
     let mut half_closed = bench(LINES, Echo);
     let calls = [Reads(b"a"), Reads(b""), WriteFails(WouldBlock)];
     assert_eq!(half_closed.event(CLOSED, calls), Ok(()));
     assert_eq!(half_closed.connection.deadline(None), None);
     half_closed.now = half_closed.now + IDLE_TIME;
-    assert_eq!(half_closed.expire([WriteFails(WouldBlock)]), Err(End::Idle));
+    assert_eq!(half_closed.expire([WriteFails(WouldBlock)]), Err(CloseReason::Idle));
 }
 
 #[test]
@@ -335,12 +338,14 @@ fn what_came_before_the_idle_timeout_was_noticed_is_answered() {
     assert_eq!(bench.event(READABLE, [ReadFails(WouldBlock)]), Ok(()));
     bench.now = bench.now + IDLE_TIME;
     assert_eq!(bench.expire([ReadFails(Interrupted), Reads(b"b"), Takes(1)]), Ok(()));
-    assert_eq!(bench.expire([Reads(b"")]), Err(End::Peer));
+    assert_eq!(bench.expire([Reads(b"")]), Err(CloseReason::Peer));
 }
 
 #[test]
 fn output_that_is_taken_before_the_timeout_was_noticed_is_sent() {
-    for (protocol, end) in [(LINES, End::Idle), (Protocol { once: true, ..LINES }, End::Service)] {
+    for (protocol, end) in
+        [(LINES, CloseReason::Idle), (Protocol { once: true, ..LINES }, CloseReason::Service)]
+    {
         let mut bench = bench(protocol, Echo);
         let calls = [Reads(b"one\n"), WriteFails(WouldBlock)];
         assert_eq!(bench.event(READABLE, calls), Ok(()));
@@ -352,9 +357,9 @@ fn output_that_is_taken_before_the_timeout_was_noticed_is_sent() {
     // A drain has waited for long enough; what can be sent at once is.
     let mut bench = bench(LINES, Echo);
     assert_eq!(bench.event(READABLE, [Reads(b"one\n"), WriteFails(WouldBlock)]), Ok(()));
-    assert_eq!(bench.close(End::Drain, []), Ok(()));
+    assert_eq!(bench.close(CloseReason::Drain, []), Ok(()));
     bench.now = bench.now + LINGER_TIME;
-    assert_eq!(bench.expire([Takes(4), Shutdown]), Err(End::Drain));
+    assert_eq!(bench.expire([Takes(4), Shutdown]), Err(CloseReason::Drain));
     assert_eq!(bench.written(), b"one\n");
 }
 
@@ -369,7 +374,11 @@ fn a_slow_reader_of_the_last_answer_has_time_while_it_reads() {
         assert_eq!(bench.connection.deadline(None), Some(bench.now + LINGER_TIME));
     }
     bench.now = bench.now + LINGER_TIME;
-    assert_eq!(bench.expire([WriteFails(WouldBlock)]), Err(End::Service), "but not for ever");
+    assert_eq!(
+        bench.expire([WriteFails(WouldBlock)]),
+        Err(CloseReason::Service),
+        "but not for ever"
+    );
 }
 
 #[test]
@@ -379,16 +388,16 @@ fn a_drain_does_not_wait_for_a_half_closed_peer_that_does_not_read() {
         let calls = [Reads(b"last"), Reads(b""), WriteFails(WouldBlock)];
         assert_eq!(bench.event(CLOSED, calls), Ok(()));
         bench.now = bench.now + SECOND;
-        assert_eq!(bench.close(End::Drain, []), Ok(()));
+        assert_eq!(bench.close(CloseReason::Drain, []), Ok(()));
         assert_eq!(bench.connection.deadline(None), Some(bench.now + LINGER_TIME));
         bench
     };
     let mut never = stuck();
     never.now = never.now + LINGER_TIME;
-    assert_eq!(never.expire([WriteFails(WouldBlock)]), Err(End::Drain));
+    assert_eq!(never.expire([WriteFails(WouldBlock)]), Err(CloseReason::Drain));
     // One that reads after all is let go with all it is owed.
     let mut bench = stuck();
-    assert_eq!(bench.event(WRITABLE, [Takes(4), Shutdown, Reads(b"")]), Err(End::Drain));
+    assert_eq!(bench.event(WRITABLE, [Takes(4), Shutdown, Reads(b"")]), Err(CloseReason::Drain));
     assert_eq!(bench.written(), b"last");
 }
 
@@ -398,7 +407,7 @@ fn a_drain_does_not_wait_for_a_peer_that_reads_bit_by_bit() {
         let mut bench = bench(protocol, Echo);
         let calls = [Reads(b"one\n"), WriteFails(WouldBlock)];
         assert_eq!(bench.event(READABLE, calls), Ok(()));
-        assert_eq!(bench.close(End::Drain, []), Ok(()));
+        assert_eq!(bench.close(CloseReason::Drain, []), Ok(()));
         let deadline = bench.connection.deadline(None);
         bench.now = bench.now + SECOND;
         assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
@@ -414,7 +423,7 @@ fn traffic_is_counted() {
     let traffic =
         Traffic { bytes_in: 17, bytes_out: 17, reads: 2, writes: 3, short_writes: 1, paused: 0 };
     assert_eq!(bench.connection.traffic(), traffic);
-    let line = bench.connection.epitaph(End::Reset, bench.now).to_string();
+    let line = bench.connection.summary(CloseReason::Reset, bench.now).to_string();
     assert!(
         line.starts_with("192.0.2.1:5 closed by the peer's RST: 17 bytes in 2 reads"),
         "{line}"

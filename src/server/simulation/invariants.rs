@@ -6,19 +6,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::kernel::Door;
+use super::kernel::SimulatedListener;
 use super::world::{Edges, Wire, World};
 use crate::protocol::{Service, Verdict};
 use crate::server::admission::ACCEPT_RETRY;
 use crate::server::clock::Moment;
 use crate::server::connection::LINGER_TIME;
-use crate::server::streams::{ACCEPTS_PER_TURN, CHUNK, SWEEP_GAP, Streams, Token};
+use crate::server::connections::{ACCEPTS_PER_TURN, CHUNK, ConnectionId, Connections, SWEEP_GAP};
 use crate::stats::Stats;
 
 /// The server under test, and the world around it.
 pub(super) struct Bench<V> {
     pub(super) world: Rc<RefCell<World>>,
-    pub(super) streams: Streams<Door, V>,
+    pub(super) connections: Connections<SimulatedListener, V>,
     pub(super) stats: Arc<Stats>,
 }
 
@@ -28,18 +28,17 @@ impl<V: Service + Clone> Bench<V> {
         let world = self.world.borrow();
         assert!(world.violations.is_empty(), "{:#?}", world.violations);
         let open = world.wires.iter().filter(|wire| wire.is_open());
-        assert_eq!(self.streams.open(), open.clone().count(), "connections that stand");
-        assert!(self.streams.open() <= world.settings.rules.max_connections, "too many are open");
-        let ready = self.streams.ready();
+        assert_eq!(self.connections.open(), open.clone().count(), "connections that stand");
+        assert!(
+            self.connections.open() <= world.settings.rules.max_connections,
+            "too many are open"
+        );
+        let ready = self.connections.ready();
         for wire in open {
-            let token = wire.token.expect("an open wire has a token");
-            let connection = self.streams.connection(token).expect("an open wire is served");
-            let times = ready.iter().filter(|&&ready| ready == token).count();
-            assert_eq!(
-                times,
-                usize::from(connection.queued),
-                "times on the ready queue: {token:?}"
-            );
+            let id = wire.connection_id.expect("an open wire has an id");
+            let connection = self.connections.connection(id).expect("an open wire is served");
+            let times = ready.iter().filter(|&&ready| ready == id).count();
+            assert_eq!(times, usize::from(connection.queued), "times on the ready queue: {id:?}");
             assert_eq!(connection.unsent(), wire.unsent, "unsent output: {:?}", wire.brief());
             assert!(connection.held() <= memory_cap(&world), "{} bytes held", connection.held());
             // Not forgotten: it stands on the ready queue, or an edge is still to come.
@@ -53,23 +52,19 @@ impl<V: Service + Clone> Bench<V> {
     }
 
     /// After a turn in which those of `queued` had theirs.
-    pub(super) fn check_turn(&self, queued: &[Token]) {
+    pub(super) fn check_turn(&self, queued: &[ConnectionId]) {
         self.check();
         let world = self.world.borrow();
         assert!(world.tally.accepts_in_turn <= ACCEPTS_PER_TURN, "accepts in a turn");
         for wire in &world.wires {
             assert!(wire.reads <= 1 && wire.bytes <= CHUNK, "read in a turn: {:?}", wire.brief());
-            if let Some(token) = wire.token.filter(|token| queued.contains(token)) {
-                assert!(
-                    wire.calls > 0 || wire.dropped,
-                    "no turn for {token:?}: {:?}",
-                    wire.brief()
-                );
+            if let Some(id) = wire.connection_id.filter(|id| queued.contains(id)) {
+                assert!(wire.calls > 0 || wire.dropped, "no turn for {id:?}: {:?}", wire.brief());
             }
             if wire.is_open() {
                 check_deadlines(&world, wire);
-                let token = wire.token.expect("an open wire has a token");
-                let has_a_turn = self.streams.ready().contains(&token);
+                let id = wire.connection_id.expect("an open wire has an id");
+                let has_a_turn = self.connections.ready().contains(&id);
                 let done = wire.fin_read && wire.unsent == 0;
                 assert!(!done || has_a_turn, "answered and not closed: {:?}", wire.brief());
             }
@@ -82,8 +77,9 @@ impl<V: Service + Clone> Bench<V> {
         let counted = [
             ("accepted", stats.accepted, tally.registered),
             ("refused", stats.refused, tally.refused),
+            ("registration_errors", stats.registration_errors, tally.not_registered),
             ("closed", stats.closed(), tally.closed),
-            ("open", stats.open(), self.streams.open() as u64),
+            ("open", stats.open(), self.connections.open() as u64),
             ("accept_errors", stats.accept_errors, tally.aborted),
             ("bytes_in", stats.bytes_in, tally.bytes_in),
             ("bytes_out", stats.bytes_out, tally.bytes_out),
@@ -105,8 +101,8 @@ impl<V: Service + Clone> Bench<V> {
                 || if wire.unsent > 0 { wire.blocked } else { !wire.is_readable() };
             assert!(waits, "asleep with {:?}", wire.brief());
         }
-        let full = self.streams.open() >= world.settings.rules.max_connections;
-        let retried = self.streams.deadline().is_some_and(|at| at <= world.now + ACCEPT_RETRY);
+        let full = self.connections.open() >= world.settings.rules.max_connections;
+        let retried = self.connections.deadline().is_some_and(|at| at <= world.now + ACCEPT_RETRY);
         for backlog in &world.backlogs {
             let waits =
                 backlog.waiting.is_empty() || backlog.edge || full || (world.starved && retried);
@@ -119,7 +115,7 @@ impl<V: Service + Clone> Bench<V> {
         let world = self.world.borrow();
         for wire in world.wires.iter().filter(|wire| wire.habit.behaves()) {
             let whole = wire.taken == wire.expected.bytes.len() && wire.eof_taken;
-            let waits = !wire.accepted && self.streams.open() > 0;
+            let waits = !wire.accepted && self.connections.open() > 0;
             assert!(whole || waits || wire.excuse.is_some(), "short of bytes: {:?}", wire.brief());
         }
         let calm = world.settings.rules.idle_timeout.is_none() && world.drain_until.is_none();
@@ -132,7 +128,7 @@ impl<V: Service + Clone> Bench<V> {
     fn check_reasons(&self, world: &World) {
         let stats = self.stats.snapshot();
         let (mut peer, mut frame, mut service, mut failed) = (0, 0, 0, 0);
-        for wire in world.wires.iter().filter(|wire| wire.token.is_some()) {
+        for wire in world.wires.iter().filter(|wire| wire.connection_id.is_some()) {
             match wire.expected.verdict {
                 _ if wire.failed.is_some() => failed += 1,
                 _ if !wire.dropped => {}

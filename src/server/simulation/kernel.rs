@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use super::script::answers_one_read;
 use super::world::{Edges, Wire, World};
 use crate::server::connection::{LINGER_BYTES, LINGER_TIME, Stream};
-use crate::server::streams::{Listener, Token};
+use crate::server::connections::{ConnectionId, Listener};
 
 impl World {
     fn violation(&mut self, wire: usize, what: impl std::fmt::Display) {
@@ -81,10 +81,11 @@ impl World {
         Ok((id, self.wires[id].address))
     }
 
-    fn register(&mut self, id: usize, token: Token) -> io::Result<()> {
+    fn register(&mut self, id: usize, connection_id: ConnectionId) -> io::Result<()> {
         if self.trouble() {
             self.starved = true;
             self.wires[id].excuse = Some("not registered");
+            self.tally.not_registered += 1;
             return Err(Errno::ENOSPC.into());
         }
         let same =
@@ -95,7 +96,7 @@ impl World {
         }
         self.tally.registered += 1;
         let wire = &mut self.wires[id];
-        wire.token = Some(token);
+        wire.connection_id = Some(connection_id);
         // epoll_ctl(2) tells at once what is so already.
         wire.edges = Edges { read: wire.is_readable(), write: true };
         Ok(())
@@ -217,11 +218,11 @@ impl World {
 
     fn close(&mut self, id: usize) {
         self.starved = false;
-        let Some(token) = self.wires[id].token else {
+        let Some(connection_id) = self.wires[id].connection_id else {
             self.close_unserved(id);
             return;
         };
-        self.old_tokens.push(token);
+        self.old_ids.push(connection_id);
         self.tally.closed += 1;
         match self.reason_to_close(id) {
             Ok(excuse) => self.wires[id].excuse = excuse,
@@ -279,7 +280,7 @@ impl World {
 // ---- handles that the server holds
 
 /// A listener of the world.
-pub(super) struct Door {
+pub(super) struct SimulatedListener {
     pub(super) world: Rc<RefCell<World>>,
     pub(super) index: usize,
 }
@@ -290,7 +291,7 @@ pub(super) struct Socket {
     id: usize,
 }
 
-impl Listener for Door {
+impl Listener for SimulatedListener {
     type Stream = Socket;
 
     fn accept(&mut self) -> io::Result<(Socket, SocketAddr)> {
@@ -298,12 +299,12 @@ impl Listener for Door {
         Ok((Socket { world: Rc::clone(&self.world), id }, address))
     }
 
-    fn register(&mut self, stream: &mut Socket, token: Token) -> io::Result<()> {
-        self.world.borrow_mut().register(stream.id, token)
+    fn register(&mut self, stream: &mut Socket, connection_id: ConnectionId) -> io::Result<()> {
+        self.world.borrow_mut().register(stream.id, connection_id)
     }
 }
 
-impl Drop for Door {
+impl Drop for SimulatedListener {
     fn drop(&mut self) {
         // Not while a violation unwinds.
         let Ok(mut world) = self.world.try_borrow_mut() else { return };

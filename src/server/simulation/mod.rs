@@ -22,13 +22,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::invariants::Bench;
-use self::kernel::Door;
+use self::kernel::SimulatedListener;
 use self::peers::Happening;
 use self::random::Random;
 use self::world::{Backlog, Habit, Settings, Tally, Wire, World};
 use super::admission::{MaxSetBy, Rules};
 use super::clock::Moment;
-use super::streams::Streams;
+use super::connections::Connections;
 use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol, Service, Upper};
 use crate::stats::Stats;
@@ -90,13 +90,14 @@ impl<V: Service + Clone> Bench<V> {
             drain_over_at: None,
             flooded: None,
             calm: false,
-            old_tokens: Vec::new(),
+            old_ids: Vec::new(),
             violations: Vec::new(),
         }));
-        let doors = (0..2).map(|index| Door { world: Rc::clone(&world), index }).collect();
+        let listeners =
+            (0..2).map(|index| SimulatedListener { world: Rc::clone(&world), index }).collect();
         let stats = Arc::new(Stats::default());
-        let streams = Streams::new(doors, rules, service, Arc::clone(&stats));
-        Bench { world, streams, stats }
+        let connections = Connections::new(listeners, rules, service, Arc::clone(&stats));
+        Bench { world, connections, stats }
     }
 
     fn play(mut self) {
@@ -153,19 +154,24 @@ impl<V: Service + Clone> Bench<V> {
         let woken = !events.is_empty();
         for event in events {
             match event {
-                Happening::Backlog(index) => self.streams.hint_backlog(index),
-                Happening::Connection(token, readiness) => self.streams.hint(token, readiness),
+                Happening::Backlog(index) => self.connections.hint_backlog(index),
+                Happening::Connection(connection_id, readiness) => {
+                    self.connections.hint(connection_id, readiness)
+                }
             }
         }
         self.check();
         let now = self.world.borrow().now;
-        if !woken && !self.streams.can_act() && self.streams.deadline().is_none_or(|at| at > now) {
+        if !woken
+            && !self.connections.can_act()
+            && self.connections.deadline().is_none_or(|at| at > now)
+        {
             self.check_asleep();
             return false;
         }
         self.world.borrow_mut().begin_turn();
-        let queued: Vec<_> = self.streams.ready().iter().copied().collect();
-        self.streams.turn(now);
+        let queued: Vec<_> = self.connections.ready().iter().copied().collect();
+        self.connections.turn(now);
         self.check_turn(&queued);
         true
     }
@@ -173,7 +179,7 @@ impl<V: Service + Clone> Bench<V> {
     fn drain(&mut self, time: Duration) {
         let now = self.world.borrow().now;
         self.world.borrow_mut().drain_until = Some(now + time);
-        self.streams.drain(now + time, now);
+        self.connections.drain(now + time, now);
         self.check();
     }
 
@@ -191,7 +197,7 @@ impl<V: Service + Clone> Bench<V> {
             if awake || self.progress() != before {
                 continue;
             }
-            let Some(deadline) = self.streams.deadline() else { return };
+            let Some(deadline) = self.connections.deadline() else { return };
             // Asleep until then, and woken by the clock alone.
             let now = self.world.borrow().now.max(deadline);
             self.world.borrow_mut().now = now;

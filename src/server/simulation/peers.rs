@@ -7,7 +7,7 @@ use super::script::answers_one_read;
 use super::world::{Edges, Habit, Settings, Wire, World};
 use crate::protocol::oracle::Expected;
 use crate::server::connection::Readiness;
-use crate::server::streams::Token;
+use crate::server::connections::ConnectionId;
 
 impl World {
     /// A client connects.
@@ -120,7 +120,7 @@ impl World {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Happening {
     Backlog(usize),
-    Connection(Token, Readiness),
+    Connection(ConnectionId, Readiness),
 }
 
 impl World {
@@ -149,8 +149,8 @@ impl World {
                     readiness.closed &= read;
                     readiness.writable = write;
                 }
-                let token = wire.token.expect("an open wire has a token");
-                events.push(Happening::Connection(token, readiness));
+                let connection_id = wire.connection_id.expect("an open wire has an id");
+                events.push(Happening::Connection(connection_id, readiness));
             }
         }
         if !self.calm {
@@ -165,8 +165,8 @@ impl World {
 
     /// Events without cause, and events of those who are gone.
     fn add_nonsense(&mut self, events: &mut Vec<Happening>) {
-        if self.random.one_in(8) && !self.old_tokens.is_empty() {
-            let old = self.old_tokens[self.random.below(self.old_tokens.len())];
+        if self.random.one_in(8) && !self.old_ids.is_empty() {
+            let old = self.old_ids[self.random.below(self.old_ids.len())];
             self.tally.stale += 1;
             let all = Readiness { readable: true, writable: true, closed: true };
             events.insert(self.random.below(events.len() + 1), Happening::Connection(old, all));
@@ -174,8 +174,13 @@ impl World {
         if self.random.one_in(8) && !self.wires.is_empty() {
             let id = self.random.below(self.wires.len());
             let [readable, writable, closed] = [0; 3].map(|_: u8| self.random.one_in(2));
-            if let (true, Some(token)) = (self.wires[id].is_open(), self.wires[id].token) {
-                events.push(Happening::Connection(token, Readiness { readable, writable, closed }));
+            if let (true, Some(connection_id)) =
+                (self.wires[id].is_open(), self.wires[id].connection_id)
+            {
+                events.push(Happening::Connection(
+                    connection_id,
+                    Readiness { readable, writable, closed },
+                ));
             }
         }
         if self.random.one_in(8) {

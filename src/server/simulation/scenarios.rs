@@ -10,7 +10,7 @@ use super::world::{Habit, Settings, Wire};
 use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol};
 use crate::server::admission::{MaxSetBy, Rules};
-use crate::server::streams::{ACCEPTS_PER_TURN, CHUNK};
+use crate::server::connections::{ACCEPTS_PER_TURN, CHUNK};
 
 fn settings() -> Settings {
     Settings {
@@ -56,7 +56,7 @@ fn those_in_the_backlog_are_served_when_a_drain_begins() {
         bench.client(0, Habit::Steady, b"hello");
     }
     bench.drain(Duration::from_secs(1));
-    assert_eq!(bench.streams.open(), 3 * ACCEPTS_PER_TURN);
+    assert_eq!(bench.connections.open(), 3 * ACCEPTS_PER_TURN);
     bench.settle();
     bench.check_settled();
     assert_eq!(bench.stats.snapshot().closed_by_peer, 3 * ACCEPTS_PER_TURN as u64);
@@ -101,5 +101,5 @@ fn a_drain_begins_though_clients_never_stop_to_come() {
     bench.world.borrow_mut().flooded = Some(0);
     bench.client(0, Habit::Silent, b"");
     bench.drain(Duration::from_secs(1));
-    assert_eq!(bench.streams.open(), 1);
+    assert_eq!(bench.connections.open(), 1);
 }

@@ -13,7 +13,7 @@ use crate::protocol::oracle::Expected;
 use crate::server::admission::Rules;
 use crate::server::clock::Moment;
 use crate::server::connection::Readiness;
-use crate::server::streams::Token;
+use crate::server::connections::ConnectionId;
 
 /// What one seed plays.
 #[derive(Debug, Clone)]
@@ -117,7 +117,7 @@ pub(super) struct Wire {
     pub(super) reset_taken: bool,
 
     // At the server.
-    pub(super) token: Option<Token>,
+    pub(super) connection_id: Option<ConnectionId>,
     pub(super) accepted: bool,
     pub(super) dropped: bool,
     /// Why the peer may go without a part of its answer.
@@ -165,7 +165,7 @@ impl Wire {
             lingered: 0,
             eof_taken: false,
             reset_taken: false,
-            token: None,
+            connection_id: None,
             accepted: false,
             dropped: false,
             excuse: None,
@@ -180,7 +180,7 @@ impl Wire {
     }
 
     pub(super) fn is_open(&self) -> bool {
-        self.token.is_some() && !self.dropped
+        self.connection_id.is_some() && !self.dropped
     }
 
     /// Whether a read would tell the server something.
@@ -230,6 +230,7 @@ pub(super) struct Backlog {
 pub(super) struct Tally {
     pub(super) registered: u64,
     pub(super) refused: u64,
+    pub(super) not_registered: u64,
     pub(super) closed: u64,
     pub(super) aborted: u64,
     pub(super) bytes_in: u64,
@@ -257,8 +258,8 @@ pub(super) struct World {
     pub(super) flooded: Option<usize>,
     /// Nothing goes wrong any more, and nothing is late.
     pub(super) calm: bool,
-    /// Tokens that name nobody.
-    pub(super) old_tokens: Vec<Token>,
+    /// Ids that name nobody.
+    pub(super) old_ids: Vec<ConnectionId>,
     /// What the server did and should not have done.
     pub(super) violations: Vec<String>,
 }
@@ -287,7 +288,7 @@ impl Wire {
                 .field("blocked", &self.blocked)
                 .field("fin_at", &self.fin_at)
                 .field("moved_at", &self.moved_at)
-                .field("token", &self.token)
+                .field("connection_id", &self.connection_id)
                 .field("dropped", &self.dropped)
                 .field("excuse", &self.excuse)
                 .field("edges", &self.edges)

@@ -13,14 +13,14 @@ use slab::Slab;
 
 use super::admission::{ACCEPT_RETRY, AcceptError, Admission, Rules};
 use super::clock::Moment;
-use super::connection::{Connection, End, Readiness, Stream, Traffic, Turn};
+use super::connection::{CloseReason, Connection, Readiness, Stream, Traffic, Turn};
 use super::peer::Peer;
 use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
 
 /// Names a connection in events: its slot, and which of the connections that had the slot it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Token {
+pub(crate) struct ConnectionId {
     pub(crate) slot: u32,
     /// Never 0.
     pub(crate) generation: u32,
@@ -34,7 +34,7 @@ pub(crate) trait Listener {
     fn accept(&mut self) -> io::Result<(Self::Stream, SocketAddr)>;
 
     /// Asks for the events of a stream: both interests, edge-triggered, once and for all.
-    fn register(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
+    fn register(&mut self, stream: &mut Self::Stream, id: ConnectionId) -> io::Result<()>;
 }
 
 /// The room for reads. Many small reads share it, one large read may have it all.
@@ -51,16 +51,16 @@ const LAST_ACCEPT_TURNS: usize = 64;
 pub(crate) const SWEEP_GAP: Duration = Duration::from_millis(10);
 
 /// All TCP connections of an event loop.
-pub(crate) struct Streams<L: Listener, V> {
+pub(crate) struct Connections<L: Listener, V> {
     rules: Rules,
     service: V,
     stats: Arc<Stats>,
-    gate: Gate<L>,
-    connections: Slab<Connection<L::Stream, V>>,
+    acceptor: Acceptor<L>,
+    slab: Slab<Connection<L::Stream, V>>,
     admission: Admission,
     last_generation: u32,
     /// Who can act without waiting for an event, each once.
-    ready: VecDeque<Token>,
+    ready: VecDeque<ConnectionId>,
     /// When to look at deadlines next.
     sweep_at: Option<Moment>,
     draining: Option<Drain>,
@@ -86,15 +86,15 @@ struct Drain {
 }
 
 /// The listeners, and whether they are asked.
-struct Gate<L> {
-    listeners: Vec<Door<L>>,
+struct Acceptor<L> {
+    listeners: Vec<ReadyListener<L>>,
     pause: Option<Pause>,
     /// Who is asked first in this turn.
     first: usize,
 }
 
-struct Door<L> {
-    listener: L,
+struct ReadyListener<L> {
+    inner: L,
     /// Somebody may be waiting in the backlog.
     ready: bool,
 }
@@ -114,15 +114,17 @@ impl Pause {
     }
 }
 
-impl<L: Listener, V: Service + Clone> Streams<L, V> {
+impl<L: Listener, V: Service + Clone> Connections<L, V> {
     pub(crate) fn new(listeners: Vec<L>, rules: Rules, service: V, stats: Arc<Stats>) -> Self {
-        let listeners =
-            listeners.into_iter().map(|listener| Door { listener, ready: false }).collect();
-        Streams {
+        let listeners = listeners
+            .into_iter()
+            .map(|listener| ReadyListener { inner: listener, ready: false })
+            .collect();
+        Connections {
             rules,
             service,
-            gate: Gate { listeners, pause: None, first: 0 },
-            connections: Slab::new(),
+            acceptor: Acceptor { listeners, pause: None, first: 0 },
+            slab: Slab::new(),
             admission: Admission::new(&rules, Arc::clone(&stats)),
             stats,
             last_generation: 0,
@@ -138,17 +140,17 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
 
     /// An event says that somebody waits in a listener's backlog.
     pub(crate) fn hint_backlog(&mut self, listener: usize) {
-        if let Some(door) = self.gate.listeners.get_mut(listener) {
-            door.ready = true;
+        if let Some(listener) = self.acceptor.listeners.get_mut(listener) {
+            listener.ready = true;
         }
     }
 
     /// An event of a connection, which may be gone by now.
-    pub(crate) fn hint(&mut self, token: Token, readiness: Readiness) {
-        match self.connections.get_mut(token.slot as usize) {
-            Some(connection) if connection.generation == token.generation => {
+    pub(crate) fn hint(&mut self, id: ConnectionId, readiness: Readiness) {
+        match self.slab.get_mut(id.slot as usize) {
+            Some(connection) if connection.generation == id.generation => {
                 connection.hint(readiness);
-                self.enqueue(token.slot);
+                self.enqueue(id.slot);
             }
             _ => self.stats.stale_events.increment(),
         }
@@ -156,13 +158,12 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
 
     /// Whether there is something to do at once.
     pub(crate) fn can_act(&self) -> bool {
-        !self.ready.is_empty()
-            || (self.gate.pause.is_none() && self.gate.listeners.iter().any(|door| door.ready))
+        !self.ready.is_empty() || (self.acceptor.pause.is_none() && self.can_accept())
     }
 
     /// When a turn is due even if no event comes.
     pub(crate) fn deadline(&self) -> Option<Moment> {
-        let retry = match self.gate.pause {
+        let retry = match self.acceptor.pause {
             Some(Pause::Starved { retry_at }) => Some(retry_at),
             _ => None,
         };
@@ -176,8 +177,8 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         self.sweep(now);
         let mut used = 0;
         for _ in 0..self.ready.len() {
-            let token = self.ready.pop_front().expect("the queue only grows in a turn");
-            used += self.receive(token, used, now);
+            let id = self.ready.pop_front().expect("the queue only grows in a turn");
+            used += self.receive(id, used, now);
             if self.batch.len() == BATCH || self.room.len() - used < SMALLEST_ROOM {
                 self.answer_batch(now);
                 used = 0;
@@ -190,47 +191,50 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
     /// Takes the rest of the backlog, then lets nobody in any more. Who is here may go on until
     /// `until`.
     pub(crate) fn drain(&mut self, until: Moment, now: Moment) {
-        for door in &mut self.gate.listeners {
-            door.ready = true;
+        for listener in &mut self.acceptor.listeners {
+            listener.ready = true;
         }
         for _ in 0..LAST_ACCEPT_TURNS {
-            if self.gate.pause.is_some() || !self.can_accept() {
+            if self.acceptor.pause.is_some() || !self.can_accept() {
                 break;
             }
             self.accept(now);
         }
-        self.gate.listeners.clear();
-        self.gate.pause = None;
+        self.acceptor.listeners.clear();
+        self.acceptor.pause = None;
         self.draining = Some(Drain { until, over: false });
     }
 
     /// How many connections are open.
     pub(crate) fn open(&self) -> usize {
-        self.connections.len()
+        self.slab.len()
     }
 
     // ---- accept
 
     fn can_accept(&self) -> bool {
-        self.gate.listeners.iter().any(|door| door.ready)
+        self.acceptor.listeners.iter().any(|listener| listener.ready)
     }
 
     fn accept(&mut self, now: Moment) {
-        if let Some(Pause::Starved { retry_at }) = self.gate.pause
+        if let Some(Pause::Starved { retry_at }) = self.acceptor.pause
             && now >= retry_at
         {
-            self.gate.pause = None;
+            self.acceptor.pause = None;
         }
         let mut budget = ACCEPTS_PER_TURN;
-        let count = self.gate.listeners.len();
+        let count = self.acceptor.listeners.len();
         // Each goes first in its turn, so that a flood at one does not shut out the others.
-        self.gate.first = (self.gate.first + 1) % count.max(1);
-        for index in (self.gate.first..count).chain(0..self.gate.first) {
-            while budget > 0 && self.gate.pause.is_none() && self.gate.listeners[index].ready {
+        self.acceptor.first = (self.acceptor.first + 1) % count.max(1);
+        for index in (self.acceptor.first..count).chain(0..self.acceptor.first) {
+            while budget > 0
+                && self.acceptor.pause.is_none()
+                && self.acceptor.listeners[index].ready
+            {
                 budget -= 1;
-                if self.connections.len() >= self.rules.max_connections {
-                    self.gate.pause = Some(Pause::Full);
-                    self.admission.pause_full(self.connections.len(), now);
+                if self.slab.len() >= self.rules.max_connections {
+                    self.acceptor.pause = Some(Pause::Full);
+                    self.admission.pause_full(self.slab.len(), now);
                 } else {
                     self.accept_one(index, now);
                 }
@@ -239,13 +243,13 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
     }
 
     fn accept_one(&mut self, index: usize, now: Moment) {
-        let door = &mut self.gate.listeners[index];
-        match door.listener.accept() {
+        let listener = &mut self.acceptor.listeners[index];
+        match listener.inner.accept() {
             Ok((stream, address)) => self.admit(index, stream, address.into(), now),
-            Err(error) => match self.admission.judge(&error, self.connections.len(), now) {
-                AcceptError::Empty => door.ready = false,
+            Err(error) => match self.admission.judge(&error, self.slab.len(), now) {
+                AcceptError::Empty => listener.ready = false,
                 AcceptError::Connection => {}
-                AcceptError::Starved => self.gate.pause = Some(Pause::starved(now)),
+                AcceptError::Starved => self.acceptor.pause = Some(Pause::starved(now)),
             },
         }
     }
@@ -257,15 +261,13 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         // Skips 0 when it wraps: that is for tokens that are no connection's.
         self.last_generation = self.last_generation.checked_add(1).unwrap_or(1);
         let generation = self.last_generation;
-        let entry = self.connections.vacant_entry();
+        let entry = self.slab.vacant_entry();
         let slot = u32::try_from(entry.key()).expect("descriptors are fewer than 2^32");
-        let token = Token { slot, generation };
-        if let Err(error) = self.gate.listeners[index].listener.register(&mut stream, token) {
-            self.admission.leave(peer);
+        let id = ConnectionId { slot, generation };
+        if let Err(error) = self.acceptor.listeners[index].inner.register(&mut stream, id) {
             drop(stream);
-            // epoll_ctl(2): no memory, or the user's limit on watches is reached.
-            self.admission.pause_starved(&error, self.connections.len(), now);
-            self.gate.pause = Some(Pause::starved(now));
+            self.admission.not_registered(peer, &error, self.slab.len(), now);
+            self.acceptor.pause = Some(Pause::starved(now));
             return;
         }
         let session = Session::new(self.rules.protocol, self.service.clone());
@@ -280,19 +282,19 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
 
     /// Puts a connection on the ready queue, unless it is there or has nothing to do.
     fn enqueue(&mut self, slot: u32) {
-        if let Some(connection) = self.connections.get_mut(slot as usize)
+        if let Some(connection) = self.slab.get_mut(slot as usize)
             && !connection.queued
             && connection.can_act()
         {
             connection.queued = true;
-            self.ready.push_back(Token { slot, generation: connection.generation });
+            self.ready.push_back(ConnectionId { slot, generation: connection.generation });
         }
     }
 
     /// The first half of a connection's turn; the bytes of room that it took.
-    fn receive(&mut self, token: Token, used: usize, now: Moment) -> usize {
-        let Token { slot, generation } = token;
-        let Some(connection) = self.connections.get_mut(slot as usize) else { return 0 };
+    fn receive(&mut self, id: ConnectionId, used: usize, now: Moment) -> usize {
+        let ConnectionId { slot, generation } = id;
+        let Some(connection) = self.slab.get_mut(slot as usize) else { return 0 };
         if connection.generation != generation {
             return 0;
         }
@@ -314,10 +316,8 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
     fn answer_batch(&mut self, now: Moment) {
         let mut batch = std::mem::take(&mut self.batch);
         for Read { slot, start, end } in batch.drain(..) {
-            let connection = self
-                .connections
-                .get_mut(slot as usize)
-                .expect("only its own turn removes a connection");
+            let connection =
+                self.slab.get_mut(slot as usize).expect("only its own turn removes a connection");
             let before = connection.traffic();
             let turn = connection.answer(&self.room[start..end], &mut self.scratch, now);
             self.settle(slot, before, turn, now);
@@ -330,7 +330,7 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         self.account(slot, before);
         match turn {
             Ok(()) => {
-                let connection = &self.connections[slot as usize];
+                let connection = &self.slab[slot as usize];
                 if let Some(deadline) = connection.deadline(self.rules.idle_timeout) {
                     self.sweep_no_later_than(deadline);
                 }
@@ -341,18 +341,18 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
     }
 
     fn account(&mut self, slot: u32, before: Traffic) {
-        self.traffic += self.connections[slot as usize].traffic() - before;
+        self.traffic += self.slab[slot as usize].traffic() - before;
     }
 
-    fn remove(&mut self, slot: u32, end: End, now: Moment) {
-        let connection = self.connections.remove(slot as usize);
+    fn remove(&mut self, slot: u32, end: CloseReason, now: Moment) {
+        let connection = self.slab.remove(slot as usize);
         self.admission.leave(connection.peer());
-        connection.log_end(end, now);
+        connection.log_close(end, now);
         drop(connection);
         // Of what counts as closed, nothing is left.
         end.counter(&self.stats).increment();
         // Its descriptor and its slot are free with it.
-        self.gate.pause = None;
+        self.acceptor.pause = None;
     }
 
     // ---- deadlines
@@ -368,7 +368,7 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
             && now >= drain.until
         {
             drain.over = true;
-            self.for_each(now, |connection| connection.close(End::Drain, now));
+            self.for_each(now, |connection| connection.close(CloseReason::Drain, now));
         }
         if self.sweep_at.is_some_and(|at| now >= at) {
             let idle_timeout = self.rules.idle_timeout;
@@ -376,7 +376,7 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
                 Some(deadline) if now >= deadline => connection.expire(),
                 _ => Ok(()),
             });
-            let next = self.connections.iter().filter_map(|(_, c)| c.deadline(idle_timeout)).min();
+            let next = self.slab.iter().filter_map(|(_, c)| c.deadline(idle_timeout)).min();
             self.sweep_at = next.map(|next| next.max(now + SWEEP_GAP));
         }
     }
@@ -386,9 +386,9 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
         now: Moment,
         mut act: impl FnMut(&mut Connection<L::Stream, V>) -> Turn,
     ) {
-        let slots: Vec<usize> = self.connections.iter().map(|(slot, _)| slot).collect();
+        let slots: Vec<usize> = self.slab.iter().map(|(slot, _)| slot).collect();
         for slot in slots {
-            let connection = &mut self.connections[slot];
+            let connection = &mut self.slab[slot];
             let before = connection.traffic();
             let turn = act(connection);
             self.settle(u32::try_from(slot).expect("slots fit tokens"), before, turn, now);
@@ -397,15 +397,15 @@ impl<L: Listener, V: Service + Clone> Streams<L, V> {
 }
 
 #[cfg(any(test, fuzzing))]
-impl<L: Listener, V> Streams<L, V> {
+impl<L: Listener, V> Connections<L, V> {
     /// Who stands on the ready queue.
-    pub(crate) fn ready(&self) -> &VecDeque<Token> {
+    pub(crate) fn ready(&self) -> &VecDeque<ConnectionId> {
         &self.ready
     }
 
-    /// The connection that a token names, if it still stands.
-    pub(crate) fn connection(&self, token: Token) -> Option<&Connection<L::Stream, V>> {
-        let connection = self.connections.get(token.slot as usize);
-        connection.filter(|connection| connection.generation == token.generation)
+    /// The connection that a id names, if it still stands.
+    pub(crate) fn connection(&self, id: ConnectionId) -> Option<&Connection<L::Stream, V>> {
+        let connection = self.slab.get(id.slot as usize);
+        connection.filter(|connection| connection.generation == id.generation)
     }
 }
