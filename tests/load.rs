@@ -607,6 +607,6 @@ fn the_limit_of_open_files_is_raised_or_explained() {
     assert_eq!(output.status.code(), Some(1));
     let error = text(&output.stderr);
     let sentence = "evecho: 100 connections are over the limit of open files, which leaves room \
-                    for 56; raise the hard limit";
+                    for 56; raise the hard limit, or ask for fewer";
     assert!(error.starts_with(sentence), "{error}");
 }

@@ -4,9 +4,10 @@
 
 mod common;
 
+use std::error::Error;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -36,12 +37,10 @@ fn itself() -> String {
 
 fn start(command: &str, descriptors: Option<u64>) -> Result<ServerProcess, StartError> {
     let command: ServerCommand = command.parse().unwrap();
-    command.start(&Start {
-        supervisor: PathBuf::from(env!("CARGO_BIN_EXE_evecho")),
-        transport: Transport::Tcp,
-        patience: DEADLINE,
-        descriptors,
-    })
+    let mut start = Start::default();
+    start.patience = DEADLINE;
+    start.descriptors = descriptors;
+    command.start(&start)
 }
 
 #[test]
@@ -72,11 +71,37 @@ fn the_whole_group_ends_with_the_handle() {
 #[test]
 fn sigterm_gives_the_exit_status() {
     use std::os::unix::process::ExitStatusExt;
-    let mut server = start(&itself(), None).unwrap();
+    let server = start(&itself(), None).unwrap();
     assert_eq!(server.ended(), None);
     let status = server.terminate(DEADLINE).expect("the default of SIGTERM is to end");
     assert_eq!(status.signal(), Some(15));
     assert_eq!(server.ended(), Some(status));
+}
+
+#[test]
+fn a_server_that_has_ended_keeps_its_number_until_it_is_dropped() {
+    // Its child lives on in its process group, which is to be signalled: nobody else may get it.
+    let server = start(&format!("sh -c '{} & sleep 1000; true'", itself().replace('\'', "")), None);
+    let server = server.unwrap();
+    wait_until("the shell runs the server and sleep", || children(server.pid()).len() == 2);
+    let children = children(server.pid());
+    server.terminate(DEADLINE).expect("the default of SIGTERM is to end");
+    let process = format!("/proc/{}", server.pid());
+    assert!(Path::new(&process).exists(), "its status was taken");
+    drop(server);
+    assert!(!Path::new(&process).exists());
+    wait_until("children of the shell are left", || !children.iter().any(|&pid| lives(pid)));
+}
+
+#[test]
+fn the_variables_of_evecho_do_not_reach_the_command() {
+    // A shell stands for the tool's caller.
+    let script = "EVECHO_MAX_FRAME=1k EVECHO_PORT=7 OTHER=1 exec $0 check --start \
+                  \"sh -c 'env | grep -e ^EVECHO_ -e ^OTHER= >&2; : {port}'\" --timeout 10s";
+    let output = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_evecho")]).output();
+    let words = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(words.contains("ended before it listened") && words.contains("OTHER=1"), "{words}");
+    assert!(!words.contains("EVECHO_"), "{words}");
 }
 
 #[test]
@@ -89,18 +114,17 @@ fn the_limit_of_open_files_reaches_the_command() {
 
 #[test]
 fn what_cannot_be_started_says_why() {
-    let error = start("/nowhere/server {port}", None).unwrap_err().to_string();
-    assert!(error.contains("cannot run '/nowhere/server': No such file"), "{error}");
+    let error = start("/nowhere/server {port}", None).unwrap_err();
+    assert_eq!(error.to_string(), "cannot start '/nowhere/server {port}'");
+    let cause = error.source().unwrap().to_string();
+    assert!(cause.starts_with("No such file"), "{cause}");
     let error = start("sh -c 'echo the port {port} is wrong >&2; exit 3'", None).unwrap_err();
     let error = error.to_string();
     assert!(error.contains("exit status: 3") && error.contains("is wrong"), "{error}");
     let command: ServerCommand = "sh -c 'echo not yet >&2; sleep 1000; : {port}'".parse().unwrap();
-    let impatient = Start {
-        supervisor: PathBuf::from(env!("CARGO_BIN_EXE_evecho")),
-        transport: Transport::Udp,
-        patience: Duration::from_millis(200),
-        descriptors: None,
-    };
+    let mut impatient = Start::default();
+    impatient.transport = Transport::Udp;
+    impatient.patience = Duration::from_millis(200);
     let error = command.start(&impatient).unwrap_err().to_string();
     assert!(
         error.contains("does not listen over UDP") && error.contains("after 200 ms"),

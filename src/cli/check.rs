@@ -14,7 +14,7 @@ use evecho::client::target::{Target, Transport};
 use serde::Serialize;
 
 use super::output::Output;
-use super::{CommandResult, cancel_at_signals, units};
+use super::{CommandResult, cancel_at_signals, supervise, units};
 
 /// Grade any echo server against the rules that it has to keep
 ///
@@ -89,25 +89,25 @@ fn timeout(text: &str) -> Result<Duration, String> {
 
 impl Args {
     /// The checked config; `None` when there is nothing to run.
-    fn config(&self) -> Option<Config> {
+    fn config(&self) -> io::Result<Option<Config>> {
         let subject = match (&self.target, self.pid, &self.start) {
             (Some(target), Some(pid), _) => Subject::Process(target.clone(), pid),
             (Some(target), None, _) => Subject::Address(target.clone()),
             (None, _, Some(command)) => Subject::Command(command.clone()),
-            (None, _, None) => return None,
+            (None, _, None) => return Ok(None),
         };
-        Some(Config {
-            service: self.service(),
-            transport: match (self.tcp_only, self.udp_only) {
-                (true, _) => Some(Transport::Tcp),
-                (_, true) => Some(Transport::Udp),
-                _ => None,
-            },
-            only: self.only.clone(),
-            skip: self.skip.clone(),
-            timeout: self.timeout,
-            ..Config::new(subject)
-        })
+        let mut config = Config::new(subject);
+        config.service = self.service();
+        config.transport = match (self.tcp_only, self.udp_only) {
+            (true, _) => Some(Transport::Tcp),
+            (_, true) => Some(Transport::Udp),
+            _ => None,
+        };
+        config.only.clone_from(&self.only);
+        config.skip.clone_from(&self.skip);
+        config.timeout = self.timeout;
+        config.supervisor = supervise::words()?;
+        Ok(Some(config))
     }
 
     fn service(&self) -> Service {
@@ -118,10 +118,12 @@ impl Args {
 /// Grades the server and prints what was found.
 pub(crate) fn run(args: &Args) -> CommandResult {
     let mut out = Output::new(anstream::stdout());
-    let Some(config) = args.config().filter(|_| !args.list) else {
+    let Some(config) = args.config()?.filter(|_| !args.list) else {
         list(&mut out, args)?;
         return Ok(ExitCode::SUCCESS);
     };
+    // Cases hold hundreds of connections. Where this fails, those that need more say so.
+    let _ = evecho::raise_open_file_limit();
     let cancel = cancel_at_signals()?;
     let report = match args.format {
         Format::Text => text(&mut out, &config, &cancel)?,

@@ -13,13 +13,13 @@ use evecho::Design;
 use evecho::client::compare::{
     self, Cell, Config, Contender, Measurement, Progress, Report, Spread, Trial,
 };
-use evecho::client::process::ServerCommand;
+use evecho::client::process::{CommandError, ServerCommand};
 use evecho::units::{grouped, time};
 use serde::Serialize;
 
 use super::output::Output;
 use super::serve::DesignArg;
-use super::{CommandResult, cancel_at_signals, units, usage};
+use super::{CommandResult, cancel_at_signals, supervise, units, usage};
 
 /// Compare echo servers under the same load: the three designs of evecho, and any others
 ///
@@ -90,7 +90,10 @@ fn peer(text: &str) -> Result<Contender, String> {
     else {
         return Err(format!("'{text}' has no name: write NAME='COMMAND with {{port}}'"));
     };
-    Ok(Contender { name: name.trim().to_owned(), command: command.parse()? })
+    Ok(Contender {
+        name: name.trim().to_owned(),
+        command: command.parse().map_err(|error: CommandError| error.to_string())?,
+    })
 }
 
 /// Compares, and prints what came of it.
@@ -118,10 +121,10 @@ pub(crate) fn run(args: Args) -> CommandResult {
 }
 
 fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
-    let supervisor = env::current_exe()?;
+    let program = env::current_exe()?;
     let mut contenders = Vec::new();
     for design in args.design {
-        let command = design_command(&supervisor, design.into())?;
+        let command = design_command(&program, design.into())?;
         contenders.push(Contender { name: Design::from(design).to_string(), command });
     }
     contenders.extend(args.peer);
@@ -150,7 +153,7 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
         size: usize::try_from(args.size).unwrap_or(usize::MAX),
         depth: args.depth,
         timeout: args.timeout,
-        supervisor,
+        supervisor: supervise::words()?,
     })
 }
 
@@ -158,7 +161,9 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
 fn design_command(program: &Path, design: Design) -> Result<ServerCommand, String> {
     let program = program.to_str().and_then(|program| shlex::try_quote(program).ok());
     let program = program.ok_or("the path of evecho is not text: move it elsewhere")?;
-    format!("{program} --port {{port}} --bind 127.0.0.1 --quiet --design {design}").parse()
+    format!("{program} --port {{port}} --bind 127.0.0.1 --quiet --design {design}")
+        .parse()
+        .map_err(|error: CommandError| error.to_string())
 }
 
 /// What tells how far the comparison is: a line on a terminal that changes, else a line a round.

@@ -79,6 +79,8 @@ enum ModeArg {
 pub(crate) fn run(args: Args) -> CommandResult {
     let (target, json) = (args.target.clone(), args.json);
     let mut config = args.config();
+    // The connections may need it; where it fails and they do, that is told.
+    let _ = evecho::raise_open_file_limit();
     let cancel = cancel_at_signals()?;
     config.address = target.choose(config.transport, config.timeout)?;
     if let Err(invalid) = config.check() {

@@ -1,7 +1,14 @@
-//! `evecho __supervise`: runs a server that another evecho wants, and lets it end with that.
+//! `evecho __supervise`: becomes a server that another evecho wants, and ends with that.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 use clap::Args as ClapArgs;
-use evecho::client::process;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, getppid};
 
 use super::CommandResult;
 
@@ -10,16 +17,32 @@ use super::CommandResult;
 pub(crate) struct Args {
     /// Process that the command must not outlive
     #[arg(long)]
-    parent: u32,
-    /// Open files that the command may have
-    #[arg(long)]
-    descriptors: Option<u64>,
+    parent: i32,
     /// The command and its arguments
     #[arg(last = true, required = true)]
-    command: Vec<String>,
+    command: Vec<OsString>,
 }
 
-/// Becomes the command; returns only when that fails.
+/// The words that go before a server's command, so that it ends with this process.
+pub(super) fn words() -> io::Result<Vec<OsString>> {
+    let program = std::env::current_exe()?.into_os_string();
+    let parent = std::process::id().to_string().into();
+    Ok(vec![program, "__supervise".into(), "--parent".into(), parent, "--".into()])
+}
+
+/// Asks the kernel to end this process with its parent (`PR_SET_PDEATHSIG`, prctl(2)), and becomes
+/// the command (execve(2)). Returns only when that fails.
+///
+/// The kernel looks at the *thread* that started this process, which has to live as long.
 pub(crate) fn run(args: &Args) -> CommandResult {
-    Err(process::supervise(args.parent, args.descriptors, &args.command).into())
+    set_pdeathsig(Signal::SIGKILL)?;
+    // The parent may have gone before the line above.
+    if getppid() != Pid::from_raw(args.parent) {
+        return Err("the process that wanted the server is gone".into());
+    }
+    let [program, arguments @ ..] = &args.command[..] else {
+        return Err("no command to run".into());
+    };
+    let error = Command::new(program).args(arguments).exec();
+    Err(format!("cannot run '{}': {error}", program.display()).into())
 }

@@ -5,7 +5,7 @@
 
 mod double;
 
-use std::path::PathBuf;
+use std::net::SocketAddr;
 use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
@@ -113,7 +113,6 @@ fn grade(subject: Subject, upper: bool, only: &str, skip: &[&str], timeout: Dura
         only: vec![only.to_owned()],
         skip: skip.iter().map(|&name| name.to_owned()).collect(),
         timeout,
-        supervisor: PathBuf::from(env!("CARGO_BIN_EXE_evecho")),
         ..Config::new(subject)
     };
     check::run(&config, &Cancel::default(), |_| {}).unwrap()
@@ -381,8 +380,10 @@ fn wrong_use_ends_with_2_and_a_dead_server_with_1() {
         let (output, text) = evecho(wrong);
         assert_eq!((output.status.code(), text.as_str()), (Some(2), ""), "{wrong:?}");
     }
-    let unused = evecho::client::process::free_port().unwrap();
-    let unused = format!("127.0.0.1:{unused}");
+    // Bound and not listening: nobody else gets the port.
+    let unused = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    unused.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let unused = unused.local_addr().unwrap().as_socket().unwrap().to_string();
     for (dead, why) in [
         (&["check", unused.as_str()][..], "nothing listens at"),
         (&["check", "--start", "false {port}"], "ended before it listened (exit status: 1)"),

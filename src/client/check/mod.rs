@@ -25,10 +25,10 @@ mod tcp;
 mod udp;
 mod upper;
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -77,16 +77,15 @@ pub struct Config {
     pub skip: Vec<String>,
     /// How long one case may wait, in all, for what it expects.
     pub timeout: Duration,
-    /// The `evecho` binary, through which servers are started.
-    pub supervisor: PathBuf,
+    /// See [`Start::supervisor`].
+    pub supervisor: Vec<OsString>,
 }
 
 impl Config {
     /// The default patience with a case.
     pub const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// Grades all of `subject` as an echo server. Servers are started through the running
-    /// program, so another than `evecho` has to set `supervisor`.
+    /// Grades all of `subject` as an echo server.
     pub fn new(subject: Subject) -> Self {
         Self {
             subject,
@@ -95,7 +94,7 @@ impl Config {
             only: Vec::new(),
             skip: Vec::new(),
             timeout: Self::TIMEOUT,
-            supervisor: PathBuf::from("/proc/self/exe"),
+            supervisor: Vec::new(),
         }
     }
 
@@ -113,7 +112,7 @@ impl Config {
             supervisor: self.supervisor.clone(),
             transport,
             patience: self.timeout,
-            descriptors: None,
+            ..Start::default()
         }
     }
 }
@@ -343,7 +342,6 @@ pub fn run(
     cancel: &Cancel,
     mut progress: impl FnMut(&CaseReport),
 ) -> Result<Report, Error> {
-    raise_own_limit();
     let began = Instant::now();
     let mut bench = Bench::set_up(config)?;
     let mut cases = Vec::new();
@@ -367,15 +365,6 @@ pub fn run(
         took: began.elapsed(),
         cases,
     })
-}
-
-/// Cases hold hundreds of connections: takes all open files that this process may have.
-fn raise_own_limit() {
-    use nix::sys::resource::{Resource::RLIMIT_NOFILE, getrlimit, setrlimit};
-    if let Ok((_, hard)) = getrlimit(RLIMIT_NOFILE) {
-        // Where this fails, the cases that need more say so.
-        let _ = setrlimit(RLIMIT_NOFILE, hard, hard);
-    }
 }
 
 /// The server under test, and what is known about it.

@@ -122,7 +122,7 @@ fn returns(cx: &Context<'_>, of_what: &str, count: impl Fn(Usage) -> u64) -> Res
 
 /// `process-sigterm`
 pub(super) fn sigterm(cx: &Context<'_>) -> Result<(), Stop> {
-    let (mut server, probe) = cx.start(None)?;
+    let (server, probe) = cx.start(None)?;
     cx.of(&server, &probe).is_served()?;
     let expected = "SIGTERM ends it, with exit status 0";
     match server.terminate(left(cx.deadline)) {

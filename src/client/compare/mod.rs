@@ -11,14 +11,14 @@ mod figure;
 mod report;
 mod trial;
 
+use std::ffi::OsString;
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
 pub use figure::svg;
-pub use report::{Cell, Machine, Measurement, Report, Spread};
+pub use report::{Cell, Machine, Measurement, Report, Server, Silence, Spread};
 
 use super::process::ServerCommand;
 use super::{Cancel, load};
@@ -106,8 +106,8 @@ pub struct Config {
     pub depth: u16,
     /// How long a reply, or the start of a server, may take.
     pub timeout: Duration,
-    /// The `evecho` binary: it starts the servers, so that none outlives this process.
-    pub supervisor: PathBuf,
+    /// See [`Start::supervisor`](super::process::Start::supervisor).
+    pub supervisor: Vec<OsString>,
 }
 
 /// How far a comparison has come: what is about to be measured.
@@ -141,7 +141,7 @@ pub fn run(
 ) -> Result<Report, load::Error> {
     // Before anyone is blamed for it. The slow client is one more.
     let most = config.trials.iter().map(|trial| trial.connections() + 1).max();
-    load::make_room(most.unwrap_or(0))?;
+    load::check_room(most.unwrap_or(0))?;
     let mut report = Report::new(config);
     let contenders = config.contenders.len();
     let total = config.rounds * (config.trials.len() * contenders) as u32;

@@ -40,7 +40,7 @@ pub(super) fn measure(
         supervisor: config.supervisor.clone(),
         transport: Transport::Tcp,
         patience: config.timeout,
-        descriptors: None,
+        ..Start::default()
     };
     let mut server = match contender.command.start(&start) {
         Ok(server) => server,
@@ -240,7 +240,7 @@ fn watch_silence(pid: u32) -> io::Result<Silence> {
     let after = Usage::of(pid)?;
     let seconds = begin.elapsed().as_secs_f64();
     Ok(Silence {
-        cpu_percent: (after.cpu - before.cpu).as_secs_f64() / seconds * 100.0,
+        cpu_percent: after.cpu.saturating_sub(before.cpu).as_secs_f64() / seconds * 100.0,
         switches_per_second: switches(&after).saturating_sub(switches(&before)) as f64 / seconds,
     })
 }

@@ -52,7 +52,7 @@ use std::io;
 pub use config::{Config, Invalid, Length, Mode};
 pub use faults::Errors;
 pub use report::{Latency, Phase, Progress, Report};
-pub(super) use socket::make_room;
+pub(super) use socket::check_room;
 
 use super::target::{self, Transport};
 use super::{Cancel, histogram::nanoseconds};
@@ -60,8 +60,10 @@ use super::{Cancel, histogram::nanoseconds};
 /// Puts load on a server as `config` asks and reports what came of it.
 ///
 /// `progress` is called when a phase begins and about ten times a second. After `cancel` the run
-/// ends at once, and what is still out then is no fault. The soft limit of open files is raised when
-/// the connections need it.
+/// ends at once, and what is still out then is no fault.
+///
+/// A host that wants more connections than the soft limit of open files allows raises that first,
+/// with [`raise_open_file_limit`](crate::raise_open_file_limit).
 ///
 /// # Errors
 ///
@@ -74,7 +76,7 @@ pub fn run(
     mut progress: impl FnMut(&Progress),
 ) -> Result<Report, Error> {
     config.check()?;
-    make_room(config.connections)?;
+    check_room(config.connections)?;
     let course = course::Course::new(config, cancel, &mut progress)?;
     match (config.transport, config.mode) {
         (Transport::Udp, _) => course.measure(udp::Udp::new(config)),
@@ -94,8 +96,10 @@ pub enum Error {
     TooManyConnections {
         /// How many were asked for.
         asked: u32,
-        /// How many the hard limit of open files allows.
+        /// How many the soft limit of open files allows.
         allowed: u64,
+        /// How many the hard limit allows.
+        possible: u64,
     },
     /// The server cannot be reached.
     Unreachable {
@@ -119,11 +123,14 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Invalid(invalid) => invalid.fmt(f),
-            Self::TooManyConnections { asked, allowed } => write!(
-                f,
-                "{asked} connections are over the limit of open files, which leaves room for \
-                 {allowed}; raise the hard limit (ulimit -Hn) or ask for fewer"
-            ),
+            Self::TooManyConnections { asked, allowed, possible } => {
+                let limit = if allowed < possible { "soft" } else { "hard" };
+                write!(
+                    f,
+                    "{asked} connections are over the limit of open files, which leaves room for \
+                     {allowed}; raise the {limit} limit, or ask for fewer"
+                )
+            }
             Self::Unreachable { error, opened: 0, .. } => error.fmt(f),
             Self::Unreachable { error, opened, asked } => {
                 write!(f, "only {opened} of {asked} connections opened: {error}")

@@ -10,26 +10,20 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::Error;
 use super::config::{Config, Mode};
 use crate::client::target::{self, Transport};
-use crate::socket::raise_open_file_limit;
 
 /// Descriptors that the process needs besides the connections: standard streams, the poll, and
 /// what the caller has open.
 const SPARE_FILES: u64 = 64;
 
-/// Makes room for `connections` under the limit of open files, where the hard limit has it.
-pub(in crate::client) fn make_room(connections: u32) -> Result<(), Error> {
-    let needed = u64::from(connections) + SPARE_FILES;
+/// Checks that the limit of open files leaves room for `connections`.
+pub(in crate::client) fn check_room(connections: u32) -> Result<(), Error> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| Error::System {
         what: "look up the limit of open files",
         error: error.into(),
     })?;
-    if needed > hard {
-        let allowed = hard.saturating_sub(SPARE_FILES);
-        return Err(Error::TooManyConnections { asked: connections, allowed });
-    }
-    if needed > soft {
-        raise_open_file_limit()
-            .map_err(|error| Error::System { what: "raise the limit of open files", error })?;
+    let [allowed, possible] = [soft, hard].map(|limit| limit.saturating_sub(SPARE_FILES));
+    if u64::from(connections) > allowed {
+        return Err(Error::TooManyConnections { asked: connections, allowed, possible });
     }
     Ok(())
 }

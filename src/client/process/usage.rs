@@ -1,0 +1,168 @@
+//! What `/proc` tells of a process.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::time::ClockId;
+use nix::unistd::Pid;
+
+/// What a process, with all its threads and descendants, uses at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// CPU time since its start, user and system; of descendants that have ended to 10 ms.
+    pub cpu: Duration,
+    /// Resident memory in bytes. Pages that several of its processes share count in each.
+    pub resident: u64,
+    /// Processes: itself and its descendants.
+    pub processes: u64,
+    /// Threads of all its processes.
+    pub threads: u64,
+    /// Open descriptors of all its processes.
+    pub descriptors: u64,
+    /// How often its living threads gave up the CPU to wait.
+    pub voluntary_switches: u64,
+    /// How often the CPU was taken from its living threads.
+    pub involuntary_switches: u64,
+}
+
+impl Usage {
+    /// What the process `pid` and its descendants use now.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such process, or it belongs to another user. A descendant that ends
+    /// while it is looked at is left out.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let mut total = Self::of_one(pid)?;
+        total.cpu += reaped_cpu(pid)?;
+        for child in children(pid) {
+            if let Ok(usage) = Self::of(child) {
+                total.add(&usage);
+            }
+        }
+        Ok(total)
+    }
+
+    fn of_one(pid: u32) -> io::Result<Self> {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let mut usage = Self {
+            cpu: cpu(pid)?,
+            resident: resident(&process)?,
+            processes: 1,
+            descriptors: fs::read_dir(process.join("fd"))?.count() as u64,
+            ..Self::default()
+        };
+        for task in tasks(pid)? {
+            let Ok(status) = fs::read_to_string(task.join("status")) else { continue };
+            usage.threads += 1;
+            usage.voluntary_switches += number(&status, "voluntary_ctxt_switches:");
+            usage.involuntary_switches += number(&status, "nonvoluntary_ctxt_switches:");
+        }
+        Ok(usage)
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.cpu += other.cpu;
+        self.resident += other.resident;
+        self.processes += other.processes;
+        self.threads += other.threads;
+        self.descriptors += other.descriptors;
+        self.voluntary_switches += other.voluntary_switches;
+        self.involuntary_switches += other.involuntary_switches;
+    }
+}
+
+/// The CPU time of all threads of one process, those that have ended too, in nanoseconds.
+fn cpu(pid: u32) -> io::Result<Duration> {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed())).map_err(not_found)?;
+    Ok(clock.now().map_err(not_found)?.into())
+}
+
+/// The kernel says EINVAL of a clock whose process is gone.
+fn not_found(errno: Errno) -> io::Error {
+    match errno {
+        Errno::EINVAL => Errno::ESRCH.into(),
+        other => other.into(),
+    }
+}
+
+/// The CPU time of children that have ended and were waited for: fields 16 and 17 of
+/// proc_pid_stat(5), in ticks of 10 ms.
+fn reaped_cpu(pid: u32) -> io::Result<Duration> {
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name, field 2, may contain blanks; it ends with the last parenthesis.
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    let ticks =
+        after_name.split(' ').skip(13).take(2).filter_map(|field| field.parse::<u32>().ok());
+    Ok(TICK * ticks.sum())
+}
+
+/// Resident bytes, exact where the kernel can say so: its quick counters may be off by much.
+fn resident(process: &Path) -> io::Result<u64> {
+    fs::read_to_string(process.join("smaps_rollup"))
+        .map(|text| number(&text, "Rss:"))
+        .or_else(|_| fs::read_to_string(process.join("status")).map(|text| number(&text, "VmRSS:")))
+        .map(|kib| kib << 10)
+}
+
+fn tasks(pid: u32) -> io::Result<Vec<PathBuf>> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
+    Ok(tasks.flatten().map(|task| task.path()).collect())
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let lists = tasks(pid).unwrap_or_default().into_iter();
+    let lists = lists.filter_map(|task| fs::read_to_string(task.join("children")).ok());
+    lists
+        .flat_map(|list| list.split(' ').filter_map(|id| id.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// The number behind `label` at the start of a line; 0 when there is none.
+fn number(text: &str, label: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(label));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::super::poll_until;
+    use super::*;
+
+    #[test]
+    fn usage_counts_threads_descriptors_and_work() {
+        let pid = std::process::id();
+        let (hold, held) = std::sync::mpsc::channel::<()>();
+        let waiting = thread::spawn(move || held.recv());
+        let before = Usage::of(pid).unwrap();
+        let file = fs::File::open("/proc/self/stat").unwrap();
+        assert!(before.threads >= 2 && before.processes >= 1 && before.resident > 1 << 16);
+        // Other tests of this process run at the same time: only CPU time cannot shrink.
+        poll_until(Duration::from_secs(20), || {
+            (Usage::of(pid).unwrap().cpu > before.cpu).then_some(())
+        })
+        .expect("looking costs CPU time");
+        drop((hold, file));
+        let _ = waiting.join().unwrap();
+    }
+
+    #[test]
+    fn usage_of_nobody_is_an_error() {
+        // Over the kernel's largest process id, 2^22.
+        assert!(Usage::of(5_000_000).is_err());
+    }
+
+    #[test]
+    fn numbers_are_read_by_label() {
+        let text = "Rss:                1234 kB\nnonvoluntary_ctxt_switches:\t7\n";
+        assert_eq!(number(text, "Rss:"), 1234);
+        assert_eq!(number(text, "nonvoluntary_ctxt_switches:"), 7);
+        assert_eq!(number(text, "voluntary_ctxt_switches:"), 0);
+    }
+}
