@@ -14,14 +14,14 @@ mod common;
 
 use std::time::Duration;
 
-use common::{TestServer, config};
+use common::{TestServer, config_with};
 use criterion::{
     BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
+use evecho::Design;
 use evecho::client::Cancel;
 use evecho::client::load::{self, Length, Mode, Report};
 use evecho::client::target::Transport;
-use evecho::{Config, Design};
 
 const DESIGNS: [Design; 3] = [Design::EventLoop, Design::Threaded, Design::Iterative];
 const CONNECTIONS: [u32; 4] = [1, 10, 100, 1_000];
@@ -30,7 +30,7 @@ const SIZES: [(&str, usize, u16); 2] = [("64B", 64, 16), ("16KiB", 16 << 10, 4)]
 
 fn server(design: Design) -> TestServer {
     evecho::raise_open_file_limit().unwrap();
-    TestServer::start(Config { design, ..config() })
+    TestServer::start(config_with(|config| config.design = design))
 }
 
 fn load(server: &TestServer, transport: Transport) -> load::Config {

@@ -22,7 +22,8 @@ struct Case<V> {
 impl<V: Service + Clone> Case<V> {
     /// Answers one read after the other, as a server does.
     fn bench(self, c: &mut Criterion, group: &str, framing: Framing) {
-        let protocol = Protocol { framing, ..Protocol::default() };
+        let mut protocol = Protocol::default();
+        protocol.framing = framing;
         let (mut session, mut scratch) = (Session::new(protocol, self.service), Scratch::default());
         let answer = session.receive(&self.input, &mut scratch);
         assert!(answer.bytes == self.expected && answer.verdict == Verdict::Continue);
@@ -42,6 +43,7 @@ fn messages(framing: Framing, length: usize) -> Vec<u8> {
         Framing::LengthPrefixed => {
             [(length as u32).to_be_bytes().to_vec(), vec![b'x'; length]].concat()
         }
+        framing => unimplemented!("{framing:?}"),
     };
     message.repeat(READ / message.len())
 }

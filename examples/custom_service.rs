@@ -3,7 +3,7 @@
 //! It answers each line with its number; the line `bye` goes back as it came, and ends it.
 
 use evecho::protocol::Message;
-use evecho::{Config, Framing, Protocol, Reply, Server, Service};
+use evecho::{Config, Framing, Reply, Server, Service};
 
 /// Numbers lines. Each connection has a clone, and so a count, of its own.
 #[derive(Clone, Default)]
@@ -24,8 +24,11 @@ impl Service for Number {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let protocol = Protocol { framing: Framing::Lines, ..Protocol::default() };
-    let server = Server::bind(Config { port: 0, protocol, signals: true, ..Config::default() })?;
+    let mut config = Config::default();
+    config.port = 0;
+    config.protocol.framing = Framing::Lines;
+    config.signals = true;
+    let server = Server::bind(config)?;
     println!("listening on {:?}, until Ctrl-C", server.local_addrs());
     server.run_with(Number::default())?;
     Ok(())

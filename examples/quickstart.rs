@@ -3,7 +3,10 @@
 use evecho::{Config, Server};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let server = Server::bind(Config { port: 0, signals: true, ..Config::default() })?;
+    let mut config = Config::default();
+    config.port = 0;
+    config.signals = true;
+    let server = Server::bind(config)?;
     for address in server.local_addrs() {
         println!("listening on {address}, until Ctrl-C");
     }

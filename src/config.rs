@@ -13,10 +13,13 @@ use crate::protocol::Protocol;
 /// ```
 /// use evecho::{Config, Transport};
 ///
-/// let config = Config { port: 0, transport: Transport::Tcp, ..Config::default() };
+/// let mut config = Config::default();
+/// config.port = 0;
+/// config.transport = Transport::Tcp;
 /// assert!(config.bind.is_empty());
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Config {
     /// How the server is built.
     pub design: Design,
@@ -68,7 +71,8 @@ impl Default for Config {
 }
 
 /// How a server is built.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Design {
     /// One thread, one poll loop, all sockets non-blocking.
     #[default]
@@ -90,7 +94,7 @@ impl fmt::Display for Design {
 }
 
 /// What is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Transport {
     /// TCP and UDP, on the same port.
     #[default]
@@ -114,7 +118,8 @@ impl Transport {
 }
 
 /// The services that come with the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum ServiceKind {
     /// [`Echo`](crate::protocol::Echo): the same bytes.
     #[default]
@@ -124,7 +129,8 @@ pub enum ServiceKind {
 }
 
 /// What clients are allowed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Limits {
     /// TCP connections at a time; further ones wait in the backlog. Kept below the limit on open
     /// files. Default: as many as that allows.
@@ -162,8 +168,21 @@ impl Default for Limits {
 ///
 /// The default holds no port (0), echo (7), daytime (13), qotd (17), chargen (19), time (37), domain
 /// (53), tftp (69) and ntp (123).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GuardPorts(pub Vec<u16>);
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct GuardPorts(Vec<u16>);
+
+impl GuardPorts {
+    /// The ports, in the order in which they were given.
+    pub fn ports(&self) -> &[u16] {
+        &self.0
+    }
+}
+
+impl FromIterator<u16> for GuardPorts {
+    fn from_iter<T: IntoIterator<Item = u16>>(ports: T) -> Self {
+        GuardPorts(ports.into_iter().collect())
+    }
+}
 
 impl Default for GuardPorts {
     fn default() -> Self {
@@ -173,17 +192,17 @@ impl Default for GuardPorts {
 
 /// Reads `7,19,53`, or `none`.
 impl FromStr for GuardPorts {
-    type Err = String;
+    type Err = ParseError;
 
-    fn from_str(text: &str) -> Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, ParseError> {
         if text == "none" {
             return Ok(GuardPorts(Vec::new()));
         }
         let port = |port: &str| {
             port.trim().parse().map_err(|_| {
-                format!(
+                ParseError(format!(
                     "'{port}' is not a port; ports are 0 to 65535, separated by commas, or 'none'"
-                )
+                ))
             })
         };
         text.split(',').map(port).collect::<Result<_, _>>().map(GuardPorts)
@@ -199,6 +218,18 @@ impl fmt::Display for GuardPorts {
         f.write_str(&ports.join(","))
     }
 }
+
+/// Why a text is not a value of a config: one sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParseError(String);
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ParseError {}
 
 /// The longest that [`Protocol::max_frame`] may be.
 pub const MAX_MAX_FRAME: u32 = 16 << 20;

@@ -6,11 +6,13 @@
 //! ```
 //! use evecho::{Config, Server};
 //!
-//! let server = Server::bind(Config { port: 0, ..Config::default() })?;
+//! let mut config = Config::default();
+//! config.port = 0;
+//! let server = Server::bind(config)?;
 //! println!("listening on {:?}", server.local_addrs());
 //! let handle = server.handle();
 //! let running = std::thread::spawn(|| server.run());
-//! handle.stop();
+//! handle.drain();
 //! running.join().expect("the server does not panic")?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

@@ -17,7 +17,8 @@ pub(crate) struct Sockets {
     pub(crate) datagrams: Vec<UdpSocket>,
 }
 
-/// Why a socket could not be bound: one sentence that says what to do.
+/// Why a socket could not be bound: one sentence that says what to do. The error of the system is its
+/// [`source`](std::error::Error::source).
 #[derive(Debug)]
 pub struct BindError {
     transport: &'static str,
@@ -28,23 +29,22 @@ pub struct BindError {
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let BindError { transport, address, source } = self;
-        write!(f, "cannot listen on {address} ({transport}): ")?;
+        write!(f, "cannot listen on {address} ({transport})")?;
         match source.kind() {
             ErrorKind::AddrInUse => write!(
                 f,
-                "another process has that port; stop it, or choose another with --port (0 picks a free one)"
+                ": another process has that port; stop it, or choose another with --port (0 picks a free one)"
             ),
-            ErrorKind::PermissionDenied => write!(
-                f,
-                "no permission; ports below 1024 need CAP_NET_BIND_SERVICE, or choose a higher --port"
-            ),
+            ErrorKind::PermissionDenied => {
+                write!(f, ": ports below 1024 need CAP_NET_BIND_SERVICE, or choose a higher --port")
+            }
             ErrorKind::AddrNotAvailable => {
                 write!(
                     f,
-                    "this machine has no such address; give --bind one of those that 'ip addr' shows"
+                    ": this machine has no such address; give --bind one of those that 'ip addr' shows"
                 )
             }
-            _ => source.fmt(f),
+            _ => Ok(()),
         }
     }
 }

@@ -6,8 +6,8 @@ mod common;
 use std::alloc::System;
 use std::io::{Read, Write};
 
-use common::{Client, TestServer, config};
-use evecho::{Config, Framing, Protocol, ServiceKind};
+use common::{Client, TestServer, config, config_with};
+use evecho::{Framing, ServiceKind};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -30,8 +30,9 @@ fn allocations(mut exchange: impl FnMut()) -> usize {
 fn messages_are_not_allocated_for() {
     for service in [ServiceKind::Echo, ServiceKind::Upper] {
         for framing in [Framing::Raw, Framing::Lines, Framing::LengthPrefixed] {
-            let protocol = Protocol { framing, ..Protocol::default() };
-            let server = TestServer::start(Config { protocol, service, ..config() });
+            let server = TestServer::start(config_with(|config| {
+                (config.protocol.framing, config.service) = (framing, service);
+            }));
             let Client(mut stream) = server.connect();
             let (message, mut answer) = (b"\0\0\0\x06A LINE\n".as_slice(), [0; 11]);
             let message = if framing == Framing::LengthPrefixed { &message[..10] } else { message };
@@ -44,7 +45,10 @@ fn messages_are_not_allocated_for() {
         }
         for udp_offload in [true, false] {
             for bind in [config().bind, vec![]] {
-                let server = TestServer::start(Config { udp_offload, service, bind, ..config() });
+                let server = TestServer::start(config_with(|config| {
+                    (config.udp_offload, config.service, config.bind) =
+                        (udp_offload, service, bind);
+                }));
                 let socket = common::udp(([127, 0, 0, 1], server.address().port()).into());
                 let mut answer = [0; 64];
                 let counted = allocations(|| {

@@ -10,11 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use common::{
-    Client, DEADLINE, LOCALHOST, TestServer, assert_same, config, exchange_datagram, pattern, udp,
+    Client, DEADLINE, LOCALHOST, TestServer, assert_same, config_with, exchange_datagram, pattern,
+    udp,
 };
-use evecho::{
-    Config, Design, Framing, GuardPorts, Limits, Protocol, Server, ServiceKind, Transport,
-};
+use evecho::{Config, Design, Framing, GuardPorts, Limits, Server, ServiceKind, Transport};
 
 /// Makes a test of each case for each design. Where a design is left out, the reason is beside it.
 macro_rules! conformance {
@@ -60,21 +59,25 @@ conformance! {
     who_waits_in_the_backlog_is_served_in_the_drain;
     who_does_not_finish_the_drain_is_closed;
     who_does_not_read_does_not_hold_up_the_drain;
-    a_second_stop_ends_at_once;
-    a_second_stop_cuts_who_does_not_read;
+    to_abort_a_drain_ends_it_at_once;
+    to_abort_cuts_who_does_not_read;
     a_port_in_use_is_an_error;
 }
 
 fn of(design: Design) -> Config {
-    Config { design, ..config() }
+    config_with(|config| config.design = design)
 }
 
 fn framed(design: Design, framing: Framing, max_frame: u32) -> Config {
-    Config { protocol: Protocol { framing, max_frame, once: false }, ..of(design) }
+    let mut config = of(design);
+    (config.protocol.framing, config.protocol.max_frame) = (framing, max_frame);
+    config
 }
 
-fn limited(design: Design, limits: Limits) -> Config {
-    Config { limits, ..of(design) }
+fn limited(design: Design, limit: impl FnOnce(&mut Limits)) -> Config {
+    let mut config = of(design);
+    limit(&mut config.limits);
+    config
 }
 
 /// Sends `bytes` in pieces of `step` while it reads; what comes back up to the server's FIN.
@@ -156,8 +159,9 @@ fn frames_are_answered_whole(design: Design) {
 }
 
 fn upper_case_comes_back(design: Design) {
-    let service = ServiceKind::Upper;
-    let server = TestServer::start(Config { service, ..of(design) });
+    let mut config = of(design);
+    config.service = ServiceKind::Upper;
+    let server = TestServer::start(config);
     let text = "naïve ß 😀 ";
     assert_same(&converse(server.connect(), text.as_bytes(), 1), text.to_uppercase().as_bytes());
     let socket = server.udp();
@@ -168,8 +172,9 @@ fn upper_case_comes_back(design: Design) {
 }
 
 fn once_is_once(design: Design) {
-    let protocol = Protocol { framing: Framing::Lines, once: true, ..Protocol::default() };
-    let server = TestServer::start(Config { protocol, ..of(design) });
+    let mut config = framed(design, Framing::Lines, 64);
+    config.protocol.once = true;
+    let server = TestServer::start(config);
     let mut client = server.connect();
     client.send(b"one\ntwo\n");
     assert_same(&client.rest(), b"one\n");
@@ -209,7 +214,7 @@ fn a_reset_is_the_peers_affair(design: Design) {
 
 fn who_is_idle_is_closed(design: Design) {
     let idle_timeout = Some(Duration::from_millis(50));
-    let server = TestServer::start(limited(design, Limits { idle_timeout, ..Limits::default() }));
+    let server = TestServer::start(limited(design, |limits| limits.idle_timeout = idle_timeout));
     let mut client = server.connect();
     client.exchange(b"hello");
     assert_same(&client.rest(), b"");
@@ -219,7 +224,7 @@ fn who_is_idle_is_closed(design: Design) {
 
 fn who_does_not_read_is_idle(design: Design) {
     let idle_timeout = Some(Duration::from_millis(50));
-    let server = TestServer::start(limited(design, Limits { idle_timeout, ..Limits::default() }));
+    let server = TestServer::start(limited(design, |limits| limits.idle_timeout = idle_timeout));
     let mut client = Client::connect_with(server.address(), None, Some(4 << 10));
     let bytes = pattern(0, 64 << 10);
     // Until the server has had enough: it does not read either, and then is gone.
@@ -231,7 +236,7 @@ fn who_does_not_read_is_idle(design: Design) {
 fn the_backlog_waits_for_a_slot(design: Design) {
     let max_connections = NonZeroUsize::new(1);
     let server =
-        TestServer::start(limited(design, Limits { max_connections, ..Limits::default() }));
+        TestServer::start(limited(design, |limits| limits.max_connections = max_connections));
     let mut first = server.connect();
     first.exchange(b"first");
     // Connected, as far as it can tell; it is answered when the first has left.
@@ -265,8 +270,9 @@ fn clients_are_served_side_by_side(design: Design) {
 
 fn a_source_has_so_many_connections(design: Design) {
     let per_source_connections = NonZeroUsize::new(1);
-    let limits = Limits { per_source_connections, ..Limits::default() };
-    let server = TestServer::start(limited(design, limits));
+    let server = TestServer::start(limited(design, |limits| {
+        limits.per_source_connections = per_source_connections;
+    }));
     let mut first = server.connect();
     first.exchange(b"first");
     server.connect().expect_end();
@@ -295,7 +301,9 @@ fn datagrams_of_any_size_come_back(design: Design) {
 }
 
 fn a_reply_leaves_from_the_address_that_was_asked(design: Design) {
-    let server = TestServer::start(Config { bind: vec![], ..of(design) });
+    let mut config = of(design);
+    config.bind = vec![];
+    let server = TestServer::start(config);
     let asked = SocketAddr::new([127, 0, 0, 2].into(), server.address().port());
     // A connected socket receives from there alone.
     exchange_datagram(&udp(asked), b"who are you?");
@@ -304,8 +312,8 @@ fn a_reply_leaves_from_the_address_that_was_asked(design: Design) {
 fn guarded_ports_are_not_answered(design: Design) {
     // Below our own, so that the system gives it to nobody else.
     let guarded = udp(SocketAddr::new(LOCALHOST, 9));
-    let guard_ports = GuardPorts(vec![guarded.local_addr().unwrap().port()]);
-    let server = TestServer::start(limited(design, Limits { guard_ports, ..Limits::default() }));
+    let guard_ports = GuardPorts::from_iter([guarded.local_addr().unwrap().port()]);
+    let server = TestServer::start(limited(design, |limits| limits.guard_ports = guard_ports));
     guarded.connect(server.address()).unwrap();
     guarded.send(b"loop?").unwrap();
     // What comes later is answered later.
@@ -323,15 +331,18 @@ fn datagrams_are_answered_while_a_stream_is_silent(design: Design) {
 }
 
 fn udp_alone_is_served(design: Design) {
-    let server = TestServer::start(Config { transport: Transport::Udp, ..of(design) });
+    let mut config = of(design);
+    config.transport = Transport::Udp;
+    let server = TestServer::start(config);
     exchange_datagram(&server.udp(), b"hello");
     assert!(TcpStream::connect_timeout(&server.address(), DEADLINE).is_err());
     assert_eq!(server.stop().udp_answered, 1);
 }
 
 fn both_addresses_are_served(design: Design) {
-    let bind = vec![LOCALHOST, [127, 0, 0, 5].into()];
-    let server = TestServer::start(Config { bind, ..of(design) });
+    let mut config = of(design);
+    config.bind = vec![LOCALHOST, [127, 0, 0, 5].into()];
+    let server = TestServer::start(config);
     assert_eq!(server.addresses().len(), 2);
     for _ in 0..2 {
         for &address in server.addresses() {
@@ -345,10 +356,10 @@ fn both_addresses_are_served(design: Design) {
 
 fn who_is_here_may_finish_the_drain(design: Design) {
     let drain_timeout = Duration::from_secs(3_600);
-    let server = TestServer::start(limited(design, Limits { drain_timeout, ..Limits::default() }));
+    let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = server.connect();
     client.exchange(b"before");
-    server.handle().stop();
+    server.handle().drain();
     client.exchange(b"after");
     client.send(b"last");
     client.half_close();
@@ -362,7 +373,7 @@ fn who_waits_in_the_backlog_is_served_in_the_drain(design: Design) {
     let mut clients: Vec<Client> = (0..10).map(|_| Client::connect(address)).collect();
     let handle = server.handle();
     // Told to stop before it runs: they all are in the backlog.
-    handle.stop();
+    handle.drain();
     let running = thread::spawn(move || server.run());
     for client in &mut clients {
         client.send(b"am I late?");
@@ -377,10 +388,10 @@ fn who_waits_in_the_backlog_is_served_in_the_drain(design: Design) {
 
 fn who_does_not_finish_the_drain_is_closed(design: Design) {
     let drain_timeout = Duration::from_millis(20);
-    let server = TestServer::start(limited(design, Limits { drain_timeout, ..Limits::default() }));
+    let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = server.connect();
     client.exchange(b"hello");
-    server.handle().stop();
+    server.handle().drain();
     assert_same(&client.rest(), b"");
     drop(client);
     assert_eq!(server.ended().closed_draining, 1);
@@ -388,32 +399,33 @@ fn who_does_not_finish_the_drain_is_closed(design: Design) {
 
 fn who_does_not_read_does_not_hold_up_the_drain(design: Design) {
     let drain_timeout = Duration::ZERO;
-    let server = TestServer::start(limited(design, Limits { drain_timeout, ..Limits::default() }));
+    let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = Client::connect_with(server.address(), None, Some(4 << 10));
     client.fill();
-    server.handle().stop();
+    server.handle().drain();
     assert_eq!(server.ended().closed_draining, 1);
 }
 
-fn a_second_stop_ends_at_once(design: Design) {
+fn to_abort_a_drain_ends_it_at_once(design: Design) {
     let drain_timeout = Duration::from_secs(3_600);
-    let server = TestServer::start(limited(design, Limits { drain_timeout, ..Limits::default() }));
+    let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = server.connect();
     client.exchange(b"hello");
-    server.handle().stop();
+    server.handle().drain();
     client.exchange(b"still here");
-    server.handle().stop();
+    server.handle().drain();
+    client.exchange(b"and still here");
+    server.handle().abort();
     server.ended();
     client.expect_end();
 }
 
-fn a_second_stop_cuts_who_does_not_read(design: Design) {
+fn to_abort_cuts_who_does_not_read(design: Design) {
     let drain_timeout = Duration::from_secs(3_600);
-    let server = TestServer::start(limited(design, Limits { drain_timeout, ..Limits::default() }));
+    let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = Client::connect_with(server.address(), None, Some(4 << 10));
     client.fill();
-    server.handle().stop();
-    server.handle().stop();
+    server.handle().abort();
     server.ended();
     // Ends, one way or the other.
     while matches!(client.0.read(&mut [0; 4_096]), Ok(1..)) {}
@@ -422,6 +434,8 @@ fn a_second_stop_cuts_who_does_not_read(design: Design) {
 fn a_port_in_use_is_an_error(design: Design) {
     let server = TestServer::start(of(design));
     let port = server.address().port();
-    let error = Server::bind(Config { port, ..of(design) }).err().unwrap().to_string();
+    let mut config = of(design);
+    config.port = port;
+    let error = Server::bind(config).unwrap_err().to_string();
     assert!(error.contains("another process has that port"), "{error}");
 }

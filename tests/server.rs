@@ -9,19 +9,23 @@ use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::{Client, LOCALHOST, TestServer, config, exchange_datagram, pattern, udp, wait_until};
-use evecho::{Config, Framing, Limits, Protocol, Snapshot};
+use common::{
+    Client, LOCALHOST, TestServer, config, config_with, exchange_datagram, pattern, udp, wait_until,
+};
+use evecho::{Framing, Limits, Snapshot};
 use socket2::{Domain, Socket, Type};
 
-fn limited(limits: Limits) -> TestServer {
-    TestServer::start(Config { limits, ..config() })
+fn limited(limit: impl FnOnce(&mut Limits)) -> TestServer {
+    TestServer::start(config_with(|config| limit(&mut config.limits)))
 }
 
 /// All that makes it fast, switched on and off: segmentation offload, polling before a sleep.
 fn fast_and_plain(test: impl Fn(&TestServer)) {
-    let plain = Config { udp_offload: false, busy_poll: Duration::ZERO, ..Config::default() };
-    for how in [Config::default(), plain] {
-        let server = TestServer::start(Config { port: 0, ..how });
+    let fast = config_with(|config| config.bind = vec![]);
+    let mut plain = fast.clone();
+    (plain.udp_offload, plain.busy_poll) = (false, Duration::ZERO);
+    for how in [fast, plain] {
+        let server = TestServer::start(how);
         test(&server);
     }
 }
@@ -34,8 +38,7 @@ fn local(server: &TestServer) -> SocketAddr {
 
 #[test]
 fn over_the_limit_clients_wait_and_are_served_without_a_new_event() {
-    let limits = Limits { max_connections: NonZeroUsize::new(2), ..Limits::default() };
-    let server = limited(limits);
+    let server = limited(|limits| limits.max_connections = NonZeroUsize::new(2));
     let mut clients: Vec<Client> = (0..6).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(|client| client.send(b"hello"));
     server.wait_for("a pause of accept", |stats| stats.accept_pauses > 0);
@@ -50,8 +53,7 @@ fn over_the_limit_clients_wait_and_are_served_without_a_new_event() {
 
 #[test]
 fn one_source_may_have_so_many_connections() {
-    let limits = Limits { per_source_connections: NonZeroUsize::new(2), ..Limits::default() };
-    let server = limited(limits);
+    let server = limited(|limits| limits.per_source_connections = NonZeroUsize::new(2));
     let (mut first, mut second) = (server.connect(), server.connect());
     first.exchange(b"first");
     second.exchange(b"second");
@@ -108,8 +110,7 @@ fn a_client_that_never_reads_stops_nobody() {
 
 #[test]
 fn an_idle_connection_is_closed_by_a_fin() {
-    let server =
-        limited(Limits { idle_timeout: Some(Duration::from_millis(50)), ..Limits::default() });
+    let server = limited(|limits| limits.idle_timeout = Some(Duration::from_millis(50)));
     let mut client = server.connect();
     client.exchange(b"hello");
     assert_eq!(client.rest(), b"");
@@ -119,8 +120,10 @@ fn an_idle_connection_is_closed_by_a_fin() {
 
 #[test]
 fn a_frame_too_long_ends_in_a_fin_while_the_client_still_sends() {
-    let protocol = Protocol { framing: Framing::LengthPrefixed, max_frame: 1000, once: false };
-    let server = TestServer::start(Config { protocol, ..config() });
+    let server = TestServer::start(config_with(|config| {
+        config.protocol.framing = Framing::LengthPrefixed;
+        config.protocol.max_frame = 1000;
+    }));
     let mut client = server.connect();
     let mut input = b"\0\0\0\x05hello\0\0\x04\0".to_vec();
     // What follows the broken frame is dropped, and must not cost the client its answer.
@@ -251,8 +254,7 @@ fn senders_that_are_gone_change_nothing() {
 fn a_guarded_port_is_not_answered() {
     let guarded = UdpSocket::bind((LOCALHOST, 0)).unwrap();
     let port = guarded.local_addr().unwrap().port();
-    let limits = Limits { guard_ports: port.to_string().parse().unwrap(), ..Limits::default() };
-    let server = limited(limits);
+    let server = limited(|limits| limits.guard_ports = port.to_string().parse().unwrap());
     guarded.send_to(b"hello", server.address()).unwrap();
     // Once the next is answered, the first was dealt with.
     exchange_datagram(&server.udp(), b"hello");

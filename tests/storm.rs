@@ -11,8 +11,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use common::{Client, TestServer, assert_same, config, pattern, udp, wait_until};
-use evecho::{Config, Framing, Protocol, ServiceKind};
+use common::{Client, TestServer, assert_same, config, config_with, pattern, udp, wait_until};
+use evecho::{Config, Framing, ServiceKind};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 /// Each of so many threads is one client after the other.
@@ -48,9 +48,12 @@ struct Storm<'a> {
 
 #[test]
 fn a_storm_of_clients_leaves_nothing_behind() {
-    let framed = Protocol { framing: Framing::Lines, max_frame: MAX_FRAME, once: false };
     storms(config());
-    storms(Config { protocol: framed, service: ServiceKind::Upper, ..config() });
+    storms(config_with(|config| {
+        config.protocol.framing = Framing::Lines;
+        config.protocol.max_frame = MAX_FRAME;
+        config.service = ServiceKind::Upper;
+    }));
 }
 
 fn storms(config: Config) {

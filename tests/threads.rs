@@ -6,8 +6,8 @@ mod common;
 
 use std::fs;
 
-use common::{Client, TestServer, config, exchange_datagram, wait_until};
-use evecho::{Config, Design};
+use common::{Client, TestServer, config_with, exchange_datagram, wait_until};
+use evecho::Design;
 
 /// The threads of this process that have `name`.
 fn threads(name: &str) -> usize {
@@ -19,7 +19,7 @@ fn threads(name: &str) -> usize {
 
 #[test]
 fn a_client_has_a_thread_as_long_as_it_stays() {
-    let server = TestServer::start(Config { design: Design::Threaded, ..config() });
+    let server = TestServer::start(config_with(|config| config.design = Design::Threaded));
     let mut clients: Vec<Client> = (0..100).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(|client| client.exchange(b"hello"));
     exchange_datagram(&server.udp(), b"hello");

@@ -25,6 +25,6 @@ fn urgent_data_are_answered_in_their_place_and_hide_nothing() {
     SockRef::from(&client.0).send_out_of_band(b"!").unwrap();
     client.half_close();
     assert_eq!(client.rest(), b"!");
-    handle.stop();
+    handle.drain();
     running.join().unwrap().unwrap();
 }

@@ -8,7 +8,8 @@ fuzz_target!(|input: (u8, u16, Vec<u8>, Vec<u16>)| {
     let (choices, max_frame, stream, cuts) = input;
     let framing = [Framing::Raw, Framing::Lines, Framing::LengthPrefixed][choices as usize % 3];
     let once = choices & 0x10 != 0 && framing != Framing::Raw;
-    let protocol = Protocol { framing, max_frame: max_frame.max(1).into(), once };
+    let mut protocol = Protocol::default();
+    (protocol.framing, protocol.max_frame, protocol.once) = (framing, max_frame.max(1).into(), once);
     let upper = choices & 0x20 != 0;
     let answer = if upper {
         however_cut(protocol, Upper::default(), &stream, &cuts)

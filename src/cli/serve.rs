@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::error::ErrorKind;
-use evecho::protocol::Protocol;
-use evecho::{Config, Design, Error, Framing, GuardPorts, Limits, Server, ServiceKind, Transport};
+use evecho::{Config, Design, Error, Framing, GuardPorts, Server, ServiceKind, Transport};
 use log::{LevelFilter, warn};
 
 use super::{CommandResult, units};
@@ -203,41 +202,37 @@ impl LogArgs {
 
 fn config(args: Args) -> Config {
     let Args { sockets, conversation, limits, how, log: _ } = args;
-    Config {
-        design: how.design.into(),
-        port: sockets.port,
-        bind: sockets.bind,
-        transport: match (sockets.tcp_only, sockets.udp_only) {
-            (true, true) => super::usage(
-                ErrorKind::ArgumentConflict,
-                "--tcp-only and --udp-only leave nothing to serve; give one of them",
-            ),
-            (true, false) => Transport::Tcp,
-            (false, true) => Transport::Udp,
-            (false, false) => Transport::Both,
-        },
-        service: match conversation.service {
-            ServiceArg::Echo => ServiceKind::Echo,
-            ServiceArg::Upper => ServiceKind::Upper,
-        },
-        protocol: Protocol {
-            framing: conversation.framing.into(),
-            // The library says what is too long.
-            max_frame: u32::try_from(conversation.max_frame).unwrap_or(u32::MAX),
-            once: conversation.once,
-        },
-        limits: Limits {
-            max_connections: limits.max_connections,
-            per_source_connections: limits.per_source_connections,
-            idle_timeout: Some(limits.idle_timeout).filter(|time| !time.is_zero()),
-            drain_timeout: limits.drain_timeout,
-            udp_rate: NonZeroU32::new(limits.udp_rate),
-            guard_ports: limits.guard_ports,
-        },
-        backlog: sockets.backlog,
-        reuse_port: sockets.reuse_port,
-        busy_poll: how.busy_poll,
-        udp_offload: !how.no_udp_offload,
-        signals: true,
-    }
+    let mut config = Config::default();
+    config.design = how.design.into();
+    config.port = sockets.port;
+    config.bind = sockets.bind;
+    config.transport = match (sockets.tcp_only, sockets.udp_only) {
+        (true, true) => super::usage(
+            ErrorKind::ArgumentConflict,
+            "--tcp-only and --udp-only leave nothing to serve; give one of them",
+        ),
+        (true, false) => Transport::Tcp,
+        (false, true) => Transport::Udp,
+        (false, false) => Transport::Both,
+    };
+    config.backlog = sockets.backlog;
+    config.reuse_port = sockets.reuse_port;
+    config.service = match conversation.service {
+        ServiceArg::Echo => ServiceKind::Echo,
+        ServiceArg::Upper => ServiceKind::Upper,
+    };
+    config.protocol.framing = conversation.framing.into();
+    // The library says what is too long.
+    config.protocol.max_frame = u32::try_from(conversation.max_frame).unwrap_or(u32::MAX);
+    config.protocol.once = conversation.once;
+    config.limits.max_connections = limits.max_connections;
+    config.limits.per_source_connections = limits.per_source_connections;
+    config.limits.idle_timeout = Some(limits.idle_timeout).filter(|time| !time.is_zero());
+    config.limits.drain_timeout = limits.drain_timeout;
+    config.limits.udp_rate = NonZeroU32::new(limits.udp_rate);
+    config.limits.guard_ports = limits.guard_ports;
+    config.busy_poll = how.busy_poll;
+    config.udp_offload = !how.no_udp_offload;
+    config.signals = true;
+    config
 }

@@ -3,7 +3,8 @@
 use std::fmt;
 
 /// How a TCP stream is cut into messages. A datagram is a message of its own in any framing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
 pub enum Framing {
     /// Bytes are answered as they come (RFC 862).
     #[default]
@@ -16,7 +17,8 @@ pub enum Framing {
 }
 
 /// The rules of a conversation, the same for every connection of a server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Protocol {
     /// How the stream is cut into messages.
     pub framing: Framing,
@@ -34,7 +36,8 @@ impl Default for Protocol {
 }
 
 /// Why a stream cannot be understood any further.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum FrameError {
     /// A frame is longer than [`Protocol::max_frame`] allows.
     TooLong,

@@ -1,5 +1,6 @@
 //! How a running server is told to stop, and to say how it is doing.
 
+use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -29,10 +30,9 @@ struct Shared {
     stats: Arc<Stats>,
 }
 
-/// How far a server has been told to stop; more is asked by asking again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+/// How far a server has been told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
-    #[default]
     No,
     /// No new clients; those who are here may finish.
     Drain,
@@ -42,10 +42,19 @@ pub(super) enum Stop {
 
 impl Handle {
     /// Tells the server to drain: no new clients, those who are here may finish, up to
-    /// [`Limits::drain_timeout`](crate::Limits::drain_timeout). Called again, it ends at once. Does
-    /// not wait.
-    pub fn stop(&self) {
-        self.shared.stop.fetch_add(1, Ordering::Release);
+    /// [`Limits::drain_timeout`](crate::Limits::drain_timeout). Does not wait. Once it drains, or has
+    /// ended, this changes nothing.
+    pub fn drain(&self) {
+        self.stop(Stop::Drain);
+    }
+
+    /// Tells the server to end at once: clients that are here are cut off. Does not wait.
+    pub fn abort(&self) {
+        self.stop(Stop::Now);
+    }
+
+    fn stop(&self, stop: Stop) {
+        self.shared.stop.fetch_max(stop as u8, Ordering::Release);
         self.wake();
     }
 
@@ -66,7 +75,19 @@ impl Handle {
 pub(super) struct Control {
     handle: Handle,
     signals: Option<Signals>,
-    signalled: u8,
+    /// A signal has begun the drain: the next one ends it.
+    stop_signal: bool,
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Control { handle, signals, stop_signal } = self;
+        f.debug_struct("Control")
+            .field("handle", handle)
+            .field("signals", &signals.is_some())
+            .field("stop_signal", stop_signal)
+            .finish()
+    }
 }
 
 impl Control {
@@ -82,7 +103,7 @@ impl Control {
             }
         };
         let shared = Shared { waker, stop: AtomicU8::new(0), stats };
-        Ok(Control { handle: Handle { shared: Arc::new(shared) }, signals, signalled: 0 })
+        Ok(Control { handle: Handle { shared: Arc::new(shared) }, signals, stop_signal: false })
     }
 
     pub(super) fn handle(&self) -> Handle {
@@ -94,15 +115,18 @@ impl Control {
         for signal in self.signals.iter_mut().flat_map(Signals::pending) {
             if signal == SIGUSR1 {
                 log::info!("{}", self.handle.stats());
+            } else if self.stop_signal {
+                self.handle.abort();
             } else {
-                self.signalled = self.signalled.saturating_add(1);
+                self.stop_signal = true;
+                self.handle.drain();
             }
         }
     }
 
     /// How far we have been told to stop, by signals and handles together.
     pub(super) fn stop(&self) -> Stop {
-        match self.signalled.saturating_add(self.handle.shared.stop.load(Ordering::Acquire)) {
+        match self.handle.shared.stop.load(Ordering::Acquire) {
             0 => Stop::No,
             1 => Stop::Drain,
             _ => Stop::Now,

@@ -41,7 +41,9 @@ use crate::stats::Stats;
 /// use std::io::{Read, Write};
 /// use evecho::{Config, Server};
 ///
-/// let server = Server::bind(Config { port: 0, ..Config::default() })?;
+/// let mut config = Config::default();
+/// config.port = 0;
+/// let server = Server::bind(config)?;
 /// let port = server.local_addrs()[0].port();
 /// let handle = server.handle();
 /// let running = std::thread::spawn(|| server.run());
@@ -53,10 +55,11 @@ use crate::stats::Stats;
 /// client.read_to_string(&mut echo)?;
 /// assert_eq!(echo, "hello");
 ///
-/// handle.stop();
+/// handle.drain();
 /// running.join().expect("the server does not panic")?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[derive(Debug)]
 pub struct Server {
     config: Config,
     sockets: Sockets,
@@ -108,7 +111,7 @@ impl Server {
     ///
     /// Only what ends the server itself, as when the system refuses to poll: nothing that a peer
     /// does is an error of the server.
-    pub fn run(self) -> io::Result<()> {
+    pub fn run(self) -> Result<(), Error> {
         match self.config.service {
             ServiceKind::Echo => self.run_with(Echo),
             ServiceKind::Upper => self.run_with(Upper::default()),
@@ -121,14 +124,15 @@ impl Server {
     /// # Errors
     ///
     /// As [`run`](Server::run).
-    pub fn run_with<V: Service + Clone + Send + 'static>(self, service: V) -> io::Result<()> {
+    pub fn run_with<V: Service + Clone + Send + 'static>(self, service: V) -> Result<(), Error> {
         self.announce();
         let stats = Arc::clone(&self.stats);
         match self.config.design {
-            Design::EventLoop => EventLoop::new(self, service)?.run()?,
-            Design::Threaded => threaded::run(self, service)?,
-            Design::Iterative => iterative::run(self, service)?,
+            Design::EventLoop => EventLoop::new(self, service).and_then(EventLoop::run),
+            Design::Threaded => threaded::run(self, service),
+            Design::Iterative => iterative::run(self, service),
         }
+        .map_err(Error::Run)?;
         info!("stopped: {}", stats.snapshot());
         Ok(())
     }
@@ -168,21 +172,26 @@ impl Server {
 /// Our own ports, and those of the config.
 fn guard_of(config: &Config, sockets: &Sockets) -> Guard {
     let own = sockets.datagrams.iter().filter_map(|socket| socket.local_addr().ok());
-    let mut ports = config.limits.guard_ports.0.clone();
+    let mut ports = config.limits.guard_ports.ports().to_vec();
     ports.extend(own.map(|address| address.port()));
     Guard::new(ports, config.limits.udp_rate)
 }
 
-/// Why a server cannot be had: one sentence for people.
+/// Why a server does not start, or ends early.
+///
+/// Shows one sentence for people; the error of the system behind it is its
+/// [`source`](std::error::Error::source), which the sentence does not repeat.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
-    /// The config asks for what cannot be.
+    /// The configuration is invalid.
     Config(ConfigError),
     /// A socket cannot be bound.
     Bind(BindError),
     /// The system gives no poll, waker or signals.
     Poll(io::Error),
+    /// The system refuses what the server cannot go on without, as to poll.
+    Run(io::Error),
 }
 
 impl fmt::Display for Error {
@@ -190,7 +199,8 @@ impl fmt::Display for Error {
         match self {
             Error::Config(error) => error.fmt(f),
             Error::Bind(error) => error.fmt(f),
-            Error::Poll(error) => write!(f, "cannot set up the event loop: {error}"),
+            Error::Poll(_) => f.write_str("the server cannot be set up"),
+            Error::Run(_) => f.write_str("the server cannot go on"),
         }
     }
 }
@@ -198,9 +208,10 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Error::Config(error) => Some(error),
-            Error::Bind(error) => Some(error),
-            Error::Poll(error) => Some(error),
+            // Shown as they are: what is behind them is behind this.
+            Error::Config(error) => error.source(),
+            Error::Bind(error) => error.source(),
+            Error::Poll(error) | Error::Run(error) => Some(error),
         }
     }
 }

@@ -2,13 +2,13 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part, as of a library")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use evecho::{Config, Handle, Server, Service, Snapshot};
+use evecho::{Config, Error, Handle, Server, Service, Snapshot};
 use socket2::{Domain, SockRef, Socket, Type};
 
 /// Nothing takes this long, unless it hangs.
@@ -18,7 +18,17 @@ pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// The config of a test: 127.0.0.1, a free port, all else as it comes.
 pub fn config() -> Config {
-    Config { port: 0, bind: vec![LOCALHOST], ..Config::default() }
+    let mut config = Config::default();
+    config.port = 0;
+    config.bind = vec![LOCALHOST];
+    config
+}
+
+/// The config of a test, with a change.
+pub fn config_with(change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = config();
+    change(&mut config);
+    config
 }
 
 /// A server that runs in a thread of its own; stopped and joined, at the latest, when it goes out
@@ -26,7 +36,7 @@ pub fn config() -> Config {
 pub struct TestServer {
     handle: Handle,
     addresses: Vec<SocketAddr>,
-    ended: Receiver<io::Result<()>>,
+    ended: Receiver<Result<(), Error>>,
     joined: bool,
 }
 
@@ -46,7 +56,7 @@ impl TestServer {
 
     fn run(
         config: Config,
-        run: impl FnOnce(Server) -> io::Result<()> + Send + 'static,
+        run: impl FnOnce(Server) -> Result<(), Error> + Send + 'static,
     ) -> TestServer {
         let server = Server::bind(config).unwrap_or_else(|error| panic!("{error}"));
         let (handle, addresses) = (server.handle(), server.local_addrs());
@@ -88,7 +98,7 @@ impl TestServer {
 
     /// Tells it to drain, and waits for its end; what it counted.
     pub fn stop(mut self) -> Snapshot {
-        self.handle.stop();
+        self.handle.drain();
         self.join();
         self.stats()
     }
@@ -124,8 +134,7 @@ impl Drop for TestServer {
         if self.joined {
             return;
         }
-        self.handle.stop();
-        self.handle.stop();
+        self.handle.abort();
         let ended = self.ended.recv_timeout(DEADLINE);
         if !thread::panicking() {
             ended.expect("the server does not end").unwrap();
