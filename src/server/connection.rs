@@ -12,6 +12,7 @@ use log::{debug, info};
 
 use super::clock::Moment;
 use super::peer::Peer;
+use super::ready::Standing;
 use crate::protocol::{FrameError, Scratch, Service, Session, Verdict};
 use crate::stats::{Counter, Stats};
 use crate::units;
@@ -26,6 +27,8 @@ pub(crate) trait Stream: Read + Write {
 pub(crate) const LINGER_TIME: Duration = Duration::from_secs(2);
 /// How many bytes a connection that we close may go on sending before it is cut off.
 pub(crate) const LINGER_BYTES: u32 = 1 << 20;
+/// How many of them are read and dropped in a turn.
+const LINGER_READ: usize = 16 << 10;
 
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -163,8 +166,7 @@ pub(crate) struct Connection<S, V> {
     unsent: Option<Box<Unsent>>,
     phase: Phase,
     ready: Readiness,
-    /// Whether it stands on the ready queue.
-    pub(crate) queued: bool,
+    pub(crate) standing: Standing,
     opened: Moment,
     /// When the last byte moved, or, once we are closing, when we began to.
     active: Moment,
@@ -204,7 +206,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             phase: Phase::Open,
             // A new stream can be written; whether it can be read, an event will tell.
             ready: Readiness { readable: false, writable: true, closed: false },
-            queued: false,
+            standing: Standing::Sparse,
             opened: now,
             active: now,
             traffic: Traffic::default(),
@@ -240,6 +242,11 @@ impl<S: Stream, V: Service> Connection<S, V> {
         if self.unsent.is_some() || !self.ready.readable {
             return self.found_nothing(idle_timeout, now);
         }
+        let most = room.len().min(LINGER_READ);
+        let room = match self.phase {
+            Phase::Lingering(..) => &mut room[..most],
+            _ => room,
+        };
         let read = match self.stream.read(room) {
             Ok(read) => read,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {

@@ -1,9 +1,8 @@
-//! All TCP connections of the event loop: accept, the slab, the ready queue, deadlines.
+//! All TCP connections of the event loop: accept, the slab, whose turn it is, deadlines.
 //!
 //! It decides and does not wait. What it needs of the world (a stream, a listener, the time) comes in
 //! from outside, so that a simulation can stand in for it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,6 +14,7 @@ use super::admission::{ACCEPT_RETRY, AcceptError, Admission, Rules};
 use super::clock::Moment;
 use super::connection::{CloseReason, Connection, Readiness, Stream, Traffic, Turn};
 use super::peer::Peer;
+use super::ready::{Queue, ReadyQueues, SMALL_TURN, Standing};
 use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
 
@@ -59,8 +59,7 @@ pub(crate) struct Connections<L: Listener, V> {
     slab: Slab<Connection<L::Stream, V>>,
     admission: Admission,
     last_generation: u32,
-    /// Who can act without waiting for an event, each once.
-    ready: VecDeque<ConnectionId>,
+    ready: ReadyQueues,
     /// When to look at deadlines next.
     sweep_at: Option<Moment>,
     draining: Option<Drain>,
@@ -128,7 +127,7 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
             admission: Admission::new(&rules, Arc::clone(&stats)),
             stats,
             last_generation: 0,
-            ready: VecDeque::new(),
+            ready: ReadyQueues::default(),
             sweep_at: None,
             draining: None,
             traffic: Traffic::default(),
@@ -150,7 +149,11 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
         match self.slab.get_mut(id.slot as usize) {
             Some(connection) if connection.generation == id.generation => {
                 connection.hint(readiness);
-                self.enqueue(id.slot);
+                let queue = match connection.standing {
+                    Standing::Greedy => Queue::Greedy,
+                    Standing::Sparse | Standing::Queued => Queue::Sparse,
+                };
+                self.enqueue(id.slot, queue);
             }
             _ => self.stats.stale_events.increment(),
         }
@@ -171,20 +174,24 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
         [self.sweep_at, retry, drain].into_iter().flatten().min()
     }
 
-    /// Does what can be done, each connection getting one read and no more.
-    pub(crate) fn turn(&mut self, now: Moment) {
+    /// Does what can be done, each connection getting one read and no more, until `is_over` says that
+    /// others are to be looked at in between. It is asked between two batches.
+    ///
+    /// Of those who ask for much, one batch is served in any case.
+    pub(crate) fn turn(&mut self, now: Moment, mut is_over: impl FnMut() -> bool) {
         self.accept(now);
         self.sweep(now);
-        let mut used = 0;
-        for _ in 0..self.ready.len() {
-            let id = self.ready.pop_front().expect("the queue only grows in a turn");
-            used += self.receive(id, used, now);
-            if self.batch.len() == BATCH || self.room.len() - used < SMALLEST_ROOM {
-                self.answer_batch(now);
-                used = 0;
+        // Who comes back on a queue has had its turn.
+        let queues =
+            [Queue::Sparse, Queue::Greedy].map(|queue| (queue, self.ready.of(queue).len()));
+        for (queue, mut left) in queues {
+            while left > 0 {
+                left -= self.serve_batch(queue, left, now);
+                if left > 0 && is_over() {
+                    break;
+                }
             }
         }
-        self.answer_batch(now);
         std::mem::take(&mut self.traffic).count(&self.stats);
     }
 
@@ -280,15 +287,28 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
 
     // ---- turns of a connection
 
-    /// Puts a connection on the ready queue, unless it is there or has nothing to do.
-    fn enqueue(&mut self, slot: u32) {
+    /// Puts a connection on a ready queue, unless it is there or has nothing to do.
+    fn enqueue(&mut self, slot: u32, queue: Queue) {
         if let Some(connection) = self.slab.get_mut(slot as usize)
-            && !connection.queued
+            && connection.standing != Standing::Queued
             && connection.can_act()
         {
-            connection.queued = true;
-            self.ready.push_back(ConnectionId { slot, generation: connection.generation });
+            connection.standing = Standing::Queued;
+            self.ready.push(queue, ConnectionId { slot, generation: connection.generation });
         }
+    }
+
+    /// The next ones of a queue have their turn: `most` of them, a batch, or as many as the room has
+    /// reads for. How many these were.
+    fn serve_batch(&mut self, queue: Queue, most: usize, now: Moment) -> usize {
+        let (mut count, mut used) = (0, 0);
+        while count < most.min(BATCH) && self.room.len() - used >= SMALLEST_ROOM {
+            let id = self.ready.pop(queue).expect("a queue only grows in a turn");
+            used += self.receive(id, used, now);
+            count += 1;
+        }
+        self.answer_batch(now);
+        count
     }
 
     /// The first half of a connection's turn; the bytes of room that it took.
@@ -298,11 +318,14 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
         if connection.generation != generation {
             return 0;
         }
-        connection.queued = false;
+        connection.standing = Standing::Sparse;
         let before = connection.traffic();
         let room = &mut self.room[used..];
         let received = connection.receive(room, &mut self.scratch, self.rules.idle_timeout, now);
         let length = *received.as_ref().unwrap_or(&0);
+        if length > SMALL_TURN {
+            connection.standing = Standing::Greedy;
+        }
         if length > 0 {
             self.account(slot, before);
             self.batch.push(Read { slot, start: used, end: used + length });
@@ -334,7 +357,7 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
                 if let Some(deadline) = connection.deadline(self.rules.idle_timeout) {
                     self.sweep_no_later_than(deadline);
                 }
-                self.enqueue(slot);
+                self.enqueue(slot, Queue::Greedy);
             }
             Err(end) => self.remove(slot, end, now),
         }
@@ -398,8 +421,8 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
 
 #[cfg(any(test, fuzzing))]
 impl<L: Listener, V> Connections<L, V> {
-    /// Who stands on the ready queue.
-    pub(crate) fn ready(&self) -> &VecDeque<ConnectionId> {
+    /// Who stands on the ready queues.
+    pub(crate) fn ready(&self) -> &ReadyQueues {
         &self.ready
     }
 

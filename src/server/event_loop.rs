@@ -24,7 +24,10 @@ use super::udp::Datagrams;
 use crate::protocol::{Service, Session};
 use crate::stats::Stats;
 
+/// So many events are asked for at a time.
 const EVENTS: usize = 1024;
+/// After this time, new events and datagrams are looked at before the connections go on.
+const PASS: Duration = Duration::from_millis(1);
 
 /// What an event is about. In mio's token, the upper half is a connection's generation, which is never
 /// 0, and the lower one its slot; the few others have the upper half 0.
@@ -162,7 +165,8 @@ impl<V: Service + Clone> EventLoop<V> {
             for datagrams in &mut self.datagrams {
                 datagrams.turn(&mut self.guard, now);
             }
-            self.connections.turn(now);
+            let clock = self.clock;
+            self.connections.turn(now, || clock.now() - now >= PASS);
             if self.draining && self.connections.open() == 0 {
                 return Ok(());
             }

@@ -11,6 +11,7 @@ mod event_loop;
 mod guard;
 mod iterative;
 mod peer;
+mod ready;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod simulation;
 

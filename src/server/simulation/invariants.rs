@@ -13,6 +13,7 @@ use crate::server::admission::ACCEPT_RETRY;
 use crate::server::clock::Moment;
 use crate::server::connection::LINGER_TIME;
 use crate::server::connections::{ACCEPTS_PER_TURN, CHUNK, ConnectionId, Connections, SWEEP_GAP};
+use crate::server::ready::{Queue, Standing};
 use crate::stats::Stats;
 
 /// The server under test, and the world around it.
@@ -37,37 +38,45 @@ impl<V: Service + Clone> Bench<V> {
         for wire in open {
             let id = wire.connection_id.expect("an open wire has an id");
             let connection = self.connections.connection(id).expect("an open wire is served");
-            let times = ready.iter().filter(|&&ready| ready == id).count();
-            assert_eq!(times, usize::from(connection.queued), "times on the ready queue: {id:?}");
+            let times = ready.iter().filter(|&ready| ready == id).count();
+            let is_queued = connection.standing == Standing::Queued;
+            assert_eq!(times, usize::from(is_queued), "times on the ready queues: {id:?}");
             assert_eq!(connection.unsent(), wire.unsent, "unsent output: {:?}", wire.brief());
             assert!(connection.held() <= memory_cap(&world), "{} bytes held", connection.held());
             // Not forgotten: it stands on the ready queue, or an edge is still to come.
             let can_move = if wire.unsent > 0 { !wire.blocked } else { wire.is_readable() };
             assert!(
-                !can_move || connection.queued || wire.edges != Edges::default(),
+                !can_move || is_queued || wire.edges != Edges::default(),
                 "forgotten: {:?}",
                 wire.brief()
             );
         }
     }
 
-    /// After a turn in which those of `queued` had theirs.
-    pub(super) fn check_turn(&self, queued: &[ConnectionId]) {
+    /// After a turn that found these on the ready queues, and was over before the last of them where
+    /// `cut` says so.
+    pub(super) fn check_turn(&self, queued: &[Vec<ConnectionId>; 2], cut: bool) {
         self.check();
         let world = self.world.borrow();
         assert!(world.tally.accepts_in_turn <= ACCEPTS_PER_TURN, "accepts in a turn");
         for wire in &world.wires {
             assert!(wire.reads <= 1 && wire.bytes <= CHUNK, "read in a turn: {:?}", wire.brief());
-            if let Some(id) = wire.connection_id.filter(|id| queued.contains(id)) {
-                assert!(wire.calls > 0 || wire.dropped, "no turn for {id:?}: {:?}", wire.brief());
-            }
             if wire.is_open() {
-                check_deadlines(&world, wire);
                 let id = wire.connection_id.expect("an open wire has an id");
-                let has_a_turn = self.connections.ready().contains(&id);
+                let has_a_turn = self.connections.ready().iter().any(|ready| ready == id);
+                check_deadlines(&world, wire, has_a_turn);
                 let done = wire.fin_read && wire.unsent == 0;
                 assert!(!done || has_a_turn, "answered and not closed: {:?}", wire.brief());
             }
+        }
+        for (queue, before) in [Queue::Sparse, Queue::Greedy].into_iter().zip(queued) {
+            let had_theirs = check_order(&world, before);
+            let waiting = &before[had_theirs..];
+            assert!(waiting.is_empty() || cut, "no turn for {waiting:?}");
+            assert!(had_theirs > 0 || before.is_empty(), "nobody of {queue:?} was served");
+            // They keep their place.
+            let now = self.connections.ready().of(queue);
+            assert!(now.iter().take(waiting.len()).eq(waiting), "{waiting:?} lost their place");
         }
         self.check_counters(&world);
     }
@@ -162,9 +171,27 @@ fn memory_cap(world: &World) -> usize {
     frame + growth * (CHUNK + frame)
 }
 
+/// Those who had their turn come before those who did not; how many they were.
+fn check_order(world: &World, before: &[ConnectionId]) -> usize {
+    let served = |id: &ConnectionId| {
+        let wire = world.wires.iter().find(|wire| wire.connection_id == Some(*id));
+        wire.is_none_or(|wire| wire.calls > 0 || wire.dropped)
+    };
+    let count = before.iter().take_while(|id| served(id)).count();
+    // The sweep may have ended some of the others.
+    for id in before[count..].iter().filter(|id| served(id)) {
+        let wire = world.wires.iter().find(|wire| wire.connection_id == Some(*id));
+        assert!(
+            wire.is_none_or(|wire| wire.dropped || wire.fin_at == Some(world.now)),
+            "out of turn: {id:?}"
+        );
+    }
+    count
+}
+
 /// No later than they are due, give or take the gap between two looks at them.
-fn check_deadlines(world: &World, wire: &Wire) {
-    let overdue = |since: Moment, time| world.now > since + time + SWEEP_GAP;
+fn check_deadlines(world: &World, wire: &Wire, has_a_turn: bool) {
+    let overdue = |since: Moment, time| world.now > since + time + SWEEP_GAP && !has_a_turn;
     if let Some(fin_at) = wire.fin_at {
         assert!(!overdue(fin_at, LINGER_TIME), "lingers too long: {:?}", wire.brief());
     } else if let Some(over_at) = world.drain_over_at {

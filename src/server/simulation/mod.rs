@@ -29,6 +29,7 @@ use self::world::{Backlog, Habit, Settings, Tally, Wire, World};
 use super::admission::{MaxSetBy, Rules};
 use super::clock::Moment;
 use super::connections::Connections;
+use super::ready::Queue;
 use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol, Service, Upper};
 use crate::stats::Stats;
@@ -89,6 +90,7 @@ impl<V: Service + Clone> Bench<V> {
             drain_until: None,
             drain_over_at: None,
             flooded: None,
+            short_passes: false,
             calm: false,
             old_ids: Vec::new(),
             violations: Vec::new(),
@@ -170,9 +172,15 @@ impl<V: Service + Clone> Bench<V> {
             return false;
         }
         self.world.borrow_mut().begin_turn();
-        let queued: Vec<_> = self.connections.ready().iter().copied().collect();
-        self.connections.turn(now);
-        self.check_turn(&queued);
+        let on = |queue| self.connections.ready().of(queue).iter().copied().collect();
+        let queued = [on(Queue::Sparse), on(Queue::Greedy)];
+        let (world, mut cut) = (Rc::clone(&self.world), false);
+        self.connections.turn(now, || {
+            let mut world = world.borrow_mut();
+            cut |= world.short_passes || world.is_late();
+            cut
+        });
+        self.check_turn(&queued, cut);
         true
     }
 

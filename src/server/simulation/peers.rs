@@ -159,7 +159,7 @@ impl World {
         events
     }
 
-    fn is_late(&mut self) -> bool {
+    pub(super) fn is_late(&mut self) -> bool {
         !self.calm && self.random.one_in(6)
     }
 

@@ -103,3 +103,33 @@ fn a_drain_begins_though_clients_never_stop_to_come() {
     bench.drain(Duration::from_secs(1));
     assert_eq!(bench.connections.open(), 1);
 }
+
+#[test]
+fn who_asks_for_little_does_not_wait_for_those_who_ask_for_much() {
+    let mut bench = bench(settings());
+    bench.world.borrow_mut().short_passes = true;
+    let (greedy, much) = (200, vec![b'x'; 2 * CHUNK]);
+    for _ in 0..greedy {
+        bench.client(0, Habit::Steady, &much);
+    }
+    bench.client(0, Habit::Steady, b"ping");
+    let passes = |bench: &mut Bench<Echo>, until: &dyn Fn(&Wire, usize) -> bool| {
+        for pass in 0..10_000 {
+            if until(&bench.world.borrow().wires[greedy], pass) {
+                return pass;
+            }
+            assert!(bench.iterate());
+        }
+        panic!("never")
+    };
+    passes(&mut bench, &|ping, _| ping.accepted);
+    for wire in 0..greedy {
+        bench.world.borrow_mut().act_in_full(wire);
+    }
+    // By then they all have had a turn, and go on.
+    passes(&mut bench, &|_, pass| pass == greedy);
+    bench.world.borrow_mut().act_in_full(greedy);
+    assert_eq!(passes(&mut bench, &|ping, _| ping.has_all_written()), 1);
+    bench.settle();
+    bench.check_settled();
+}

@@ -256,6 +256,8 @@ pub(super) struct World {
     pub(super) drain_over_at: Option<Moment>,
     /// For each client that a listener hands out, another one comes to it.
     pub(super) flooded: Option<usize>,
+    /// A pass of the loop is over as soon as it may be.
+    pub(super) short_passes: bool,
     /// Nothing goes wrong any more, and nothing is late.
     pub(super) calm: bool,
     /// Ids that name nobody.
