@@ -76,7 +76,7 @@ pub use server::{Error, Handle, Server};
 pub use socket::{BindError, raise_open_file_limit};
 pub use stats::Snapshot;
 
-/// The examples of the README compile.
-#[cfg(all(doctest, feature = "cli"))]
-#[doc = include_str!("../README.md")]
-struct Readme;
+/// The examples of the documentation compile.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/library.md")]
+struct Library;

@@ -1,13 +1,254 @@
-//! What the README says of the command line is so.
+//! What the documents say is so: their commands work in the order in which they stand, the table of flags
+//! is complete, and the files they name exist.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stderr, reason = "a test that lacks a program says so")]
 
-use std::process::Command;
+#[path = "common/tool.rs"]
+mod tool;
 
-const README: &str = include_str!("../README.md");
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+
+use tool::DEADLINE;
+
+/// The repository.
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const EVECHO: &str = env!("CARGO_BIN_EXE_evecho");
+/// The port that the documents speak of; here servers take a free one.
+const PORT: &str = "12000";
+
+// ---- the commands of the documents
+
+#[test]
+fn the_commands_of_the_readme_work_from_the_top() {
+    let mut newcomer = Newcomer::new("readme");
+    newcomer.follow("README.md");
+    assert!(newcomer.server.is_some(), "the README starts a server");
+}
+
+#[test]
+fn the_commands_for_operators_work_from_the_top() {
+    Newcomer::with_server("operate").follow("docs/operate.md");
+}
+
+#[test]
+fn the_commands_for_learners_work_from_the_top() {
+    Newcomer::with_server("learn").follow("docs/learn.md");
+}
+
+#[test]
+fn the_commands_for_those_who_measure_work_from_the_top() {
+    Newcomer::with_server("measure").follow("docs/measure.md");
+}
+
+/// Somebody who types what a document says, line by line: servers in one terminal, where each ends the
+/// one before it, and everything else in another.
+struct Newcomer {
+    directory: PathBuf,
+    server: Option<Server>,
+}
+
+struct Server {
+    process: Child,
+    port: String,
+    log: Receiver<String>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+impl Newcomer {
+    /// Stands in a directory of its own that has the one file which the commands read.
+    fn new(name: &str) -> Self {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(&directory).unwrap();
+        fs::copy(Path::new(ROOT).join("Cargo.lock"), directory.join("Cargo.lock")).unwrap();
+        Newcomer { directory, server: None }
+    }
+
+    /// Has done what the README's first screen says.
+    fn with_server(name: &str) -> Self {
+        let mut newcomer = Newcomer::new(name);
+        newcomer.start("evecho", &[]);
+        newcomer
+    }
+
+    fn follow(&mut self, document: &str) {
+        let commands = commands(document);
+        assert!(!commands.is_empty(), "{document} has no commands");
+        for Typed { command, printed, line } in commands {
+            eprintln!("{document}:{line}: {command}");
+            if let Some(missing) = missing_program(&command) {
+                eprintln!("not tested: {missing} is not installed");
+                continue;
+            }
+            match command.split_whitespace().collect::<Vec<_>>()[..] {
+                ["cargo", "install" | "test", ..] => {}
+                ["cargo", "run", "--example", name, "--", ..] => {
+                    let (_, arguments) = command.split_once(" -- ").unwrap();
+                    let examples = Path::new(EVECHO).parent().unwrap().join("examples");
+                    let example = examples.join(name).display().to_string();
+                    self.run(&format!("'{example}' {arguments}"), &printed);
+                }
+                ["evecho"] => self.start(&command, &printed),
+                ["evecho", flag, ..] if flag.starts_with('-') => self.start(&command, &printed),
+                _ => self.run(&hurried(&command), &printed),
+            }
+        }
+    }
+
+    /// Starts a server instead of the one that runs, and waits until it listens.
+    fn start(&mut self, command: &str, printed: &[String]) {
+        self.server = None;
+        let words = shlex::split(command).unwrap();
+        let mut process = self.command(EVECHO);
+        process.args(&words[1..]).env("EVECHO_PORT", "0").stderr(Stdio::piped());
+        let mut process = process.spawn().unwrap();
+        let (sender, log) = channel();
+        let stderr = BufReader::new(process.stderr.take().unwrap());
+        thread::spawn(move || {
+            // To the end: the server's log has a reader as long as it runs.
+            stderr.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
+        });
+        let mut server = Server { process, port: String::new(), log };
+        let next = |server: &Server| server.log.recv_timeout(DEADLINE).expect("it logs a line");
+        let first = next(&server);
+        let (_, addresses) = first.split_once("listening on ").unwrap_or_else(|| panic!("{first}"));
+        let address = addresses.split([',', ' ']).next().unwrap();
+        server.port = address.rsplit(':').next().unwrap().to_string();
+        for (index, expected) in printed.iter().enumerate() {
+            let line = if index == 0 { first.clone() } else { next(&server) };
+            assert_eq!(shape(&line), shape(expected), "{command}");
+        }
+        self.server = Some(server);
+    }
+
+    /// Runs a command in a shell. It has to succeed, and to print what the document says.
+    fn run(&self, command: &str, printed: &[String]) {
+        let port = self.server.as_ref().map_or(PORT, |server| &server.port);
+        let mut shell = self.command("sh");
+        shell.args(["-euc", &command.replace(PORT, port)]);
+        let outcome = tool::finish(tool::spawn(shell));
+        assert_eq!(outcome.code, Some(0), "{command}: {outcome:?}");
+        if !printed.is_empty() {
+            let lines: Vec<String> = outcome.text().lines().map(shape).collect();
+            let expected: Vec<String> = printed.iter().map(|line| shape(line)).collect();
+            assert_eq!(lines, expected, "{command}: {outcome:?}");
+        }
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EVECHO_")) {
+            command.env_remove(name);
+        }
+        let installed = Path::new(EVECHO).parent().unwrap().display();
+        let path = format!("{installed}:{}", std::env::var("PATH").unwrap());
+        command.env_remove("RUST_LOG").env("PATH", path).current_dir(&self.directory);
+        command
+    }
+}
+
+/// A command of a document, and what it prints there.
+struct Typed {
+    command: String,
+    printed: Vec<String>,
+    line: usize,
+}
+
+/// The commands of a document: all lines of its `sh` blocks, and those behind `$` in `console` blocks.
+fn commands(document: &str) -> Vec<Typed> {
+    let text = read(document);
+    let (mut language, mut commands) = (None, Vec::<Typed>::new());
+    for (index, line) in text.lines().enumerate() {
+        let typed = |command: &str| {
+            let command = command.split(" # ").next().unwrap().trim_end().to_string();
+            Typed { command, printed: Vec::new(), line: index + 1 }
+        };
+        match (language, line.strip_prefix("```")) {
+            (None, Some(opening)) => language = Some(opening),
+            (Some(_), Some(_)) => language = None,
+            (Some("sh"), None) => commands.push(typed(line)),
+            (Some("console"), None) => match line.strip_prefix("$ ") {
+                Some(command) => commands.push(typed(command)),
+                None => commands.last_mut().unwrap().printed.push(line.to_string()),
+            },
+            _ => {}
+        }
+    }
+    commands
+}
+
+/// The same command, with less to do: that it works is asked here, not how fast.
+fn hurried(command: &str) -> String {
+    let mut words: Vec<&str> = command.split(' ').collect();
+    match words[..] {
+        ["evecho", "load", ..] => {
+            if let Some(at) = words.iter().position(|word| *word == "-t") {
+                words.drain(at..at + 2);
+            }
+            if let Some(at) = words.iter().position(|word| *word == "10000") {
+                words[at] = "100";
+            }
+            words.extend(["-t", "100ms"]);
+        }
+        ["evecho", "compare", ..] => {
+            words.extend(["-t", "50ms", "--rounds", "1", "-c", "1", "--no-scenes"]);
+        }
+        ["evecho", "check", ..] if !command.contains("--list") => {
+            words.extend(["--only", "tcp-split,udp-empty"]);
+        }
+        _ => {}
+    }
+    words.join(" ")
+}
+
+/// A program that a command needs and this machine lacks.
+fn missing_program(command: &str) -> Option<&'static str> {
+    let needed = ["cmp", "socat", "ss"]
+        .into_iter()
+        .filter(|program| command.split([' ', '(', '\'', '=']).any(|word| word == *program));
+    let paths = std::env::var("PATH").unwrap();
+    needed
+        .into_iter()
+        .find(|name| !paths.split(':').any(|path| Path::new(path).join(name).exists()))
+}
+
+/// A line without its numbers, which differ from run to run, and without the units of times.
+fn shape(line: &str) -> String {
+    let mut shape = String::new();
+    for char in line.trim_end().chars() {
+        match char {
+            '0'..='9' if shape.ends_with('#') => {}
+            '0'..='9' => shape.push('#'),
+            // Inside a number.
+            '.' if shape.ends_with('#') => {}
+            _ => shape.push(char),
+        }
+    }
+    [" µs", " ms", " ns"].iter().fold(shape, |shape, unit| shape.replace(unit, " s"))
+}
+
+fn read(document: &str) -> String {
+    fs::read_to_string(Path::new(ROOT).join(document)).unwrap()
+}
+
+// ---- the table of flags
+
+const FLAGS: &str = "docs/operate.md";
 
 /// The flags that `evecho --help` lists, each with its default, if it has one.
 fn flags() -> Vec<(String, Option<String>)> {
-    let output = Command::new(env!("CARGO_BIN_EXE_evecho")).arg("--help").output().unwrap();
+    let output = Command::new(EVECHO).arg("--help").output().unwrap();
     let help = String::from_utf8(output.stdout).unwrap();
     let mut flags: Vec<(String, Option<String>)> = Vec::new();
     for line in help.lines() {
@@ -27,15 +268,15 @@ fn flags() -> Vec<(String, Option<String>)> {
 
 #[test]
 fn the_table_has_every_flag_with_its_default() {
-    let flags = flags();
+    let (flags, table) = (flags(), read(FLAGS));
     assert!(flags.len() > 15, "{flags:?}");
     for (name, default) in flags {
         let in_row = |row: &&str| {
-            row.starts_with("| `") && row.contains(&format!("`{name}"))
-                || row.contains(&format!("`{name} ")) && row.starts_with("| `")
+            row.starts_with("| `")
+                && (row.contains(&format!("`{name}`")) || row.contains(&format!("`{name} ")))
         };
         let row =
-            README.lines().find(in_row).unwrap_or_else(|| panic!("{name} is not in the table"));
+            table.lines().find(in_row).unwrap_or_else(|| panic!("{name} is not in the table"));
         if let Some(default) = default {
             assert!(
                 row.contains(&format!("| `{default}` |")),
@@ -48,12 +289,81 @@ fn the_table_has_every_flag_with_its_default() {
 #[test]
 fn the_table_has_no_other_flag() {
     let flags = flags();
-    let rows = README.lines().filter(|line| line.starts_with("| `-"));
-    for row in rows {
+    for row in read(FLAGS).lines().filter(|line| line.starts_with("| `-")) {
         let column = row.split('|').nth(1).unwrap();
         for name in column.split('`').filter(|part| part.starts_with("--")) {
             let name = name.split(' ').next().unwrap();
             assert!(flags.iter().any(|(flag, _)| flag == name), "{name}: {row}");
         }
     }
+}
+
+// ---- numbers and names
+
+/// The crates that a set of features takes, evecho itself left out.
+fn crates(features: &[&str]) -> usize {
+    let mut tree = Command::new(std::env::var("CARGO").unwrap_or("cargo".into()));
+    tree.args(["tree", "--locked", "--offline", "--edges", "normal", "--prefix", "none"]);
+    let output = tree.args(features).current_dir(ROOT).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let tree = String::from_utf8(output.stdout).unwrap();
+    // A line is a name, a version, and perhaps a remark.
+    let name = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+    tree.lines().map(name).collect::<std::collections::BTreeSet<_>>().len() - 1
+}
+
+#[test]
+fn each_set_of_features_takes_as_many_crates_as_it_says() {
+    let table = read("docs/library.md");
+    let said = |row: &str| -> usize {
+        let row = table.lines().find(|line| line.starts_with(row)).expect(row);
+        row.split('|').nth(3).unwrap().trim().parse().unwrap()
+    };
+    let none = crates(&["--no-default-features"]);
+    assert!(none < 25, "{none} crates for the server alone");
+    assert_eq!(said("| none"), none);
+    assert_eq!(said("| `client`"), crates(&["--no-default-features", "--features", "client"]));
+    assert_eq!(said("| `cli`"), crates(&[]));
+}
+
+#[test]
+fn the_files_that_documents_name_exist() {
+    let mut documents =
+        vec!["README.md".to_string(), "CONTRIBUTING.md".into(), "SECURITY.md".into()];
+    for entry in fs::read_dir(Path::new(ROOT).join("docs")).unwrap() {
+        documents.push(format!("docs/{}", entry.unwrap().file_name().display()));
+    }
+    for document in documents.iter().filter(|name| name.ends_with(".md")) {
+        let text = read(document);
+        let folder = Path::new(ROOT).join(document).parent().unwrap().to_path_buf();
+        for target in text.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            if target.starts_with("http") {
+                continue;
+            }
+            let path =
+                if file.is_empty() { Path::new(ROOT).join(document) } else { folder.join(file) };
+            assert!(path.exists(), "{document} links to {target}");
+            assert!(
+                anchor.is_empty() || has_heading(&path, anchor),
+                "{document} links to {target}"
+            );
+        }
+        let named = text.split('`').filter(|word| !word.contains([' ', '*', '\n']));
+        let of_ours =
+            ["src/", "tests/", "fuzz/", "benches/", "examples/", "docs/", ".ci/", ".cargo/"];
+        for name in named.filter(|word| of_ours.iter().any(|start| word.starts_with(start))) {
+            assert!(Path::new(ROOT).join(name).exists(), "{document} names {name}");
+        }
+    }
+}
+
+/// Whether a heading of the document has this anchor.
+fn has_heading(document: &Path, anchor: &str) -> bool {
+    let text = fs::read_to_string(document).unwrap();
+    text.lines().filter_map(|line| line.strip_prefix('#')).any(|heading| {
+        let heading = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || [' ', '-'].contains(c));
+        kept.collect::<String>().replace(' ', "-") == anchor
+    })
 }
