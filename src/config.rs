@@ -140,7 +140,9 @@ pub struct Limits {
     pub per_source_connections: Option<NonZeroUsize>,
     /// A connection on which nothing moves for so long is closed. Default: never.
     pub idle_timeout: Option<Duration>,
-    /// How long connections may go on once the server is told to stop. Default: 10 s.
+    /// The longest time from being told to stop to the end. For most of it those who are here may
+    /// go on; in its last quarter, at most 2 s, they are asked to leave, and then cut off. Zero cuts
+    /// them off at once. Default: 8 s, less than the 10 s after which container engines kill.
     pub drain_timeout: Duration,
     /// Datagrams per second that one remote source may have answered; loopback is not limited.
     /// Default: 10,000.
@@ -155,7 +157,7 @@ impl Default for Limits {
             max_connections: None,
             per_source_connections: None,
             idle_timeout: None,
-            drain_timeout: Duration::from_secs(10),
+            drain_timeout: Duration::from_secs(8),
             udp_rate: NonZeroU32::new(10_000),
             guard_ports: GuardPorts::default(),
         }

@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::num::NonZeroUsize;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
     Client, DEADLINE, LOCALHOST, TestServer, assert_same, config_with, exchange_datagram, pattern,
@@ -59,6 +59,8 @@ conformance! {
     who_waits_in_the_backlog_is_served_in_the_drain;
     who_does_not_finish_the_drain_is_closed;
     who_does_not_read_does_not_hold_up_the_drain;
+    who_does_not_leave_when_asked_is_cut_off;
+    a_drain_of_no_time_ends_at_once;
     to_abort_a_drain_ends_it_at_once;
     to_abort_cuts_who_does_not_read;
     a_port_in_use_is_an_error;
@@ -404,6 +406,33 @@ fn who_does_not_read_does_not_hold_up_the_drain(design: Design) {
     client.fill();
     server.handle().drain();
     assert_eq!(server.ended().closed_draining, 1);
+}
+
+fn who_does_not_leave_when_asked_is_cut_off(design: Design) {
+    let drain_timeout = Duration::from_millis(100);
+    let drained = || {
+        let limit = |limits: &mut Limits| limits.drain_timeout = drain_timeout;
+        let server = TestServer::start(limited(design, limit));
+        let mut client = server.connect();
+        client.exchange(b"hello");
+        let start = Instant::now();
+        server.handle().drain();
+        // Asked; it stays all the same.
+        assert_same(&client.rest(), b"");
+        assert_eq!(server.ended().closed_draining, 1);
+        start.elapsed()
+    };
+    // To linger takes 2 s where nothing bounds it. A machine that is busy may take longer once.
+    assert!((0..3).any(|_| drained() < Duration::from_millis(1_900)));
+}
+
+fn a_drain_of_no_time_ends_at_once(design: Design) {
+    let server = TestServer::start(limited(design, |limits| limits.drain_timeout = Duration::ZERO));
+    let mut client = server.connect();
+    client.exchange(b"hello");
+    server.handle().drain();
+    assert_eq!(server.ended().closed_draining, 1);
+    client.expect_end();
 }
 
 fn to_abort_a_drain_ends_it_at_once(design: Design) {

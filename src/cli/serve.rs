@@ -84,8 +84,10 @@ struct LimitArgs {
     /// Close a connection on which nothing moves for so long; 0 never does
     #[arg(long, value_name = "TIME", env = "EVECHO_IDLE_TIMEOUT", default_value = "0", value_parser = units::duration)]
     idle_timeout: Duration,
-    /// How long connections may go on after SIGTERM or SIGINT; a second signal ends at once
-    #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_TIMEOUT", default_value = "10s", value_parser = units::duration)]
+    /// Longest time from SIGTERM or SIGINT to the exit; a second signal ends at once
+    ///
+    /// Connections may finish in it; in its last quarter (at most 2 s) they are asked to leave.
+    #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_TIMEOUT", default_value = "8s", value_parser = units::duration)]
     drain_timeout: Duration,
     /// Datagrams per second that one remote IPv4 address or IPv6 /64 may have answered; 0 is no limit
     #[arg(long, value_name = "N", env = "EVECHO_UDP_RATE", default_value_t = 10_000)]

@@ -212,6 +212,16 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
         self.draining = Some(Drain { until, over: false });
     }
 
+    /// Ends all who are still here, at once; how many.
+    pub(crate) fn cut(&mut self, now: Moment) -> usize {
+        let slots: Vec<usize> = self.slab.iter().map(|(slot, _)| slot).collect();
+        for &slot in &slots {
+            let slot = u32::try_from(slot).expect("slots fit ids");
+            self.remove(slot, CloseReason::Drain, now);
+        }
+        slots.len()
+    }
+
     /// How many connections are open.
     pub(crate) fn open(&self) -> usize {
         self.slab.len()

@@ -10,6 +10,8 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals;
 
+use super::clock::Moment;
+use super::connection::LINGER_TIME;
 use crate::stats::{Snapshot, Stats};
 
 /// The token of a handle that wants to be heard.
@@ -38,6 +40,43 @@ pub(super) enum Stop {
     Drain,
     /// At once.
     Now,
+}
+
+/// When a drain does what. Everything is over when the timeout is, from the signal on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Drain {
+    /// Who has not left by then is asked to, by our FIN.
+    pub(super) ask_at: Moment,
+    /// Who has not left by then is cut off.
+    pub(super) end_at: Moment,
+    ask_after: Duration,
+    timeout: Duration,
+}
+
+impl Drain {
+    /// Begins a drain. The last quarter of the time, but no more than a connection may linger, is for
+    /// those who leave only when asked.
+    pub(super) fn begin(timeout: Duration, now: Moment) -> Self {
+        let ask_after = timeout - LINGER_TIME.min(timeout / 4);
+        Drain { ask_at: now + ask_after, end_at: now + timeout, ask_after, timeout }
+    }
+
+    /// Says what comes, with so many connections open.
+    pub(super) fn log(&self, open: usize) {
+        let Drain { ask_after, timeout, .. } = self;
+        log::info!(
+            "draining: {open} connections may finish; who is still here after {ask_after:?} is asked to leave, and cut off after {timeout:?}"
+        );
+    }
+}
+
+/// Says how many connections did not end by themselves, where there are any.
+pub(super) fn log_cut(connections: usize) {
+    if connections > 0 {
+        log::warn!(
+            "{connections} connections were cut off: they had not ended when the server did"
+        );
+    }
 }
 
 impl Handle {
@@ -146,5 +185,20 @@ pub(super) fn poll(
             Ok(())
         }
         outcome => outcome,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_is_over_when_its_timeout_is() {
+        let now = Moment::default() + Duration::from_secs(100);
+        for (timeout, ask_after) in [(8_000, 6_000), (3_600_000, 3_598_000), (100, 75), (0, 0)] {
+            let drain = Drain::begin(Duration::from_millis(timeout), now);
+            assert_eq!(drain.ask_at - now, Duration::from_millis(ask_after));
+            assert_eq!(drain.end_at - now, Duration::from_millis(timeout));
+        }
     }
 }

@@ -6,7 +6,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::info;
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::unix::SourceFd;
@@ -18,7 +17,7 @@ use super::busy_poll::{BusyPoll, Wait};
 use super::clock::{Clock, Moment, round_up};
 use super::connection::{self, Readiness};
 use super::connections::{self, ConnectionId, Connections};
-use super::control::{self, Control, Stop, poll};
+use super::control::{self, Control, Drain, Stop, poll};
 use super::guard::Guard;
 use super::udp::Datagrams;
 use crate::protocol::{Service, Session};
@@ -110,7 +109,7 @@ pub(super) struct EventLoop<V> {
     clock: Clock,
     stats: Arc<Stats>,
     drain_timeout: Duration,
-    draining: bool,
+    drain: Option<Drain>,
 }
 
 impl<V: Service + Clone> EventLoop<V> {
@@ -146,7 +145,7 @@ impl<V: Service + Clone> EventLoop<V> {
             clock: Clock::start(),
             stats,
             drain_timeout: config.limits.drain_timeout,
-            draining: false,
+            drain: None,
         })
     }
 
@@ -158,19 +157,21 @@ impl<V: Service + Clone> EventLoop<V> {
             let now = self.clock.now();
             match self.control.stop() {
                 Stop::No => {}
-                Stop::Drain if self.draining => {}
+                Stop::Drain if self.drain.is_some() => {}
                 Stop::Drain => self.drain(now),
-                Stop::Now => return Ok(()),
+                Stop::Now => break,
             }
             for datagrams in &mut self.datagrams {
                 datagrams.turn(&mut self.guard, now);
             }
             let clock = self.clock;
             self.connections.turn(now, || clock.now() - now >= PASS);
-            if self.draining && self.connections.open() == 0 {
-                return Ok(());
+            if self.drain.is_some_and(|drain| now >= drain.end_at || self.connections.open() == 0) {
+                break;
             }
         }
+        control::log_cut(self.connections.cut(self.clock.now()));
+        Ok(())
     }
 
     /// Waits for events: not at all while there is something to do, else polling for as long as that
@@ -226,17 +227,14 @@ impl<V: Service + Clone> EventLoop<V> {
 
     /// Lets nobody in any more. What is already in a queue of ours is still answered.
     fn drain(&mut self, now: Moment) {
-        self.draining = true;
-        self.connections.drain(now + self.drain_timeout, now);
+        let drain = Drain::begin(self.drain_timeout, now);
+        self.drain = Some(drain);
+        self.connections.drain(drain.ask_at, now);
         for mut datagrams in self.datagrams.drain(..) {
             datagrams.hint(true, true);
             datagrams.finish(&mut self.guard, now);
         }
-        info!(
-            "draining: {} connections may go on for {:?}",
-            self.connections.open(),
-            self.drain_timeout
-        );
+        drain.log(self.connections.open());
     }
 }
 

@@ -14,7 +14,7 @@
 use std::io;
 
 use super::Server;
-use super::admission::MaxSetBy;
+use super::admission::{MaxSetBy, Rules};
 use super::blocking::{self, Backlog};
 use crate::protocol::Service;
 
@@ -23,12 +23,13 @@ pub(super) fn run<V>(server: Server, service: V) -> io::Result<()>
 where
     V: Service + Clone + Send,
 {
-    blocking::run(server, service, 1, MaxSetBy::Design, serve)
+    let rules = Rules::of(&server.config).at_most(1, MaxSetBy::Design);
+    blocking::run(server, rules, service, serve)
 }
 
 /// Serves one client after the other.
 fn serve<V: Service + Clone>(mut backlog: Backlog<'_>, service: V) -> io::Result<()> {
-    while let Some(client) = backlog.next()? {
+    while let Some(client) = backlog.accept()? {
         client.serve(service.clone());
     }
     Ok(())

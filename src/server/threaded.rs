@@ -7,16 +7,15 @@
 //! Where it ends: a thread is a thing that the system has to start, to remember and to switch to. Each
 //! message wakes a thread, where an event loop that wakes answers a whole batch, so that with many
 //! clients much of the time goes to switching. Each client has a stack and a buffer, even while it says
-//! nothing. How many threads there may be is limited by the
-//! system (RLIMIT_NOFILE, RLIMIT_NPROC, kernel.threads-max, pids.max of the control group,
-//! vm.max_map_count), and nobody can tell a thread that waits for bytes to do anything else.
+//! nothing. How many threads there may be is limited by the system (RLIMIT_NOFILE, RLIMIT_NPROC,
+//! kernel.threads-max, pids.max of the control group, vm.max_map_count), and nobody can tell a thread that waits for bytes to do anything else.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{Builder, Scope};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{self, Builder, Scope};
 
 use super::Server;
-use super::admission::MaxSetBy;
+use super::admission::{MaxSetBy, Rules};
 use super::blocking::{self, Backlog, Client};
 use crate::protocol::Service;
 
@@ -44,7 +43,8 @@ pub(super) fn run<V>(server: Server, service: V) -> io::Result<()>
 where
     V: Service + Clone + Send,
 {
-    blocking::run(server, service, limit(), MaxSetBy::Threads, serve)
+    let rules = Rules::of(&server.config).at_most(limit(), MaxSetBy::Threads);
+    blocking::run(server, rules, service, serve)
 }
 
 /// Serves each client on a thread of its own, and waits for all of them in the end.
@@ -52,44 +52,41 @@ fn serve<V>(mut backlog: Backlog<'_>, service: V) -> io::Result<()>
 where
     V: Service + Clone + Send,
 {
-    std::thread::scope(|scope| {
-        while let Some(mut client) = backlog.next()? {
-            while let Err((error, back)) = start(scope, client, service.clone()) {
-                if !backlog.shared().wait_for_thread(&error) {
-                    return Ok(());
-                }
-                client = back;
+    thread::scope(|scope| {
+        while let Some(client) = backlog.accept()? {
+            match start_thread(scope, &backlog, &service) {
+                // It waits for this.
+                Some(thread) => _ = thread.send(client),
+                None => break,
             }
         }
         Ok(())
     })
 }
 
-/// Starts the thread of a client; gives the client back where there is no thread to be had.
-fn start<'scope, 'env: 'scope, V>(
+/// Starts the thread of a client, which is then sent to it: a thread that does not start takes along
+/// what it was given. `None` when no more clients are to be served.
+fn start_thread<'scope, 'a: 'scope, V>(
     scope: &'scope Scope<'scope, '_>,
-    client: Client<'env>,
-    service: V,
-) -> Result<(), (io::Error, Client<'env>)>
+    backlog: &Backlog<'_>,
+    service: &V,
+) -> Option<SyncSender<Client<'a>>>
 where
-    V: Service + Send + 'scope,
+    V: Service + Clone + Send + 'scope,
 {
-    // A thread that does not start takes what it was given along.
-    let handed = Arc::new(Mutex::new(Some(client)));
-    let taken = Arc::clone(&handed);
-    let take = |handed: &Mutex<Option<Client<'env>>>| {
-        handed.lock().unwrap_or_else(PoisonError::into_inner).take()
-    };
-    let work = move || {
-        if let Some(client) = take(&taken) {
-            client.serve(service);
-        }
-    };
-    match Builder::new().name("client".to_owned()).stack_size(STACK).spawn_scoped(scope, work) {
-        Ok(_) => Ok(()),
-        Err(error) => {
-            let error = io::Error::new(error.kind(), format!("no thread can be started: {error}"));
-            take(&handed).map_or(Ok(()), |client| Err((error, client)))
+    loop {
+        let (sender, receiver) = sync_channel::<Client<'a>>(1);
+        let service = service.clone();
+        let work = move || {
+            if let Ok(client) = receiver.recv() {
+                client.serve(service);
+            }
+        };
+        let thread = Builder::new().name("client".to_owned()).stack_size(STACK);
+        let Err(error) = thread.spawn_scoped(scope, work) else { return Some(sender) };
+        let error = io::Error::new(error.kind(), format!("no thread can be started: {error}"));
+        if !backlog.wait_for_thread(&error) {
+            return None;
         }
     }
 }

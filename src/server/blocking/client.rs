@@ -1,0 +1,147 @@
+//! One client, served to its end by the thread that it is given.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::clients::{Phase, Slot};
+use crate::protocol::{Scratch, Service, Session};
+use crate::server::connection::{self, CloseReason, Connection, Readiness, Turn};
+
+/// The room for the reads of a connection, at first. It doubles when a read fills it, up to what the
+/// event loop has: memory is what a thread per client costs most of, and most clients say little.
+const FIRST_ROOM: usize = 4 << 10;
+const MOST_ROOM: usize = 256 << 10;
+
+/// A client that is in a slot. The stream is closed before the slot is free.
+pub(in crate::server) struct Client<'a> {
+    stream: Arc<TcpStream>,
+    slot: Slot<'a>,
+}
+
+/// Everything at once: who blocks finds out by waiting.
+const READY: Readiness = Readiness { readable: true, writable: true, closed: true };
+
+impl<'a> Client<'a> {
+    pub(super) fn new(stream: Arc<TcpStream>, slot: Slot<'a>) -> Self {
+        Client { stream, slot }
+    }
+
+    /// Serves the client to its end, however long that takes.
+    pub(in crate::server) fn serve<V: Service>(self, service: V) {
+        let clients = self.slot.clients;
+        let session = Session::new(clients.rules.protocol, service);
+        let stream = Waiting { client: &self, fin_sent: false };
+        let mut connection =
+            Connection::new(stream, 0, self.slot.peer, session, clients.clock().now());
+        let (mut room, mut scratch) = (vec![0; FIRST_ROOM], Scratch::default());
+        let mut turn = clients.rules.idle_timeout.map_or(Ok(()), |time| self.allow(time));
+        let end = loop {
+            if let Err(end) = turn {
+                break end;
+            }
+            let before = connection.traffic();
+            turn = self.turn(&mut connection, &mut room, &mut scratch);
+            (connection.traffic() - before).count(&clients.stats);
+        };
+        connection.log_close(end, clients.clock().now());
+        drop(connection);
+        drop(self);
+        // Of what counts as closed, nothing is left.
+        end.counter(&clients.stats).increment();
+    }
+
+    /// Waits for bytes and answers them.
+    fn turn<V: Service>(
+        &self,
+        connection: &mut Connection<Waiting<'_>, V>,
+        room: &mut Vec<u8>,
+        scratch: &mut Scratch,
+    ) -> Turn {
+        let clients = self.slot.clients;
+        connection.hint(READY);
+        let read = connection.receive(room, scratch, None, clients.clock().now())?;
+        let now = clients.clock().now();
+        if read > 0 {
+            connection.answer(&room[..read], scratch, now)?;
+        }
+        if read == room.len() && read < MOST_ROOM {
+            room.resize(2 * read, 0);
+        }
+        let closing = connection.deadline(None).is_some();
+        if !connection.can_act() {
+            // It has waited for as long as it may, or was cut.
+            match clients.phase() >= Phase::Asked && !closing {
+                true => connection.close(CloseReason::Drain, now)?,
+                false => connection.give_up(now)?,
+            }
+        }
+        // From here on there is an end to waiting, whatever comes in the meantime.
+        match connection.deadline(None) {
+            Some(deadline) if deadline <= now => {
+                self.allow(Duration::ZERO)?;
+                connection.expire()
+            }
+            Some(deadline) => self.allow(deadline - now),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets each read and write wait for so long, and no longer.
+    fn allow(&self, time: Duration) -> Turn {
+        // None is zero for the system: it would wait for ever.
+        let time = time.max(Duration::from_micros(1));
+        self.stream.set_read_timeout(Some(time))?;
+        self.stream.set_write_timeout(Some(time))?;
+        Ok(())
+    }
+}
+
+/// A stream on which reads and writes wait. It would block (so that the connection sees what it sees
+/// in the event loop) where it has waited for as long as it may, or was cut.
+struct Waiting<'a> {
+    client: &'a Client<'a>,
+    fin_sent: bool,
+}
+
+impl Waiting<'_> {
+    /// Whether nothing more is to be read: then an end of the stream may be our own doing.
+    fn is_asked(&self) -> bool {
+        !self.fin_sent && self.client.slot.clients.phase() >= Phase::Asked
+    }
+}
+
+impl Read for Waiting<'_> {
+    fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        if self.is_asked() {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        match (&*self.client.stream).read(room) {
+            Ok(0) if self.is_asked() => Err(ErrorKind::WouldBlock.into()),
+            outcome => outcome,
+        }
+    }
+}
+
+impl Write for Waiting<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match (&*self.client.stream).write(bytes) {
+            Err(_) if self.client.slot.clients.phase() == Phase::Over => {
+                Err(ErrorKind::WouldBlock.into())
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl connection::Stream for Waiting<'_> {
+    fn shutdown_write(&mut self) -> io::Result<()> {
+        self.fin_sent = true;
+        self.client.stream.shutdown(Shutdown::Write)
+    }
+}

@@ -1,0 +1,212 @@
+//! What the two blocking designs share: threads that wait in the system for what they need next, and
+//! how they are told to stop.
+//!
+//! The thread that runs the server only controls: it sleeps in the poll that brings signals and stops.
+//! One thread accepts clients ([`Backlog`]), and each UDP socket has a thread to itself, since nobody
+//! who waits for a stream can look at a datagram. A stream is served by the same
+//! [`Connection`](super::connection::Connection) as in the event loop ([`Client`]); it is told that
+//! everything is ready, and then its reads and writes wait.
+//!
+//! A thread that waits cannot be asked anything, so each way of waiting needs a way to be woken:
+//! - for a client or a datagram: poll(2), beside a pipe that is closed when the server is to stop;
+//! - for a slot: a condition variable;
+//! - for bytes: shutdown(2) by somebody else, which looks like the peer's FIN to who reads. Our side
+//!   cannot linger after that: a client that is still sending when it is asked to leave gets an RST.
+
+mod backlog;
+mod client;
+mod clients;
+
+pub(super) use backlog::Backlog;
+pub(super) use client::Client;
+
+use std::io::{self, PipeReader, PipeWriter};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, Scope};
+use std::time::Duration;
+
+use mio::{Events, Poll};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+
+use self::clients::{Clients, Phase};
+use super::Server;
+use super::admission::Rules;
+use super::clock::{Moment, round_up};
+use super::control::{self, Control, Drain, Handle, Stop};
+use super::guard::Guard;
+use super::udp::Datagrams;
+use crate::protocol::{Service, Session};
+
+/// Runs a blocking design, which has `rules` for its clients. What it does with those who come is
+/// `serve`, on a thread of its own.
+pub(super) fn run<V: Service + Clone + Send>(
+    server: Server,
+    rules: Rules,
+    service: V,
+    serve: impl FnOnce(Backlog<'_>, V) -> io::Result<()> + Send,
+) -> io::Result<()> {
+    let Server { config, sockets, poll, control, stats } = server;
+    let guard = &Mutex::new(super::guard_of(&config, &sockets));
+    let clients = &Clients::new(rules, Arc::clone(&stats));
+    let (until_stop, open_until_stop) = io::pipe()?;
+    let (failures, reports) = channel();
+    let report = Report { failures: Some(failures), handle: control.handle() };
+    let drain_timeout = config.limits.drain_timeout;
+    let controller =
+        Controller { poll, events: Events::with_capacity(8), control, reports, clients };
+    thread::scope(|scope| {
+        let start = move || {
+            if !sockets.listeners.is_empty() {
+                let (stop, service) = (until_stop.try_clone()?, service.clone());
+                let backlog = Backlog::new(sockets.listeners, stop, clients)?;
+                spawn(scope, "accept", report.clone(), move || serve(backlog, service))?;
+            }
+            for socket in sockets.datagrams {
+                socket.set_nonblocking(true)?;
+                let (stop, stats) = (until_stop.try_clone()?, Arc::clone(&stats));
+                let session = Session::new(config.protocol, service.clone());
+                spawn(scope, "udp", report.clone(), move || {
+                    let datagrams = Datagrams::new(socket, session, config.udp_offload, stats);
+                    answer(datagrams, &stop, guard, clients)
+                })?;
+            }
+            Ok(())
+        };
+        let outcome = start().and_then(|()| controller.run(open_until_stop, drain_timeout));
+        // Whatever the outcome: nobody is waited for any more.
+        control::log_cut(clients.enter(Phase::Over));
+        outcome
+    })
+}
+
+/// Starts a thread that reports how it ends.
+fn spawn<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    report: Report,
+    work: impl FnOnce() -> io::Result<()> + Send + 'scope,
+) -> io::Result<()> {
+    let work = move || report.of(work());
+    thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work).map(drop)
+}
+
+/// What a thread tells the controlling one: why it failed, and, by going, that it has ended.
+#[derive(Clone)]
+struct Report {
+    failures: Option<Sender<io::Error>>,
+    handle: Handle,
+}
+
+impl Report {
+    fn of(self, outcome: io::Result<()>) {
+        if let (Err(error), Some(failures)) = (outcome, &self.failures) {
+            // Where nobody listens any more, the server has ended already.
+            let _ = failures.send(error);
+        }
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        self.failures = None;
+        self.handle.wake();
+    }
+}
+
+/// The thread that runs the server: it waits for signals, handles and the end.
+struct Controller<'a> {
+    poll: Poll,
+    events: Events,
+    control: Control,
+    reports: Receiver<io::Error>,
+    clients: &'a Clients,
+}
+
+impl Controller<'_> {
+    /// Waits until all threads have ended, or shall be waited for no longer. When the pipe is closed,
+    /// its other end polls as hung up, for everyone, for good.
+    fn run(mut self, open_until_stop: PipeWriter, drain_timeout: Duration) -> io::Result<()> {
+        while self.control.stop() == Stop::No {
+            self.wait(None)?;
+            if self.is_over()? {
+                return Ok(());
+            }
+        }
+        drop(open_until_stop);
+        let drain = Drain::begin(drain_timeout, self.clients.clock().now());
+        drain.log(self.clients.enter(Phase::Draining));
+        if !self.is_over_by(drain.ask_at)? {
+            self.clients.enter(Phase::Asked);
+            self.is_over_by(drain.end_at)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a time, or until it is over before.
+    fn is_over_by(&mut self, end: Moment) -> io::Result<bool> {
+        while self.clients.clock().now() < end {
+            if self.is_over()? {
+                return Ok(true);
+            }
+            self.wait(Some(end))?;
+        }
+        Ok(false)
+    }
+
+    /// Waits for a signal, a handle or a report, up to a time.
+    fn wait(&mut self, until: Option<Moment>) -> io::Result<()> {
+        let timeout = until.map(|until| round_up(until - self.clients.clock().now()));
+        control::poll(&mut self.poll, &mut self.events, timeout)?;
+        if self.events.iter().any(|event| event.token() == control::SIGNAL) {
+            self.control.take_signals();
+        }
+        Ok(())
+    }
+
+    /// Whether all threads have ended, or nobody is to be waited for.
+    fn is_over(&self) -> io::Result<bool> {
+        match self.reports.try_recv() {
+            Ok(error) => Err(error),
+            Err(TryRecvError::Disconnected) => Ok(true),
+            Err(TryRecvError::Empty) => Ok(self.control.stop() == Stop::Now),
+        }
+    }
+}
+
+/// Answers the datagrams of a socket, until the server is to stop.
+fn answer<V: Service>(
+    mut datagrams: Datagrams<V>,
+    until_stop: &PipeReader,
+    guard: &Mutex<Guard>,
+    clients: &Clients,
+) -> io::Result<()> {
+    let guard = || guard.lock().unwrap_or_else(PoisonError::into_inner);
+    let clock = clients.clock();
+    while clients.phase() == Phase::Serving {
+        if datagrams.can_act() {
+            datagrams.turn(&mut guard(), clock.now());
+            continue;
+        }
+        let stop = PollFd::new(until_stop.as_fd(), PollFlags::POLLIN);
+        let mut both = [datagrams.poll_fd(), stop];
+        wait_for_any(&mut both)?;
+        let events = both[0].revents().unwrap_or(PollFlags::all());
+        let failed = events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
+        let readable = failed || events.contains(PollFlags::POLLIN);
+        datagrams.hint(readable, failed || events.contains(PollFlags::POLLOUT));
+    }
+    datagrams.hint(true, true);
+    datagrams.finish(&mut guard(), clock.now());
+    Ok(())
+}
+
+/// Waits for an event of any of them. Being interrupted is one.
+fn wait_for_any(all: &mut [PollFd<'_>]) -> io::Result<()> {
+    match nix::poll::poll(all, PollTimeout::NONE) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
