@@ -221,7 +221,7 @@ fn a_server_that_does_right_is_clean_over_tcp() {
         assert_eq!((report.messages, report.errors), (20, Errors::default()));
         assert_eq!((report.bytes, report.opened), (20 * SIZE as u64, connections));
         let latency = report.latency.unwrap();
-        assert!(latency.min <= latency.p50 && latency.p50 <= latency.p99);
+        assert!(Some(latency.min) <= latency.p50 && latency.p50 <= latency.p99);
         assert!(latency.p999 <= latency.max);
         assert!(report.is_clean() && report.rate > 0.0);
     }
@@ -410,21 +410,60 @@ fn a_pause_of_the_server_counts_for_all_that_were_due_in_it() {
     let report = run(&Config { rate: Some(50.0), ..config(Tcp, address) });
     // Message 3 is answered 400 ms after it came; the 16 after it are due every 20 ms, and wait.
     let latency = report.latency.unwrap();
-    assert!(latency.p50 >= Duration::from_millis(100), "{latency:?}");
+    assert!(latency.p50 >= Some(Duration::from_millis(100)), "{latency:?}");
     assert_eq!((report.messages, report.errors), (20, Errors::default()));
 }
 
 #[test]
-fn what_was_due_and_not_sent_is_told() {
-    let address = Double::new(Fault::Lose).serve_tcp();
-    let report = run(&Config {
-        rate: Some(10_000.0),
-        length: Length::Time(Duration::from_millis(100)),
-        timeout: SHORT,
-        ..config(Tcp, address)
+fn what_was_due_and_never_sent_is_later_than_all_others() {
+    // Computed from the schedule: no rate takes memory, or time.
+    for (transport, rate) in [(Tcp, 1e9), (Udp, 1e9), (Tcp, 1e12)] {
+        let double = Double::new(Fault::None);
+        let address = match transport {
+            Tcp => double.serve_tcp(),
+            Udp => double.serve_udp(),
+        };
+        let length = Length::Time(Duration::from_millis(100));
+        let report = run(&Config { rate: Some(rate), length, ..config(transport, address) });
+        assert!(report.messages > 0 && report.errors == Errors::default(), "{report:?}");
+        assert!(report.unsent as f64 > rate * 0.05, "{report:?}");
+        assert!(!report.is_clean());
+        let latency = report.latency.unwrap();
+        assert_eq!((latency.p50, latency.max), (None, None), "{latency:?}");
+    }
+}
+
+#[test]
+fn what_comes_back_in_the_measured_time_counts() {
+    // A server that answers the first message in the measured time, and no other.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let warm = Arc::new(std::sync::Barrier::new(2));
+    let warmed = Arc::clone(&warm);
+    let server = thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let mut message = [0; SIZE];
+        stream.read_exact(&mut message).unwrap();
+        warmed.wait();
+        stream.write_all(&message).unwrap();
+        stream.read_exact(&mut message).unwrap();
+        stream
     });
-    assert_eq!(report.errors, Errors { unanswered: 1, ..Errors::default() });
-    assert!(report.unsent > 0, "{report:?}");
+    let mut config = config(Tcp, address);
+    config.length = Length::Time(SHORT);
+    config.warmup = Duration::from_millis(50);
+    config.timeout = SHORT;
+    let mut measures = false;
+    let report = load::run(&config, &Cancel::default(), |progress| {
+        if progress.phase == load::Phase::Measuring && !std::mem::replace(&mut measures, true) {
+            warm.wait();
+        }
+    });
+    let report = report.unwrap();
+    assert_eq!((report.messages, report.bytes), (1, SIZE as u64), "{report:?}");
+    // How long it took says how long the window was kept waiting.
+    assert_eq!(report.latency, None);
+    drop(server.join().unwrap());
 }
 
 #[test]
@@ -530,6 +569,16 @@ fn the_command_fails_when_something_was_wrong() {
     let report = text(&output.stdout);
     let first = "errors       1 corrupted; the first: connection 0: byte 224 came back as 0x";
     assert!(report.contains(first), "{report}");
+}
+
+#[test]
+fn the_command_fails_when_the_rate_was_not_kept() {
+    let address = Double::new(Fault::None).serve_tcp();
+    let output = evecho("-c 1 -r 1000000000 -t 100ms", address);
+    let report = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{report}");
+    assert!(report.contains("p50 never sent") && report.contains("errors       none"), "{report}");
+    assert!(report.contains("messages were due and never sent"), "{report}");
 }
 
 #[test]

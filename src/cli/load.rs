@@ -225,13 +225,15 @@ fn headline(report: &Report, target: &Target) -> String {
 
 fn describe_latency(latency: &Latency) -> String {
     let Latency { mean, p50, p90, p99, p999, max, .. } = *latency;
-    let named = [("mean", mean), ("p50", p50), ("p90", p90), ("p99", p99)];
-    named
-        .into_iter()
-        .chain([("p99.9", p999), ("max", max)])
-        .map(|(name, value)| format!("{name} {}", time(value)))
-        .collect::<Vec<_>>()
-        .join(", ")
+    let percentiles = [("p50", p50), ("p90", p90), ("p99", p99), ("p99.9", p999), ("max", max)];
+    let mut text = format!("mean {}", time(mean));
+    for (name, value) in percentiles {
+        text += &match value {
+            Some(value) => format!(", {name} {}", time(value)),
+            None => format!(", {name} never sent"),
+        };
+    }
+    text
 }
 
 fn describe_errors(report: &Report) -> String {
@@ -257,8 +259,8 @@ fn remarks(report: &Report) -> Vec<String> {
     }
     if report.unsent > 0 {
         remarks.push(format!(
-            "{} messages were due and not sent: ask for a lower --rate, or allow more \
-             --connections or --depth.",
+            "{} messages were due and never sent, which counts as later than all others: ask for \
+             a lower --rate, or allow more --connections or --depth.",
             grouped(report.unsent)
         ));
     }

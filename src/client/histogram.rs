@@ -39,10 +39,6 @@ impl Histogram {
         Duration::from_nanos(self.nanoseconds.mean() as u64)
     }
 
-    pub(super) fn max(&self) -> Duration {
-        Duration::from_nanos(self.nanoseconds.max())
-    }
-
     /// The time that the given share of all, 0 to 1, did not exceed: 0.99 for p99.
     pub(super) fn percentile(&self, share: f64) -> Duration {
         Duration::from_nanos(self.nanoseconds.value_at_quantile(share))

@@ -146,8 +146,8 @@ impl Watch {
         let is_known = report.config.mode != Mode::Churn;
         Some(Measurement {
             messages_per_second: report.rate,
-            p50_us: latency.p50.as_secs_f64() * 1e6,
-            p99_us: latency.p99.as_secs_f64() * 1e6,
+            p50_us: latency.p50?.as_secs_f64() * 1e6,
+            p99_us: latency.p99?.as_secs_f64() * 1e6,
             cpu_us_per_message: each(after.cpu.saturating_sub(before.cpu).as_secs_f64() * 1e6),
             switches_per_message: is_known.then(|| each(switched as f64)),
             threads: after.threads as f64,

@@ -9,10 +9,10 @@ use mio::{Interest, Token};
 
 use super::Error;
 use super::config::Config;
-use super::course::Driver;
 use super::run::Run;
 use super::socket::{Opener, unreachable};
 use super::stream::Checker;
+use super::worker::Driver;
 use crate::client::pattern;
 
 /// The connections of a run that are there at one time.

@@ -27,24 +27,23 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The modules: `config` what is asked for, `course` the course of a run (open, warm up, measure,
-//! drain) and its event loop, `run` what it shares with the ways to keep a server
-//! busy, `tcp`, `churn` and `udp`, `pace`
-//! the open loop's schedule, `stream` and `datagram` what is wrong with an echo, `report` the
-//! outcome.
+//! The modules: `config` what is asked for, `worker` the phases of a run (open, warm up, measure,
+//! drain) and its event loop, `run` what it shares with the ways to keep a server busy, `tcp`,
+//! `churn` and `udp`, `schedule` when messages are due in the open loop, `stream` and `datagram`
+//! what is wrong with an echo, `report` what came of it.
 
 mod churn;
 mod config;
-mod course;
 mod datagram;
 mod faults;
-mod pace;
 mod report;
 mod run;
+mod schedule;
 mod socket;
 mod stream;
 mod tcp;
 mod udp;
+mod worker;
 
 use std::fmt;
 use std::io;
@@ -77,12 +76,12 @@ pub fn run(
 ) -> Result<Report, Error> {
     config.check()?;
     check_room(config.connections)?;
-    let course = course::Course::new(config, cancel, &mut progress)?;
+    let worker = worker::Worker::new(config, cancel, &mut progress)?;
     match (config.transport, config.mode) {
-        (Transport::Udp, _) => course.measure(udp::Udp::new(config)),
-        (_, Mode::Churn) => course.measure(churn::Churn::new(config)),
-        (_, Mode::Idle) => course.idle(tcp::Tcp::new(config)),
-        (_, Mode::PingPong | Mode::Stream) => course.measure(tcp::Tcp::new(config)),
+        (Transport::Udp, _) => worker.measure(udp::Udp::new(config)),
+        (_, Mode::Churn) => worker.measure(churn::Churn::new(config)),
+        (_, Mode::Idle) => worker.idle(tcp::Tcp::new(config)),
+        (_, Mode::PingPong | Mode::Stream) => worker.measure(tcp::Tcp::new(config)),
     }
 }
 

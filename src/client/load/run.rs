@@ -1,15 +1,16 @@
-//! What the course of a run and its driver share: the clock, what may be sent, what was counted.
+//! What a worker and its driver share: the clock, what may be sent, what was counted.
 
 use std::collections::VecDeque;
 use std::time::Instant;
 
 use mio::Registry;
 
-use super::config::Config;
+use super::config::{Config, Length};
 use super::faults::Faults;
+use super::schedule::Schedule;
 use crate::client::histogram::Histogram;
 
-/// What the course and the driver share: the clock, what may be sent, what was counted.
+/// What a worker and its driver share: the clock, what may be sent, what was counted.
 pub(super) struct Run<'a> {
     pub(super) config: &'a Config,
     pub(super) registry: Registry,
@@ -29,13 +30,11 @@ pub(super) struct Run<'a> {
     pub(super) stopped: bool,
     /// When something last moved.
     pub(super) moved: u64,
-    /// Messages that may still be begun.
-    pub(super) budget: u64,
-    /// Whether messages are sent at a rate.
-    paced: bool,
-    /// Messages that are due, in the open loop: when each was.
-    pub(super) due: VecDeque<u64>,
-    /// Messages that were due and not sent.
+    /// Messages that may still be begun, in the closed loop.
+    budget: u64,
+    /// When messages are due, in the open loop.
+    schedule: Option<Schedule>,
+    /// Messages that were due in the measured part and not sent.
     pub(super) unsent: u64,
     /// Places with room, in the open loop, the one that waits longest first.
     vacant: VecDeque<u32>,
@@ -48,6 +47,8 @@ pub(super) struct Run<'a> {
 pub(super) struct Window {
     pub(super) start: u64,
     pub(super) end: u64,
+    /// Messages that were due before this do not count.
+    first_due: u64,
     /// When the last counted message came back.
     pub(super) last: u64,
     pub(super) messages: u64,
@@ -72,14 +73,14 @@ impl<'a> Run<'a> {
             stopped: false,
             moved: 0,
             budget: 0,
-            paced: config.rate.is_some(),
-            due: VecDeque::new(),
+            schedule: config.rate.map(Schedule::new),
             unsent: 0,
             vacant: VecDeque::new(),
             is_vacant: vec![false; config.connections as usize].into_boxed_slice(),
             window: Window {
                 start: u64::MAX,
                 end: u64::MAX,
+                first_due: 0,
                 last: 0,
                 messages: 0,
                 all_messages: 0,
@@ -96,11 +97,12 @@ impl<'a> Run<'a> {
 
     /// The next message, if one may be begun now: when it was due. It counts as out.
     pub(super) fn next(&mut self) -> Option<u64> {
-        let due = if self.paced {
-            self.due.pop_front()?
-        } else {
-            self.budget = self.budget.checked_sub(1)?;
-            self.now
+        let due = match &mut self.schedule {
+            Some(schedule) => schedule.take(self.now)?,
+            None => {
+                self.budget = self.budget.checked_sub(1)?;
+                self.now
+            }
         };
         if self.out == 0 {
             self.moved = self.now;
@@ -110,19 +112,19 @@ impl<'a> Run<'a> {
     }
 
     /// Gives the last of [`Run::next`] back: it could not be sent.
-    pub(super) fn put_back(&mut self, due: u64) {
+    pub(super) fn put_back(&mut self) {
         self.out -= 1;
-        if self.paced {
-            self.due.push_front(due);
-        } else {
-            self.budget += 1;
+        match &mut self.schedule {
+            Some(schedule) => schedule.put_back(),
+            None => self.budget += 1,
         }
     }
 
     /// The place has room for a message that is not due yet: in the open loop, it will be filled
     /// when one is.
     pub(super) fn vacate(&mut self, place: u32) {
-        if self.paced && !std::mem::replace(&mut self.is_vacant[place as usize], true) {
+        if self.schedule.is_some() && !std::mem::replace(&mut self.is_vacant[place as usize], true)
+        {
             self.vacant.push_back(place);
         }
     }
@@ -134,9 +136,56 @@ impl<'a> Run<'a> {
         Some(place)
     }
 
+    /// From now on `messages` more may be begun, at the rate where there is one.
+    pub(super) fn allow(&mut self, messages: u64) {
+        self.budget = messages;
+        if let Some(schedule) = &mut self.schedule {
+            schedule.begin(self.now, messages);
+        }
+    }
+
+    /// Nothing more is begun but what is due by now.
+    pub(super) fn close_schedule(&mut self) {
+        self.budget = 0;
+        if let Some(schedule) = &mut self.schedule {
+            schedule.end(self.now);
+        }
+    }
+
     /// What is due and not sent will not be sent.
-    pub(super) fn leave_unsent(&mut self) {
-        self.unsent += std::mem::take(&mut self.due).len() as u64;
+    pub(super) fn give_up_backlog(&mut self) {
+        if let Some(schedule) = self.schedule.take_if(|_| self.window.start < u64::MAX) {
+            self.unsent += schedule.backlog(self.now);
+        }
+    }
+
+    /// When the next message is due, in the open loop.
+    pub(super) fn next_due(&self) -> Option<u64> {
+        self.schedule.as_ref()?.next()
+    }
+
+    /// Whether a message is due, in the open loop.
+    pub(super) fn has_backlog(&self) -> bool {
+        self.next_due().is_some_and(|at| at <= self.now)
+    }
+
+    /// Whether all messages have been begun.
+    pub(super) fn all_begun(&self) -> bool {
+        match &self.schedule {
+            Some(schedule) => schedule.next().is_none(),
+            None => self.budget == 0,
+        }
+    }
+
+    /// The measured part begins now.
+    pub(super) fn open_window(&mut self) {
+        let window = &mut self.window;
+        (window.start, window.last) = (self.now, self.now);
+        // A number of messages is that of those begun in it; in a time, what comes back counts.
+        window.first_due = match self.config.length {
+            Length::Messages(_) => self.now,
+            Length::Time(_) => 0,
+        };
     }
 
     /// A connection opened, or did not: the next may be opened.
@@ -156,11 +205,11 @@ impl<'a> Run<'a> {
     pub(super) fn record(&mut self, due: u64) {
         let window = &mut self.window;
         window.all_messages += 1;
-        if due < window.start {
-            return;
+        // What was begun before the window may have waited for it to open.
+        if due >= window.start {
+            window.latencies.record(self.now - due);
         }
-        window.latencies.record(self.now - due);
-        if self.now <= window.end {
+        if due >= window.first_due && (window.start..=window.end).contains(&self.now) {
             window.messages += 1;
             window.last = self.now;
         }

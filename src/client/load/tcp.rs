@@ -9,10 +9,10 @@ use mio::{Interest, Token};
 
 use super::Error;
 use super::config::{Config, Mode};
-use super::course::Driver;
 use super::run::Run;
 use super::socket::{Opener, unreachable};
 use super::stream::Checker;
+use super::worker::Driver;
 use crate::client::pattern;
 
 /// So many connections are opened side by side: what a listener's backlog takes.
@@ -287,7 +287,9 @@ impl Driver for Tcp {
             return Ok(());
         }
         if self.stream {
-            self.flow(run, index);
+            if !connection.listed {
+                self.flow(run, index);
+            }
             return Ok(());
         }
         while connection.begun - connection.settled < self.depth

@@ -8,10 +8,10 @@ use mio::{Interest, Token};
 
 use super::Error;
 use super::config::Config;
-use super::course::Driver;
 use super::datagram::{Exchange, Freed};
 use super::run::Run;
 use super::socket::{Opener, unreachable};
+use super::worker::Driver;
 use crate::protocol::MAX_DATAGRAM;
 
 /// All sockets of a run.
@@ -120,7 +120,7 @@ impl Driver for Udp {
                 }
                 Err(error) => {
                     one.exchange.unbuild(slot);
-                    run.put_back(due);
+                    run.put_back();
                     one.blocked = true;
                     let passes = matches!(
                         error.kind(),

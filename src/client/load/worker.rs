@@ -1,4 +1,4 @@
-//! The course of a run: open, warm up, measure, drain; and the event loop that carries it.
+//! The phases of a run (open, warm up, measure, drain) and the event loop that carries them.
 
 use std::io;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use mio::{Events, Poll, Token};
 
 use super::Error;
 use super::config::{Config, Length};
-use super::pace::Pace;
 use super::report::{Latency, Phase, Progress, Report};
 use super::run::Run;
+use super::schedule::Timer;
 use crate::client::Cancel;
 
 /// The loop looks up at least so often, in nanoseconds.
@@ -66,11 +66,15 @@ enum End {
     Stopped,
 }
 
+/// After the measured part, what was due in it may still be sent for a tenth of its length, within
+/// these bounds.
+const GRACE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+
 /// A run under way.
-pub(super) struct Course<'a> {
+pub(super) struct Worker<'a> {
     poll: Poll,
     run: Run<'a>,
-    pace: Option<Pace>,
+    timer: Option<Timer>,
     phase: Phase,
     cancel: &'a Cancel,
     progress: &'a mut dyn FnMut(&Progress),
@@ -78,7 +82,7 @@ pub(super) struct Course<'a> {
     next_sweep: u64,
 }
 
-impl<'a> Course<'a> {
+impl<'a> Worker<'a> {
     pub(super) fn new(
         config: &'a Config,
         cancel: &'a Cancel,
@@ -87,11 +91,11 @@ impl<'a> Course<'a> {
         let system = |error| Error::System { what: "set up the event loop", error };
         let poll = Poll::new().map_err(system)?;
         let registry = poll.registry().try_clone().map_err(system)?;
-        let pace = config.rate.map(|rate| Pace::new(rate, &registry, TIMER)).transpose();
+        let timer =
+            config.rate.map(|_| Timer::new(&registry, TIMER)).transpose().map_err(system)?;
         let run = Run::new(config, registry);
-        let pace = pace.map_err(system)?;
         let phase = Phase::Opening;
-        Ok(Self { poll, run, pace, phase, cancel, progress, next_progress: 0, next_sweep: 0 })
+        Ok(Self { poll, run, timer, phase, cancel, progress, next_progress: 0, next_sweep: 0 })
     }
 
     /// Opens, warms up, measures and drains.
@@ -99,8 +103,7 @@ impl<'a> Course<'a> {
         let mut end = self.open(&mut driver)?;
         if end == End::Reached && !self.run.config.warmup.is_zero() {
             self.enter(Phase::WarmUp);
-            self.run.budget = u64::MAX;
-            self.kick(&mut driver)?;
+            self.kick(&mut driver, u64::MAX)?;
             let warm = self.run.now + nanoseconds(self.run.config.warmup);
             end = self.pump(&mut driver, Some(warm), |_| false)?;
         }
@@ -108,10 +111,10 @@ impl<'a> Course<'a> {
             end = self.measure_window(&mut driver)?;
         }
         self.enter(Phase::Draining);
-        self.run.budget = 0;
         if end != End::Stopped {
-            end = self.pump(&mut driver, None, |run| run.out == 0 && run.due.is_empty())?;
+            end = self.drain(&mut driver)?;
         }
+        self.run.give_up_backlog();
         self.enter(Phase::Over);
         self.run.stopped = end == End::Stopped;
         Ok(self.report(driver))
@@ -151,46 +154,46 @@ impl<'a> Course<'a> {
 
     /// Measures for the time, or until the messages have been begun.
     fn measure_window<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
-        let warm = self.phase == Phase::WarmUp;
-        // Before the window begins: what the caller does now delays no message that counts.
+        // Before the window opens: what the caller does now delays no message that counts.
         self.enter(Phase::Measuring);
         let start = self.run.look_at_clock();
-        if warm {
-            // What is due up to now is not measured.
-            self.follow_pace(driver)?;
-        }
-        self.run.window.start = start;
-        self.run.window.last = start;
-        let (budget, deadline) = match self.run.config.length {
+        self.run.open_window();
+        let (count, deadline) = match self.run.config.length {
             Length::Messages(count) => (count, None),
             Length::Time(time) => (u64::MAX, Some(start + nanoseconds(time))),
         };
-        self.run.budget = budget;
-        if !warm {
-            self.kick(driver)?;
-        }
-        let end = self.pump(driver, deadline, |run| run.budget == 0)?;
+        self.kick(driver, count)?;
+        let end = self.pump(driver, deadline, |run| run.all_begun())?;
         if deadline.is_some() {
             self.run.window.end = self.run.now;
-            self.run.leave_unsent();
         }
         Ok(end)
     }
 
+    /// Waits for what is out, and first sends what is due, as far as there is time for it.
+    fn drain<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
+        self.run.close_schedule();
+        if let Length::Time(time) = self.run.config.length {
+            let grace = nanoseconds((time / 10).clamp(GRACE[0], GRACE[1]));
+            let until = self.run.now.saturating_add(grace);
+            match self.pump(driver, Some(until), |run| run.all_begun())? {
+                End::Stopped => return Ok(End::Stopped),
+                _ => self.run.give_up_backlog(),
+            }
+        }
+        self.pump(driver, None, |run| run.out == 0 && run.all_begun())
+    }
+
     /// Lets every place send one message, and waits for the echoes.
     fn echo_once<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
-        self.run.budget = u64::MAX;
-        self.kick(driver)?;
-        self.run.budget = 0;
+        self.kick(driver, u64::MAX)?;
+        self.run.close_schedule();
         self.pump(driver, None, |run| run.out == 0)
     }
 
-    /// Lets every place begin.
-    fn kick<D: Driver>(&mut self, driver: &mut D) -> Result<(), Error> {
-        self.run.look_at_clock();
-        if let Some(pace) = &mut self.pace {
-            pace.begin(self.run.now);
-        }
+    /// Lets every place begin, with so many messages in all.
+    fn kick<D: Driver>(&mut self, driver: &mut D, messages: u64) -> Result<(), Error> {
+        self.run.allow(messages);
         (0..self.run.config.connections).try_for_each(|place| driver.fill(&mut self.run, place))
     }
 
@@ -219,7 +222,7 @@ impl<'a> Course<'a> {
             if self.is_stalled::<D>() {
                 return Ok(End::Stalled);
             }
-            self.follow_pace(driver)?;
+            self.follow_schedule(driver)?;
             if now >= self.next_sweep {
                 self.next_sweep = now + TICK;
                 driver.sweep(&mut self.run)?;
@@ -250,23 +253,18 @@ impl<'a> Course<'a> {
     }
 
     /// Sends what is due, and sets the timer to what is due next.
-    fn follow_pace<D: Driver>(&mut self, driver: &mut D) -> Result<(), Error> {
-        let Some(pace) = &mut self.pace else { return Ok(()) };
+    fn follow_schedule<D: Driver>(&mut self, driver: &mut D) -> Result<(), Error> {
+        let Some(timer) = &mut self.timer else { return Ok(()) };
         let run = &mut self.run;
-        while run.budget > 0
-            && let Some(due) = pace.due(run.now)
-        {
-            run.budget -= 1;
-            run.due.push_back(due);
-        }
-        if run.budget > 0 {
-            let arm = |error| Error::System { what: "set the timer", error };
-            pace.arm(run.now).map_err(arm)?;
-        }
-        while !run.due.is_empty()
+        while run.has_backlog()
             && let Some(place) = run.occupy()
         {
             driver.fill(run, place)?;
+        }
+        // What is due and was not sent goes out as soon as a place has room.
+        if let Some(at) = run.next_due().filter(|&at| at > run.now) {
+            let arm = |error| Error::System { what: "set the timer", error };
+            timer.arm(at, run.now).map_err(arm)?;
         }
         Ok(())
     }
@@ -297,7 +295,6 @@ impl<'a> Course<'a> {
     fn report<D: Driver>(mut self, mut driver: D) -> Report {
         let start = self.run.window.start;
         let starved = driver.finish(&mut self.run, start);
-        self.run.leave_unsent();
         let Run { config, opened, faults, window, stopped, unsent, .. } = self.run;
         let end = match config.length {
             Length::Time(_) if window.end < u64::MAX => window.end,
@@ -316,7 +313,7 @@ impl<'a> Course<'a> {
             messages: window.messages,
             bytes: window.messages * config.size as u64,
             rate,
-            latency: Latency::of(&window.latencies),
+            latency: Latency::of(&window.latencies, unsent),
             errors: faults.errors,
             first_error: faults.first,
             unsent,
