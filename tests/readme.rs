@@ -231,7 +231,7 @@ fn hurried(command: &str) -> String {
 
 /// A program that a command needs and this machine lacks.
 fn missing_program(command: &str) -> Option<&'static str> {
-    let needed = ["cmp", "socat", "ss"]
+    let needed = ["cmp", "python3", "socat", "ss"]
         .into_iter()
         .filter(|program| command.split([' ', '(', '\'', '=']).any(|word| word == *program));
     let paths = std::env::var("PATH").unwrap();
