@@ -6,7 +6,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::protocol::Protocol;
+use crate::protocol::{Framing, Protocol};
 
 /// Everything that a [`Server`](crate::Server) is told.
 ///
@@ -144,6 +144,11 @@ pub struct Limits {
     /// go on; in its last quarter, at most 2 s, they are asked to leave, and then cut off. Zero cuts
     /// them off at once. Default: 8 s, less than the 10 s after which container engines kill.
     pub drain_timeout: Duration,
+    /// How many bytes all TCP conversations may hold together: output that their peers have not taken
+    /// yet, and the beginnings of frames. As it is approached reads get smaller, and a conversation
+    /// that has to grow where no room is left is closed. At least 1 MiB, and with a framing four times
+    /// [`Protocol::max_frame`]. Default: 64 MiB.
+    pub max_buffered: usize,
     /// Datagrams per second that one remote source may have answered; loopback is not limited.
     /// Default: 10,000.
     pub udp_rate: Option<NonZeroU32>,
@@ -158,6 +163,7 @@ impl Default for Limits {
             per_source_connections: None,
             idle_timeout: None,
             drain_timeout: Duration::from_secs(8),
+            max_buffered: 64 << 20,
             udp_rate: NonZeroU32::new(10_000),
             guard_ports: GuardPorts::default(),
         }
@@ -235,6 +241,8 @@ impl std::error::Error for ParseError {}
 
 /// The longest that [`Protocol::max_frame`] may be.
 pub const MAX_MAX_FRAME: u32 = 16 << 20;
+/// The least that [`Limits::max_buffered`] may be.
+pub const MIN_MAX_BUFFERED: usize = 1 << 20;
 /// The longest that [`Config::busy_poll`] may be: a longer wait is no latency any more.
 pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
@@ -257,6 +265,16 @@ impl Config {
         if !(1..=MAX_MAX_FRAME).contains(&max_frame) {
             return Err(ConfigError(format!(
                 "a longest frame of {max_frame} bytes cannot be had; give 1 to {MAX_MAX_FRAME}"
+            )));
+        }
+        let max_buffered = self.limits.max_buffered;
+        let least = match self.protocol.framing {
+            Framing::Raw => MIN_MAX_BUFFERED,
+            _ => MIN_MAX_BUFFERED.max(4 * max_frame as usize),
+        };
+        if max_buffered < least {
+            return Err(ConfigError(format!(
+                "invalid configuration: max_buffered is {max_buffered} bytes; all conversations together need at least {least}"
             )));
         }
         if self.busy_poll > MAX_BUSY_POLL {

@@ -56,6 +56,9 @@ counters! {
     closed_by_frame_error,
     /// Connections that the service, or `--once`, ended.
     closed_by_service,
+    /// Connections that we ended because there was no room for what they needed:
+    /// [`Limits::max_buffered`](crate::Limits::max_buffered).
+    closed_for_memory,
     /// Connections that ended with any other error.
     closed_by_error,
     /// Bytes received over TCP.
@@ -133,6 +136,7 @@ impl Snapshot {
             + self.closed_draining
             + self.closed_by_frame_error
             + self.closed_by_service
+            + self.closed_for_memory
             + self.closed_by_error
     }
 }

@@ -89,6 +89,12 @@ struct LimitArgs {
     /// Connections may finish in it; in its last quarter (at most 2 s) they are asked to leave.
     #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_TIMEOUT", default_value = "8s", value_parser = units::duration)]
     drain_timeout: Duration,
+    /// How much all TCP conversations may hold together; as it is approached, reads get smaller
+    ///
+    /// That is output that peers have not taken yet, and the beginnings of frames. A conversation that has
+    /// to grow where no room is left is closed.
+    #[arg(long, value_name = "SIZE", env = "EVECHO_MAX_BUFFERED", default_value = "64m", value_parser = units::size)]
+    max_buffered: u64,
     /// Datagrams per second that one remote IPv4 address or IPv6 /64 may have answered; 0 is no limit
     #[arg(long, value_name = "N", env = "EVECHO_UDP_RATE", default_value_t = 10_000)]
     udp_rate: u32,
@@ -231,6 +237,7 @@ fn config(args: Args) -> Config {
     config.limits.per_source_connections = limits.per_source_connections;
     config.limits.idle_timeout = Some(limits.idle_timeout).filter(|time| !time.is_zero());
     config.limits.drain_timeout = limits.drain_timeout;
+    config.limits.max_buffered = usize::try_from(limits.max_buffered).unwrap_or(usize::MAX);
     config.limits.udp_rate = NonZeroU32::new(limits.udp_rate);
     config.limits.guard_ports = limits.guard_ports;
     config.busy_poll = how.busy_poll;

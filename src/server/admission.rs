@@ -25,6 +25,7 @@ pub(crate) struct Rules {
     pub(crate) max_set_by: MaxSetBy,
     pub(crate) per_source_connections: Option<NonZeroUsize>,
     pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) max_buffered: usize,
 }
 
 /// What keeps [`Rules::max_connections`] from being more.
@@ -53,6 +54,7 @@ impl Rules {
             max_set_by: if from_config { MaxSetBy::Config } else { MaxSetBy::OpenFiles },
             per_source_connections: limits.per_source_connections,
             idle_timeout: limits.idle_timeout,
+            max_buffered: limits.max_buffered,
         }
     }
 
@@ -261,6 +263,7 @@ mod tests {
             max_set_by: MaxSetBy::Config,
             per_source_connections: NonZeroUsize::new(per_source),
             idle_timeout: None,
+            max_buffered: 1 << 20,
         };
         (Admission::new(&rules, Arc::clone(&stats)), stats)
     }

@@ -6,11 +6,13 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::{AddAssign, Sub};
+use std::sync::Arc;
 use std::time::Duration;
 
-use log::{debug, info};
+use log::debug;
 
 use super::clock::Moment;
+use super::memory::{Held, Memory, NoRoom};
 use super::peer::Peer;
 use super::ready::Standing;
 use crate::protocol::{FrameError, Scratch, Service, Session, Verdict};
@@ -45,6 +47,8 @@ pub(crate) enum CloseReason {
     Frame(FrameError),
     /// The service, or `--once`, was done with it.
     Service,
+    /// There was no room to keep what it is owed, or what it had sent of a frame.
+    NoRoom,
     /// Anything else that the system said of this stream.
     Failed(ErrorKind),
 }
@@ -58,6 +62,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Drain => f.write_str("by us: draining"),
             CloseReason::Frame(error) => write!(f, "by us: {error}"),
             CloseReason::Service => f.write_str("by us: the service was done"),
+            CloseReason::NoRoom => f.write_str("by us: no room for what it needs"),
             CloseReason::Failed(kind) => write!(f, "by an error: {kind}"),
         }
     }
@@ -73,8 +78,15 @@ impl CloseReason {
             CloseReason::Drain => &stats.closed_draining,
             CloseReason::Frame(_) => &stats.closed_by_frame_error,
             CloseReason::Service => &stats.closed_by_service,
+            CloseReason::NoRoom => &stats.closed_for_memory,
             CloseReason::Failed(_) => &stats.closed_by_error,
         }
+    }
+}
+
+impl From<NoRoom> for CloseReason {
+    fn from(_: NoRoom) -> Self {
+        CloseReason::NoRoom
     }
 }
 
@@ -174,7 +186,7 @@ pub(crate) struct Connection<S, V> {
 }
 
 struct Unsent {
-    bytes: Vec<u8>,
+    bytes: Held,
     sent: usize,
     since: Moment,
 }
@@ -235,6 +247,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         &mut self,
         room: &mut [u8],
         scratch: &mut Scratch,
+        memory: &Arc<Memory>,
         idle_timeout: Option<Duration>,
         now: Moment,
     ) -> Turn<usize> {
@@ -272,7 +285,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
                 Ok(0)
             }
             _ if read == 0 => {
-                self.finish(scratch, now)?;
+                self.finish(scratch, memory, now)?;
                 Ok(0)
             }
             _ => {
@@ -283,10 +296,18 @@ impl<S: Stream, V: Service> Connection<S, V> {
     }
 
     /// The second half of a turn: answers what was read.
-    pub(crate) fn answer(&mut self, input: &[u8], scratch: &mut Scratch, now: Moment) -> Turn {
+    pub(crate) fn answer(
+        &mut self,
+        input: &[u8],
+        scratch: &mut Scratch,
+        memory: &Arc<Memory>,
+        now: Moment,
+    ) -> Turn {
+        let held = self.session.held();
         let answer = self.session.receive(input, scratch);
+        memory.adjust(held, self.session.held());
         let verdict = answer.verdict;
-        self.send(answer.bytes, now)?;
+        self.send(answer.bytes, memory, now)?;
         match verdict {
             Verdict::Continue => Ok(()),
             Verdict::Close => self.close(CloseReason::Service, now),
@@ -345,23 +366,25 @@ impl<S: Stream, V: Service> Connection<S, V> {
     }
 
     /// The peer has sent its FIN: it still gets all it is owed.
-    fn finish(&mut self, scratch: &mut Scratch, now: Moment) -> Turn {
+    fn finish(&mut self, scratch: &mut Scratch, memory: &Arc<Memory>, now: Moment) -> Turn {
+        let held = self.session.held();
         let answer = self.session.finish(scratch);
+        memory.adjust(held, self.session.held());
         let end = match answer.verdict {
             Verdict::Broken(error) => CloseReason::Frame(error),
             Verdict::Continue | Verdict::Close => CloseReason::Peer,
         };
-        self.send(answer.bytes, now)?;
+        self.send(answer.bytes, memory, now)?;
         self.ready.readable = false;
         self.phase = Phase::Flushing(end);
         self.active = now;
         self.advance()
     }
 
-    fn send(&mut self, bytes: &[u8], now: Moment) -> Turn {
+    fn send(&mut self, bytes: &[u8], memory: &Arc<Memory>, now: Moment) -> Turn {
         let sent = self.write(bytes)?;
         if sent < bytes.len() {
-            let bytes = bytes[sent..].to_vec();
+            let bytes = Held::copy(&bytes[sent..], memory)?;
             self.unsent = Some(Box::new(Unsent { bytes, sent: 0, since: now }));
         }
         Ok(())
@@ -431,28 +454,26 @@ impl<S: Stream, V: Service> Connection<S, V> {
     }
 }
 
-impl<S, V> Connection<S, V> {
+impl<S, V: Service> Connection<S, V> {
     /// What moved so far.
     pub(crate) fn traffic(&self) -> Traffic {
         self.traffic
     }
 
-    /// It is over: tells how it was.
-    pub(crate) fn log_close(&self, end: CloseReason, now: Moment) {
-        match end {
-            CloseReason::Frame(_) => info!("{}", self.summary(end, now)),
-            _ => debug!("{}", self.summary(end, now)),
-        }
+    /// It is over, and gives back what it holds.
+    pub(crate) fn end(self, reason: CloseReason, memory: &Memory, now: Moment) {
+        debug!("{}", self.summary(reason, now));
+        memory.adjust(self.session.held(), 0);
     }
 
-    fn summary(&self, end: CloseReason, now: Moment) -> impl fmt::Display {
+    fn summary(&self, reason: CloseReason, now: Moment) -> impl fmt::Display {
         let Traffic { bytes_in, bytes_out, reads, writes, short_writes, paused } = self.traffic;
         let waiting = self.unsent.as_ref().map_or(Duration::ZERO, |unsent| now - unsent.since);
         let unsent = self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent);
         let paused = PAUSE_UNIT.saturating_mul(paused) + waiting;
         let (peer, opened) = (self.peer, self.opened);
         fmt::from_fn(move |f| {
-            write!(f, "{peer} closed {end}: {bytes_in} bytes in {reads} reads, ")?;
+            write!(f, "{peer} closed {reason}: {bytes_in} bytes in {reads} reads, ")?;
             write!(f, "{bytes_out} bytes out in {writes} writes ({short_writes} short), ")?;
             if unsent > 0 {
                 write!(f, "{unsent} bytes unsent, ")?;

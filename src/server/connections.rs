@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use slab::Slab;
 use super::admission::{ACCEPT_RETRY, AcceptError, Admission, Rules};
 use super::clock::Moment;
 use super::connection::{CloseReason, Connection, Readiness, Stream, Traffic, Turn};
+use super::memory::{CHUNK, Memory};
 use super::peer::Peer;
 use super::ready::{Queue, ReadyQueues, SMALL_TURN, Standing};
 use crate::protocol::{Scratch, Service, Session};
@@ -37,8 +39,6 @@ pub(crate) trait Listener {
     fn register(&mut self, stream: &mut Self::Stream, id: ConnectionId) -> io::Result<()>;
 }
 
-/// The room for reads. Many small reads share it, one large read may have it all.
-pub(crate) const CHUNK: usize = 256 << 10;
 /// With less room left than this, what was read is answered first.
 const SMALLEST_ROOM: usize = 16 << 10;
 /// So many connections are read before the first of them is answered.
@@ -65,6 +65,8 @@ pub(crate) struct Connections<L: Listener, V> {
     draining: Option<Drain>,
     /// What moved in this turn.
     traffic: Traffic,
+    memory: Arc<Memory>,
+    /// Lent to reads: many small ones share it, a large one may have it all.
     room: Box<[u8]>,
     batch: Vec<Read>,
     scratch: Scratch,
@@ -131,6 +133,7 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
             sweep_at: None,
             draining: None,
             traffic: Traffic::default(),
+            memory: Arc::new(Memory::new(rules.max_buffered)),
             room: vec![0; CHUNK].into_boxed_slice(),
             batch: Vec::with_capacity(BATCH),
             scratch: Scratch::default(),
@@ -311,18 +314,20 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
     /// The next ones of a queue have their turn: `most` of them, a batch, or as many as the room has
     /// reads for. How many these were.
     fn serve_batch(&mut self, queue: Queue, most: usize, now: Moment) -> usize {
+        let room = self.memory.batch_room();
+        let share = self.memory.read_room(self.slab.len());
         let (mut count, mut used) = (0, 0);
-        while count < most.min(BATCH) && self.room.len() - used >= SMALLEST_ROOM {
+        while count < most.min(BATCH) && room - used >= share.min(SMALLEST_ROOM) {
             let id = self.ready.pop(queue).expect("a queue only grows in a turn");
-            used += self.receive(id, used, now);
+            used += self.receive(id, used..room.min(used + share), now);
             count += 1;
         }
         self.answer_batch(now);
         count
     }
 
-    /// The first half of a connection's turn; the bytes of room that it took.
-    fn receive(&mut self, id: ConnectionId, used: usize, now: Moment) -> usize {
+    /// The first half of a connection's turn, with this part of the room; the bytes of it that it took.
+    fn receive(&mut self, id: ConnectionId, room: Range<usize>, now: Moment) -> usize {
         let ConnectionId { slot, generation } = id;
         let Some(connection) = self.slab.get_mut(slot as usize) else { return 0 };
         if connection.generation != generation {
@@ -330,15 +335,21 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
         }
         connection.standing = Standing::Sparse;
         let before = connection.traffic();
-        let room = &mut self.room[used..];
-        let received = connection.receive(room, &mut self.scratch, self.rules.idle_timeout, now);
+        let start = room.start;
+        let received = connection.receive(
+            &mut self.room[room],
+            &mut self.scratch,
+            &self.memory,
+            self.rules.idle_timeout,
+            now,
+        );
         let length = *received.as_ref().unwrap_or(&0);
         if length > SMALL_TURN {
             connection.standing = Standing::Greedy;
         }
         if length > 0 {
             self.account(slot, before);
-            self.batch.push(Read { slot, start: used, end: used + length });
+            self.batch.push(Read { slot, start, end: start + length });
         } else {
             self.settle(slot, before, received.map(drop), now);
         }
@@ -352,7 +363,8 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
             let connection =
                 self.slab.get_mut(slot as usize).expect("only its own turn removes a connection");
             let before = connection.traffic();
-            let turn = connection.answer(&self.room[start..end], &mut self.scratch, now);
+            let turn =
+                connection.answer(&self.room[start..end], &mut self.scratch, &self.memory, now);
             self.settle(slot, before, turn, now);
         }
         self.batch = batch;
@@ -377,13 +389,12 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
         self.traffic += self.slab[slot as usize].traffic() - before;
     }
 
-    fn remove(&mut self, slot: u32, end: CloseReason, now: Moment) {
+    fn remove(&mut self, slot: u32, reason: CloseReason, now: Moment) {
         let connection = self.slab.remove(slot as usize);
         self.admission.leave(connection.peer());
-        connection.log_close(end, now);
-        drop(connection);
+        connection.end(reason, &self.memory, now);
         // Of what counts as closed, nothing is left.
-        end.counter(&self.stats).increment();
+        reason.counter(&self.stats).increment();
         // Its descriptor and its slot are free with it.
         self.acceptor.pause = None;
     }
@@ -431,6 +442,11 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
 
 #[cfg(any(test, fuzzing))]
 impl<L: Listener, V> Connections<L, V> {
+    /// What all of them hold.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     /// Who stands on the ready queues.
     pub(crate) fn ready(&self) -> &ReadyQueues {
         &self.ready

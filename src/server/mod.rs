@@ -10,6 +10,7 @@ mod control;
 mod event_loop;
 mod guard;
 mod iterative;
+mod memory;
 mod peer;
 mod ready;
 #[cfg(any(test, fuzzing))]

@@ -8,11 +8,12 @@ use std::time::Duration;
 use super::clients::{Phase, Slot};
 use crate::protocol::{Scratch, Service, Session};
 use crate::server::connection::{self, CloseReason, Connection, Readiness, Turn};
+use crate::server::memory::{CHUNK, Memory};
 
 /// The room for the reads of a connection, at first. It doubles when a read fills it, up to what the
-/// event loop has: memory is what a thread per client costs most of, and most clients say little.
+/// event loop has, as long as there is memory for it: that is what a thread per client costs most of,
+/// and most clients say little.
 const FIRST_ROOM: usize = 4 << 10;
-const MOST_ROOM: usize = 256 << 10;
 
 /// A client that is in a slot. The stream is closed before the slot is free.
 pub(in crate::server) struct Client<'a> {
@@ -45,8 +46,8 @@ impl<'a> Client<'a> {
             turn = self.turn(&mut connection, &mut room, &mut scratch);
             (connection.traffic() - before).count(&clients.stats);
         };
-        connection.log_close(end, clients.clock().now());
-        drop(connection);
+        connection.end(end, &clients.memory, clients.clock().now());
+        clients.memory.adjust(room.len() - FIRST_ROOM, 0);
         drop(self);
         // Of what counts as closed, nothing is left.
         end.counter(&clients.stats).increment();
@@ -61,13 +62,14 @@ impl<'a> Client<'a> {
     ) -> Turn {
         let clients = self.slot.clients;
         connection.hint(READY);
-        let read = connection.receive(room, scratch, None, clients.clock().now())?;
+        let read =
+            connection.receive(room, scratch, &clients.memory, None, clients.clock().now())?;
         let now = clients.clock().now();
         if read > 0 {
-            connection.answer(&room[..read], scratch, now)?;
+            connection.answer(&room[..read], scratch, &clients.memory, now)?;
         }
-        if read == room.len() && read < MOST_ROOM {
-            room.resize(2 * read, 0);
+        if read == room.len() && read < CHUNK {
+            double(room, &clients.memory);
         }
         let closing = connection.deadline(None).is_some();
         if !connection.can_act() {
@@ -95,6 +97,17 @@ impl<'a> Client<'a> {
         self.stream.set_read_timeout(Some(time))?;
         self.stream.set_write_timeout(Some(time))?;
         Ok(())
+    }
+}
+
+/// Doubles the room, if there is memory for that.
+fn double(room: &mut Vec<u8>, memory: &Memory) {
+    let more = room.len();
+    if memory.take(more).is_ok() {
+        match room.try_reserve_exact(more) {
+            Ok(()) => room.resize(2 * more, 0),
+            Err(_) => memory.adjust(more, 0),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use slab::Slab;
 use super::Client;
 use crate::server::admission::{ACCEPT_RETRY, AcceptError, Admission, Rules};
 use crate::server::clock::Clock;
+use crate::server::memory::Memory;
 use crate::server::peer::Peer;
 use crate::stats::Stats;
 
@@ -29,6 +30,7 @@ pub(super) enum Phase {
 pub(in crate::server) struct Clients {
     pub(super) rules: Rules,
     pub(super) stats: Arc<Stats>,
+    pub(super) memory: Arc<Memory>,
     clock: Clock,
     /// A [`Phase`]; changes under the lock of `slots`.
     phase: AtomicU8,
@@ -57,6 +59,7 @@ impl Clients {
         Clients {
             rules,
             stats,
+            memory: Arc::new(Memory::new(rules.max_buffered)),
             clock: Clock::start(),
             phase: AtomicU8::new(Phase::Serving as u8),
             slots: Mutex::new(slots),

@@ -77,6 +77,7 @@ impl Stream for Scripted {
 struct Bench<V> {
     connection: Connection<Scripted, V>,
     script: Scripted,
+    memory: Arc<Memory>,
     now: Moment,
 }
 
@@ -85,6 +86,7 @@ const READABLE: Readiness = Readiness { readable: true, writable: false, closed:
 const WRITABLE: Readiness = Readiness { readable: false, writable: true, closed: false };
 const CLOSED: Readiness = Readiness { readable: true, writable: true, closed: true };
 const SECOND: Duration = Duration::from_secs(1);
+const LIMIT: usize = 1 << 20;
 const IDLE_TIME: Duration = Duration::from_secs(30);
 
 fn raw() -> Bench<Echo> {
@@ -95,7 +97,8 @@ fn bench<V: Service>(protocol: Protocol, service: V) -> Bench<V> {
     let script = Scripted::default();
     let (now, peer) = (Moment::default() + SECOND, SocketAddr::from(([192, 0, 2, 1], 5)));
     let session = Session::new(protocol, service);
-    Bench { connection: Connection::new(script.clone(), 1, peer.into(), session, now), script, now }
+    let connection = Connection::new(script.clone(), 1, peer.into(), session, now);
+    Bench { connection, script, memory: Arc::new(Memory::new(LIMIT)), now }
 }
 
 impl<V: Service> Bench<V> {
@@ -115,7 +118,10 @@ impl<V: Service> Bench<V> {
             assert!(count < 1_000_000, "it goes on and on");
             outcome = match self.receive(&mut room, &mut scratch) {
                 Ok(0) => Ok(()),
-                Ok(length) => self.connection.answer(&room[..length], &mut scratch, self.now),
+                Ok(length) => {
+                    let input = &room[..length];
+                    self.connection.answer(input, &mut scratch, &self.memory, self.now)
+                }
                 Err(end) => Err(end),
             };
         }
@@ -135,7 +141,7 @@ impl<V: Service> Bench<V> {
     }
 
     fn receive(&mut self, room: &mut [u8], scratch: &mut Scratch) -> Turn<usize> {
-        self.connection.receive(room, scratch, Some(IDLE_TIME), self.now)
+        self.connection.receive(room, scratch, &self.memory, Some(IDLE_TIME), self.now)
     }
 
     /// Its deadline has passed, and it is looked at once more.

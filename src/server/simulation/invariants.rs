@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use super::kernel::SimulatedListener;
 use super::world::{Edges, Wire, World};
-use crate::protocol::{Service, Verdict};
+use crate::protocol::{Framing, Service, Verdict};
 use crate::server::admission::ACCEPT_RETRY;
+use crate::server::admission::Rules;
 use crate::server::clock::Moment;
 use crate::server::connection::LINGER_TIME;
-use crate::server::connections::{ACCEPTS_PER_TURN, CHUNK, ConnectionId, Connections, SWEEP_GAP};
+use crate::server::connections::{ACCEPTS_PER_TURN, ConnectionId, Connections, SWEEP_GAP};
+use crate::server::memory::CHUNK;
 use crate::server::ready::{Queue, Standing};
 use crate::stats::Stats;
 
@@ -35,6 +37,7 @@ impl<V: Service + Clone> Bench<V> {
             "too many are open"
         );
         let ready = self.connections.ready();
+        let mut held = 0;
         for wire in open {
             let id = wire.connection_id.expect("an open wire has an id");
             let connection = self.connections.connection(id).expect("an open wire is served");
@@ -42,7 +45,7 @@ impl<V: Service + Clone> Bench<V> {
             let is_queued = connection.standing == Standing::Queued;
             assert_eq!(times, usize::from(is_queued), "times on the ready queues: {id:?}");
             assert_eq!(connection.unsent(), wire.unsent, "unsent output: {:?}", wire.brief());
-            assert!(connection.held() <= memory_cap(&world), "{} bytes held", connection.held());
+            held += connection.held();
             // Not forgotten: it stands on the ready queue, or an edge is still to come.
             let can_move = if wire.unsent > 0 { !wire.blocked } else { wire.is_readable() };
             assert!(
@@ -51,6 +54,9 @@ impl<V: Service + Clone> Bench<V> {
                 wire.brief()
             );
         }
+        assert_eq!(held, self.connections.memory().held(), "what all of them hold");
+        let Rules { protocol, max_buffered, .. } = world.settings.rules;
+        assert!(held <= max_buffered || protocol.framing != Framing::Raw, "{held} bytes held");
     }
 
     /// After a turn that found these on the ready queues, and was over before the last of them where
@@ -136,11 +142,12 @@ impl<V: Service + Clone> Bench<V> {
     /// Each end is counted as what it was.
     fn check_reasons(&self, world: &World) {
         let stats = self.stats.snapshot();
-        let (mut peer, mut frame, mut service, mut failed) = (0, 0, 0, 0);
+        let (mut peer, mut frame, mut service, mut failed, mut no_room) = (0, 0, 0, 0, 0);
         for wire in world.wires.iter().filter(|wire| wire.connection_id.is_some()) {
             match wire.expected.verdict {
                 _ if wire.failed.is_some() => failed += 1,
                 _ if !wire.dropped => {}
+                _ if wire.excuse == Some("no room") => no_room += 1,
                 Verdict::Broken(_) => frame += 1,
                 // The only line of a stream, which its FIN ended.
                 Verdict::Close if wire.fin_read && wire.fin_at.is_none() => peer += 1,
@@ -152,6 +159,7 @@ impl<V: Service + Clone> Bench<V> {
             ("closed_by_peer", stats.closed_by_peer, peer),
             ("closed_by_frame_error", stats.closed_by_frame_error, frame),
             ("closed_by_service", stats.closed_by_service, service),
+            ("closed_for_memory", stats.closed_for_memory, no_room),
         ] {
             let possible = at_least..=at_least + failed;
             assert!(possible.contains(&counter), "{name}: {counter}, not {possible:?}");
@@ -161,14 +169,6 @@ impl<V: Service + Clone> Bench<V> {
         let vanished = world.wires.iter().filter(vanished).count() as u64;
         assert!(stats.closed_by_error <= vanished, "closed_by_error: {}", stats.closed_by_error);
     }
-}
-
-/// The answer to one read, and the beginning of a frame.
-fn memory_cap(world: &World) -> usize {
-    // "ΐ" has two bytes, its upper case six.
-    let growth = if world.settings.upper { 3 } else { 1 };
-    let frame = 4 + world.settings.rules.protocol.max_frame as usize;
-    frame + growth * (CHUNK + frame)
 }
 
 /// Those who had their turn come before those who did not; how many they were.

@@ -9,6 +9,9 @@ use nix::errno::Errno;
 
 use super::script::answers_one_read;
 use super::world::{Edges, Wire, World};
+use crate::config::MIN_MAX_BUFFERED;
+use crate::protocol::Framing;
+use crate::server::admission::Rules;
 use crate::server::connection::{LINGER_BYTES, LINGER_TIME, Stream};
 use crate::server::connections::{ConnectionId, Listener};
 
@@ -204,6 +207,13 @@ impl World {
         Ok(())
     }
 
+    /// Whether the server has room for whatever it reads, so that it may never end a connection for
+    /// want of it.
+    fn has_room_for_all(&self) -> bool {
+        let Rules { protocol, max_buffered, .. } = self.settings.rules;
+        protocol.framing == Framing::Raw && max_buffered >= MIN_MAX_BUFFERED
+    }
+
     /// Why the server may end a connection that is not done.
     fn excuse(&self, id: usize) -> Option<&'static str> {
         let wire = &self.wires[id];
@@ -247,7 +257,9 @@ impl World {
             // A peer that takes nothing of an answer that is to be the last one.
             let last = !wire.ends_with_the_peer();
             let stuck = last && wire.unsent > 0 && self.now - wire.moved_at >= LINGER_TIME;
+            let full = wire.unsent > 0 && !self.has_room_for_all();
             let excuse = self.excuse(id).or(stuck.then_some("stuck"));
+            let excuse = excuse.or(full.then_some("no room"));
             return excuse.map(Some).ok_or("closed for no reason");
         };
         if wire.fin_read {

@@ -10,7 +10,8 @@ use super::world::{Habit, Settings, Wire};
 use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol};
 use crate::server::admission::{MaxSetBy, Rules};
-use crate::server::connections::{ACCEPTS_PER_TURN, CHUNK};
+use crate::server::connections::ACCEPTS_PER_TURN;
+use crate::server::memory::CHUNK;
 
 fn settings() -> Settings {
     Settings {
@@ -20,6 +21,7 @@ fn settings() -> Settings {
             max_set_by: MaxSetBy::Config,
             per_source_connections: None,
             idle_timeout: None,
+            max_buffered: 64 << 20,
         },
         upper: false,
         one_direction: false,

@@ -1,0 +1,168 @@
+//! What all conversations of a server hold together: output that is not taken yet, and the beginnings of
+//! frames. It is bounded, and so shared out that something is left for whoever comes next.
+//!
+//! Half of it goes to whoever needs it. Once that is gone, each read may bring no more than a part of
+//! what a connection's equal share of the rest would be: those who never read their answers end up with
+//! little each, and who reads along goes on with smaller reads.
+
+use std::cmp::Ordering::{Equal, Greater, Less};
+use std::collections::TryReserveError;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// The most that one turn reads, whatever is free.
+pub(crate) const CHUNK: usize = 256 << 10;
+/// The least that a read may bring, whatever is free: less would hardly get anywhere.
+const SMALLEST_READ: usize = 16;
+/// A read takes at most one part in so many of what is free. Its answer may be three times as long
+/// (upper case of "ΐ": two bytes become six), and then more than half is left.
+const PARTS: usize = 8;
+
+/// The limit of a server, and what is held of it.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    limit: usize,
+    held: AtomicUsize,
+}
+
+/// There is no room left, of ours or in the system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NoRoom;
+
+impl From<TryReserveError> for NoRoom {
+    fn from(_: TryReserveError) -> Self {
+        NoRoom
+    }
+}
+
+impl Memory {
+    pub(crate) fn new(limit: usize) -> Self {
+        Memory { limit, held: AtomicUsize::new(0) }
+    }
+
+    /// How many bytes are held.
+    pub(crate) fn held(&self) -> usize {
+        // No order is promised with anything else.
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes are free.
+    pub(crate) fn free(&self) -> usize {
+        self.limit.saturating_sub(self.held())
+    }
+
+    /// How much may be read before the first of it is answered.
+    pub(crate) fn batch_room(&self) -> usize {
+        (self.free() / PARTS).clamp(SMALLEST_READ, CHUNK)
+    }
+
+    /// How much of that one connection may have, while so many are open.
+    pub(crate) fn read_room(&self, open: usize) -> usize {
+        let free = self.free();
+        let sharers = if free > self.limit / 2 { 1 } else { open.max(1) };
+        (free / (PARTS * sharers)).clamp(SMALLEST_READ, CHUNK)
+    }
+
+    /// Takes so many bytes, if they are free.
+    pub(crate) fn take(&self, bytes: usize) -> Result<(), NoRoom> {
+        let more = |held: usize| held.checked_add(bytes).filter(|&held| held <= self.limit);
+        let taken = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.map(drop).map_err(|_| NoRoom)
+    }
+
+    /// What held `before` bytes holds `after` bytes now. Never refused: it has grown within its limit.
+    pub(crate) fn adjust(&self, before: usize, after: usize) {
+        match after.cmp(&before) {
+            Equal => {}
+            Greater => _ = self.held.fetch_add(after - before, Ordering::Relaxed),
+            Less => _ = self.held.fetch_sub(before - after, Ordering::Relaxed),
+        }
+    }
+}
+
+/// Bytes that wait, counted for as long as they are there.
+pub(crate) struct Held {
+    bytes: Vec<u8>,
+    memory: Arc<Memory>,
+}
+
+impl Held {
+    /// A copy of `bytes`, if there is room for it.
+    pub(crate) fn copy(bytes: &[u8], memory: &Arc<Memory>) -> Result<Held, NoRoom> {
+        memory.take(bytes.len())?;
+        let mut held = Held { bytes: Vec::new(), memory: Arc::clone(memory) };
+        if let Err(error) = held.bytes.try_reserve_exact(bytes.len()) {
+            memory.adjust(bytes.len(), 0);
+            return Err(error.into());
+        }
+        held.bytes.extend_from_slice(bytes);
+        memory.adjust(bytes.len(), held.capacity());
+        Ok(held)
+    }
+
+    pub(crate) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
+impl Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.memory.adjust(self.capacity(), 0);
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes held", self.bytes.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: usize = 64 << 20;
+
+    #[test]
+    fn what_is_held_is_counted_and_given_back() {
+        let memory = Arc::new(Memory::new(10));
+        let held = Held::copy(b"123456", &memory).unwrap();
+        assert_eq!((&held[..], memory.held(), memory.free()), (&b"123456"[..], 6, 4));
+        assert_eq!(Held::copy(b"12345", &memory).unwrap_err(), NoRoom);
+        let other = Held::copy(b"1234", &memory).unwrap();
+        assert_eq!(memory.free(), 0);
+        drop((held, other));
+        assert_eq!(memory.held(), 0);
+    }
+
+    #[test]
+    fn reads_get_smaller_and_never_use_up_what_is_left() {
+        let memory = Arc::new(Memory::new(LIMIT));
+        assert_eq!(memory.read_room(10_000), CHUNK);
+        // Nobody of them reads, and each answer is as large as any can be.
+        for open in 1..=10_000 {
+            let answer = 3 * memory.read_room(open);
+            assert!(memory.take(answer).is_ok(), "no room for the answer to the {open}th");
+        }
+        assert!(memory.read_room(10_000) > SMALLEST_READ, "{}", memory.read_room(10_000));
+        assert!(memory.free() > LIMIT / 50, "{}", memory.free());
+    }
+
+    #[test]
+    fn a_small_limit_keeps_its_promises_too() {
+        let memory = Memory::new(1 << 20);
+        for open in 1..=1_000 {
+            assert!(memory.take(3 * memory.read_room(open)).is_ok(), "{open}");
+        }
+    }
+}
