@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use crate::protocol::{Framing, Protocol};
 
+/// The port of an echo server of ours that is not told another.
+pub const DEFAULT_PORT: u16 = 12000;
+
 /// Everything that a [`Server`](crate::Server) is told.
 ///
 /// ```
@@ -55,7 +58,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             design: Design::default(),
-            port: 12000,
+            port: DEFAULT_PORT,
             bind: Vec::new(),
             transport: Transport::default(),
             service: ServiceKind::default(),

@@ -1,11 +1,18 @@
-//! What all commands have in common: outputs that nobody reads.
+//! What all commands have in common: outputs that nobody reads, how times and servers are written,
+//! the environment, and what wrong usage says.
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 #[path = "common/tool.rs"]
 mod tool;
 
-use tool::{Server, evecho, finish};
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStderr, Command};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tool::{Outcome, Server, evecho, finish, run, tcp_session, udp_double};
 
 #[test]
 fn every_command_ends_quietly_when_nobody_reads_on() {
@@ -39,5 +46,217 @@ fn a_complaint_that_nobody_reads_changes_no_exit_code() {
         let mut child = tool::spawn(evecho(args));
         drop(child.stderr.take());
         assert_eq!(finish(child).code, Some(1), "{args:?}");
+    }
+}
+
+#[test]
+fn a_time_without_a_unit_is_in_seconds() {
+    let silent = udp_double(|_, _, _, _| ());
+    let start = Instant::now();
+    let outcome = run(&["send", "--udp", &silent, "-t", "0.05", "hello"], b"");
+    assert_eq!(outcome.stderr, "evecho: message 1: no reply within 50 ms\n");
+    let outcome = run(&["ping", "-u", &silent, "-c", "2", "-i", "0.01", "-W", ".05"], b"");
+    assert!(outcome.text().contains("seq=1: no reply within 50 ms"), "{outcome:?}");
+    assert!(start.elapsed() >= Duration::from_millis(100));
+    let outcome = run(&["load", &silent, "-t", "1 fortnight"], b"");
+    assert!(outcome.stderr.contains("in seconds or with its unit"), "{outcome:?}");
+}
+
+#[test]
+fn a_family_can_be_chosen() {
+    let (address, _server) = tcp_session(|stream| stream);
+    let port = address.rsplit_once(':').unwrap().1;
+    for command in ["send", "ping", "load"] {
+        let outcome = run(&[command, &format!("127.0.0.1:{port}"), "-6", "-c", "1"], b"");
+        assert_ne!(outcome.code, Some(0), "{command}: {outcome:?}");
+        if command != "send" {
+            assert!(outcome.stderr.contains("no IPv6 address"), "{command}: {outcome:?}");
+        }
+        tool::assert_wrong_usage(&[command, &format!("localhost:{port}"), "-4", "-6"]);
+    }
+    let outcome = run(&["send", "-6", &address, "hello"], b"");
+    assert!(outcome.stderr.contains("it has no IPv6 address"), "{outcome:?}");
+    let server = Server::evecho(&[]);
+    let localhost = server.address.replace("127.0.0.1", "localhost");
+    assert_eq!(run(&["send", "-4", &localhost, "hello"], b"").text(), "hello\n");
+}
+
+/// A server with these flags and variables, ended when it goes out of scope.
+struct Serving {
+    process: Child,
+    log: BufReader<ChildStderr>,
+    /// What it said until it listened.
+    said: String,
+}
+
+impl Serving {
+    /// Starts it and waits until it listens. What it said when it ended instead is an error.
+    fn start(flags: &[&str], variables: &[(&str, &str)]) -> Result<Self, Outcome> {
+        let mut command = evecho(flags);
+        command.envs(variables.iter().copied());
+        let mut process = tool::spawn(command);
+        let mut log = BufReader::new(process.stderr.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("listening on ") {
+            if log.read_line(&mut said).unwrap() == 0 {
+                let outcome = finish(process);
+                return Err(Outcome { stderr: said, ..outcome });
+            }
+        }
+        Ok(Self { process, log, said })
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+const HERE: [&str; 2] = ["--bind", "127.0.0.1"];
+
+#[test]
+fn booleans_in_the_environment_read_as_people_write_them() {
+    for (value, udp) in [
+        ("1", false),
+        ("yes", false),
+        ("ON", false),
+        ("True", false),
+        ("0", true),
+        ("no", true),
+        ("off", true),
+        ("false", true),
+        ("", true),
+    ] {
+        let variables = [("EVECHO_TCP_ONLY", value), ("EVECHO_PORT", "0")];
+        let server = Serving::start(&HERE, &variables).unwrap_or_else(|o| panic!("{value}: {o:?}"));
+        assert_eq!(server.said.contains("UDP"), udp, "{value}: {}", server.said);
+    }
+}
+
+#[test]
+fn an_empty_variable_is_unset() {
+    let empty = ["BIND", "MAX_FRAME", "SERVICE", "QUIET", "VERBOSE", "IDLE_TIMEOUT"]
+        .map(|name| format!("EVECHO_{name}"));
+    let mut variables: Vec<(&str, &str)> = empty.iter().map(|name| (&**name, "")).collect();
+    variables.push(("EVECHO_PORT", "0"));
+    let server = Serving::start(&HERE, &variables).unwrap_or_else(|outcome| panic!("{outcome:?}"));
+    assert_eq!(server.said.lines().count(), 1, "{}", server.said);
+}
+
+#[test]
+fn an_error_names_the_variable_that_the_value_came_from() {
+    for (name, value) in [
+        ("EVECHO_PORT", "http"),
+        ("EVECHO_TCP_ONLY", "perhaps"),
+        ("EVECHO_MAX_FRAME", "much"),
+        ("EVECHO_BIND", "127.0.0.1,nowhere!"),
+        ("EVECHO_DESIGN", "baroque"),
+    ] {
+        for flags in [&[][..], &["serve"]] {
+            let outcome = Serving::start(flags, &[(name, value)]).err().unwrap();
+            assert_eq!(outcome.code, Some(2), "{outcome:?}");
+            assert!(outcome.stderr.contains(name), "{name}: {}", outcome.stderr);
+            assert!(!outcome.stderr.contains("for '--"), "{name}: {}", outcome.stderr);
+        }
+        // A flag on the command line comes first, and is blamed itself.
+        let flag = name.replace("EVECHO_", "--").replace('_', "-").to_lowercase();
+        if name != "EVECHO_TCP_ONLY" {
+            let outcome = Serving::start(&[&flag, value], &[(name, value)]).err().unwrap();
+            assert!(outcome.stderr.contains(&format!("'{flag} <")), "{}", outcome.stderr);
+        }
+    }
+    let both = [("EVECHO_TCP_ONLY", "1"), ("EVECHO_UDP_ONLY", "1")];
+    let outcome = Serving::start(&[], &both).err().unwrap();
+    assert!(outcome.stderr.contains("EVECHO_TCP_ONLY and EVECHO_UDP_ONLY"), "{}", outcome.stderr);
+}
+
+#[test]
+fn what_kubernetes_sets_for_a_service_of_our_name_does_no_harm() {
+    let variables = [
+        ("EVECHO_PORT", "tcp://10.96.0.12:12000"),
+        ("EVECHO_SERVICE_HOST", "10.96.0.12"),
+        ("EVECHO_SERVICE_PORT", "12000"),
+        ("EVECHO_SERVICE_PORT_ECHO", "12000"),
+        ("EVECHO_PORT_12000_TCP", "tcp://10.96.0.12:12000"),
+        ("EVECHO_PORT_12000_TCP_PROTO", "tcp"),
+        ("EVECHO_PORT_12000_TCP_PORT", "12000"),
+        ("EVECHO_PORT_12000_TCP_ADDR", "10.96.0.12"),
+    ];
+    let flags = [&HERE[..], &["--port", "0"]].concat();
+    let server = Serving::start(&flags, &variables).unwrap_or_else(|outcome| panic!("{outcome:?}"));
+    let ignored = server.said.lines().filter(|line| line.contains("is ignored")).count();
+    assert_eq!((ignored, server.said.lines().count()), (1, 2), "{}", server.said);
+    assert!(server.said.contains("EVECHO_PORT=tcp://10.96.0.12:12000 "), "{}", server.said);
+}
+
+#[test]
+fn what_is_set_for_the_server_stops_no_other_command() {
+    let server = Server::evecho(&[]);
+    for (name, value) in [("EVECHO_PORT", "http"), ("EVECHO_TCP_ONLY", "1")] {
+        let mut command = evecho(&["send", &server.address, "hello"]);
+        command.env(name, value);
+        let outcome = finish(tool::spawn(command));
+        assert_eq!((outcome.code, &*outcome.stderr), (Some(0), ""), "{name}");
+    }
+}
+
+#[test]
+fn serve_is_a_command_too_that_nobody_needs() {
+    let flags = [&["serve"][..], &HERE, &["--port", "0"]].concat();
+    let mut server = Serving::start(&flags, &[("EVECHO_TCP_ONLY", "1")]).unwrap();
+    assert!(!server.said.contains("UDP"), "{}", server.said);
+    kill(Pid::from_raw(server.process.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let mut rest = String::new();
+    while server.log.read_line(&mut rest).unwrap() > 0 {}
+    assert_eq!(server.process.wait().unwrap().code(), Some(0), "{rest}");
+    assert!(!run(&["--help"], b"").text().contains("serve  "));
+}
+
+#[test]
+fn wrong_usage_shows_the_usage_of_its_own_command() {
+    for (args, usage) in [
+        (&["--tcp-only", "--udp-only"][..], "Usage: evecho [OPTIONS]"),
+        (&["send", "--raw", "a:1", "hello"], "Usage: evecho send "),
+        (&["load", "127.0.0.1:1", "-s", "0"], "Usage: evecho load "),
+        (&["load", "127.0.0.1:1", "--udp", "--mode", "stream"], "Usage: evecho load "),
+        (&["compare", "--peer", "a=b {port}", "--peer", "a=b {port}"], "Usage: evecho compare "),
+        (&["ping", "127.0.0.1:1", "-u", "--framing", "lines"], "Usage: evecho ping "),
+        (&["check", "--tcp-only", "--udp-only", "127.0.0.1:1"], "Usage: evecho check "),
+    ] {
+        let outcome = run(args, b"");
+        assert_eq!(outcome.code, Some(2), "{args:?}: {outcome:?}");
+        assert!(outcome.stderr.contains(usage), "{args:?}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn flags_that_exclude_each_other_are_both_named() {
+    let outcome = run(&["load", "127.0.0.1:1", "-u", "-m", "stream"], b"");
+    for flag in ["--udp", "--mode stream"] {
+        assert!(outcome.stderr.contains(flag), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn what_is_hidden_is_not_suggested() {
+    for word in ["supervise", "_supervise", "__supervise_"] {
+        let outcome = run(&[word], b"");
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert!(!outcome.stderr.contains("'__supervise'"), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn short_help_fits_narrow_terminals() {
+    for width in [56, 64, 80] {
+        for command in [&[][..], &["check"], &["compare"], &["load"], &["ping"], &["send"]] {
+            let mut evecho = Command::new(env!("CARGO_BIN_EXE_evecho"));
+            let output = evecho.args(command).arg("-h").env("COLUMNS", width.to_string()).output();
+            let help = String::from_utf8(output.unwrap().stdout).unwrap();
+            let long = help.lines().find(|line| line.chars().count() > width);
+            assert_eq!(long, None, "{command:?} at {width}");
+        }
     }
 }

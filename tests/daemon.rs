@@ -270,7 +270,7 @@ fn bad_flags_are_usage() {
         (&["--tcp-only", "--udp-only"], "--udp-only"),
         (&["--max-frame", "0"], "frame"),
         (&["--max-frame", "much"], "64k"),
-        (&["--idle-timeout", "10"], "10s"),
+        (&["--idle-timeout", "10 apples"], "200ms"),
         (&["--busy-poll", "1h"], "CPU"),
         (&["--guard-ports", "echo"], "echo"),
         (&["--bind", "::1", "--bind", "::1"], "::1"),

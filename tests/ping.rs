@@ -375,14 +375,13 @@ fn a_refused_datagram_is_lost_at_once() {
     let (outcome, lines) = ping(&address.to_string(), &flags);
     assert_eq!(outcome.code, Some(1));
     assert_eq!(counts(&lines), [("sent", 2), ("lost", 2)]);
-    assert!(outcome.stderr.contains("refused"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("nothing listens on that UDP port"), "{}", outcome.stderr);
 }
 
 #[test]
 fn wrong_usage_is_told_apart() {
     for args in [
         &["ping"][..],
-        &["ping", "localhost"],
         &["ping", "localhost:7", "-c", "0"],
         &["ping", "localhost:7", "-s", "23"],
         &["ping", "localhost:7", "-s", "64k"],

@@ -14,7 +14,7 @@ use evecho::client::target::{Target, Transport};
 use serde::Serialize;
 
 use super::output::Output;
-use super::{CommandResult, cancel_at_signals, supervise, units};
+use super::{CommandResult, FamilyArgs, cancel_at_signals, supervise, units};
 
 /// Grade any echo server against the rules that it has to keep
 ///
@@ -25,11 +25,16 @@ use super::{CommandResult, cancel_at_signals, supervise, units};
 /// Several cases measure: grade a server that nobody else uses at the time. Those that need its
 /// process run with --pid or --start, those that forge datagrams as root and on loopback only.
 #[derive(clap::Args)]
+#[command(override_usage = "evecho check [OPTIONS] <HOST[:PORT]>\n       \
+                            evecho check [OPTIONS] --start <COMMAND>\n       \
+                            evecho check --list")]
 #[command(group = ArgGroup::new("subject").args(["target", "start", "list"]).required(true))]
 pub(crate) struct Args {
-    /// Server to grade
-    #[arg(value_name = "HOST:PORT", conflicts_with = "start")]
+    /// Server to grade; without a port it is 12000
+    #[arg(value_name = "HOST[:PORT]", conflicts_with = "start")]
     target: Option<Target>,
+    #[command(flatten)]
+    family: FamilyArgs,
     /// Process of that server, on this machine, to look at
     #[arg(long, requires = "target", conflicts_with = "start")]
     pid: Option<u32>,
@@ -90,7 +95,8 @@ fn timeout(text: &str) -> Result<Duration, String> {
 impl Args {
     /// The checked config; `None` when there is nothing to run.
     fn config(&self) -> io::Result<Option<Config>> {
-        let subject = match (&self.target, self.pid, &self.start) {
+        let target = self.target.clone().map(|target| self.family.apply(target));
+        let subject = match (&target, self.pid, &self.start) {
             (Some(target), Some(pid), _) => Subject::Process(target.clone(), pid),
             (Some(target), None, _) => Subject::Address(target.clone()),
             (None, _, Some(command)) => Subject::Command(command.clone()),

@@ -131,6 +131,7 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
     for (index, contender) in contenders.iter().enumerate() {
         if contenders[..index].iter().any(|other| other.name == contender.name) {
             usage(
+                Some("compare"),
                 ErrorKind::ValueValidation,
                 &format!(
                     "two servers are called '{}': give each a name of its own",

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use clap::error::ErrorKind;
 
 use super::output::Output;
-use super::{CommandResult, cancel_at_signals, units, usage};
+use super::{CommandResult, TargetArgs, cancel_at_signals, units, usage};
 use evecho::client::load::{self, Config, Latency, Length, Mode, Phase, Progress, Report};
 use evecho::client::target::{Target, Transport};
 use evecho::units::{grouped, throughput, time};
@@ -21,9 +21,8 @@ use evecho::units::{grouped, throughput, time};
 /// Ctrl-C ends the run and prints the report so far.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The server, like localhost:12000 or [::1]:12000
-    #[arg(value_name = "HOST:PORT")]
-    target: Target,
+    #[command(flatten)]
+    target: TargetArgs,
     /// Send datagrams; those that do not come back within --timeout are lost
     #[arg(short, long)]
     udp: bool,
@@ -77,14 +76,14 @@ enum ModeArg {
 
 /// Runs the load that the flags ask for.
 pub(crate) fn run(args: Args) -> CommandResult {
-    let (target, json) = (args.target.clone(), args.json);
-    let mut config = args.config();
+    let json = args.json;
+    let (target, mut config) = args.config();
     // The connections may need it; where it fails and they do, that is told.
     let _ = evecho::raise_open_file_limit();
     let cancel = cancel_at_signals()?;
     config.address = target.choose(config.transport, config.timeout)?;
     if let Err(invalid) = config.check() {
-        usage(ErrorKind::ValueValidation, &invalid.to_string());
+        usage(Some("load"), ErrorKind::ValueValidation, &invalid.to_string());
     }
     let mut status = Status::new();
     let report = load::run(&config, &cancel, |progress| status.show(&config, progress));
@@ -100,11 +99,20 @@ pub(crate) fn run(args: Args) -> CommandResult {
 
 impl Args {
     /// The configuration, checked as far as it can be before the server's address is known.
-    fn config(self) -> Config {
+    fn config(self) -> (Target, Config) {
+        if self.udp && !matches!(self.mode, ModeArg::PingPong) {
+            let mode = self.mode.to_possible_value().expect("no mode is skipped");
+            let sentence = format!(
+                "--udp and --mode {} exclude each other: datagrams are sent one by one",
+                mode.get_name()
+            );
+            usage(Some("load"), ErrorKind::ArgumentConflict, &sentence);
+        }
+        let target = Target::from(self.target);
         let transport = if self.udp { Transport::Udp } else { Transport::Tcp };
         // The rule about families waits for the server's address.
         let unknown = self.from.first().map_or(IpAddr::from([0, 0, 0, 0]), |&source| source);
-        let mut config = Config::new(transport, SocketAddr::new(unknown, self.target.port()));
+        let mut config = Config::new(transport, SocketAddr::new(unknown, target.port()));
         config.mode = match self.mode {
             ModeArg::PingPong => Mode::PingPong,
             ModeArg::Stream => Mode::Stream,
@@ -124,9 +132,9 @@ impl Args {
         config.timeout = self.timeout.unwrap_or(config.timeout);
         config.sources = self.from;
         if let Err(invalid) = config.check() {
-            usage(ErrorKind::ValueValidation, &invalid.to_string());
+            usage(Some("load"), ErrorKind::ValueValidation, &invalid.to_string());
         }
-        config
+        (target, config)
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod check;
 mod compare;
+mod environment;
 mod load;
 mod log;
 mod output;
@@ -21,6 +22,7 @@ use std::sync::atomic::AtomicBool;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use evecho::client::Cancel;
+use evecho::client::target::{Family, Target};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use output::complain;
@@ -45,16 +47,58 @@ enum Command {
     Load(load::Args),
     Ping(ping::Args),
     Send(send::Args),
+    /// Serve, as without a command
+    #[command(hide = true)]
+    Serve(serve::Args),
     #[command(name = "__supervise", hide = true)]
     Supervise(supervise::Args),
+}
+
+/// The server that a client talks to.
+#[derive(clap::Args)]
+struct TargetArgs {
+    /// The server: a name or address, and its port unless that is 12000, as in localhost:7 or [::1]:7
+    #[arg(value_name = "HOST[:PORT]")]
+    target: Target,
+    #[command(flatten)]
+    family: FamilyArgs,
+}
+
+/// Which addresses a name may resolve to.
+#[derive(clap::Args)]
+struct FamilyArgs {
+    /// Use IPv4 only
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    ipv4: bool,
+    /// Use IPv6 only
+    #[arg(short = '6', long)]
+    ipv6: bool,
+}
+
+impl From<TargetArgs> for Target {
+    fn from(args: TargetArgs) -> Target {
+        args.family.apply(args.target)
+    }
+}
+
+impl FamilyArgs {
+    fn apply(&self, target: Target) -> Target {
+        target.with_family(match (self.ipv4, self.ipv6) {
+            (true, _) => Family::V4,
+            (_, true) => Family::V6,
+            _ => Family::Any,
+        })
+    }
 }
 
 /// Parses the command line, runs what it names and turns the outcome into an exit code: 0 done,
 /// 1 run time, 2 usage (clap's own exit).
 pub(crate) fn run() -> ExitCode {
-    let cli = Cli::parse();
-    let outcome = match cli.command {
-        None => serve::run(cli.serve),
+    let arguments = std::env::args_os().collect();
+    let (cli, environment) = environment::parse(arguments).unwrap_or_else(|error| error.exit());
+    let result = match cli.command {
+        None => serve::run(cli.serve, &environment),
+        Some(Command::Serve(args)) => serve::run(args, &environment),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Compare(args)) => compare::run(args),
         Some(Command::Load(args)) => load::run(args),
@@ -62,15 +106,21 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Send(args)) => send::run(args),
         Some(Command::Supervise(args)) => supervise::run(&args),
     };
-    outcome.unwrap_or_else(|error| {
+    result.unwrap_or_else(|error| {
         complain(&output::sentence(&*error));
         ExitCode::from(1)
     })
 }
 
-/// Ends with a usage error (exit code 2), as clap does for what it finds itself.
-fn usage(kind: ErrorKind, sentence: &str) -> ! {
-    Cli::command().error(kind, sentence).exit()
+/// Ends with a usage error of a command (exit code 2), as clap does for what it finds itself.
+/// Without a command it is the server's.
+fn usage(command: Option<&str>, kind: ErrorKind, sentence: &str) -> ! {
+    let mut cli = Cli::command();
+    cli.build();
+    match command.and_then(|name| cli.find_subcommand_mut(name)) {
+        Some(command) => command.error(kind, sentence).exit(),
+        None => cli.error(kind, sentence).exit(),
+    }
 }
 
 /// Cancels at SIGINT or SIGTERM. A second one ends the program at once.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::output::Output;
-use super::{CommandResult, units};
+use super::{CommandResult, TargetArgs, units};
 use evecho::client::ping::{self, Config, Event, LONGEST, Reply, Size, Summary};
 use evecho::client::target::{Target, Transport};
 use evecho::units::{milliseconds, time};
@@ -28,9 +28,8 @@ use evecho::units::{milliseconds, time};
 /// ping connects anew.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The server, like localhost:12000 or [::1]:12000
-    #[arg(value_name = "HOST:PORT")]
-    target: Target,
+    #[command(flatten)]
+    target: TargetArgs,
     /// Send each ping as a datagram
     #[arg(short, long)]
     udp: bool,
@@ -72,7 +71,7 @@ fn size(text: &str) -> Result<Size, String> {
 /// Pings as the flags say.
 pub(crate) fn run(args: Args) -> CommandResult {
     let config = Config {
-        target: args.target,
+        target: args.target.into(),
         transport: if args.udp { Transport::Udp } else { Transport::Tcp },
         count: args.count,
         interval: args.interval,

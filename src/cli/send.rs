@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use super::output::complain;
 use super::serve::FramingArg;
-use super::{CommandResult, units};
+use super::{CommandResult, TargetArgs, units};
 use evecho::client::send::{self, Config, Input, Tally};
-use evecho::client::target::{Target, Transport};
+use evecho::client::target::Transport;
 
 /// Send messages, or standard input, and print what comes back.
 ///
@@ -24,9 +24,8 @@ use evecho::client::target::{Target, Transport};
 /// many bytes as were sent. Otherwise it is 1.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The server, like localhost:12000 or [::1]:12000
-    #[arg(value_name = "HOST:PORT")]
-    target: Target,
+    #[command(flatten)]
+    target: TargetArgs,
     /// What to send, one message each
     #[arg(value_name = "MESSAGE")]
     messages: Vec<OsString>,
@@ -56,7 +55,7 @@ pub(crate) fn run(args: Args) -> CommandResult {
         messages if messages.is_empty() => Input::Lines(input),
         messages => Input::Messages(messages.into_iter().map(OsString::into_vec).collect()),
     };
-    let mut config = Config::new(args.target);
+    let mut config = Config::new(args.target.into());
     config.transport = if args.udp { Transport::Udp } else { Transport::Tcp };
     config.framing = args.framing.into();
     config.timeout = args.timeout;

@@ -10,6 +10,7 @@ use clap::error::ErrorKind;
 use evecho::{Config, Design, Error, Framing, GuardPorts, Server, ServiceKind, Transport};
 use log::{LevelFilter, warn};
 
+use super::environment::Environment;
 use super::{CommandResult, units};
 
 /// The server's flags.
@@ -179,15 +180,18 @@ impl From<DesignArg> for Design {
 }
 
 /// Runs the server until a signal ends it.
-pub(crate) fn run(args: Args) -> CommandResult {
+pub(crate) fn run(args: Args, environment: &Environment) -> CommandResult {
     super::log::start(args.log.level());
+    for sentence in &environment.ignored {
+        warn!("{sentence}");
+    }
     if let Err(error) = evecho::raise_open_file_limit() {
         warn!("the limit on open files stays as it is: {error}");
     }
-    let server = match Server::bind(config(args)) {
+    let server = match Server::bind(config(args, environment)) {
         Ok(server) => server,
         Err(error @ Error::Config(_)) => {
-            super::usage(ErrorKind::ValueValidation, &error.to_string())
+            super::usage(None, ErrorKind::ValueValidation, &error.to_string())
         }
         Err(error) => return Err(error.into()),
     };
@@ -208,7 +212,7 @@ impl LogArgs {
     }
 }
 
-fn config(args: Args) -> Config {
+fn config(args: Args, environment: &Environment) -> Config {
     let Args { sockets, conversation, limits, how, log: _ } = args;
     let mut config = Config::default();
     config.design = how.design.into();
@@ -216,8 +220,13 @@ fn config(args: Args) -> Config {
     config.bind = sockets.bind;
     config.transport = match (sockets.tcp_only, sockets.udp_only) {
         (true, true) => super::usage(
+            None,
             ErrorKind::ArgumentConflict,
-            "--tcp-only and --udp-only leave nothing to serve; give one of them",
+            &format!(
+                "{} and {} leave nothing to serve; give one of them",
+                environment.name("tcp-only"),
+                environment.name("udp-only")
+            ),
         ),
         (true, false) => Transport::Tcp,
         (false, true) => Transport::Udp,

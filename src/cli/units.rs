@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use evecho::client::target::LONGEST_WAIT;
+
 /// Parses a size in bytes: a whole number, alone or with `k`, `m` or `g` (powers of 1,024).
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let lower = text.trim().to_ascii_lowercase();
@@ -17,17 +19,35 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "that size is too large to count".to_string())
 }
 
-/// Parses a time: a whole number with its unit, like `50us`, `200ms`, `10s`, `5m`; `0` is zero.
+/// Parses a time: a number of seconds, or a number with its unit (`50us`, `200ms`, `1.5h`), or
+/// several of them (`1h 30m`).
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text.trim())
-        .map_err(|_| "a time is a number with its unit, like 50us, 200ms, 10s or 5m".to_string())
+    let text = text.trim();
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.');
+    let seconds = match unit.trim_start() {
+        "" | "s" => 1.0,
+        "ns" => 1e-9,
+        // The micro sign, and the Greek letter.
+        "us" | "µs" | "μs" => 1e-6,
+        "ms" => 1e-3,
+        "m" | "min" => 60.0,
+        "h" => 3_600.0,
+        "d" => 86_400.0,
+        _ => return humantime::parse_duration(text).map_err(|_| no_time()),
+    };
+    let number: f64 = text[..text.len() - unit.len()].parse().map_err(|_| no_time())?;
+    Duration::try_from_secs_f64(number * seconds).map_err(|_| "that time is too long".to_string())
+}
+
+fn no_time() -> String {
+    "a time is a number, in seconds or with its unit, like 0.2, 50us, 200ms or 5m".to_string()
 }
 
 /// Parses how long to wait for something: a time over zero, of a day at most.
 pub(crate) fn timeout(text: &str) -> Result<Duration, String> {
     match duration(text)? {
-        Duration::ZERO => Err("without any time to wait nothing can come back".to_string()),
-        time if time > Duration::from_secs(86_400) => Err("the longest wait is 1day".to_string()),
+        Duration::ZERO => Err("it has to be longer than nothing".to_string()),
+        time if time > LONGEST_WAIT => Err("the longest is a day, 24h".to_string()),
         time => Ok(time),
     }
 }
@@ -53,10 +73,26 @@ mod tests {
     fn times_read_as_people_write_them() {
         assert_eq!(duration("0"), Ok(Duration::ZERO));
         assert_eq!(duration("50us"), Ok(Duration::from_micros(50)));
+        assert_eq!(duration("50µs"), Ok(Duration::from_micros(50)));
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
-        for bad in ["", "10", "s", "-1s", "soon"] {
-            assert!(duration(bad).is_err(), "{bad}");
+        assert_eq!(duration("1.5 ms"), Ok(Duration::from_micros(1_500)));
+        assert_eq!(duration("1h 30m"), Ok(Duration::from_secs(5_400)));
+        assert_eq!(duration("1day"), duration("24h"));
+        assert_eq!(duration("5min"), duration("5m"));
+        for bad in ["", ".", "s", "-1", "-1s", "soon", "1..2", "1e3", "inf", "NaN", "5 apples"] {
+            let error = duration(bad).unwrap_err();
+            assert!(error.starts_with("a time is a number"), "{bad}: {error}");
         }
+        let error = duration("99999999999999999999").unwrap_err();
+        assert!(error.contains("too long"), "{error}");
+    }
+
+    #[test]
+    fn a_time_without_a_unit_is_in_seconds() {
+        assert_eq!(duration("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("0.2"), Ok(Duration::from_millis(200)));
+        assert_eq!(duration(".5"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("0.000001"), Ok(Duration::from_micros(1)));
     }
 
     #[test]

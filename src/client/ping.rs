@@ -324,7 +324,13 @@ impl<F: FnMut(&Event) -> ControlFlow<()>> Pinger<'_, F> {
     fn fail(&mut self, error: &io::Error) -> ControlFlow<()> {
         match self.config.transport {
             Transport::Udp => {
-                let reason = target::Error::one(self.address, self.config.wait, error).to_string();
+                let reason = target::Error::unreachable(
+                    self.address,
+                    Transport::Udp,
+                    self.config.wait,
+                    error,
+                )
+                .to_string();
                 self.pause();
                 self.lose(&reason)
             }

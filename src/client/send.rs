@@ -324,8 +324,9 @@ fn datagrams<R: Read, W: Write + AsFd>(
         if message.len() > MAX_DATAGRAM {
             return Err(Error::TooLong { max: MAX_DATAGRAM });
         }
-        let reply = exchange(address, &message, timeout)
-            .map_err(|error| Error::Target(target::Error::one(address, timeout, &error)))?;
+        let reply = exchange(address, &message, timeout).map_err(|error| {
+            Error::Target(target::Error::unreachable(address, Transport::Udp, timeout, &error))
+        })?;
         tally.sent += message.len() as u64;
         let Some(reply) = reply else {
             tally.lost += 1;

@@ -2,14 +2,16 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream, ToSocketAddrs, UdpSocket};
 use std::str::FromStr;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::net::if_::if_nametoindex;
 use serde::Serialize;
 
+use crate::config::DEFAULT_PORT;
 use crate::units;
 
 /// The longest time that a tool waits for one thing, a day; a longer timeout is cut to it.
@@ -25,20 +27,47 @@ pub enum Transport {
     Udp,
 }
 
+/// Which addresses of a name are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Family {
+    /// All of them.
+    #[default]
+    Any,
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+}
+
+impl Family {
+    fn has(self, address: &SocketAddr) -> bool {
+        match self {
+            Self::Any => true,
+            Self::V4 => address.is_ipv4(),
+            Self::V6 => address.is_ipv6(),
+        }
+    }
+}
+
 /// The name or address of a server and its port, not yet resolved.
+///
+/// It reads as `HOST` or `HOST:PORT`; without a port it is 12000. An IPv6 address stands in brackets
+/// and may have a zone: `[fe80::1%eth0]:7`.
 ///
 /// ```
 /// use evecho::client::target::Target;
 ///
-/// let target: Target = "[::1]:12000".parse().unwrap();
-/// assert_eq!((target.host(), target.port()), ("::1", 12000));
-/// assert_eq!(target.to_string(), "[::1]:12000");
-/// assert!("::1:12000".parse::<Target>().is_err());
+/// let target: Target = "[::1]:7".parse().unwrap();
+/// assert_eq!((target.host(), target.port()), ("::1", 7));
+/// assert_eq!(target.to_string(), "[::1]:7");
+/// assert_eq!("localhost".parse::<Target>().unwrap().port(), 12000);
+/// assert!("::1:7".parse::<Target>().is_err());
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Target {
     host: String,
     port: u16,
+    family: Family,
 }
 
 impl Target {
@@ -52,33 +81,62 @@ impl Target {
         self.port
     }
 
+    /// The same server, reached over this family only.
+    #[must_use]
+    pub fn with_family(self, family: Family) -> Self {
+        Self { family, ..self }
+    }
+
     /// All addresses of the target, in the order in which the system prefers them (RFC 6724).
     ///
     /// # Errors
     ///
-    /// When the name is unknown, or the system's resolver has no answer within `timeout`.
+    /// When the name is unknown or has no address of the family, when there is no such zone, or when
+    /// the system's resolver has no answer within `timeout`.
     pub fn addresses(&self, timeout: Duration) -> Result<Vec<SocketAddr>, Error> {
-        if let Ok(ip) = self.host.parse::<IpAddr>() {
-            return Ok(vec![SocketAddr::new(ip, self.port)]);
-        }
-        // The resolver cannot be interrupted: it gets a thread, and we stop waiting for that.
-        let (host, port) = (self.host.clone(), self.port);
-        let (sender, answer) = mpsc::sync_channel(1);
-        thread::spawn(move || sender.send((host.as_str(), port).to_socket_addrs()));
-        let found = answer
-            .recv_timeout(timeout)
-            .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-            .map_err(|error| Error::unknown(self, timeout, error))?;
+        let found = match self.literal() {
+            Some(address) => address.map(|address| vec![address]),
+            None => self.resolve(timeout.min(LONGEST_WAIT)),
+        };
         let mut addresses = Vec::new();
-        for address in found {
-            if !addresses.contains(&address) {
+        for address in found.map_err(|error| Error::unknown(self, timeout, &error))? {
+            if self.family.has(&address) && !addresses.contains(&address) {
                 addresses.push(address);
             }
         }
         if addresses.is_empty() {
-            return Err(Error::unknown(self, timeout, io::Error::other("it has no address")));
+            let reason = match self.family {
+                Family::Any => "it has no address",
+                Family::V4 => "it has no IPv4 address",
+                Family::V6 => "it has no IPv6 address",
+            };
+            return Err(Error::unknown(self, timeout, &io::Error::other(reason)));
         }
         Ok(addresses)
+    }
+
+    /// The address, where the host is one and no name.
+    fn literal(&self) -> Option<io::Result<SocketAddr>> {
+        if let Ok(ip) = self.host.parse::<IpAddr>() {
+            return Some(Ok(SocketAddr::new(ip, self.port)));
+        }
+        let (address, zone) = self.host.split_once('%')?;
+        let ip: Ipv6Addr = address.parse().ok()?;
+        let index = zone.parse().or_else(|_| if_nametoindex(zone)).map_err(|_| {
+            io::Error::other(format!("this machine has no network interface '{zone}'"))
+        });
+        Some(index.map(|index| SocketAddrV6::new(ip, self.port, 0, index).into()))
+    }
+
+    /// Asks the system's resolver.
+    fn resolve(&self, timeout: Duration) -> io::Result<Vec<SocketAddr>> {
+        // The resolver cannot be interrupted: it gets a thread, and we stop waiting for that.
+        let (host, port) = (self.host.clone(), self.port);
+        let (sender, answer) = mpsc::sync_channel(1);
+        thread::spawn(move || sender.send((host.as_str(), port).to_socket_addrs()));
+        let found =
+            answer.recv_timeout(timeout).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+        Ok(found.collect())
     }
 
     /// Connects over TCP to the first address that accepts. The name, and each address that is
@@ -88,7 +146,9 @@ impl Target {
     ///
     /// When the name does not resolve, or no address accepts within `timeout`.
     pub fn connect_tcp(&self, timeout: Duration) -> Result<TcpStream, Error> {
-        self.try_each(timeout, |address, share, _| TcpStream::connect_timeout(&address, share))
+        self.try_each(Transport::Tcp, timeout, |address, share, _| {
+            TcpStream::connect_timeout(&address, share)
+        })
     }
 
     /// A UDP socket that is connected to the target. Where the target has several addresses, it
@@ -98,7 +158,7 @@ impl Target {
     ///
     /// When the name does not resolve, or no address can be connected or answers in `timeout`.
     pub fn connect_udp(&self, timeout: Duration) -> Result<UdpSocket, Error> {
-        self.try_each(timeout, |address, share, single| {
+        self.try_each(Transport::Udp, timeout, |address, share, single| {
             let socket = udp_socket(address)?;
             if !single {
                 await_echo(&socket, share)?;
@@ -114,7 +174,7 @@ impl Target {
     ///
     /// When the name does not resolve or, of several addresses, none answers within `timeout`.
     pub fn choose(&self, transport: Transport, timeout: Duration) -> Result<SocketAddr, Error> {
-        self.try_each(timeout, |address, share, single| match transport {
+        self.try_each(transport, timeout, |address, share, single| match transport {
             _ if single => Ok(address),
             Transport::Tcp => TcpStream::connect_timeout(&address, share).map(|_| address),
             Transport::Udp => await_echo(&udp_socket(address)?, share).map(|()| address),
@@ -125,6 +185,7 @@ impl Target {
     /// until one works out.
     fn try_each<T>(
         &self,
+        transport: Transport,
         timeout: Duration,
         mut attempt: impl FnMut(SocketAddr, Duration, bool) -> io::Result<T>,
     ) -> Result<T, Error> {
@@ -137,7 +198,7 @@ impl Target {
             let share = left / (addresses.len() - index) as u32;
             match attempt(address, share.max(Duration::from_millis(1)), addresses.len() == 1) {
                 Ok(done) => return Ok(done),
-                Err(error) => tried.push(Attempt::new(address, timeout, &error)),
+                Err(error) => tried.push(Attempt::new(address, transport, timeout, &error)),
             }
         }
         Err(Error::Unreachable { target: self.clone(), tried })
@@ -187,16 +248,22 @@ impl FromStr for Target {
 
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let wrong = |why| ParseError { text: text.to_owned(), why };
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| wrong("has no port"))?;
-        let port = match port.parse::<u16>() {
-            Ok(0) | Err(_) => return Err(wrong("has no port from 1 to 65535 after the colon")),
-            Ok(port) => port,
+        let (host, port) = match text.rsplit_once(':') {
+            // The colons of an address in brackets, and no port behind it.
+            Some((_, after)) if after.ends_with(']') => (text, DEFAULT_PORT),
+            None => (text, DEFAULT_PORT),
+            Some((host, port)) => match port.parse() {
+                Ok(0) | Err(_) => {
+                    return Err(wrong("has no port from 1 to 65535 after its last colon"));
+                }
+                Ok(port) => (host, port),
+            },
         };
         let host = match host.strip_prefix('[').map(|rest| rest.strip_suffix(']')) {
             None if host.contains(':') => {
                 return Err(wrong("has colons in its host: an IPv6 address stands in brackets"));
             }
-            None if host.is_empty() => return Err(wrong("has no host before the colon")),
+            None if host.is_empty() => return Err(wrong("names no host")),
             None if host.contains(|c: char| c.is_whitespace() || "[]/@".contains(c)) => {
                 return Err(wrong("is not a host name or address and a port"));
             }
@@ -210,7 +277,7 @@ impl FromStr for Target {
                 inner
             }
         };
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Self { host: host.to_owned(), port, family: Family::Any })
     }
 }
 
@@ -226,11 +293,17 @@ impl fmt::Display for Target {
 
 impl From<SocketAddr> for Target {
     fn from(address: SocketAddr) -> Self {
-        Self { host: address.ip().to_string(), port: address.port() }
+        let host = match address {
+            SocketAddr::V6(address) if address.scope_id() != 0 => {
+                format!("{}%{}", address.ip(), address.scope_id())
+            }
+            address => address.ip().to_string(),
+        };
+        Self { host, port: address.port(), family: Family::Any }
     }
 }
 
-/// A text that is not `HOST:PORT`.
+/// A text that is neither `HOST` nor `HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseError {
     text: String,
@@ -240,7 +313,7 @@ pub struct ParseError {
 impl fmt::Display for ParseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { text, why } = self;
-        write!(f, "'{text}' {why}; write HOST:PORT, like localhost:12000 or [::1]:12000")
+        write!(f, "'{text}' {why}; write HOST or HOST:PORT, like localhost:7 or [::1]:7")
     }
 }
 
@@ -266,7 +339,7 @@ pub enum Error {
 }
 
 impl Error {
-    fn unknown(target: &Target, timeout: Duration, error: io::Error) -> Self {
+    fn unknown(target: &Target, timeout: Duration, error: &io::Error) -> Self {
         let reason = match error.kind() {
             io::ErrorKind::TimedOut => {
                 format!("the resolver did not answer within {}", units::time(timeout))
@@ -280,9 +353,14 @@ impl Error {
         Self::Unknown { target: target.clone(), reason }
     }
 
-    /// The same sentence for one address that a tool tried by itself.
-    pub fn one(address: SocketAddr, timeout: Duration, error: &io::Error) -> Self {
-        let tried = vec![Attempt::new(address, timeout, error)];
+    /// Says how a tool failed that talked to one address by itself.
+    pub fn unreachable(
+        address: SocketAddr,
+        transport: Transport,
+        timeout: Duration,
+        error: &io::Error,
+    ) -> Self {
+        let tried = vec![Attempt::new(address, transport, timeout, error)];
         Self::Unreachable { target: address.into(), tried }
     }
 }
@@ -294,20 +372,29 @@ pub struct Attempt {
     pub address: SocketAddr,
     /// How it failed.
     pub kind: io::ErrorKind,
+    /// The rest of the sentence that the address begins.
     reason: String,
 }
 
 impl Attempt {
-    fn new(address: SocketAddr, timeout: Duration, error: &io::Error) -> Self {
+    fn new(
+        address: SocketAddr,
+        transport: Transport,
+        timeout: Duration,
+        error: &io::Error,
+    ) -> Self {
         use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
         let kind = if is_timeout(error) { io::ErrorKind::TimedOut } else { error.kind() };
         let reason = match kind {
-            ConnectionRefused => "refused the connection".to_owned(),
-            io::ErrorKind::TimedOut => {
-                format!("did not answer within {}", units::time(timeout))
+            ConnectionRefused if transport == Transport::Udp => {
+                ": nothing listens on that UDP port (ICMP port unreachable)".to_owned()
             }
-            HostUnreachable | NetworkUnreachable => "cannot be reached from here".to_owned(),
-            _ => format!("failed ({error})"),
+            ConnectionRefused => " refused the connection".to_owned(),
+            io::ErrorKind::TimedOut => {
+                format!(" did not answer within {}", units::time(timeout))
+            }
+            HostUnreachable | NetworkUnreachable => " cannot be reached from here".to_owned(),
+            _ => format!(" failed ({error})"),
         };
         Self { address, kind, reason }
     }
@@ -337,7 +424,7 @@ impl fmt::Display for Error {
                 }
                 for (index, attempt) in tried.iter().enumerate() {
                     let separator = if index == 0 { "" } else { ", " };
-                    write!(f, "{separator}{} {}", attempt.address, attempt.reason)?;
+                    write!(f, "{separator}{}{}", attempt.address, attempt.reason)?;
                 }
                 let advice = tried.last().map_or("", |attempt| attempt.advice());
                 write!(f, "; {advice}")
@@ -346,6 +433,7 @@ impl fmt::Display for Error {
     }
 }
 
+/// It says all that it knows: what the system said is a part of the sentence, and no source.
 impl std::error::Error for Error {}
 
 #[cfg(test)]
@@ -374,15 +462,58 @@ mod tests {
     }
 
     #[test]
+    fn a_host_without_a_port_is_port_12000() {
+        for (text, whole) in [
+            ("localhost", "localhost:12000"),
+            ("127.0.0.1", "127.0.0.1:12000"),
+            ("[::1]", "[::1]:12000"),
+            ("[fe80::1%lo]", "[fe80::1%lo]:12000"),
+        ] {
+            assert_eq!(target(text), target(whole), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_zone_is_an_interface_by_name_or_number() {
+        let zones = ["[fe80::1%lo]:7", "[fe80::1%1]:7"].map(|text| {
+            let [SocketAddr::V6(address)] = target(text).addresses(LONG).unwrap()[..] else {
+                panic!("{text} has one address")
+            };
+            assert_eq!((address.ip().to_string(), address.port()), ("fe80::1".to_owned(), 7));
+            address.scope_id()
+        });
+        assert_eq!(zones, [1, 1], "lo is the first interface of every machine");
+        let error = target("[fe80::1%nowhere]:7").addresses(LONG).unwrap_err().to_string();
+        assert!(error.contains("no network interface 'nowhere'"), "{error}");
+        let address: SocketAddr = "[fe80::1%1]:7".parse().unwrap();
+        assert_eq!(Target::from(address).addresses(LONG).unwrap(), [address]);
+    }
+
+    #[test]
+    fn a_family_keeps_the_other_away() {
+        let localhost = target("localhost:7").with_family(Family::V4);
+        assert_eq!(localhost.addresses(LONG).unwrap(), ["127.0.0.1:7".parse().unwrap()]);
+        for (text, family, reason) in [
+            ("127.0.0.1:7", Family::V6, "it has no IPv6 address"),
+            ("[::1]:7", Family::V4, "it has no IPv4 address"),
+        ] {
+            let error = target(text).with_family(family).addresses(LONG).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_no_host_and_port_is_explained() {
         for (text, why) in [
-            ("localhost", "no port"),
             ("localhost:", "no port from 1 to 65535"),
             ("localhost:0", "no port from 1 to 65535"),
             ("localhost:65536", "no port from 1 to 65535"),
             (":7", "no host"),
-            ("", "no port"),
+            ("", "no host"),
             ("::1:7", "brackets"),
+            ("::1", "brackets"),
+            ("[]", "other than an IPv6 address"),
+            ("[::1]7", "does not close"),
             ("[::1:7", "does not close"),
             ("[localhost]:7", "other than an IPv6 address"),
             ("http://host:7", "colons"),
@@ -440,7 +571,8 @@ mod tests {
             tried: ["[::1]:7", "127.0.0.1:7"]
                 .map(|address| {
                     let timed_out = io::ErrorKind::TimedOut.into();
-                    Attempt::new(address.parse().unwrap(), Duration::from_secs(2), &timed_out)
+                    let address = address.parse().unwrap();
+                    Attempt::new(address, Transport::Tcp, Duration::from_secs(2), &timed_out)
                 })
                 .to_vec(),
         };

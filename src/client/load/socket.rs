@@ -75,6 +75,6 @@ impl Opener {
 
 /// The error of a run that cannot reach its server.
 pub(super) fn unreachable(config: &Config, opened: u32, error: &io::Error) -> Error {
-    let error = target::Error::one(config.address, config.timeout, error);
+    let error = target::Error::unreachable(config.address, config.transport, config.timeout, error);
     Error::Unreachable { error, opened, asked: config.connections }
 }
