@@ -49,8 +49,14 @@ pub struct Config {
     pub busy_poll: Duration,
     /// Whether UDP segmentation offload is used where the kernel has it. Default: yes.
     pub udp_offload: bool,
-    /// Whether the server takes SIGTERM, SIGINT (drain) and SIGUSR1 (log the counters) for itself.
-    /// Default: no, since signals belong to the process.
+    /// Whether the server takes signals for itself, from being bound until it ends or is dropped:
+    /// SIGTERM, SIGINT and SIGHUP drain it, a second one of them ends it at once, SIGUSR1 logs all
+    /// counters. SIGHUP is left alone where it is ignored (nohup(1)). Default: no, since signals
+    /// belong to the process.
+    ///
+    /// Afterwards a signal does what it did before: a handler of yours that was there is still
+    /// called, and where there was none the signal ends the process again. Do not install a handler
+    /// for one of these later on: it would be called, and the process would end all the same.
     pub signals: bool,
 }
 

@@ -1,42 +1,78 @@
-//! The counters: what happened since the server started.
+//! The counters, what happened since the server started, and the gauges, how it stands now.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// The counters of a running server, shared with whoever watches it.
-        #[derive(Debug, Default)]
+        /// The counters and gauges of a running server, shared with whoever watches it.
+        #[derive(Debug)]
         pub(crate) struct Stats {
             $($(#[$doc])* pub(crate) $name: Counter,)*
+            pub(crate) accept_paused: AtomicBool,
+            start: Instant,
         }
 
-        /// What the counters of a server say at one time. All of them only grow.
+        impl Default for Stats {
+            fn default() -> Self {
+                Stats {
+                    $($name: Counter::default(),)*
+                    accept_paused: AtomicBool::default(),
+                    start: Instant::now(),
+                }
+            }
+        }
+
+        /// What the counters and gauges of a server say at one time. Counters only grow.
+        ///
+        /// Shown, it is the counters that are not zero, by name; with `{:#}` all counters and gauges,
+        /// always in the same order.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Snapshot {
             $($(#[$doc])* pub $name: u64,)*
+            /// Gauge: whether new TCP clients wait because there is no room for them.
+            pub accept_paused: bool,
+            /// Gauge: the time since the server was bound.
+            pub uptime: Duration,
         }
 
         impl Stats {
-            /// Reads all counters, one after the other.
+            /// Reads all counters and gauges, one after the other.
             pub(crate) fn snapshot(&self) -> Snapshot {
-                Snapshot { $($name: self.$name.get(),)* }
+                Snapshot {
+                    $($name: self.$name.get(),)*
+                    accept_paused: self.accept_paused.load(Ordering::Relaxed),
+                    uptime: self.start.elapsed(),
+                }
             }
         }
 
-        /// The counters that are not zero, by name.
-        impl fmt::Display for Snapshot {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                let mut separator = "";
-                $(if self.$name != 0 {
-                    write!(f, "{separator}{} {}", stringify!($name), self.$name)?;
-                    separator = ", ";
-                })*
-                if separator.is_empty() { f.write_str("nothing happened yet") } else { Ok(()) }
+        impl Snapshot {
+            /// All counters, by name, always in the same order.
+            fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
             }
         }
     };
+}
+
+impl fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all = f.alternate();
+        let shown = self.counters().filter(|(_, count)| all || *count != 0);
+        let mut shown: Vec<String> = shown.map(|(name, count)| format!("{name} {count}")).collect();
+        if all {
+            shown.push(format!("open {}", self.open()));
+            shown.push(format!("accept_paused {}", self.accept_paused));
+            shown.push(format!("uptime {}s", self.uptime.as_secs()));
+        }
+        match shown.is_empty() {
+            true => f.write_str("nothing happened yet"),
+            false => f.write_str(&shown.join(", ")),
+        }
+    }
 }
 
 counters! {
@@ -154,5 +190,15 @@ mod tests {
         let snapshot = stats.snapshot();
         assert_eq!(snapshot.to_string(), "accepted 3, closed_by_peer 1");
         assert_eq!((snapshot.open(), snapshot.closed()), (2, 1));
+    }
+
+    #[test]
+    fn everything_is_named_where_it_is_asked_for() {
+        let stats = Stats::default();
+        stats.accepted.add(3);
+        let text = format!("{:#}", stats.snapshot());
+        assert!(text.starts_with("accepted 3, refused 0, closed_by_peer 0, "), "{text}");
+        assert!(text.ends_with(", open 3, accept_paused false, uptime 0s"), "{text}");
+        assert_eq!(text.lines().count(), 1);
     }
 }

@@ -25,6 +25,8 @@ pub(super) fn start(level: LevelFilter) {
     let kept = SharedLines::new(StandardError::open());
     let format = env_logger::Builder::new()
         .filter_level(level)
+        // What a signal asked for is shown at every level.
+        .filter_module("evecho::report", LevelFilter::Info)
         .write_style(anstream::AutoStream::choice(&io::stderr()).into())
         .parse_default_env()
         .format_target(false)

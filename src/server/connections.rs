@@ -7,6 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use slab::Slab;
@@ -196,6 +197,7 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
             }
         }
         std::mem::take(&mut self.traffic).count(&self.stats);
+        self.stats.accept_paused.store(self.acceptor.pause.is_some(), Ordering::Relaxed);
     }
 
     /// Takes the rest of the backlog, then lets nobody in any more. Who is here may go on until

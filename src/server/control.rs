@@ -1,17 +1,15 @@
 //! How a running server is told to stop, and to say how it is doing.
 
-use std::fmt;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use mio::{Events, Interest, Poll, Token, Waker};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use signal_hook_mio::v1_0::Signals;
+use mio::{Events, Poll, Token, Waker};
 
 use super::clock::Moment;
 use super::connection::LINGER_TIME;
+use super::signals::{Request, Signals};
 use crate::stats::{Snapshot, Stats};
 
 /// The token of a handle that wants to be heard.
@@ -41,6 +39,9 @@ pub(super) enum Stop {
     /// At once.
     Now,
 }
+
+/// The log target of the counters that a signal asked for: a log that is otherwise quiet shows it.
+const REPORT_TARGET: &str = "evecho::report";
 
 /// When a drain does what. Everything is over when the timeout is, from the signal on.
 #[derive(Debug, Clone, Copy)]
@@ -111,22 +112,12 @@ impl Handle {
 }
 
 /// The server's side of its handles, and its signals.
+#[derive(Debug)]
 pub(super) struct Control {
     handle: Handle,
     signals: Option<Signals>,
     /// A signal has begun the drain: the next one ends it.
     stop_signal: bool,
-}
-
-impl fmt::Debug for Control {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Control { handle, signals, stop_signal } = self;
-        f.debug_struct("Control")
-            .field("handle", handle)
-            .field("signals", &signals.is_some())
-            .field("stop_signal", stop_signal)
-            .finish()
-    }
 }
 
 impl Control {
@@ -135,11 +126,7 @@ impl Control {
         let waker = Waker::new(poll.registry(), WAKE)?;
         let signals = match with_signals {
             false => None,
-            true => {
-                let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
-                poll.registry().register(&mut signals, SIGNAL, Interest::READABLE)?;
-                Some(signals)
-            }
+            true => Some(Signals::take(poll.registry(), SIGNAL)?),
         };
         let shared = Shared { waker, stop: AtomicU8::new(0), stats };
         Ok(Control { handle: Handle { shared: Arc::new(shared) }, signals, stop_signal: false })
@@ -151,14 +138,15 @@ impl Control {
 
     /// Takes the signals that have come; to be called when the signal token has an event.
     pub(super) fn take_signals(&mut self) {
-        for signal in self.signals.iter_mut().flat_map(Signals::pending) {
-            if signal == SIGUSR1 {
-                log::info!("{}", self.handle.stats());
-            } else if self.stop_signal {
-                self.handle.abort();
-            } else {
-                self.stop_signal = true;
-                self.handle.drain();
+        for request in self.signals.iter_mut().flat_map(Signals::requests) {
+            match request {
+                // For whoever watches the log, at whatever level: somebody asked.
+                Request::Report => log::info!(target: REPORT_TARGET, "{:#}", self.handle.stats()),
+                Request::Stop if self.stop_signal => self.handle.abort(),
+                Request::Stop => {
+                    self.stop_signal = true;
+                    self.handle.drain();
+                }
             }
         }
     }

@@ -13,6 +13,7 @@ mod iterative;
 mod memory;
 mod peer;
 mod ready;
+mod signals;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod simulation;
 

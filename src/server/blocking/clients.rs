@@ -98,10 +98,10 @@ impl Clients {
         if full(&slots) && self.phase() == Phase::Serving {
             let open = slots.streams.len();
             slots.admission.pause_full(open, self.clock.now());
-            slots.awaited = true;
+            self.begin_wait(&mut slots);
             let waits = |slots: &mut Slots| full(slots) && self.phase() == Phase::Serving;
             slots = self.changed.wait_while(slots, waits).unwrap_or_else(PoisonError::into_inner);
-            slots.awaited = false;
+            self.end_wait(&mut slots);
         }
         !full(&slots)
     }
@@ -109,12 +109,22 @@ impl Clients {
     /// Waits until somebody has left, or for a while. False when there is no use in another try.
     pub(super) fn wait_for_resources(&self) -> bool {
         let mut slots = self.lock();
-        slots.awaited = true;
+        self.begin_wait(&mut slots);
         let left = slots.left;
         let waits = |slots: &mut Slots| slots.left == left && self.phase() == Phase::Serving;
         let waited = self.changed.wait_timeout_while(slots, ACCEPT_RETRY, waits);
-        waited.unwrap_or_else(PoisonError::into_inner).0.awaited = false;
+        self.end_wait(&mut waited.unwrap_or_else(PoisonError::into_inner).0);
         self.phase() == Phase::Serving
+    }
+
+    fn begin_wait(&self, slots: &mut Slots) {
+        slots.awaited = true;
+        self.stats.accept_paused.store(true, Ordering::Relaxed);
+    }
+
+    fn end_wait(&self, slots: &mut Slots) {
+        slots.awaited = false;
+        self.stats.accept_paused.store(false, Ordering::Relaxed);
     }
 
     /// Tells of a thread that could not be started, then waits until another try may do better.

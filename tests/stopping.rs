@@ -1,0 +1,196 @@
+//! How a server ends, seen from the process that it is in: its signals, and what is theirs again.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod common;
+
+use std::env;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+
+use common::{DEADLINE, config_with, wait_until};
+use evecho::{Config, Server};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// This test again, in a process of its own, playing the part that is named here.
+const PART: &str = "EVECHO_TEST_PART";
+
+fn with_signals() -> Config {
+    config_with(|config| config.signals = true)
+}
+
+/// A process that plays a part, and says a word when it has come to where the signal is due.
+struct Process {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Process {
+    fn playing(part: &str) -> Process {
+        Process::playing_under(part, Command::new(env::current_exe().unwrap()))
+    }
+
+    fn playing_under(part: &str, mut command: Command) -> Process {
+        command.args(["--exact", "a_part", "--nocapture"]).env(PART, part);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let mut process = Process { child, output };
+        process.wait_for("ready");
+        process
+    }
+
+    fn wait_for(&mut self, word: &str) {
+        let mut line = String::new();
+        while !line.contains(word) {
+            line.clear();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it ends before '{word}'");
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    fn ended(mut self) -> ExitStatus {
+        let mut rest = String::new();
+        self.output.read_to_string(&mut rest).unwrap();
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Says that the signal is due, and waits for it.
+fn await_signal() -> ! {
+    println!("ready");
+    std::thread::sleep(DEADLINE);
+    panic!("no signal came, or it was swallowed");
+}
+
+/// What the processes of the other tests do.
+#[test]
+fn a_part() {
+    let Ok(part) = env::var(PART) else { return };
+    match part.as_str() {
+        "runs" => {
+            let server = Server::bind(with_signals()).unwrap();
+            println!("ready");
+            server.run().unwrap();
+        }
+        "has ended" => {
+            let server = Server::bind(with_signals()).unwrap();
+            server.handle().drain();
+            server.run().unwrap();
+            await_signal();
+        }
+        "was dropped" => {
+            drop(Server::bind(with_signals()).unwrap());
+            await_signal();
+        }
+        "failed to bind" => {
+            let other = Server::bind(config_with(|_| ())).unwrap();
+            let mut config = with_signals();
+            config.port = other.local_addrs()[0].port();
+            Server::bind(config).unwrap_err();
+            await_signal();
+        }
+        "one of two has ended" => {
+            let other = Server::bind(with_signals()).unwrap();
+            drop(Server::bind(with_signals()).unwrap());
+            println!("ready");
+            other.run().unwrap();
+        }
+        "again" => {
+            drop(Server::bind(with_signals()).unwrap());
+            let server = Server::bind(with_signals()).unwrap();
+            println!("ready");
+            server.run().unwrap();
+        }
+        "has a handler of its own" => {
+            let caught = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let flag = std::sync::Arc::clone(&caught);
+            signal_hook::flag::register(signal_hook::consts::SIGTERM, flag).unwrap();
+            drop(Server::bind(with_signals()).unwrap());
+            println!("ready");
+            wait_until("the handler is called", || {
+                caught.load(std::sync::atomic::Ordering::SeqCst)
+            });
+        }
+        part => panic!("no such part: {part}"),
+    }
+}
+
+#[test]
+fn signals_drain_a_server() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        for part in ["runs", "one of two has ended", "again"] {
+            let process = Process::playing(part);
+            process.signal(signal);
+            assert_eq!(process.ended().code(), Some(0), "{signal}, {part}");
+        }
+    }
+}
+
+#[test]
+fn signals_are_the_processs_again_when_the_server_is_gone() {
+    for part in ["has ended", "was dropped", "failed to bind"] {
+        for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR1] {
+            let process = Process::playing(part);
+            process.signal(signal);
+            assert_eq!(process.ended().signal(), Some(signal as i32), "{signal}, {part}");
+        }
+    }
+}
+
+#[test]
+fn a_handler_that_was_there_before_is_called_afterwards() {
+    let process = Process::playing("has a handler of its own");
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.ended().code(), Some(0));
+}
+
+#[test]
+fn a_hangup_is_ignored_where_it_was() {
+    let mut nohup = Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(env::current_exe().unwrap());
+    let process = Process::playing_under("runs", nohup);
+    process.signal(Signal::SIGHUP);
+    assert!(!catches(process.child.id(), Signal::SIGHUP));
+    process.signal(Signal::SIGTERM);
+    assert_eq!(process.ended().code(), Some(0));
+}
+
+/// Whether a process catches a signal (proc_pid_status(5)).
+fn catches(pid: u32, signal: Signal) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1
+}
+
+#[cfg(feature = "cli")]
+#[test]
+fn a_quiet_server_answers_who_asks_for_its_counters() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evecho"));
+    command.args(["-q", "--port", "0", "--bind", "127.0.0.1"]).env_remove("RUST_LOG");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let pid = Pid::from_raw(child.id() as i32);
+    // The last of its signals: all others are caught with it.
+    wait_until("it catches signals", || catches(child.id(), Signal::SIGHUP));
+    kill(pid, Signal::SIGUSR1).unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    for shown in ["accepted 0, refused 0, ", ", open 0", ", accept_paused false", ", uptime "] {
+        assert!(line.contains(shown), "{line}");
+    }
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    line.clear();
+    assert_eq!(log.read_to_string(&mut line).unwrap(), 0, "{line}");
+}
