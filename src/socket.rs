@@ -57,7 +57,8 @@ impl std::error::Error for BindError {
 
 /// How often a port that the system picked for TCP may turn out to be taken for UDP.
 const PICKS: usize = 32;
-/// What is asked for; the system gives at most net.core.rmem_max. A burst waits here.
+/// What is asked for; the system gives at most net.core.rmem_max and net.core.wmem_max. A burst waits
+/// here, and on the way out what is for neighbours that do not answer: 208 KiB for each.
 const DATAGRAM_BUFFER: usize = 4 << 20;
 
 /// Binds all that `config` names, on one port.
@@ -156,20 +157,23 @@ fn open_at(
         socket.set_out_of_band_inline(true)?;
     } else {
         socket.set_recv_buffer_size(DATAGRAM_BUFFER)?;
-        if address.ip().is_unspecified() {
-            want_destination(&socket, address.is_ipv6())?;
+        // Where the process may (CAP_NET_ADMIN), as much as is asked for.
+        if setsockopt(&socket, sockopt::SndBufForce, &DATAGRAM_BUFFER).is_err() {
+            socket.set_send_buffer_size(DATAGRAM_BUFFER)?;
         }
+        want_destination(&socket, address.is_ipv6(), everywhere)?;
     }
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
-/// Has each datagram tell which of our addresses it was sent to, so that the reply can leave from
-/// there (ip(7), ipv6(7)).
-fn want_destination(socket: &Socket, ipv6: bool) -> io::Result<()> {
+/// Has each datagram tell which address it was sent to, so that the reply can leave from there, or
+/// there is none, since it was a broadcast (ip(7), ipv6(7)). Only the IPv4 option tells broadcasts.
+fn want_destination(socket: &Socket, ipv6: bool, everywhere: bool) -> io::Result<()> {
     if ipv6 {
         setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
-    } else {
+    }
+    if !ipv6 || everywhere {
         setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
     }
     Ok(())

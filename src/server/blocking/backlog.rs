@@ -80,6 +80,6 @@ impl<'a> Backlog<'a> {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut all = vec![readable(self.until_stop.as_fd())];
         all.extend(self.listeners.iter().map(|listener| readable(listener.as_fd())));
-        wait_for_any(&mut all)
+        wait_for_any(&mut all, None)
     }
 }

@@ -37,7 +37,7 @@ use super::admission::Rules;
 use super::clock::{Moment, round_up};
 use super::control::{self, Control, Drain, Handle, Stop};
 use super::guard::Guard;
-use super::udp::Datagrams;
+use super::udp::{BoundSocket, Endpoint};
 use crate::protocol::{Service, Session};
 
 /// Runs a blocking design, which has `rules` for its clients. What it does with those who come is
@@ -69,7 +69,7 @@ pub(super) fn run<V: Service + Clone + Send>(
                 let (stop, stats) = (until_stop.try_clone()?, Arc::clone(&stats));
                 let session = Session::new(config.protocol, service.clone());
                 spawn(scope, "udp", report.clone(), move || {
-                    let datagrams = Datagrams::new(socket, session, config.udp_offload, stats);
+                    let datagrams = Endpoint::bound(socket, session, config.udp_offload, stats);
                     answer(datagrams, &stop, guard, clients)
                 })?;
             }
@@ -178,7 +178,7 @@ impl Controller<'_> {
 
 /// Answers the datagrams of a socket, until the server is to stop.
 fn answer<V: Service>(
-    mut datagrams: Datagrams<V>,
+    mut datagrams: Endpoint<BoundSocket, V>,
     until_stop: &PipeReader,
     guard: &Mutex<Guard>,
     clients: &Clients,
@@ -186,13 +186,14 @@ fn answer<V: Service>(
     let guard = || guard.lock().unwrap_or_else(PoisonError::into_inner);
     let clock = clients.clock();
     while clients.phase() == Phase::Serving {
+        datagrams.turn(&mut guard(), clock.now());
         if datagrams.can_act() {
-            datagrams.turn(&mut guard(), clock.now());
             continue;
         }
         let stop = PollFd::new(until_stop.as_fd(), PollFlags::POLLIN);
         let mut both = [datagrams.poll_fd(), stop];
-        wait_for_any(&mut both)?;
+        let left = datagrams.deadline().map(|deadline| deadline - clock.now());
+        wait_for_any(&mut both, left)?;
         let events = both[0].revents().unwrap_or(PollFlags::all());
         let failed = events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
         let readable = failed || events.contains(PollFlags::POLLIN);
@@ -203,9 +204,11 @@ fn answer<V: Service>(
     Ok(())
 }
 
-/// Waits for an event of any of them. Being interrupted is one.
-fn wait_for_any(all: &mut [PollFd<'_>]) -> io::Result<()> {
-    match nix::poll::poll(all, PollTimeout::NONE) {
+/// Waits for an event of any of them, for so long at the most. Being interrupted is one.
+fn wait_for_any(all: &mut [PollFd<'_>], most: Option<Duration>) -> io::Result<()> {
+    let timeout =
+        most.map(|most| PollTimeout::try_from(round_up(most)).unwrap_or(PollTimeout::MAX));
+    match nix::poll::poll(all, timeout.unwrap_or(PollTimeout::NONE)) {
         Ok(_) | Err(Errno::EINTR) => Ok(()),
         Err(error) => Err(error.into()),
     }

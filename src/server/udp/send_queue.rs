@@ -1,7 +1,8 @@
 //! The replies of a turn, and which of them may leave in one call. Pure: it is told what was answered.
 
-use std::net::SocketAddr;
 use std::ops::Range;
+
+use super::route::Route;
 
 use crate::protocol::MAX_DATAGRAM;
 
@@ -24,21 +25,6 @@ pub(super) enum Place {
     Room,
     /// The service wrote it.
     Written,
-}
-
-/// Where a datagram came from and went to: the way back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Route {
-    /// As the socket has it: IPv4-mapped where the socket is an IPv6 one.
-    pub(super) peer: SocketAddr,
-    pub(super) local: Option<Local>,
-}
-
-/// Which of our addresses a datagram was sent to, where the socket has several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Local {
-    V4([u8; 4]),
-    V6([u8; 16]),
 }
 
 /// Whether a reply may share a call with others.
@@ -76,7 +62,7 @@ pub(super) struct Call {
 
 /// A queue of replies. Those to one peer keep their order.
 #[derive(Debug)]
-pub(super) struct Replies {
+pub(super) struct SendQueue {
     pieces: Vec<Linked>,
     runs: Vec<Run>,
     /// Runs that are gone.
@@ -91,10 +77,10 @@ struct Linked {
     next: usize,
 }
 
-impl Replies {
+impl SendQueue {
     pub(super) fn new() -> Self {
         let (pieces, runs) = (Vec::new(), Vec::new());
-        Replies { pieces, runs, sent: 0, latest: vec![0; PEERS].into_boxed_slice() }
+        SendQueue { pieces, runs, sent: 0, latest: vec![0; PEERS].into_boxed_slice() }
     }
 
     pub(super) fn clear(&mut self) {
@@ -133,10 +119,10 @@ impl Replies {
         }
     }
 
-    /// What is to leave next: a whole run, or without `join` one reply.
-    pub(super) fn next_call(&self, join: bool) -> Option<Call> {
+    /// What is to leave next: a whole run where its route `may_join`, else one reply.
+    pub(super) fn next_call(&self, may_join: impl FnOnce(&Route) -> bool) -> Option<Call> {
         let &Run { route, segment, length, count, .. } = self.runs.get(self.sent)?;
-        if join && count > 1 {
+        if count > 1 && may_join(&route) {
             let segment = u16::try_from(segment).expect("a reply is no longer than a datagram");
             return Some(Call { count, length, segment: Some(segment), route });
         }
@@ -202,6 +188,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::route::Local;
     use super::*;
 
     /// A reply, and what decides whether it may share a call.
@@ -246,27 +233,27 @@ mod tests {
         })
     }
 
-    fn queue(pushed: &[Pushed]) -> Replies {
-        let mut replies = Replies::new();
+    fn queue(pushed: &[Pushed]) -> SendQueue {
+        let mut queue = SendQueue::new();
         // What an earlier turn has left behind.
         for (reply, route, joining) in pushed.iter().rev() {
-            replies.push(reply.clone(), *route, *joining);
+            queue.push(reply.clone(), *route, *joining);
         }
-        replies.clear();
+        queue.clear();
         for (reply, route, joining) in pushed {
-            replies.push(reply.clone(), *route, *joining);
+            queue.push(reply.clone(), *route, *joining);
         }
-        replies
+        queue
     }
 
     /// Takes everything out: each call with the datagrams that leave in it.
-    fn calls(mut replies: Replies, join: impl Fn(usize) -> bool) -> Vec<(Call, Vec<Piece>)> {
+    fn calls(mut queue: SendQueue, join: impl Fn(usize) -> bool) -> Vec<(Call, Vec<Piece>)> {
         let mut calls = Vec::new();
-        while let Some(call) = replies.next_call(join(calls.len())) {
-            calls.push((call, datagrams(call, replies.pieces(call))));
-            replies.advance(call);
+        while let Some(call) = queue.next_call(|_| join(calls.len())) {
+            calls.push((call, datagrams(call, queue.pieces(call))));
+            queue.advance(call);
         }
-        assert!(replies.is_empty());
+        assert!(queue.is_empty());
         calls
     }
 
@@ -326,16 +313,16 @@ mod tests {
         /// Equal ones leave in few calls, whoever else's are between them.
         #[test]
         fn equal_datagrams_are_joined(count in 1_usize..300, length in 1_usize..1_421, peers in 1_u16..50) {
-            let mut replies = Replies::new();
+            let mut queue = SendQueue::new();
             for _ in 0..count {
                 for port in 1..=peers {
                     let peer = SocketAddrV4::new([192, 0, 2, 1].into(), port).into();
                     let reply = Piece { place: Place::Room, bytes: 0..length };
-                    replies.push(reply, Route { peer, local: None }, Joining::Unasked);
+                    queue.push(reply, Route { peer, local: None }, Joining::Unasked);
                 }
             }
             let fit = MAX_SEGMENTS.min(MAX_DATAGRAM / length);
-            prop_assert_eq!(calls(replies, |_| true).len(), count.div_ceil(fit) * usize::from(peers));
+            prop_assert_eq!(calls(queue, |_| true).len(), count.div_ceil(fit) * usize::from(peers));
         }
     }
 }

@@ -1,0 +1,269 @@
+//! The one place where datagrams meet the system: recvmsg(2) and sendmmsg(2), with their control data.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::libc::{cmsghdr, in_addr, in_pktinfo, in6_addr, in6_pktinfo};
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmsg,
+    sendmmsg, setsockopt, sockopt,
+};
+
+use super::route::{Local, Route};
+use super::{Received, Socket};
+
+/// A bound, non-blocking UDP socket.
+pub(in crate::server) struct BoundSocket {
+    socket: UdpSocket,
+    /// Whether it has several addresses, so that replies have to name theirs.
+    wildcard: bool,
+    /// Room for what comes beside a datagram.
+    control: Vec<u8>,
+    headers: Headers,
+}
+
+impl BoundSocket {
+    /// Takes the socket; `offload` becomes false where the kernel has no segmentation offload.
+    pub(super) fn new(socket: UdpSocket, offload: &mut bool) -> Self {
+        // A kernel that knows one of the two knows both (udp(7)).
+        *offload = *offload && setsockopt(&socket, sockopt::UdpGroSegment, &true).is_ok();
+        let address = socket.local_addr().ok();
+        BoundSocket {
+            wildcard: address.is_none_or(|address| address.ip().is_unspecified()),
+            headers: Headers::new(address.is_some_and(|address| address.is_ipv6())),
+            control: cmsg_space!(in_pktinfo, in6_pktinfo, i32),
+            socket,
+        }
+    }
+
+    /// What a thread that has nothing else to do waits for.
+    pub(super) fn poll_fd(&self, events: PollFlags) -> PollFd<'_> {
+        PollFd::new(self.socket.as_fd(), events)
+    }
+}
+
+impl Socket for BoundSocket {
+    fn receive(&mut self, room: &mut [u8]) -> Result<Received, Errno> {
+        let mut room = [IoSliceMut::new(room)];
+        let message = recvmsg::<SockaddrStorage>(
+            self.socket.as_raw_fd(),
+            &mut room,
+            Some(&mut self.control),
+            MsgFlags::empty(),
+        )?;
+        let peer = message.address.as_ref().and_then(socket_address).ok_or(Errno::EAFNOSUPPORT)?;
+        let mut received = Received {
+            length: message.bytes,
+            segment: None,
+            truncated: message.flags.contains(MsgFlags::MSG_TRUNC),
+            to_us_alone: true,
+            route: Route { peer, local: None },
+        };
+        // Control data that were cut would be an error here: without them there is no way back.
+        for control in message.cmsgs()? {
+            received.note(control);
+        }
+        if !self.wildcard {
+            received.route.local = None;
+        }
+        Ok(received)
+    }
+
+    fn send(
+        &mut self,
+        pieces: &[IoSlice<'_>],
+        segment: Option<u16>,
+        route: &Route,
+    ) -> Result<(), Errno> {
+        self.headers.send(&self.socket, pieces, segment, route)
+    }
+}
+
+impl Received {
+    /// Takes what stood beside the datagram (udp(7), ip(7), ipv6(7)).
+    fn note(&mut self, control: ControlMessageOwned) {
+        match control {
+            ControlMessageOwned::UdpGroSegments(size) => self.segment = usize::try_from(size).ok(),
+            // For a datagram to a group or to everyone, the second is an address of ours all the same.
+            // Where the datagram came before the option was set, it is not known.
+            ControlMessageOwned::Ipv4PacketInfo(in_pktinfo { ipi_addr, ipi_spec_dst, .. }) => {
+                let (to, ours) = (ipi_addr.s_addr, ipi_spec_dst.s_addr);
+                self.to_us_alone &= ours == to || ours == 0;
+                // An IPv6 socket says it the other way, too.
+                self.route.local.get_or_insert(Local::V4(to.to_ne_bytes()));
+            }
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
+                self.to_us_alone &= !address.is_multicast();
+                let interface = if address.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
+                self.route.local = Some(Local::V6(address.octets(), interface));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v6 = address.as_sockaddr_in6().map(|&address| SocketAddrV6::from(address).into());
+    v6.or_else(|| address.as_sockaddr_in().map(|&address| SocketAddrV4::from(address).into()))
+}
+
+/// Headers for sending, made once: nix would otherwise allocate control data for each message.
+struct Headers {
+    /// Alone, and no address to leave from.
+    bare: MultiHeaders<SockaddrStorage>,
+    segmented: MultiHeaders<SockaddrStorage>,
+    from: MultiHeaders<SockaddrStorage>,
+    from_segmented: MultiHeaders<SockaddrStorage>,
+}
+
+impl Headers {
+    fn new(ipv6: bool) -> Self {
+        let (from, from_segmented) = if ipv6 {
+            (alone::<in6_pktinfo>(), cmsg_space!(in6_pktinfo, u16))
+        } else {
+            (alone::<in_pktinfo>(), cmsg_space!(in_pktinfo, u16))
+        };
+        Headers {
+            bare: MultiHeaders::preallocate(1, None),
+            segmented: MultiHeaders::preallocate(1, Some(cmsg_space!(u16))),
+            from: MultiHeaders::preallocate(1, Some(from)),
+            from_segmented: MultiHeaders::preallocate(1, Some(from_segmented)),
+        }
+    }
+
+    /// Sends `pieces` back on `route`, cut into datagrams of `segment` bytes where that is given.
+    fn send(
+        &mut self,
+        socket: &UdpSocket,
+        pieces: &[IoSlice<'_>],
+        segment: Option<u16>,
+        route: &Route,
+    ) -> Result<(), Errno> {
+        let (v4, v6);
+        let from = match route.local {
+            None => None,
+            Some(Local::V4(address)) => {
+                v4 = in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(address) },
+                    ipi_addr: in_addr { s_addr: 0 },
+                };
+                Some(ControlMessage::Ipv4PacketInfo(&v4))
+            }
+            Some(Local::V6(s6_addr, ipi6_ifindex)) => {
+                v6 = in6_pktinfo { ipi6_addr: in6_addr { s6_addr }, ipi6_ifindex };
+                Some(ControlMessage::Ipv6PacketInfo(&v6))
+            }
+        };
+        let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+        let to = [Some(SockaddrStorage::from(route.peer))];
+        let pieces = [pieces];
+        let send = |headers, controls: &[ControlMessage<'_>]| {
+            sendmmsg(socket.as_raw_fd(), headers, &pieces, to, controls, MsgFlags::empty())
+                .map(drop)
+        };
+        match (from, segments) {
+            (None, None) => send(&mut self.bare, &[]),
+            (None, Some(segments)) => send(&mut self.segmented, &[segments]),
+            (Some(from), None) => send(&mut self.from, &[from]),
+            (Some(from), Some(segments)) => send(&mut self.from_segmented, &[from, segments]),
+        }
+    }
+}
+
+/// Room for one control message without the padding behind it, which would only make the kernel
+/// allocate: control data of up to 36 bytes stand on its stack.
+fn alone<T>() -> Vec<u8> {
+    Vec::with_capacity(size_of::<cmsghdr>() + size_of::<T>())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+    use crate::config::{Config, Transport};
+
+    const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
+
+    /// A socket as the server has it, its address, and whether it is an IPv6 one.
+    fn bound(bind: &[IpAddr]) -> (BoundSocket, SocketAddr) {
+        let mut config = Config::default();
+        (config.port, config.bind, config.transport) = (0, bind.to_vec(), Transport::Udp);
+        let socket = crate::socket::bind(&config).unwrap().datagrams.remove(0);
+        let address = socket.local_addr().unwrap();
+        (BoundSocket::new(socket, &mut true), address)
+    }
+
+    /// The socket receives what is sent to `to`, and answers it.
+    fn exchange(socket: &mut BoundSocket, port: u16, to: Ipv4Addr) -> (Received, UdpSocket) {
+        let client = UdpSocket::bind((LOOPBACK, 0)).unwrap();
+        client.set_broadcast(true).unwrap();
+        client.send_to(b"question", (to, port)).unwrap();
+        let mut room = [0; 100];
+        let received = socket.receive(&mut room).unwrap();
+        assert_eq!(&room[..received.length], b"question");
+        (received, client)
+    }
+
+    fn everywhere() -> [(BoundSocket, SocketAddr); 2] {
+        [bound(&[]), bound(&[Ipv4Addr::UNSPECIFIED.into()])]
+    }
+
+    /// One address to leave from is control data of 36 bytes at the most, which stand on the kernel's
+    /// stack (___sys_sendmsg): this holds only as long as nix takes the capacity for the length, and
+    /// wants no padding behind the last message.
+    #[test]
+    fn an_address_to_leave_from_takes_no_allocation() {
+        assert_eq!(alone::<in6_pktinfo>().capacity(), 36);
+        assert!(alone::<in_pktinfo>().capacity() <= 36);
+        for (mut socket, address) in everywhere() {
+            let to = Ipv4Addr::new(127, 3, 2, 1);
+            let (received, client) = exchange(&mut socket, address.port(), to);
+            assert_ne!(received.route.local, None);
+            // More than once, since the headers are used again.
+            for segment in [None, Some(3), None, Some(3)] {
+                socket.send(&[IoSlice::new(b"answer")], segment, &received.route).unwrap();
+                let mut room = [0; 100];
+                for part in if segment.is_some() { &["ans", "wer"][..] } else { &["answer"] } {
+                    let (length, from) = client.recv_from(&mut room).unwrap();
+                    assert_eq!(&room[..length], part.as_bytes());
+                    assert_eq!(from, SocketAddr::from((to, address.port())));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_broadcast_is_told_from_a_question_to_us() {
+        let port = |address: &SocketAddr| address.port();
+        for (mut socket, address) in everywhere() {
+            let (received, _) = exchange(&mut socket, port(&address), LOOPBACK);
+            assert!(received.to_us_alone);
+            let everyone = Ipv4Addr::new(127, 255, 255, 255);
+            let (received, _) = exchange(&mut socket, port(&address), everyone);
+            assert!(!received.to_us_alone, "{address}");
+        }
+        let everyone = Ipv4Addr::new(127, 255, 255, 255);
+        let (mut socket, address) = bound(&[everyone.into()]);
+        let (received, _) = exchange(&mut socket, port(&address), everyone);
+        assert!(!received.to_us_alone);
+    }
+
+    /// Who has one address need not name it.
+    #[test]
+    fn a_socket_with_one_address_leaves_from_there() {
+        let (mut socket, address) = bound(&[LOOPBACK.into()]);
+        let (received, client) = exchange(&mut socket, address.port(), LOOPBACK);
+        assert_eq!(received.route.local, None);
+        for segment in [None, Some(8)] {
+            socket.send(&[IoSlice::new(b"question")], segment, &received.route).unwrap();
+            assert_eq!(client.recv_from(&mut [0; 100]).unwrap(), (8, address));
+        }
+    }
+}
