@@ -7,10 +7,11 @@ use std::time::Duration;
 use anstyle::{AnsiColor, Style};
 use clap::{ArgGroup, ValueEnum};
 use evecho::client::Cancel;
-use evecho::client::check::{self, CASES, CaseReport, Config, Outcome, Report};
+use evecho::client::check::{self, CASES, CaseReport, Config, Group, Outcome, Report};
 use evecho::client::check::{Service, Subject};
 use evecho::client::process::ServerCommand;
 use evecho::client::target::{Target, Transport};
+use evecho::units::time;
 use serde::Serialize;
 
 use super::output::Output;
@@ -19,8 +20,9 @@ use super::{CommandResult, FamilyArgs, cancel_at_signals, supervise, units};
 /// Grade any echo server against the rules that it has to keep
 ///
 /// Each rule is a case with a name and a source (RFC, manual page or advisory). A case passes,
-/// fails, or is skipped with the reason. The exit code is 0 when no case failed, 1 when one did
-/// or nothing could be graded, and 2 on usage.
+/// fails, is skipped with the reason, or is not graded because the server is gone. The exit code is 0
+/// when cases passed and none failed, 1 when one failed, was not graded, or all were skipped, and 2
+/// on usage.
 ///
 /// Several cases measure: grade a server that nobody else uses at the time. Those that need its
 /// process run with --pid or --start, those that forge datagrams as root and on loopback only.
@@ -44,6 +46,9 @@ pub(crate) struct Args {
     /// Grade the upper-case service
     #[arg(long)]
     upper: bool,
+    /// The server ends each TCP connection after the first message: skip what needs more
+    #[arg(long)]
+    once: bool,
     /// Grade TCP alone
     #[arg(long, conflicts_with = "udp_only")]
     tcp_only: bool,
@@ -109,6 +114,7 @@ impl Args {
             (_, true) => Some(Transport::Udp),
             _ => None,
         };
+        config.once = self.once;
         config.only.clone_from(&self.only);
         config.skip.clone_from(&self.skip);
         config.timeout = self.timeout;
@@ -141,6 +147,11 @@ pub(crate) fn run(args: &Args) -> CommandResult {
             report
         }
     };
+    if report.passed + report.failed == 0 {
+        return Err(
+            "nothing was graded: no case that was asked for says anything about this server".into(),
+        );
+    }
     Ok(ExitCode::from(u8::from(!report.all_passed())))
 }
 
@@ -172,30 +183,65 @@ fn text(
     config: &Config,
     cancel: &Cancel,
 ) -> Result<Report, Box<dyn std::error::Error>> {
-    let mut group = None;
+    let mut lines = Lines { group: None, loss: None };
     let mut written = Ok(());
     let report = check::run(config, cancel, |case| {
         if written.is_ok() {
-            let begins = group.replace(case.group) != Some(case.group);
-            written = text_case(out, case, begins);
+            written = lines.write(out, case);
         }
     })?;
     written?;
-    let Report { passed, failed, skipped, address, took, .. } = &report;
-    let style = if *failed > 0 { BAD } else { GOOD };
+    let Report { passed, failed, skipped, not_graded, address, took, .. } = &report;
+    let style = if report.all_passed() { GOOD } else { BAD };
+    let not_graded = match not_graded {
+        0 => String::new(),
+        count => format!(", {count} not graded"),
+    };
     writeln!(
         out,
-        "\n{style}{address}: {passed} passed, {failed} failed, {skipped} skipped{style:#} \
-         {DIM}({:.1} s){DIM:#}",
-        took.as_secs_f64()
+        "\n{style}{address}: {passed} passed, {failed} failed, {skipped} skipped{not_graded}\
+         {style:#} {DIM}({}){DIM:#}",
+        time(*took)
     )?;
+    let from_outside = matches!(config.subject, Subject::Address(_));
+    if from_outside && report.cases.iter().any(is_about_process) {
+        writeln!(out, "{DIM}With --pid or --start, its process is graded too.{DIM:#}")?;
+    }
     Ok(report)
 }
 
-fn text_case(out: &mut impl Write, report: &CaseReport, begins: bool) -> io::Result<()> {
-    if begins {
-        writeln!(out, "{BOLD}{}{BOLD:#}", report.group)?;
+/// Whether a case was skipped that looks at the server's process.
+fn is_about_process(case: &CaseReport) -> bool {
+    case.group == Group::Process && matches!(case.outcome, Outcome::Skipped { .. })
+}
+
+/// What the lines before say.
+struct Lines {
+    group: Option<Group>,
+    /// Why cases are not graded.
+    loss: Option<String>,
+}
+
+impl Lines {
+    fn write(&mut self, out: &mut impl Write, report: &CaseReport) -> io::Result<()> {
+        if self.group.replace(report.group) != Some(report.group) {
+            writeln!(out, "{BOLD}{}{BOLD:#}", report.group)?;
+        }
+        let name = report.name;
+        match &report.outcome {
+            Outcome::NotGraded { reason } if self.loss.as_ref() != Some(reason) => {
+                self.loss = Some(reason.clone());
+                writeln!(out, "  {BAD}none{BAD:#} {name:NAME$} not graded: {reason}")
+            }
+            Outcome::NotGraded { .. } => {
+                writeln!(out, "  {BAD}none{BAD:#} {name:NAME$} {DIM}not graded either{DIM:#}")
+            }
+            _ => text_case(out, report),
+        }
     }
+}
+
+fn text_case(out: &mut impl Write, report: &CaseReport) -> io::Result<()> {
     let CaseReport { name, rule, source, .. } = report;
     match &report.outcome {
         Outcome::Passed => writeln!(out, "  {GOOD}pass{GOOD:#} {name:NAME$} {DIM}{rule}{DIM:#}"),
@@ -207,6 +253,7 @@ fn text_case(out: &mut impl Write, report: &CaseReport, begins: bool) -> io::Res
             "  {BAD}FAIL{BAD:#} {name:NAME$} {rule}\n       expected: {expected}\n       \
              seen:     {BOLD}{seen}{BOLD:#}\n       {DIM}source:   {source}{DIM:#}"
         ),
+        _ => Ok(()),
     }
 }
 
@@ -253,6 +300,11 @@ fn tap_case(
             }
             writeln!(out, "  ...")?;
         }
+        Outcome::NotGraded { reason } => {
+            let reason = serde_json::to_string(reason)?;
+            writeln!(out, "not ok {number} - {name}\n  ---\n  not graded: {reason}\n  ...")?;
+        }
+        _ => {}
     }
     Ok(())
 }

@@ -305,6 +305,16 @@ impl fmt::Display for StartError {
     }
 }
 
+impl StartError {
+    /// The sentence with its cause.
+    pub(super) fn sentence(&self) -> String {
+        match &self.why {
+            Why::Spawn(error) => format!("{self}: {error}"),
+            Why::Ended(..) | Why::Silent(..) => self.to_string(),
+        }
+    }
+}
+
 impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match &self.why {

@@ -137,9 +137,8 @@ const ALL: &[Fault] = &[
 /// Much, for a client of which others must not suffer.
 const MUCH: usize = 512 << 10;
 
-/// Longer than anyone may be kept waiting, and more than others may get meanwhile.
+/// Longer than anyone may be kept waiting.
 const TOO_LONG: Duration = Duration::from_millis(1_200);
-const TOO_MUCH: usize = 32 << 20;
 
 /// What the threads of a double share.
 pub(crate) struct Double {
@@ -157,8 +156,6 @@ struct State {
     open: usize,
     resets: usize,
     with_much: usize,
-    /// Bytes written to those.
-    much: usize,
     streams: Vec<TcpStream>,
     kept: Vec<TcpStream>,
 }
@@ -333,20 +330,6 @@ impl Double {
         }
     }
 
-    /// Waits for longer than anyone may, and on while those with much have not got more than they
-    /// may, unless they get nothing.
-    fn starve(&self) {
-        let enough = self.state().much + TOO_MUCH;
-        loop {
-            let before = self.state().much;
-            thread::sleep(TOO_LONG);
-            let now = self.state().much;
-            if now >= enough || now == before {
-                return;
-            }
-        }
-    }
-
     fn spin_while_many(&self) {
         loop {
             drop(self.changed.wait_timeout(self.state(), Duration::from_millis(5)).unwrap());
@@ -399,7 +382,7 @@ impl Double {
     /// The answer to a datagram, if it gets one.
     fn datagram(&self, data: &[u8], carry: &mut Vec<u8>) -> Option<Vec<u8>> {
         if self.fault == Fault::StarvesDatagrams && self.state().with_much > 0 {
-            self.starve();
+            thread::sleep(TOO_LONG);
         }
         let data = match self.fault {
             Fault::Cuts512 if data.len() == 512 => &data[..511],
@@ -475,9 +458,6 @@ impl<'a> Connection<'a> {
             self.stall();
             let answer = self.answer(&buffer[..length]);
             self.write(&answer)?;
-            if self.much {
-                self.double.state().much += answer.len();
-            }
         }
     }
 
@@ -494,7 +474,7 @@ impl<'a> Connection<'a> {
         let starves = self.double.fault == Fault::Starves && !self.much && !self.delayed;
         if starves && self.double.state().with_much > 0 {
             self.delayed = true;
-            self.double.starve();
+            thread::sleep(TOO_LONG);
         }
     }
 

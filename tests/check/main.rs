@@ -5,7 +5,8 @@
 
 mod double;
 
-use std::net::SocketAddr;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
@@ -32,12 +33,12 @@ const TCP: &[Row] = &[
     (Fault::ResetsAtEnd, "tcp-half-close", "reset"),
     (Fault::KeepsEmptyOpen, "tcp-half-close-empty", "it kept the connection open"),
     (Fault::DropsForTheLate, "tcp-late-reader", "came back as"),
-    (Fault::AcceptsOneByOne, "tcp-idle-peer", "stopped answering after 0 bytes"),
-    (Fault::WritesOneByOne, "tcp-never-reader", "stopped answering after 0 bytes"),
-    (Fault::DiesOfResets, "tcp-reset", "it closed the connection after 0 bytes"),
-    (Fault::Counts, "tcp-churn", "after 0 bytes"),
-    (Fault::TooFew, "tcp-many", "after 0 bytes"),
-    (Fault::Starves, "tcp-fair", "the floods went on"),
+    (Fault::AcceptsOneByOne, "tcp-idle-peer", "stopped answering after 0 B"),
+    (Fault::WritesOneByOne, "tcp-never-reader", "stopped answering after 0 B"),
+    (Fault::DiesOfResets, "tcp-reset", "it closed the connection after 0 B"),
+    (Fault::Counts, "tcp-churn", "after 0 B"),
+    (Fault::TooFew, "tcp-many", "after 0 B"),
+    (Fault::Starves, "tcp-fair", "longest 1."),
     (Fault::WrongOnIpv6, "tcp-both-families", "byte 0 came back as"),
 ];
 
@@ -49,7 +50,7 @@ const UDP: &[Row] = &[
     (Fault::OtherPort, "udp-reply-port", "it came from port"),
     (Fault::OtherAddress, "udp-reply-address", "answered from 127.0.0.1"),
     (Fault::AnswersTwice, "udp-burst", "answered twice"),
-    (Fault::StarvesDatagrams, "udp-beside-tcp", "the floods went on"),
+    (Fault::StarvesDatagrams, "udp-beside-tcp", "one was answered after 1."),
     (Fault::NoUdpOnIpv6, "udp-both-families", "has no UDP socket"),
     (Fault::DiesOfRefusal, "udp-gone-peers", "no datagram came back"),
 ];
@@ -77,7 +78,7 @@ const UPPER: &[Row] = &[
     (Fault::KeepsSharpS, "upper-text", "came back as"),
     (Fault::NoCarry, "upper-split", "came back"),
     (Fault::Replaces, "upper-invalid", "0x3f instead of 0xff"),
-    (Fault::DropsCutEnd, "upper-end", "closed the connection after 4 bytes of 6 bytes"),
+    (Fault::DropsCutEnd, "upper-end", "closed the connection after 4 B of 6 B"),
     (Fault::CarriesOn, "upper-udp", "bytes came instead of"),
 ];
 
@@ -327,7 +328,7 @@ fn tap_has_a_plan_and_says_why() {
                     Service; RFC 768, Length; RFC 1122 section 3.3.2\"\n  expected: \"a datagram of \
                     4096 bytes comes back as it was sent\"\n  seen: \"a datagram of 2048 bytes came \
                     instead of 4096\"\n  ...\nok 2 - udp-empty\nok 3 - process-sigterm # SKIP needs a \
-                    server of its own: give --start\n";
+                    server of its own, which was not asked for\n";
     assert_eq!(text, expected);
 }
 
@@ -338,7 +339,7 @@ fn what_is_not_there_is_skipped_with_the_reason() {
         evecho(&["check", &server, "--tcp-only", "--only", "udp-sizes,process-memory,tcp-bytes"]);
     assert_eq!(output.status.code(), Some(0));
     assert!(text.contains("skip udp-sizes            no UDP: not asked for"), "{text}");
-    assert!(text.contains("needs the server's process: give --pid or --start"), "{text}");
+    assert!(text.contains("needs the server's process, which is not known"), "{text}");
     assert!(text.contains(": 1 passed, 0 failed, 2 skipped"), "{text}");
 }
 
@@ -351,6 +352,58 @@ fn a_process_of_this_machine_is_looked_at() {
         evecho(&["check", &server, "--pid", &pid, "--only", "process-idle,process-sig"]);
     assert!(!text.contains("--pid"), "{text}");
     assert!(text.contains("skip process-sigterm      needs a server of its own"), "{text}");
+}
+
+#[test]
+fn nothing_graded_is_no_success() {
+    let server = Double::start(Fault::None, false).to_string();
+    let (output, text) = evecho(&["check", &server, "--tcp-only", "--only", "udp"]);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains(": 0 passed, 0 failed, "), "{text}");
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.starts_with("evecho: nothing was graded: "), "{error}");
+}
+
+#[test]
+fn a_server_that_is_gone_is_told_once() {
+    // It serves one connection, and then no other.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = thread::spawn(move || {
+        // The first is the probe.
+        let _probe = listener.accept().unwrap();
+        let mut stream = listener.accept().unwrap().0;
+        drop(listener);
+        let _ = io::copy(&mut stream.try_clone().unwrap(), &mut stream);
+    });
+    let (output, text) = evecho(&["check", &address.to_string(), "--only", "tcp,udp-sizes"]);
+    server.join().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let reason = "nothing listens over TCP any more since tcp-sizes";
+    assert!(text.contains(&format!("tcp-bytes            not graded: {reason}")), "{text}");
+    assert_eq!(text.matches(reason).count(), 1, "{text}");
+    let tcp = CASES.iter().filter(|case| case.name.starts_with("tcp")).count();
+    let summary = format!(": 0 passed, 1 failed, 1 skipped, {} not graded", tcp - 1);
+    assert!(text.contains(&summary), "{text}");
+}
+
+#[test]
+fn a_server_that_answers_once_gets_the_cases_that_apply_to_it() {
+    let server = format!("'{}' --once --port {{port}}", env!("CARGO_BIN_EXE_evecho"));
+    let (output, text) = evecho(&["check", "--once", "--timeout", "60s", "--start", &server]);
+    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert!(text.contains("pass tcp-churn") && text.contains("pass udp-sizes"), "{text}");
+    let skipped =
+        "skip tcp-sizes            needs a connection that lasts beyond its first message";
+    assert!(text.contains(skipped), "{text}");
+}
+
+#[test]
+fn no_patience_is_too_long() {
+    let server = Double::start(Fault::None, false).to_string();
+    let (output, text) =
+        evecho(&["check", &server, "--only", "tcp-bytes", "--timeout", "18446744073709551615s"]);
+    assert_eq!(output.status.code(), Some(0), "{text}");
 }
 
 #[test]

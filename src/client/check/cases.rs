@@ -4,10 +4,13 @@ use super::Access::{Look, Start};
 use super::Group::{Loop, Process, Tcp, Udp, Upper};
 use super::{Access, Case, Needs, loops, process, tcp, udp, upper};
 
-const NOTHING: Needs = Needs { tcp: false, udp: false, loopback: false, process: Access::None };
-const TCP: Needs = Needs { tcp: true, ..NOTHING };
+const NOTHING: Needs =
+    Needs { tcp: false, lasting: false, udp: false, loopback: false, process: Access::None };
+/// One exchange on a connection is enough.
+const ONE_EXCHANGE: Needs = Needs { tcp: true, ..NOTHING };
+const TCP: Needs = Needs { lasting: true, ..ONE_EXCHANGE };
 const UDP: Needs = Needs { udp: true, ..NOTHING };
-const BOTH: Needs = Needs { tcp: true, udp: true, ..NOTHING };
+const BOTH: Needs = Needs { udp: true, ..TCP };
 const UDP_ON_LOOPBACK: Needs = Needs { loopback: true, ..UDP };
 
 /// Every case, in the order in which they run.
@@ -25,7 +28,7 @@ pub static CASES: &[Case] = &[
         group: Tcp,
         rule: "all 256 byte values come back: no line ends, NULs or escapes are interpreted",
         source: "RFC 862, TCP Based Echo Service (\"any data received\")",
-        needs: TCP,
+        needs: ONE_EXCHANGE,
         run: tcp::values,
     },
     Case {
@@ -49,7 +52,7 @@ pub static CASES: &[Case] = &[
         group: Tcp,
         rule: "a client that ends its stream without a byte gets the server's FIN",
         source: "RFC 862 (\"until the calling user terminates the connection\"); RFC 9293 section 3.6",
-        needs: TCP,
+        needs: ONE_EXCHANGE,
         run: tcp::half_close_empty,
     },
     Case {
@@ -65,7 +68,7 @@ pub static CASES: &[Case] = &[
         group: Tcp,
         rule: "a client that says nothing does not keep others from being served",
         source: "accept(2), listen(2): a connection that waits in the backlog is not served",
-        needs: TCP,
+        needs: ONE_EXCHANGE,
         run: tcp::idle_peer,
     },
     Case {
@@ -89,7 +92,7 @@ pub static CASES: &[Case] = &[
         group: Tcp,
         rule: "500 connections, opened and closed one by one, are all served",
         source: "RFC 862 (\"listens for TCP connections\")",
-        needs: TCP,
+        needs: ONE_EXCHANGE,
         run: tcp::churn,
     },
     Case {
@@ -103,7 +106,7 @@ pub static CASES: &[Case] = &[
     Case {
         name: "tcp-fair",
         group: Tcp,
-        rule: "beside two floods, round trips have a median within 50 ms and none is over 1 s",
+        rule: "while two floods are served, round trips have a median within 50 ms and none is over 1 s",
         source: "epoll(7), starvation",
         needs: TCP,
         run: tcp::fair,
@@ -113,7 +116,7 @@ pub static CASES: &[Case] = &[
         group: Tcp,
         rule: "a server that listens on IPv4 and on IPv6 echoes on both",
         source: "RFC 862; RFC 3493 section 3.7",
-        needs: TCP,
+        needs: ONE_EXCHANGE,
         run: tcp::both_families,
     },
     Case {
@@ -209,7 +212,7 @@ pub static CASES: &[Case] = &[
         group: Process,
         rule: "with 50 idle connections it uses at most 1 % of a CPU",
         source: "poll(2), epoll_wait(2): waiting costs nothing",
-        needs: Needs { process: Look, ..NOTHING },
+        needs: Needs { lasting: true, process: Look, ..NOTHING },
         run: process::idle_cpu,
     },
     Case {
@@ -225,7 +228,7 @@ pub static CASES: &[Case] = &[
         group: Process,
         rule: "when 100 clients have left, at most 8 more threads than before remain",
         source: "pthread_detach(3), wait(2)",
-        needs: Needs { process: Look, ..TCP },
+        needs: Needs { process: Look, ..ONE_EXCHANGE },
         run: process::threads,
     },
     Case {
@@ -233,7 +236,7 @@ pub static CASES: &[Case] = &[
         group: Process,
         rule: "when 100 clients have left, at most 8 more open descriptors than before remain",
         source: "close(2)",
-        needs: Needs { process: Look, ..TCP },
+        needs: Needs { process: Look, ..ONE_EXCHANGE },
         run: process::descriptors,
     },
     Case {
@@ -242,7 +245,7 @@ pub static CASES: &[Case] = &[
         rule: "with 32 descriptors and 80 clients: those without room wait in the backlog at no \
                CPU, and are served when others leave, with no new client to wake the server",
         source: "accept(2), EMFILE; listen(2), backlog; epoll(7), edge-triggered",
-        needs: Needs { process: Start, ..TCP },
+        needs: Needs { process: Start, ..ONE_EXCHANGE },
         run: process::exhaustion,
     },
     Case {
@@ -282,7 +285,7 @@ pub static CASES: &[Case] = &[
         group: Upper,
         rule: "text comes back in Unicode upper case",
         source: "The Unicode Standard, section 3.13, toUppercase",
-        needs: TCP,
+        needs: ONE_EXCHANGE,
         run: upper::text,
     },
     Case {
@@ -298,7 +301,7 @@ pub static CASES: &[Case] = &[
         group: Upper,
         rule: "bytes that are not UTF-8 come back unchanged",
         source: "RFC 3629 section 3; RFC 862",
-        needs: TCP,
+        needs: ONE_EXCHANGE,
         run: upper::invalid,
     },
     Case {

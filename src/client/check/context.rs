@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::datagram::Post;
+use super::datagram::UdpClient;
 use super::seen::Expecting;
-use super::stream::Wire;
+use super::stream::TcpClient;
 use super::{Access, Config, Error, Service, Stop, Subject};
 use crate::client::pattern;
 use crate::client::process::{ServerProcess, Usage, listens};
@@ -90,8 +90,8 @@ fn has_udp(address: SocketAddr, patience: Duration) -> bool {
     const TRIES: u32 = 3;
     (0..TRIES).any(|_| {
         let deadline = Instant::now() + patience.min(Duration::from_secs(1)) / TRIES;
-        let post = Post::to(address, deadline);
-        post.is_ok_and(|post| post.send(b"EVECHO?").is_ok() && post.receive().is_ok())
+        let client = UdpClient::to(address, deadline);
+        client.is_ok_and(|client| client.send(b"EVECHO?").is_ok() && client.receive().is_ok())
     })
 }
 
@@ -130,18 +130,19 @@ impl<'a> Context<'a> {
     }
 
     /// A connection to the server that gives up when the case does.
-    pub(super) fn connect(&self) -> Result<Wire, Stop> {
-        Wire::connect(self.address(), self.deadline).expecting("the connection is accepted")
+    pub(super) fn connect(&self) -> Result<TcpClient, Stop> {
+        TcpClient::connect(self.address(), self.deadline).expecting("the connection is accepted")
     }
 
     /// A connection whose receive buffer is small, so that it is soon full when not read.
-    pub(super) fn connect_narrow(&self) -> Result<Wire, Stop> {
-        Wire::connect_narrow(self.address(), self.deadline).expecting("the connection is accepted")
+    pub(super) fn connect_narrow(&self) -> Result<TcpClient, Stop> {
+        TcpClient::connect_narrow(self.address(), self.deadline)
+            .expecting("the connection is accepted")
     }
 
     /// A UDP socket that asks the server.
-    pub(super) fn post(&self) -> Result<Post, Stop> {
-        Post::to(self.address(), self.deadline).expecting("a socket to send datagrams from")
+    pub(super) fn udp_client(&self) -> Result<UdpClient, Stop> {
+        UdpClient::to(self.address(), self.deadline).expecting("a socket to send datagrams from")
     }
 
     /// One exchange on a connection of its own or, without TCP, of one datagram.
@@ -150,7 +151,7 @@ impl<'a> Context<'a> {
         let exchange = if self.probe.tcp {
             self.connect()?.exchange(&bytes)
         } else {
-            self.post()?.exchange(&bytes)
+            self.udp_client()?.exchange(&bytes)
         };
         exchange.expecting("a new client is answered")
     }
@@ -169,13 +170,13 @@ impl<'a> Context<'a> {
     /// Starts a server for this case alone, with at most `descriptors` open files.
     pub(super) fn start(&self, descriptors: Option<u64>) -> Result<(ServerProcess, Probe), Stop> {
         let Subject::Command(command) = &self.config.subject else {
-            return Err(Stop::skipped("needs a server of its own: give --start"));
+            return Err(Stop::skipped("needs a server of its own, which was not asked for"));
         };
         let transport = if self.probe.tcp { Transport::Tcp } else { Transport::Udp };
         let start = super::Start { descriptors, ..self.config.start(transport) };
         let server = command
             .start(&start)
-            .map_err(|error| Stop::skipped(format!("no fresh server: {error}")))?;
+            .map_err(|error| Stop::skipped(format!("no fresh server: {}", error.sentence())))?;
         let address = server.address();
         let probe = Probe { address, sibling: loopback_sibling(address), ..self.probe.clone() };
         Ok((server, probe))

@@ -13,13 +13,13 @@ const TRIES: u32 = 4;
 
 /// A UDP socket that asks one server. It is not connected, so it sees answers from elsewhere.
 #[derive(Debug)]
-pub(super) struct Post {
+pub(super) struct UdpClient {
     socket: UdpSocket,
     server: SocketAddr,
     deadline: Instant,
 }
 
-impl Post {
+impl UdpClient {
     pub(super) fn to(server: SocketAddr, deadline: Instant) -> Result<Self, Seen> {
         let from: IpAddr = match server.ip() {
             // From the loopback address itself, whatever address of loopback is asked.
@@ -158,20 +158,20 @@ mod tests {
         let home = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let [server, stranger] = [home; 2].map(|home| UdpSocket::bind(home).unwrap());
         let deadline = Instant::now() + Duration::from_secs(30);
-        let post = Post::to(server.local_addr().unwrap(), deadline).unwrap();
-        let own = post.socket.local_addr().unwrap();
+        let client = UdpClient::to(server.local_addr().unwrap(), deadline).unwrap();
+        let own = client.socket.local_addr().unwrap();
         // All of them are there before the question is sent.
         stranger.send_to(b"stray", own).unwrap();
         server.send_to(b"answer", own).unwrap();
-        assert_eq!(post.converse(b"?", b"answer").unwrap(), server.local_addr().unwrap());
+        assert_eq!(client.converse(b"?", b"answer").unwrap(), server.local_addr().unwrap());
         // The right answer from a wrong address is what some cases look for.
         stranger.send_to(b"answer", own).unwrap();
-        assert_eq!(post.converse(b"?", b"answer").unwrap(), stranger.local_addr().unwrap());
+        assert_eq!(client.converse(b"?", b"answer").unwrap(), stranger.local_addr().unwrap());
         server.send_to(b"answes", own).unwrap();
-        assert!(post.converse(b"?", b"answer").is_err());
+        assert!(client.converse(b"?", b"answer").is_err());
         stranger.send_to(b"stray", own).unwrap();
         server.send_to(b"old", own).unwrap();
         server.send_to(b"!", own).unwrap();
-        post.exchange_at_last(b"!").unwrap();
+        client.exchange_at_last(b"!").unwrap();
     }
 }

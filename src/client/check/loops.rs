@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::Stop;
 use super::context::{Context, payload};
-use super::datagram::Post;
+use super::datagram::UdpClient;
 use super::seen::{Expecting, Seen};
 
 /// `loop-self`: a server that answers goes on for ever, so it gets one of its own, which ends with
@@ -45,24 +45,24 @@ pub(super) fn port_zero(cx: &Context<'_>) -> Result<(), Stop> {
 pub(super) fn echo_port(cx: &Context<'_>) -> Result<(), Stop> {
     const PORTS: [u16; 2] = [7, 19];
     let ip = cx.address().ip();
-    let mut posts = Vec::new();
+    let mut clients = Vec::new();
     let mut reason = String::new();
     for port in PORTS {
-        match Post::from(SocketAddr::new(ip, port), cx.address(), cx.deadline) {
-            Ok(post) => posts.push((port, post)),
+        match UdpClient::from(SocketAddr::new(ip, port), cx.address(), cx.deadline) {
+            Ok(client) => clients.push((port, client)),
             Err(Seen::Here(why) | Seen::Server(why)) => reason = why,
         }
     }
-    if posts.is_empty() {
+    if clients.is_empty() {
         return Err(Stop::skipped(format!("{reason}; it needs root, and a free port 7 or 19")));
     }
     let expected = "a datagram from another echo or chargen service is not answered";
-    for (_, post) in &posts {
-        post.send(&payload(41, 50)).expecting(expected)?;
+    for (_, client) in &clients {
+        client.send(&payload(41, 50)).expecting(expected)?;
     }
     fenced(cx)?;
-    for (port, post) in &posts {
-        let answer = post.receive_within(Duration::ZERO).expecting(expected)?;
+    for (port, client) in &clients {
+        let answer = client.receive_within(Duration::ZERO).expecting(expected)?;
         if answer.is_some_and(|(_, from)| from == cx.address()) {
             return Err(Stop::failed(expected, format!("one from port {port} was answered")));
         }
@@ -75,9 +75,9 @@ const FENCE: usize = 200;
 
 /// Ordinary exchanges: when they are over, what was sent before has been answered, if ever.
 fn fenced(cx: &Context<'_>) -> Result<(), Stop> {
-    let post = cx.post()?;
+    let client = cx.udp_client()?;
     for _ in 0..FENCE {
-        post.exchange_at_last(&payload(42, 50)).expecting("a client is answered after that")?;
+        client.exchange_at_last(&payload(42, 50)).expecting("a client is answered after that")?;
     }
     Ok(())
 }

@@ -28,7 +28,7 @@ mod upper;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -37,7 +37,7 @@ use serde::Serialize;
 use self::context::{Context, Probe};
 use super::Cancel;
 use super::process::{ServerCommand, ServerProcess, Start, StartError, Usage, listens};
-use super::target::{self, Target, Transport};
+use super::target::{self, LONGEST_WAIT, Target, Transport};
 
 pub use self::cases::CASES;
 
@@ -71,11 +71,14 @@ pub struct Config {
     pub service: Service,
     /// The only transport to grade; both, as far as the server has them, when `None`.
     pub transport: Option<Transport>,
+    /// Whether it ends each TCP connection after the first message. Cases that need more of one are
+    /// skipped. Default: no.
+    pub once: bool,
     /// Names, or beginnings of names, of the cases to run; all when empty.
     pub only: Vec<String>,
     /// Names, or beginnings of names, of the cases to leave out.
     pub skip: Vec<String>,
-    /// How long one case may wait, in all, for what it expects.
+    /// How long one case may wait, in all, for what it expects; over a day counts as a day.
     pub timeout: Duration,
     /// See [`Start::supervisor`].
     pub supervisor: Vec<OsString>,
@@ -91,6 +94,7 @@ impl Config {
             subject,
             service: Service::Echo,
             transport: None,
+            once: false,
             only: Vec::new(),
             skip: Vec::new(),
             timeout: Self::TIMEOUT,
@@ -171,6 +175,8 @@ impl Case {
 #[derive(Clone, Copy, Debug)]
 struct Needs {
     tcp: bool,
+    /// A TCP connection that carries more than one message.
+    lasting: bool,
     udp: bool,
     loopback: bool,
     process: Access,
@@ -196,13 +202,16 @@ impl Needs {
         if self.udp && !probe.udp {
             return Some(format!("no UDP: {}", probe.no_udp));
         }
+        if self.lasting && context.config.once {
+            return Some("needs a connection that lasts beyond its first message".to_owned());
+        }
         if self.loopback && !probe.address.ip().is_loopback() {
             return Some("done on loopback only".to_owned());
         }
         if self.process > context.access() {
             return Some(match self.process {
-                Access::Start => "needs a server of its own: give --start".to_owned(),
-                _ => "needs the server's process: give --pid or --start".to_owned(),
+                Access::Start => "needs a server of its own, which was not asked for".to_owned(),
+                _ => "needs the server's process, which is not known".to_owned(),
             });
         }
         None
@@ -229,6 +238,7 @@ impl Stop {
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "outcome", rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Outcome {
     /// The server keeps the rule.
     Passed,
@@ -241,6 +251,12 @@ pub enum Outcome {
     },
     /// The case says nothing about this server.
     Skipped {
+        /// Why.
+        reason: String,
+    },
+    /// The case would have been run, but could not be.
+    #[serde(rename = "not graded")]
+    NotGraded {
         /// Why.
         reason: String,
     },
@@ -270,6 +286,8 @@ pub struct CaseReport {
 pub struct Report {
     /// Where the server was asked.
     pub address: SocketAddr,
+    /// How it was started, where it was; `{port}` stands for its port.
+    pub command: Option<String>,
     /// What it is for.
     pub service: Service,
     /// Whether it was graded over TCP.
@@ -282,6 +300,8 @@ pub struct Report {
     pub failed: usize,
     /// How many were skipped.
     pub skipped: usize,
+    /// How many were not graded.
+    pub not_graded: usize,
     /// How long the run took.
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub took: Duration,
@@ -290,9 +310,9 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether no case failed.
+    /// Whether cases passed, and none failed or was not graded.
     pub fn all_passed(&self) -> bool {
-        self.failed == 0
+        self.passed > 0 && self.failed == 0 && self.not_graded == 0
     }
 }
 
@@ -318,8 +338,8 @@ impl fmt::Display for Error {
         match self {
             Self::Target(error) => error.fmt(f),
             Self::Start(error) => error.fmt(f),
-            Self::Pid(pid, error) => {
-                write!(f, "cannot look at process {pid}: {error}; give the server's process id")
+            Self::Pid(pid, _) => {
+                write!(f, "cannot look at process {pid}, which should be the server's")
             }
             Self::Nothing(target) => write!(
                 f,
@@ -329,7 +349,16 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Target(error) => error.source(),
+            Self::Start(error) => error.source(),
+            Self::Pid(_, error) => Some(error),
+            Self::Nothing(_) => None,
+        }
+    }
+}
 
 /// Runs the cases that `config` asks for, and calls `progress` as soon as one has ended. After
 /// `cancel` no other case begins, and the report has those that ran.
@@ -343,38 +372,65 @@ pub fn run(
     mut progress: impl FnMut(&CaseReport),
 ) -> Result<Report, Error> {
     let began = Instant::now();
-    let mut bench = Bench::set_up(config)?;
+    let config = &Config { timeout: config.timeout.min(LONGEST_WAIT), ..config.clone() };
+    let mut grader = Grader::set_up(config)?;
     let mut cases = Vec::new();
     for case in config.cases() {
         if cancel.is_cancelled() {
-            break;
+            grader.lost = Lost::all("the run was stopped");
         }
-        let report = bench.grade(case)?;
+        let report = grader.grade(case);
         progress(&report);
         cases.push(report);
     }
     let count = |is: fn(&Outcome) -> bool| cases.iter().filter(|case| is(&case.outcome)).count();
     Ok(Report {
-        address: bench.probe.address,
+        address: grader.probe.address,
+        command: match &config.subject {
+            Subject::Command(command) => Some(command.to_string()),
+            Subject::Address(_) | Subject::Process(..) => None,
+        },
         service: config.service,
-        tcp: bench.probe.tcp,
-        udp: bench.probe.udp,
+        tcp: grader.probe.tcp,
+        udp: grader.probe.udp,
         passed: count(|outcome| matches!(outcome, Outcome::Passed)),
         failed: count(|outcome| matches!(outcome, Outcome::Failed { .. })),
         skipped: count(|outcome| matches!(outcome, Outcome::Skipped { .. })),
+        not_graded: count(|outcome| matches!(outcome, Outcome::NotGraded { .. })),
         took: began.elapsed(),
         cases,
     })
 }
 
 /// The server under test, and what is known about it.
-struct Bench<'a> {
+struct Grader<'a> {
     config: &'a Config,
     probe: Probe,
     server: Option<ServerProcess>,
+    lost: Lost,
 }
 
-impl<'a> Bench<'a> {
+/// Why the server cannot be asked any more, over each transport.
+#[derive(Default)]
+struct Lost {
+    tcp: Option<String>,
+    udp: Option<String>,
+}
+
+impl Lost {
+    fn all(reason: &str) -> Self {
+        Self { tcp: Some(reason.to_owned()), udp: Some(reason.to_owned()) }
+    }
+
+    /// Why a case cannot be run, which needs this, of a server that had what the probe found.
+    fn prevents(&self, needs: Needs, probe: &Probe) -> Option<&String> {
+        let all_lost = (!probe.tcp || self.tcp.is_some()) && (!probe.udp || self.udp.is_some());
+        let tcp = self.tcp.as_ref().filter(|_| needs.tcp || all_lost);
+        tcp.or(self.udp.as_ref().filter(|_| needs.udp || all_lost))
+    }
+}
+
+impl<'a> Grader<'a> {
     fn set_up(config: &'a Config) -> Result<Self, Error> {
         let (probe, server) = match &config.subject {
             Subject::Address(target) => (Probe::target(target, config)?, None),
@@ -388,24 +444,36 @@ impl<'a> Bench<'a> {
                 (Probe::started(server.address(), config), Some(server))
             }
         };
-        Ok(Self { config, probe, server })
+        Ok(Self { config, probe, server, lost: Lost::default() })
     }
 
-    fn grade(&mut self, case: &'static Case) -> Result<CaseReport, Error> {
+    fn grade(&mut self, case: &'static Case) -> CaseReport {
         let began = Instant::now();
+        let outcome = self.outcome(case);
+        let Case { name, group, rule, source, .. } = *case;
+        CaseReport { name, group, rule, source, outcome, took: began.elapsed() }
+    }
+
+    fn outcome(&mut self, case: &'static Case) -> Outcome {
         let context = Context::new(self.config, &self.probe, self.pid());
-        let ended = match case.needs.missing(&context) {
-            Some(reason) => Err(Stop::Skipped { reason }),
-            None => (case.run)(&context),
-        };
-        let outcome = match ended {
+        if let Some(reason) = case.needs.missing(&context) {
+            return Outcome::Skipped { reason };
+        }
+        if let Some(reason) = self.lost.prevents(case.needs, &self.probe) {
+            return Outcome::NotGraded { reason: reason.clone() };
+        }
+        let outcome = match (case.run)(&context) {
             Ok(()) => Outcome::Passed,
             Err(Stop::Failed { expected, seen }) => Outcome::Failed { expected, seen },
             Err(Stop::Skipped { reason }) => Outcome::Skipped { reason },
         };
-        let outcome = self.replace_the_dead(&outcome)?.unwrap_or(outcome);
-        let Case { name, group, rule, source, .. } = *case;
-        Ok(CaseReport { name, group, rule, source, outcome, took: began.elapsed() })
+        if self.server.is_some() {
+            return self.replace_the_dead(&outcome).unwrap_or(outcome);
+        }
+        if matches!(outcome, Outcome::Failed { .. }) {
+            self.notice_a_loss(case);
+        }
+        outcome
     }
 
     fn pid(&self) -> Option<u32> {
@@ -415,30 +483,55 @@ impl<'a> Bench<'a> {
         }
     }
 
+    /// A server that nobody can start again, and that refuses clients now, is lost.
+    fn notice_a_loss(&mut self, case: &Case) {
+        let reason = |transport| {
+            Some(format!("nothing listens over {transport} any more since {}", case.name))
+        };
+        if self.probe.tcp && self.lost.tcp.is_none() && refuses(self.probe.address) {
+            self.lost.tcp = reason("TCP");
+        }
+        // Elsewhere a loss on the way cannot be told from that.
+        let is_known = self.probe.udp && self.probe.address.ip().is_loopback();
+        if is_known && self.lost.udp.is_none() && !listens(self.probe.address, Transport::Udp) {
+            self.lost.udp = reason("UDP");
+        }
+    }
+
     /// When the case has ended the server, that is its outcome, and the next gets a new one.
-    fn replace_the_dead(&mut self, outcome: &Outcome) -> Result<Option<Outcome>, Error> {
-        let (Subject::Command(command), Some(server)) = (&self.config.subject, &mut self.server)
-        else {
-            return Ok(None);
+    fn replace_the_dead(&mut self, outcome: &Outcome) -> Option<Outcome> {
+        let (Subject::Command(command), Some(server)) = (&self.config.subject, &self.server) else {
+            return None;
         };
         let transport = if self.probe.tcp { Transport::Tcp } else { Transport::Udp };
-        let Some(status) = death(server, transport, outcome, self.config.timeout) else {
-            return Ok(None);
-        };
+        let status = death(server, transport, outcome, self.config.timeout)?;
         let seen = match server.last_words() {
             words if words.is_empty() => format!("it ended ({status}) and said nothing"),
             words => format!("it ended ({status}) and said: {words}"),
         };
-        let server = command.start(&self.config.start(transport)).map_err(Error::Start)?;
-        self.probe = Probe::started(server.address(), self.config);
-        self.server = Some(server);
-        Ok(Some(Outcome::Failed { expected: "the server goes on serving".to_owned(), seen }))
+        match command.start(&self.config.start(transport)) {
+            Ok(server) => {
+                self.probe = Probe::started(server.address(), self.config);
+                self.server = Some(server);
+            }
+            Err(error) => {
+                self.lost = Lost::all(&format!("it cannot be started again: {}", error.sentence()))
+            }
+        }
+        Some(Outcome::Failed { expected: "the server goes on serving".to_owned(), seen })
     }
+}
+
+/// Whether connections are refused: a server that is only slow takes them, or does not answer.
+fn refuses(address: SocketAddr) -> bool {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    TcpStream::connect_timeout(&address, PATIENCE)
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// How a server ended in a case. Its connections close a moment before it can be waited for.
 fn death(
-    server: &mut ServerProcess,
+    server: &ServerProcess,
     transport: Transport,
     outcome: &Outcome,
     patience: Duration,

@@ -12,26 +12,27 @@ use socket2::{Domain, Socket, Type};
 
 use super::Stop;
 use super::context::{Context, payload};
-use super::seen::{Expecting, bytes};
+use super::seen::Expecting;
 use super::stream::left;
 use super::tcp::{self, STALLED};
 use crate::client::process::Usage;
+use crate::units::size;
 
 /// `process-memory`
 pub(super) fn memory(cx: &Context<'_>) -> Result<(), Stop> {
     const SENT: usize = 64 << 20;
     const LIMIT: u64 = 4 << 20;
-    let mut wire = cx.connect_narrow()?;
+    let mut client = cx.connect_narrow()?;
     // What the first megabyte makes it allocate is not counted.
-    wire.exchange(&payload(30, 1 << 20)).expecting("1.0 MiB comes back")?;
+    client.exchange(&payload(30, 1 << 20)).expecting("1 MiB comes back")?;
     let before = cx.usage()?.resident;
-    let sent = wire.stuff(&payload(31, SENT), STALLED).expecting("a client may send")?;
+    let sent = client.stuff(&payload(31, SENT), STALLED).expecting("a client may send")?;
     let grown = cx.usage()?.resident.saturating_sub(before);
-    wire.reset();
+    client.reset();
     if grown > LIMIT {
         return Err(Stop::failed(
             "a client that sends 64 MiB and never reads costs at most 4 MiB of memory",
-            format!("{} were taken, and memory grew by {}", bytes(sent as u64), bytes(grown)),
+            format!("{} were taken, and memory grew by {}", size(sent as u64), size(grown)),
         ));
     }
     Ok(())
@@ -40,17 +41,17 @@ pub(super) fn memory(cx: &Context<'_>) -> Result<(), Stop> {
 /// `process-idle-cpu`
 pub(super) fn idle_cpu(cx: &Context<'_>) -> Result<(), Stop> {
     const CONNECTIONS: u32 = 50;
-    let mut wires = Vec::new();
+    let mut clients = Vec::new();
     if cx.probe.tcp {
         for number in 0..CONNECTIONS {
-            let mut wire = cx.connect()?;
-            wire.exchange(&payload(number, 100)).expecting("a client is answered")?;
-            wires.push(wire);
+            let mut client = cx.connect()?;
+            client.exchange(&payload(number, 100)).expecting("a client is answered")?;
+            clients.push(client);
         }
     } else {
         cx.is_served()?;
     }
-    rests(cx, "idle connections")
+    stays_idle(cx, "idle connections")
 }
 
 /// `process-blocked-cpu`
@@ -58,12 +59,12 @@ pub(super) fn blocked_cpu(cx: &Context<'_>) -> Result<(), Stop> {
     let _never_reads = tcp::blocked(cx)?;
     let half_closed = tcp::blocked(cx)?;
     half_closed.finish().expecting("a client may half-close")?;
-    rests(cx, "a client that never reads and one that has half-closed and not read")
+    stays_idle(cx, "a client that never reads and one that has half-closed and not read")
 }
 
 /// Whether the server uses no CPU worth the name, in the best of a few looks: what it still had
 /// to do when the first began is done when the next one does.
-fn rests(cx: &Context<'_>, with: &str) -> Result<(), Stop> {
+fn stays_idle(cx: &Context<'_>, with: &str) -> Result<(), Stop> {
     const WINDOW: Duration = Duration::from_millis(400);
     const SHARE: f64 = 0.01;
     let mut least = f64::INFINITY;
@@ -85,27 +86,31 @@ fn rests(cx: &Context<'_>, with: &str) -> Result<(), Stop> {
 /// `process-threads`
 pub(super) fn threads(cx: &Context<'_>) -> Result<(), Stop> {
     let count = |usage: Usage| usage.threads;
-    returns(cx, "threads, of all its processes,", count)
+    are_given_back(cx, "threads, of all its processes,", count)
 }
 
 /// `process-descriptors`
 pub(super) fn descriptors(cx: &Context<'_>) -> Result<(), Stop> {
     let count = |usage: Usage| usage.descriptors;
-    returns(cx, "open descriptors", count)
+    are_given_back(cx, "open descriptors", count)
 }
 
 /// Whether something that a server has more of with clients goes back when they have left.
-fn returns(cx: &Context<'_>, of_what: &str, count: impl Fn(Usage) -> u64) -> Result<(), Stop> {
+fn are_given_back(
+    cx: &Context<'_>,
+    of_what: &str,
+    count: impl Fn(Usage) -> u64,
+) -> Result<(), Stop> {
     const CLIENTS: u32 = 100;
     const SPARE: u64 = 8;
     let before = count(cx.usage()?);
-    let mut wires = Vec::new();
+    let mut clients = Vec::new();
     for number in 0..CLIENTS {
-        let mut wire = cx.connect()?;
-        wire.exchange(&payload(number, 100)).expecting("a client is answered")?;
-        wires.push(wire);
+        let mut client = cx.connect()?;
+        client.exchange(&payload(number, 100)).expecting("a client is answered")?;
+        clients.push(client);
     }
-    drop(wires);
+    drop(clients);
     let mut after = count(cx.usage()?);
     while after > before + SPARE && Instant::now() < cx.deadline {
         thread::sleep(Duration::from_millis(10));
@@ -143,7 +148,7 @@ pub(super) fn exhaustion(cx: &Context<'_>) -> Result<(), Stop> {
     while !crowd.waiting.is_empty() {
         crowd.serve_until_quiet(cx)?;
         if first && !crowd.waiting.is_empty() {
-            rests(cx, "no descriptor left and clients in the backlog")?;
+            stays_idle(cx, "no descriptor left and clients in the backlog")?;
         }
         first = false;
         // Those that are served leave, and nobody new comes.

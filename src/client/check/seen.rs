@@ -44,24 +44,3 @@ impl<T> Expecting<T> for Result<T, Seen> {
         })
     }
 }
-
-/// A count of bytes as people read it.
-pub(super) fn bytes(count: u64) -> String {
-    match count {
-        0..=9_999 => format!("{count} bytes"),
-        10_000..=1_048_575 => format!("{:.1} KiB", count as f64 / 1024.0),
-        _ => format!("{:.1} MiB", count as f64 / 1_048_576.0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_read_well() {
-        assert_eq!(bytes(1), "1 bytes");
-        assert_eq!(bytes(65_536), "64.0 KiB");
-        assert_eq!(bytes(8 << 20), "8.0 MiB");
-    }
-}

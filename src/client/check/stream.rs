@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::seen::{Seen, bytes};
+use super::seen::Seen;
 use crate::client::wait::ready;
+use crate::units::size;
 
 /// The receive buffer of a narrow connection. The kernel doubles it and keeps a minimum.
 const NARROW: usize = 4 << 10;
 
 /// A connection to the server under test.
 #[derive(Debug)]
-pub(super) struct Wire {
+pub(super) struct TcpClient {
     stream: TcpStream,
     deadline: Instant,
 }
@@ -28,7 +29,7 @@ pub(super) enum Got {
     End,
 }
 
-impl Wire {
+impl TcpClient {
     pub(super) fn connect(address: SocketAddr, deadline: Instant) -> Result<Self, Seen> {
         Self::open(address, deadline, None)
     }
@@ -44,8 +45,8 @@ impl Wire {
     ) -> Result<Self, Seen> {
         let connect = || {
             let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-            if let Some(size) = receive_buffer {
-                socket.set_recv_buffer_size(size)?;
+            if let Some(length) = receive_buffer {
+                socket.set_recv_buffer_size(length)?;
             }
             socket.connect_timeout(&address.into(), left(deadline))?;
             socket.set_nonblocking(true)?;
@@ -189,8 +190,8 @@ impl<'a> Reading<'a> {
         self.got == self.answer.len()
     }
 
-    fn read(&mut self, wire: &mut Wire) -> Result<(), Seen> {
-        match wire.read_some(&mut self.buffer) {
+    fn read(&mut self, client: &mut TcpClient) -> Result<(), Seen> {
+        match client.read_some(&mut self.buffer) {
             Ok(Got::Nothing) => Ok(()),
             Ok(Got::End) if self.done() => Ok(()),
             Ok(Got::End) => Err(self.stopped("it closed the connection")),
@@ -219,15 +220,15 @@ impl<'a> Reading<'a> {
     }
 
     fn stopped(&self, what: &str) -> Seen {
-        let (got, all) = (bytes(self.got as u64), bytes(self.answer.len() as u64));
+        let (got, all) = (size(self.got as u64), size(self.answer.len() as u64));
         Seen::server(format!("{what} after {got} of {all}"))
     }
 
     fn too_late(&self, unsent: usize) -> Seen {
-        let (got, all) = (bytes(self.got as u64), bytes(self.answer.len() as u64));
+        let (got, all) = (size(self.got as u64), size(self.answer.len() as u64));
         let not_taken = match unsent {
             0 => String::new(),
-            _ => format!(", and it does not take the last {}", bytes(unsent as u64)),
+            _ => format!(", and it does not take the last {}", size(unsent as u64)),
         };
         Seen::server(format!("it stopped answering after {got} of {all}{not_taken}"))
     }

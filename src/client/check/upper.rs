@@ -17,7 +17,7 @@ pub(super) fn text(cx: &Context<'_>) -> Result<(), Stop> {
 /// `upper-split`
 pub(super) fn split(cx: &Context<'_>) -> Result<(), Stop> {
     let expected = "a character that arrives in two pieces comes back whole, in upper case";
-    let mut wire = cx.connect()?;
+    let mut client = cx.connect()?;
     for (first, second, answer) in [
         (&b"a\xc3"[..], &b"\xa9b"[..], "ÉB"),
         (b"a\xe1", b"\xbd\x80b", "ὈB"),
@@ -25,12 +25,12 @@ pub(super) fn split(cx: &Context<'_>) -> Result<(), Stop> {
         (b"a\xf0\x90\x90", b"\xa8b", "𐐀B"),
     ] {
         // The answer to the letter before shows that the piece behind it has arrived.
-        wire.converse(first, b"A").expecting(expected)?;
-        wire.converse(second, answer.as_bytes()).expecting(expected)?;
+        client.converse(first, b"A").expecting(expected)?;
+        client.converse(second, answer.as_bytes()).expecting(expected)?;
     }
     // Enough that the server's reads cut it somewhere too.
     let long = "Ἀχαιοί, привет, 🙂 ".repeat(10_000);
-    wire.converse(long.as_bytes(), long.to_uppercase().as_bytes()).expecting(expected)
+    client.converse(long.as_bytes(), long.to_uppercase().as_bytes()).expecting(expected)
 }
 
 /// `upper-invalid`
@@ -44,17 +44,17 @@ pub(super) fn invalid(cx: &Context<'_>) -> Result<(), Stop> {
 /// `upper-end`
 pub(super) fn end(cx: &Context<'_>) -> Result<(), Stop> {
     let expected = "a character that the end of the stream cuts comes back unchanged";
-    let mut wire = cx.connect()?;
-    wire.send(b"end \xe2\x82").expecting(expected)?;
-    wire.finish().expecting(expected)?;
-    wire.converse(&[], b"END \xe2\x82").expecting(expected)?;
-    wire.expect_end().expecting(expected)
+    let mut client = cx.connect()?;
+    client.send(b"end \xe2\x82").expecting(expected)?;
+    client.finish().expecting(expected)?;
+    client.converse(&[], b"END \xe2\x82").expecting(expected)?;
+    client.expect_end().expecting(expected)
 }
 
 /// `upper-udp`
 pub(super) fn udp(cx: &Context<'_>) -> Result<(), Stop> {
-    let post = cx.post()?;
-    let ask = |sent: &[u8]| post.converse(sent, &upper(sent)).map(|_| ());
+    let client = cx.udp_client()?;
+    let ask = |sent: &[u8]| client.converse(sent, &upper(sent)).map(|_| ());
     ask(TEXT.as_bytes()).expecting("text comes back in Unicode upper case")?;
     ask(b"cut \xc3")
         .expecting("a character that the end of a datagram cuts comes back unchanged")?;

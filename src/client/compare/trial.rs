@@ -44,7 +44,7 @@ pub(super) fn measure(
     };
     let mut server = match contender.command.start(&start) {
         Ok(server) => server,
-        Err(error) => return Ok(Outcome::Failed(error.to_string())),
+        Err(error) => return Ok(Outcome::Failed(error.sentence())),
     };
     let mut crowd = Crowd::default();
     if let Err(fault) = crowd.gather(trial, &server, config.timeout) {
