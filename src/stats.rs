@@ -101,9 +101,9 @@ counters! {
     bytes_in,
     /// Bytes sent over TCP.
     bytes_out,
-    /// Reads from TCP streams that returned.
+    /// Reads from TCP streams that brought bytes.
     reads,
-    /// Writes to TCP streams that returned.
+    /// Writes to TCP streams that took bytes.
     writes,
     /// Writes of which the socket took only a part.
     short_writes,

@@ -119,3 +119,24 @@ fn what_comes_while_the_threads_stand_still_is_answered() {
 fn what_comes_while_the_iterative_server_stands_still_is_answered() {
     stand_still("iterative", 1);
 }
+
+/// Whatever strangers do as often as they like is told of when it begins and when it is over.
+#[test]
+fn strangers_do_not_fill_the_log() {
+    for design in ["event-loop", "threaded", "iterative"] {
+        let flags = ["--design", design, "--framing", "lines", "--max-frame", "8"];
+        let mut server = Process::start(&flags);
+        for _ in 0..100 {
+            let mut client = Client::connect(server.address);
+            client.send(b"much too long\n");
+            client.expect_end();
+        }
+        server.signal(Signal::SIGTERM);
+        let said: Vec<String> =
+            server.log.iter().filter(|line| line.contains(" closed ")).collect();
+        assert_eq!(said.len(), 2, "{design}: {said:#?}");
+        assert!(said[0].contains("further ones are counted"), "{said:#?}");
+        assert!(said[1].contains("100 connections were closed for what they sent"), "{said:#?}");
+        assert!(server.child.wait().unwrap().success());
+    }
+}

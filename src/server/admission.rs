@@ -10,7 +10,8 @@ use std::time::Duration;
 use log::{debug, warn};
 use nix::errno::Errno;
 
-use super::clock::{Episode, Moment};
+use super::clock::Moment;
+use super::incidents::Incidents;
 use super::peer::{Peer, Source};
 use crate::config::Config;
 use crate::protocol::Protocol;
@@ -89,8 +90,7 @@ pub(super) struct Admission {
     set_by: MaxSetBy,
     sources: Sources,
     errors_in_a_row: u32,
-    pauses: Episode,
-    refusals: Episode,
+    incidents: Incidents,
     stats: Arc<Stats>,
 }
 
@@ -100,8 +100,7 @@ impl Admission {
             set_by: rules.max_set_by,
             sources: Sources::new(rules.per_source_connections),
             errors_in_a_row: 0,
-            pauses: Episode::default(),
-            refusals: Episode::default(),
+            incidents: Incidents::default(),
             stats,
         }
     }
@@ -112,11 +111,7 @@ impl Admission {
         let admitted = self.sources.count_in(peer);
         if !admitted {
             self.stats.refused.increment();
-            if self.refusals.begins(now) {
-                warn!(
-                    "{peer} has as many connections as one source may have (per_source_connections): closed, like further ones"
-                );
-            }
+            self.incidents.refuse(peer, now);
         }
         admitted
     }
@@ -124,6 +119,16 @@ impl Admission {
     /// A connection that was admitted has left.
     pub(super) fn leave(&mut self, peer: Peer) {
         self.sources.count_out(peer);
+    }
+
+    /// What there is to tell of connections that were closed or not let in.
+    pub(super) fn incidents(&mut self) -> &mut Incidents {
+        &mut self.incidents
+    }
+
+    /// When there is something to tell, if nothing more happens.
+    pub(super) fn next_report(&self) -> Option<Moment> {
+        self.incidents.deadline()
     }
 
     /// Judges an error of accept(2), with so many connections open.
@@ -192,7 +197,7 @@ impl Admission {
     fn pause(&mut self, now: Moment) -> bool {
         self.stats.accept_pauses.increment();
         self.errors_in_a_row = 0;
-        self.pauses.begins(now)
+        self.incidents.pause(now)
     }
 }
 

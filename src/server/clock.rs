@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 pub(crate) struct Moment(u64);
 
 impl Moment {
+    /// Later than anything that happens.
+    pub(crate) const LAST: Moment = Moment(u64::MAX);
+
     /// Nanoseconds since the start.
     pub(crate) fn nanos(self) -> u64 {
         self.0
@@ -52,21 +55,56 @@ impl Clock {
     }
 }
 
-/// Turns a stream of the same trouble into one log line: what happens within a gap of the last time
-/// belongs to the same episode.
+/// A stretch of the same trouble, so that it is told of twice at most, however often it happens: when
+/// it begins, and, with a count, when it is over.
 #[derive(Debug, Default)]
 pub(crate) struct Episode {
-    last: Option<Moment>,
+    span: Option<Span>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Span {
+    first: Moment,
+    last: Moment,
+    times: u64,
 }
 
 impl Episode {
     /// An episode is over after this time without trouble.
     const GAP: Duration = Duration::from_secs(10);
+    /// Trouble that goes on for longer than this is told of again.
+    const LONGEST: Duration = Duration::from_secs(600);
 
     /// Notes the trouble; true where a new episode begins with it.
     pub(crate) fn begins(&mut self, now: Moment) -> bool {
-        let last = self.last.replace(now);
-        last.is_none_or(|last| now.since(last) > Self::GAP)
+        match &mut self.span {
+            Some(span) if now < span.end() => {
+                span.last = now;
+                span.times += 1;
+                false
+            }
+            span => {
+                *span = Some(Span { first: now, last: now, times: 1 });
+                true
+            }
+        }
+    }
+
+    /// When it is over, unless it goes on.
+    pub(crate) fn end(&self) -> Option<Moment> {
+        self.span.map(|span| span.end())
+    }
+
+    /// Ends the episode where it is over by `now`: how often the trouble was, if more than once.
+    pub(crate) fn over(&mut self, now: Moment) -> Option<u64> {
+        let span = self.span.take_if(|span| now >= span.end())?;
+        (span.times > 1).then_some(span.times)
+    }
+}
+
+impl Span {
+    fn end(&self) -> Moment {
+        (self.last + Episode::GAP).min(self.first + Episode::LONGEST)
     }
 }
 
@@ -87,5 +125,32 @@ mod tests {
         assert!(!episode.begins(start + Duration::from_secs(9)));
         assert!(!episode.begins(start + Duration::from_secs(18)));
         assert!(episode.begins(start + Duration::from_secs(29)));
+    }
+
+    #[test]
+    fn an_episode_that_is_over_tells_how_often() {
+        let at = |seconds| Moment::default() + Duration::from_secs(seconds);
+        let mut episode = Episode::default();
+        assert_eq!((episode.end(), episode.over(at(9))), (None, None));
+        assert!(episode.begins(at(0)));
+        assert_eq!((episode.end(), episode.over(at(9))), (Some(at(10)), None));
+        assert!(!episode.begins(at(9)));
+        assert_eq!((episode.over(at(18)), episode.over(at(19))), (None, Some(2)));
+        assert_eq!((episode.end(), episode.over(at(99))), (None, None));
+        // Once is told of already.
+        assert!(episode.begins(at(100)));
+        assert_eq!(episode.over(at(110)), None);
+        assert_eq!(episode.end(), None);
+    }
+
+    #[test]
+    fn trouble_without_end_is_told_of_again() {
+        let mut episode = Episode::default();
+        let begins = (0..1_200).filter(|&second| {
+            let now = Moment::default() + Duration::from_secs(second);
+            assert!(episode.over(now).is_none_or(|times| times == 600));
+            episode.begins(now)
+        });
+        assert_eq!(begins.count(), 2);
     }
 }

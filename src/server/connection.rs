@@ -119,6 +119,7 @@ const PAUSE_UNIT: Duration = Duration::from_micros(100);
 pub(crate) struct Traffic {
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
+    /// Reads that brought bytes; the end of the stream is none.
     pub(crate) reads: u32,
     pub(crate) writes: u32,
     /// Writes that the socket took only a part of.
@@ -275,7 +276,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         if read < room.len() && !self.ready.closed {
             self.ready.readable = false;
         }
-        self.traffic.reads = self.traffic.reads.saturating_add(1);
+        self.traffic.reads = self.traffic.reads.saturating_add(u32::from(read > 0));
         self.traffic.bytes_in += read as u64;
         match self.phase {
             Phase::Lingering(end, _) if read == 0 => Err(end),
@@ -473,8 +474,12 @@ impl<S, V: Service> Connection<S, V> {
         let paused = PAUSE_UNIT.saturating_mul(paused) + waiting;
         let (peer, opened) = (self.peer, self.opened);
         fmt::from_fn(move |f| {
-            write!(f, "{peer} closed {reason}: {bytes_in} bytes in {reads} reads, ")?;
-            write!(f, "{bytes_out} bytes out in {writes} writes ({short_writes} short), ")?;
+            write!(f, "{peer} closed {reason}: {bytes_in} bytes in {}, ", times(reads, "read"))?;
+            write!(
+                f,
+                "{bytes_out} bytes out in {} ({short_writes} short), ",
+                times(writes, "write")
+            )?;
             if unsent > 0 {
                 write!(f, "{unsent} bytes unsent, ")?;
             }
@@ -486,6 +491,12 @@ impl<S, V: Service> Connection<S, V> {
             )
         })
     }
+}
+
+/// As "1 read", "2 reads".
+fn times(count: u32, what: &str) -> impl fmt::Display {
+    let plural = if count == 1 { "" } else { "s" };
+    fmt::from_fn(move |f| write!(f, "{count} {what}{plural}"))
 }
 
 #[cfg(any(test, fuzzing))]

@@ -175,7 +175,8 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
             _ => None,
         };
         let drain = self.draining.filter(|drain| !drain.over).map(|drain| drain.until);
-        [self.sweep_at, retry, drain].into_iter().flatten().min()
+        let report = self.admission.next_report();
+        [self.sweep_at, retry, drain, report].into_iter().flatten().min()
     }
 
     /// Does what can be done, each connection getting one read and no more, until `is_over` says that
@@ -185,6 +186,7 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
     pub(crate) fn turn(&mut self, now: Moment, mut is_over: impl FnMut() -> bool) {
         self.accept(now);
         self.sweep(now);
+        self.admission.incidents().report(now);
         // Who comes back on a queue has had its turn.
         let queues =
             [Queue::Sparse, Queue::Greedy].map(|queue| (queue, self.ready.of(queue).len()));
@@ -224,6 +226,7 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
             let slot = u32::try_from(slot).expect("slots fit ids");
             self.remove(slot, CloseReason::Drain, now);
         }
+        self.admission.incidents().report_all();
         slots.len()
     }
 
@@ -394,6 +397,7 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
     fn remove(&mut self, slot: u32, reason: CloseReason, now: Moment) {
         let connection = self.slab.remove(slot as usize);
         self.admission.leave(connection.peer());
+        self.admission.incidents().end(connection.peer(), reason, now);
         connection.end(reason, &self.memory, now);
         // Of what counts as closed, nothing is left.
         reason.counter(&self.stats).increment();

@@ -9,6 +9,7 @@ mod connections;
 mod control;
 mod event_loop;
 mod guard;
+mod incidents;
 mod iterative;
 mod memory;
 mod peer;

@@ -38,19 +38,20 @@ impl<'a> Client<'a> {
             Connection::new(stream, 0, self.slot.peer, session, clients.clock().now());
         let (mut room, mut scratch) = (vec![0; FIRST_ROOM], Scratch::default());
         let mut turn = clients.rules.idle_timeout.map_or(Ok(()), |time| self.allow(time));
-        let end = loop {
-            if let Err(end) = turn {
-                break end;
+        let reason = loop {
+            if let Err(reason) = turn {
+                break reason;
             }
             let before = connection.traffic();
             turn = self.turn(&mut connection, &mut room, &mut scratch);
             (connection.traffic() - before).count(&clients.stats);
         };
-        connection.end(end, &clients.memory, clients.clock().now());
+        connection.end(reason, &clients.memory, clients.clock().now());
         clients.memory.adjust(room.len() - FIRST_ROOM, 0);
+        clients.ended(self.slot.peer, reason);
         drop(self);
         // Of what counts as closed, nothing is left.
-        end.counter(&clients.stats).increment();
+        reason.counter(&clients.stats).increment();
     }
 
     /// Waits for bytes and answers them.

@@ -9,7 +9,8 @@ use slab::Slab;
 
 use super::Client;
 use crate::server::admission::{ACCEPT_RETRY, AcceptError, Admission, Rules};
-use crate::server::clock::Clock;
+use crate::server::clock::{Clock, Moment};
+use crate::server::connection::CloseReason;
 use crate::server::memory::Memory;
 use crate::server::peer::Peer;
 use crate::stats::Stats;
@@ -89,6 +90,17 @@ impl Clients {
         }
         self.changed.notify_all();
         slots.streams.len()
+    }
+
+    /// A connection has ended.
+    pub(super) fn ended(&self, peer: Peer, reason: CloseReason) {
+        self.lock().admission.incidents().end(peer, reason, self.clock.now());
+    }
+
+    /// Tells of what is over; of everything once the server ends.
+    pub(super) fn report(&self) {
+        let now = if self.phase() == Phase::Over { Moment::LAST } else { self.clock.now() };
+        self.lock().admission.incidents().report(now);
     }
 
     /// Waits until there is a slot for a client; false when there is to be none any more.

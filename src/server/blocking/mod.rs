@@ -40,6 +40,9 @@ use super::guard::Guard;
 use super::udp::{BoundSocket, Endpoint};
 use crate::protocol::{Service, Session};
 
+/// How often it is looked whether there is something to tell of what strangers caused.
+const REPORT_GAP: Duration = Duration::from_secs(10);
+
 /// Runs a blocking design, which has `rules` for its clients. What it does with those who come is
 /// `serve`, on a thread of its own.
 pub(super) fn run<V: Service + Clone + Send>(
@@ -78,6 +81,7 @@ pub(super) fn run<V: Service + Clone + Send>(
         let outcome = start().and_then(|()| controller.run(open_until_stop, drain_timeout));
         // Whatever the outcome: nobody is waited for any more.
         control::log_cut(clients.enter(Phase::Over));
+        clients.report();
         outcome
     })
 }
@@ -130,7 +134,8 @@ impl Controller<'_> {
     /// its other end polls as hung up, for everyone, for good.
     fn run(mut self, open_until_stop: PipeWriter, drain_timeout: Duration) -> io::Result<()> {
         while self.control.stop() == Stop::No {
-            self.wait(None)?;
+            self.wait(self.clients.clock().now() + REPORT_GAP)?;
+            self.clients.report();
             if self.is_over()? {
                 return Ok(());
             }
@@ -151,15 +156,15 @@ impl Controller<'_> {
             if self.is_over()? {
                 return Ok(true);
             }
-            self.wait(Some(end))?;
+            self.wait(end)?;
         }
         Ok(false)
     }
 
     /// Waits for a signal, a handle or a report, up to a time.
-    fn wait(&mut self, until: Option<Moment>) -> io::Result<()> {
-        let timeout = until.map(|until| round_up(until - self.clients.clock().now()));
-        control::poll(&mut self.poll, &mut self.events, timeout)?;
+    fn wait(&mut self, until: Moment) -> io::Result<()> {
+        let timeout = round_up(until - self.clients.clock().now());
+        control::poll(&mut self.poll, &mut self.events, Some(timeout))?;
         if self.events.iter().any(|event| event.token() == control::SIGNAL) {
             self.control.take_signals();
         }

@@ -140,7 +140,7 @@ impl World {
         }
         wire.reads += 1;
         wire.bytes += length;
-        self.tally.reads += 1;
+        self.tally.reads += u64::from(length > 0);
         self.tally.bytes_in += length as u64;
         Ok(length)
     }
