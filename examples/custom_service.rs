@@ -2,8 +2,8 @@
 //!
 //! It answers each line with its number; the line `bye` goes back as it came, and ends it.
 
-use evecho::protocol::Message;
-use evecho::{Config, Framing, Reply, Server, Service};
+use evecho::protocol::{Context, Flow, Message, Replies};
+use evecho::{Config, Framing, Server, Service};
 
 /// Numbers lines. Each connection has a clone, and so a count, of its own.
 #[derive(Clone, Default)]
@@ -12,14 +12,17 @@ struct Number {
 }
 
 impl Service for Number {
-    fn serve(&mut self, message: Message<'_>, reply: &mut Vec<u8>) -> Reply {
+    fn serve(&mut self, message: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
         if message.bytes().trim_ascii() == b"bye" {
-            return Reply::message().then_close();
+            replies.echo();
+            return Flow::Close;
         }
         self.lines += 1;
-        reply.extend_from_slice(format!("{:>4}  ", self.lines).as_bytes());
-        reply.extend_from_slice(message.bytes());
-        Reply::written()
+        replies.send_with(|reply| {
+            reply.extend_from_slice(format!("{:>4}  ", self.lines).as_bytes());
+            reply.extend_from_slice(message.bytes());
+        });
+        Flow::Continue
     }
 }
 

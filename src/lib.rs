@@ -71,7 +71,7 @@ pub mod fuzzing {
 }
 
 pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, Transport};
-pub use protocol::{Framing, Protocol, Reply, Service};
+pub use protocol::{Framing, Protocol, Service};
 pub use server::{Error, Handle, Server};
 pub use socket::{BindError, raise_open_file_limit};
 pub use stats::Snapshot;

@@ -95,6 +95,8 @@ counters! {
     /// Connections that we ended because there was no room for what they needed:
     /// [`Limits::max_buffered`](crate::Limits::max_buffered).
     closed_for_memory,
+    /// Connections that ended since the service panicked.
+    closed_by_panic,
     /// Connections that ended with any other error.
     closed_by_error,
     /// Bytes received over TCP.
@@ -134,6 +136,8 @@ counters! {
     udp_too_long,
     /// Answers dropped because the network did not take them in time.
     udp_dropped,
+    /// Datagrams not answered since the service panicked.
+    udp_panics,
     /// Errors in receiving or sending a datagram.
     udp_errors,
     /// Times that answers had to wait for room in the send buffer of a UDP socket.
@@ -177,6 +181,7 @@ impl Snapshot {
             + self.closed_draining
             + self.closed_by_frame_error
             + self.closed_by_service
+            + self.closed_by_panic
             + self.closed_for_memory
             + self.closed_by_error
     }

@@ -1,7 +1,9 @@
 //! Sessions of every framing: the input decides the protocol, the stream and its cuts.
 #![no_main]
 
-use evecho::protocol::{Echo, Framing, Protocol, Scratch, Service, Session, Upper, Verdict};
+use std::io::ErrorKind;
+
+use evecho::protocol::{Context, Echo, Framing, Protocol, Scratch, Service, Session, Upper, Verdict};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, u16, Vec<u8>, Vec<u16>)| {
@@ -40,20 +42,41 @@ fn converse<V: Service>(
     mut stream: &[u8],
     pieces: &[u16],
 ) -> (Vec<u8>, Verdict) {
+    let nowhere = || Err(ErrorKind::Unsupported.into());
+    let context = Context::stream(([127, 0, 0, 1], 9).into(), &nowhere);
     let (mut session, mut scratch) = (Session::new(protocol, service), Scratch::default());
     let mut all = Vec::new();
     for length in pieces.iter().map(|&length| length.into()).chain([usize::MAX]) {
         let (piece, rest) = stream.split_at(stream.len().min(length));
         stream = rest;
-        let answer = session.receive(piece, &mut scratch);
-        all.extend_from_slice(answer.bytes);
+        let answer = session.receive(piece, usize::MAX, &mut scratch, &context);
+        all.extend_from_slice(&answer.bytes);
         let verdict = answer.verdict;
-        assert!(session.held() < protocol.max_frame as usize + 4, "{} bytes held", session.held());
+        let verdict = resume(&mut session, verdict, &mut scratch, &context, &mut all);
+        assert!(session.held() < protocol.max_frame as usize + 104, "{} bytes", session.held());
         if verdict != Verdict::Continue {
             return (all, verdict);
         }
     }
-    let answer = session.finish(&mut scratch);
-    all.extend_from_slice(answer.bytes);
-    (all, answer.verdict)
+    let answer = session.finish(&mut scratch, &context);
+    all.extend_from_slice(&answer.bytes);
+    let verdict = answer.verdict;
+    let verdict = resume(&mut session, verdict, &mut scratch, &context, &mut all);
+    (all, verdict)
+}
+
+/// All the turns that the answer takes.
+fn resume<V: Service>(
+    session: &mut Session<V>,
+    mut verdict: Verdict,
+    scratch: &mut Scratch,
+    context: &Context<'_>,
+    all: &mut Vec<u8>,
+) -> Verdict {
+    while verdict == Verdict::Again {
+        let answer = session.resume(usize::MAX, scratch, context);
+        all.extend_from_slice(&answer.bytes);
+        verdict = answer.verdict;
+    }
+    verdict
 }

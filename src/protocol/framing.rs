@@ -43,6 +43,8 @@ pub enum FrameError {
     TooLong,
     /// The peer ended its side in the middle of a length-prefixed frame.
     Truncated,
+    /// There is no memory left for the frame, or for the reply to it.
+    NoRoom,
 }
 
 impl fmt::Display for FrameError {
@@ -50,6 +52,7 @@ impl fmt::Display for FrameError {
         f.write_str(match self {
             FrameError::TooLong => "a frame longer than --max-frame",
             FrameError::Truncated => "the stream ended inside a frame",
+            FrameError::NoRoom => "there is no memory left for the frame",
         })
     }
 }
@@ -78,19 +81,23 @@ impl Protocol {
     }
 
     fn payload_end(&self, held: &[u8], input: &[u8]) -> Result<Option<usize>, FrameError> {
-        if held.len() + input.len() < PREFIX {
-            return Ok(None);
-        }
-        let mut prefix = [0; PREFIX];
-        for (to, from) in prefix.iter_mut().zip(held.iter().chain(input)) {
-            *to = *from;
-        }
-        let length = u32::from_be_bytes(prefix);
+        let Some(length) = announced(held, input) else { return Ok(None) };
         if length > self.max_frame {
             return Err(FrameError::TooLong);
         }
         let needed = PREFIX + length as usize - held.len();
         Ok((needed <= input.len()).then_some(needed))
+    }
+
+    /// The most bytes that the frame may have that begins with `held` and `input`.
+    pub(super) fn most(&self, held: &[u8], input: &[u8]) -> usize {
+        match self.framing {
+            Framing::Raw => input.len(),
+            Framing::Lines => self.max_frame as usize,
+            Framing::LengthPrefixed => {
+                PREFIX + announced(held, input).map_or(0, |length| length as usize)
+            }
+        }
     }
 
     /// The part of a whole frame that is the message.
@@ -100,4 +107,14 @@ impl Protocol {
             Framing::LengthPrefixed => &frame[PREFIX..],
         }
     }
+}
+
+/// The length in front of a frame, once all of it is there.
+fn announced(held: &[u8], input: &[u8]) -> Option<u32> {
+    let mut prefix = [0; PREFIX];
+    let mut bytes = held.iter().chain(input);
+    for byte in &mut prefix {
+        *byte = *bytes.next()?;
+    }
+    Some(u32::from_be_bytes(prefix))
 }

@@ -13,9 +13,9 @@ impl Expected {
     /// Echo or upper case, for a stream that ends behind `input`. In an unframed stream of which one
     /// message is answered, that is all of `input`.
     pub(crate) fn new(protocol: Protocol, upper: bool, input: &[u8]) -> Self {
-        let mut expected = Expected { bytes: Vec::new(), verdict: Verdict::Continue };
+        let mut expected = Expected { bytes: Vec::new(), verdict: Verdict::Finished };
         let mut rest = input;
-        while !rest.is_empty() && expected.verdict == Verdict::Continue {
+        while !rest.is_empty() && expected.verdict == Verdict::Finished {
             let (head, message, behind) = match first_message(protocol, rest) {
                 Ok(parts) => parts,
                 Err(error) => {
@@ -24,21 +24,90 @@ impl Expected {
                 }
             };
             if upper {
-                let message = to_upper(message);
+                let upper = to_upper(message);
                 if protocol.framing == Framing::LengthPrefixed {
-                    expected.bytes.extend((message.len() as u32).to_be_bytes());
+                    expected.bytes.extend((upper.len() as u32).to_be_bytes());
                 }
-                expected.bytes.extend(message);
+                expected.bytes.extend(upper);
             } else {
                 expected.bytes.extend_from_slice(head);
                 expected.bytes.extend_from_slice(message);
             }
+            let has_end = protocol.framing != Framing::Lines || message.ends_with(b"\n");
             rest = behind;
-            if protocol.once {
+            if protocol.once && has_end {
                 expected.verdict = Verdict::Close;
             }
         }
         expected
+    }
+}
+
+/// A conversation that is played through.
+#[cfg(test)]
+pub(crate) struct Conversation<V> {
+    pub(crate) session: super::Session<V>,
+    scratch: super::Scratch,
+    /// All that was answered so far.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Of whoever.
+#[cfg(test)]
+pub(crate) fn context() -> super::Context<'static> {
+    fn local() -> std::io::Result<std::net::SocketAddr> {
+        Ok(([192, 0, 2, 2], 7).into())
+    }
+    super::Context::stream(([192, 0, 2, 1], 9).into(), &local)
+}
+
+#[cfg(test)]
+impl<V: super::Service> Conversation<V> {
+    pub(crate) fn new(protocol: Protocol, service: V) -> Self {
+        let session = super::Session::new(protocol, service);
+        Conversation { session, scratch: super::Scratch::default(), bytes: Vec::new() }
+    }
+
+    /// All answers to these reads and a FIN, and how it ends.
+    pub(crate) fn all(mut self, reads: &[&[u8]]) -> Expected {
+        let mut verdict = Verdict::Continue;
+        for read in reads {
+            verdict = self.read(read);
+            if verdict != Verdict::Continue {
+                break;
+            }
+        }
+        if verdict == Verdict::Continue {
+            verdict = self.end();
+        }
+        Expected { bytes: self.bytes, verdict }
+    }
+
+    /// Answers a read, however many turns that takes.
+    pub(crate) fn read(&mut self, read: &[u8]) -> Verdict {
+        let answer = self.session.receive(read, usize::MAX, &mut self.scratch, &context());
+        self.bytes.extend_from_slice(&answer.bytes);
+        let verdict = answer.verdict;
+        self.resume(verdict)
+    }
+
+    /// Answers a FIN.
+    pub(crate) fn end(&mut self) -> Verdict {
+        let answer = self.session.finish(&mut self.scratch, &context());
+        self.bytes.extend_from_slice(&answer.bytes);
+        let verdict = answer.verdict;
+        self.resume(verdict)
+    }
+
+    fn resume(&mut self, mut verdict: Verdict) -> Verdict {
+        while verdict == Verdict::Again {
+            assert!(self.session.is_pending());
+            let answer = self.session.resume(usize::MAX, &mut self.scratch, &context());
+            self.bytes.extend_from_slice(&answer.bytes);
+            verdict = answer.verdict;
+        }
+        assert!(!self.session.is_pending());
+        verdict
     }
 }
 

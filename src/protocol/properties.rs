@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::oracle::Expected;
+use super::oracle::{Conversation, Expected, context};
 use super::*;
 
 /// Any framing, frames of a few bytes.
@@ -37,27 +37,24 @@ fn cut_at<'a>(input: &'a [u8], cuts: &[Index]) -> Vec<&'a [u8]> {
     cuts.into_iter().map(|end| &input[std::mem::replace(&mut start, end)..end]).collect()
 }
 
-/// All answers to these reads and a FIN, and the last verdict. Memory is bounded all the way.
+/// All answers to these reads and a FIN, and how it ends. Memory is bounded all the way.
 fn converse<V: Service>(protocol: Protocol, service: V, reads: &[&[u8]]) -> Expected {
-    let (mut session, mut scratch) = (Session::new(protocol, service), Scratch::default());
-    let mut all = Vec::new();
+    let most = match protocol.framing {
+        Framing::Raw => 0,
+        // The beginning of a frame, and what a session notes about it.
+        Framing::Lines | Framing::LengthPrefixed => 100 + 4 + protocol.max_frame as usize,
+    };
+    let mut conversation = Conversation::new(protocol, service);
     for read in reads {
-        let answer = session.receive(read, &mut scratch);
-        all.extend_from_slice(answer.bytes);
-        let verdict = answer.verdict;
-        let most = match protocol.framing {
-            Framing::Raw => 0,
-            Framing::Lines => protocol.max_frame as usize - 1,
-            Framing::LengthPrefixed => protocol.max_frame as usize + 3,
-        };
-        assert!(session.held() <= most, "{} bytes held", session.held());
+        let verdict = conversation.read(read);
+        let held = conversation.session.held();
+        assert!(held <= most, "{held} bytes held");
         if verdict != Verdict::Continue {
-            return Expected { bytes: all, verdict };
+            return Expected { bytes: conversation.bytes, verdict };
         }
     }
-    let answer = session.finish(&mut scratch);
-    all.extend_from_slice(answer.bytes);
-    Expected { bytes: all, verdict: answer.verdict }
+    let verdict = conversation.end();
+    Expected { bytes: conversation.bytes, verdict }
 }
 
 /// The same conversation whole, byte by byte, and cut at `cuts`.
@@ -78,15 +75,47 @@ fn however_cut<V: Service + Clone>(
 /// Answers every message in another way, and hangs up at last.
 fn moody() -> impl Service + Clone {
     let mut count = 0;
-    move |message: &[u8], reply: &mut Vec<u8>| {
+    service_fn(move |message: &[u8], replies: &mut Replies<'_>, _: &Context<'_>| {
         count += 1;
-        match count % 4 {
-            0 => reply.extend(message.iter().rev()),
-            1 => return Reply::message(),
+        match count % 6 {
+            0 => replies.send_with(|reply| reply.extend(message.iter().rev())),
+            1 => replies.echo(),
             2 => {}
-            _ => reply.extend([message, message].concat()),
+            3 => replies.send(b""),
+            4 => {
+                replies.echo();
+                replies.send(message);
+            }
+            _ => {
+                replies.begin(2 * message.len());
+                replies.push(message);
+                replies.push(message);
+            }
         }
-        if count == 7 { Reply::written().then_close() } else { Reply::written() }
+        if count == 11 { Flow::Close } else { Flow::Continue }
+    })
+}
+
+/// Answers a message byte by byte, in as many turns, and then echoes it.
+#[derive(Clone, Default)]
+struct Pondering {
+    done: usize,
+}
+
+impl Service for Pondering {
+    fn serve(&mut self, message: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+        let bytes = message.bytes();
+        if self.done == 0 {
+            replies.begin(bytes.len());
+        }
+        if let Some(&byte) = bytes.get(self.done) {
+            replies.push(&[byte]);
+            self.done += 1;
+            return Flow::Again;
+        }
+        self.done = 0;
+        replies.echo();
+        Flow::Continue
     }
 }
 
@@ -160,21 +189,39 @@ proptest! {
         }
     }
 
-    /// A datagram is one message in any framing, and leaves nothing behind for the next one.
+    /// A datagram is one message.
     #[test]
     fn datagrams_are_answered_one_by_one(
-        protocol in protocols(),
         datagrams in prop::collection::vec(inputs(), 1..5),
     ) {
         let unframed = Protocol::default();
         let mut scratch = Scratch::default();
-        let mut echo = Session::new(protocol, Echo);
-        let mut upper = Session::new(protocol, Upper::default());
         for datagram in datagrams {
-            prop_assert_eq!(echo.datagram(&datagram, &mut scratch), &datagram[..]);
+            let mut echo = answer_datagram(Echo, &datagram, &mut scratch, &context()).unwrap();
+            prop_assert_eq!(echo.next(), Some(&datagram[..]));
+            prop_assert_eq!(echo.next(), None);
             let expected = Expected::new(unframed, true, &datagram).bytes;
-            prop_assert_eq!(upper.datagram(&datagram, &mut scratch), &expected[..]);
-            prop_assert_eq!(upper.held(), 0);
+            let mut upper =
+                answer_datagram(Upper::default(), &datagram, &mut scratch, &context()).unwrap();
+            prop_assert_eq!(upper.next(), Some(&expected[..]));
+            prop_assert_eq!(upper.next(), None);
         }
+    }
+
+    /// However many turns an answer takes, and whatever comes behind the message.
+    #[test]
+    fn turns_change_nothing(
+        protocol in protocols(),
+        input in inputs(),
+        cuts in prop::collection::vec(any::<Index>(), 0..8),
+    ) {
+        prop_assume!(protocol.framing != Framing::Raw);
+        let at_once = service_fn(|message, replies, _| {
+            replies.send(message);
+            replies.echo();
+            Flow::Continue
+        });
+        let expected = however_cut(protocol, at_once, &input, &cuts)?;
+        prop_assert_eq!(however_cut(protocol, Pondering::default(), &input, &cuts)?, expected);
     }
 }

@@ -1,7 +1,14 @@
 //! What a server does with a message.
 
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use super::framing::FrameError;
+use super::replies::Replies;
+
 /// A piece of the conversation, as a service sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Message<'a> {
     /// The next bytes of an unframed stream, cut wherever the network cut them.
     Chunk(&'a [u8]),
@@ -21,197 +28,217 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What a service answers, and whether it wants the conversation to go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a service wants after a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 #[must_use]
-pub struct Reply {
-    pub(super) source: Source,
-    pub(super) close: bool,
+pub enum Flow {
+    /// The next message.
+    Continue,
+    /// The end of the conversation, once the replies are sent. The peer's further messages are not
+    /// served.
+    Close,
+    /// The same message again, in a later turn: there is more to compute. In between, the replies so
+    /// far are sent and others are served. A service that computes for longer than some ten
+    /// microseconds uses this, since an event loop serves nobody else meanwhile. For a datagram the
+    /// next call follows at once.
+    Again,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    Message,
-    Written,
+/// Who asks, and how.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    peer: SocketAddr,
+    local: &'a dyn Fn() -> io::Result<SocketAddr>,
+    is_datagram: bool,
 }
 
-impl Reply {
-    /// The message itself goes back, without a copy.
-    pub const fn message() -> Self {
-        Reply { source: Source::Message, close: false }
+impl<'a> Context<'a> {
+    /// The context of a conversation over a stream with `peer`. `local` finds our address when it is
+    /// asked for.
+    pub fn stream(peer: SocketAddr, local: &'a dyn Fn() -> io::Result<SocketAddr>) -> Self {
+        Context { peer, local, is_datagram: false }
     }
 
-    /// What the service wrote goes back. Where it wrote nothing, nothing does; under
-    /// [`Framing::LengthPrefixed`](super::Framing::LengthPrefixed) that is a frame without payload.
-    pub const fn written() -> Self {
-        Reply { source: Source::Written, close: false }
+    /// The context of a datagram from `peer`. `local` finds the address that it was sent to when that
+    /// is asked for.
+    pub fn datagram(peer: SocketAddr, local: &'a dyn Fn() -> io::Result<SocketAddr>) -> Self {
+        Context { peer, local, is_datagram: true }
     }
 
-    /// Close the connection once this reply is sent. Without meaning for a datagram.
-    pub const fn then_close(self) -> Self {
-        Reply { close: true, ..self }
+    /// The peer's address. An IPv4 peer of an IPv6 socket has its IPv4 address.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Our address, which the peer talks to. For a stream this is a system call.
+    ///
+    /// # Errors
+    ///
+    /// What the system says where it cannot tell.
+    pub fn local(&self) -> io::Result<SocketAddr> {
+        (self.local)()
+    }
+
+    /// Whether the message is a datagram: otherwise it came over a stream.
+    pub fn is_datagram(&self) -> bool {
+        self.is_datagram
     }
 }
 
-/// Answers messages.
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("peer", &self.peer)
+            .field("is_datagram", &self.is_datagram)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Answers the messages of one conversation.
 ///
-/// A server clones its service for each connection, so that what a service remembers belongs to one
-/// conversation. All datagrams share one clone.
+/// A server makes a service for each conversation: for each TCP connection one, and for each datagram
+/// one. What a service remembers therefore belongs to one connection, and nothing passes from one UDP
+/// peer to another unseen. What conversations are to share lives behind an [`Arc`](std::sync::Arc).
 ///
-/// A closure that takes the bytes of a message is a service too; it is not called for
+/// The calls come in this order: [`open`](Service::open) once; [`serve`](Service::serve) for each
+/// message; [`broken`](Service::broken) at most once, and nothing is served after it;
+/// [`close`](Service::close) once. A service that panics ends its own conversation only;
+/// [`close`](Service::close) is still called.
+///
+/// ```
+/// use evecho::protocol::{Context, Flow, Message, Replies, Service};
+///
+/// /// Numbers the messages of a conversation.
+/// #[derive(Clone, Default)]
+/// struct Number(u64);
+///
+/// impl Service for Number {
+///     fn serve(&mut self, message: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+///         self.0 += 1;
+///         let number = self.0;
+///         replies.send_with(|reply| {
+///             reply.extend_from_slice(format!("{number} ").as_bytes());
+///             reply.extend_from_slice(message.bytes());
+///         });
+///         Flow::Continue
+///     }
+/// }
+/// ```
+pub trait Service {
+    /// A conversation begins. What is replied here greets the peer. [`Flow::Close`] ends it before
+    /// anything is served; [`Flow::Again`] is taken as [`Flow::Continue`].
+    fn open(&mut self, replies: &mut Replies<'_>, context: &Context<'_>) -> Flow {
+        let _ = (replies, context);
+        Flow::Continue
+    }
+
+    /// Answers `message` with what it puts into `replies`: nothing, one message or several.
+    fn serve(
+        &mut self,
+        message: Message<'_>,
+        replies: &mut Replies<'_>,
+        context: &Context<'_>,
+    ) -> Flow;
+
+    /// The stream broke its framing: what is replied here is the last that the peer gets.
+    fn broken(&mut self, error: FrameError, replies: &mut Replies<'_>, context: &Context<'_>) {
+        let _ = (error, replies, context);
+    }
+
+    /// The conversation is over, for whatever reason: nothing can be replied any more.
+    fn close(&mut self, context: &Context<'_>) {
+        let _ = context;
+    }
+
+    /// How many bytes of a stream are to be read at once, at the most: at least 1. A service whose
+    /// work grows with the bytes keeps its turns short by this.
+    fn read_limit(&self) -> usize {
+        usize::MAX
+    }
+}
+
+impl<V: Service + ?Sized> Service for Box<V> {
+    fn open(&mut self, replies: &mut Replies<'_>, context: &Context<'_>) -> Flow {
+        (**self).open(replies, context)
+    }
+
+    fn serve(
+        &mut self,
+        message: Message<'_>,
+        replies: &mut Replies<'_>,
+        context: &Context<'_>,
+    ) -> Flow {
+        (**self).serve(message, replies, context)
+    }
+
+    fn broken(&mut self, error: FrameError, replies: &mut Replies<'_>, context: &Context<'_>) {
+        (**self).broken(error, replies, context);
+    }
+
+    fn close(&mut self, context: &Context<'_>) {
+        (**self).close(context);
+    }
+
+    fn read_limit(&self) -> usize {
+        (**self).read_limit()
+    }
+}
+
+/// A service that is a closure: see [`service_fn`].
+#[derive(Clone, Copy)]
+pub struct ServiceFn<F>(F);
+
+/// Makes a service of a closure, which is given the bytes of each message. It is not called for
 /// [`Message::End`].
 ///
 /// ```
-/// use evecho::protocol::{Reply, Service};
+/// use evecho::protocol::{Flow, service_fn};
 ///
-/// fn is_service(_: impl Service) {}
-/// is_service(|message: &[u8], reply: &mut Vec<u8>| {
-///     reply.extend(message.iter().rev());
-///     Reply::written()
+/// let reverse = service_fn(|message, replies, _context| {
+///     replies.send_with(|reply| reply.extend(message.iter().rev()));
+///     Flow::Continue
 /// });
+/// # fn is_service(_: impl evecho::Service + Clone) {}
+/// # is_service(reverse);
 /// ```
-pub trait Service {
-    /// Answers `message`: with the message itself ([`Reply::message`]) or with what it writes to
-    /// `reply`, which comes empty ([`Reply::written`]).
-    fn serve(&mut self, message: Message<'_>, reply: &mut Vec<u8>) -> Reply;
+pub fn service_fn<F>(serve: F) -> ServiceFn<F>
+where
+    F: FnMut(&[u8], &mut Replies<'_>, &Context<'_>) -> Flow,
+{
+    ServiceFn(serve)
 }
 
-impl<F: FnMut(&[u8], &mut Vec<u8>) -> Reply> Service for F {
-    fn serve(&mut self, message: Message<'_>, reply: &mut Vec<u8>) -> Reply {
+impl<F> Service for ServiceFn<F>
+where
+    F: FnMut(&[u8], &mut Replies<'_>, &Context<'_>) -> Flow,
+{
+    fn serve(
+        &mut self,
+        message: Message<'_>,
+        replies: &mut Replies<'_>,
+        context: &Context<'_>,
+    ) -> Flow {
         match message {
-            Message::Chunk(bytes) | Message::Whole(bytes) => self(bytes, reply),
-            Message::End => Reply::written(),
+            Message::Chunk(bytes) | Message::Whole(bytes) => (self.0)(bytes, replies, context),
+            Message::End => Flow::Continue,
         }
+    }
+}
+
+impl<F> fmt::Debug for ServiceFn<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServiceFn").finish_non_exhaustive()
     }
 }
 
 /// Every byte comes back as it was sent (RFC 862). Nothing is copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Echo;
 
 impl Service for Echo {
-    fn serve(&mut self, _: Message<'_>, _: &mut Vec<u8>) -> Reply {
-        Reply::message()
-    }
-}
-
-/// Text comes back in Unicode upper case, as [`str::to_uppercase`] has it; bytes that are not UTF-8
-/// come back unchanged. A character split over two chunks is put together first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Upper {
-    /// The first bytes of a character whose rest has not come yet: at most three.
-    kept: [u8; 3],
-    kept_len: u8,
-}
-
-impl Service for Upper {
-    fn serve(&mut self, message: Message<'_>, reply: &mut Vec<u8>) -> Reply {
-        match message {
-            Message::Chunk(bytes) => self.chunk(bytes, reply),
-            Message::Whole(bytes) => upper(bytes, reply),
-            Message::End => reply.extend_from_slice(self.take_kept()),
-        }
-        Reply::written()
-    }
-}
-
-impl Upper {
-    fn chunk(&mut self, mut bytes: &[u8], reply: &mut Vec<u8>) {
-        while self.kept_len > 0 {
-            let Some((&next, rest)) = bytes.split_first() else { return };
-            let mut joined = [0; 4];
-            let kept = self.take_kept();
-            let length = kept.len() + 1;
-            joined[..kept.len()].copy_from_slice(kept);
-            joined[length - 1] = next;
-            let joined = &joined[..length];
-            if unfinished(joined) == length {
-                self.keep(joined);
-                bytes = rest;
-            } else if std::str::from_utf8(joined).is_ok() {
-                upper(joined, reply);
-                bytes = rest;
-            } else {
-                // It never becomes a character; `next` may begin one.
-                reply.extend_from_slice(&joined[..length - 1]);
-            }
-        }
-        let (whole, kept) = bytes.split_at(bytes.len() - unfinished(bytes));
-        upper(whole, reply);
-        self.keep(kept);
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        self.kept[..bytes.len()].copy_from_slice(bytes);
-        self.kept_len = bytes.len() as u8;
-    }
-
-    fn take_kept(&mut self) -> &[u8] {
-        &self.kept[..usize::from(std::mem::take(&mut self.kept_len))]
-    }
-}
-
-/// How many bytes at the end of `bytes` may still become a character: 0 to 3.
-fn unfinished(bytes: &[u8]) -> usize {
-    let may_become = |tail: &[u8]| {
-        std::str::from_utf8(tail)
-            .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
-    };
-    (1..=bytes.len().min(3)).find(|&n| may_become(&bytes[bytes.len() - n..])).unwrap_or(0)
-}
-
-fn upper(bytes: &[u8], reply: &mut Vec<u8>) {
-    for chunk in bytes.utf8_chunks() {
-        let text = chunk.valid();
-        if text.is_ascii() {
-            let start = reply.len();
-            reply.extend_from_slice(text.as_bytes());
-            reply[start..].make_ascii_uppercase();
-        } else {
-            for character in text.chars().flat_map(char::to_uppercase) {
-                reply.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
-            }
-        }
-        reply.extend_from_slice(chunk.invalid());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn upper_of(chunks: &[&[u8]]) -> Vec<u8> {
-        let (mut service, mut all, mut reply) = (Upper::default(), Vec::new(), Vec::new());
-        for message in chunks.iter().map(|chunk| Message::Chunk(chunk)).chain([Message::End]) {
-            reply.clear();
-            let _ = service.serve(message, &mut reply);
-            all.extend_from_slice(&reply);
-        }
-        all
-    }
-
-    #[test]
-    fn a_split_character_comes_out_whole() {
-        let text = "naïve ß ŉ ὐ 😀 ǆ";
-        for cut in 0..=text.len() {
-            let (a, b) = text.as_bytes().split_at(cut);
-            assert_eq!(upper_of(&[a, b]), text.to_uppercase().as_bytes(), "cut at {cut}");
-        }
-        let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
-        assert_eq!(upper_of(&bytes), text.to_uppercase().as_bytes());
-    }
-
-    #[test]
-    fn what_is_not_text_passes_unchanged() {
-        let cases: [(&[&[u8]], &[u8]); 5] = [
-            (&[b"a\xffb"], b"A\xffB"),
-            (&[b"a\xe2\x82", b"b"], b"A\xe2\x82B"),
-            (&[b"a\xe2\x82"], b"A\xe2\x82"),
-            (&[b"\xe2", b"\xe2\x82\xac"], b"\xe2\xe2\x82\xac"),
-            (&[b"\xf0\x9f", b"\xc3", b"\xa9"], b"\xf0\x9f\xc3\x89"),
-        ];
-        for (chunks, expected) in cases {
-            assert_eq!(upper_of(chunks), expected, "{chunks:x?}");
-        }
+    fn serve(&mut self, _: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+        replies.echo();
+        Flow::Continue
     }
 }

@@ -3,8 +3,10 @@
 //! A connection does what its readiness allows and no more than one read a turn. What it may hold is
 //! bounded: unsent output is the answer to one read, and while there is some, nothing is read.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::SocketAddr;
 use std::ops::{AddAssign, Sub};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +17,7 @@ use super::clock::Moment;
 use super::memory::{Held, Memory, NoRoom};
 use super::peer::Peer;
 use super::ready::Standing;
-use crate::protocol::{FrameError, Scratch, Service, Session, Verdict};
+use crate::protocol::{Answer, Context, FrameError, Scratch, Service, Session, Verdict};
 use crate::stats::{Counter, Stats};
 use crate::units;
 
@@ -23,6 +25,9 @@ use crate::units;
 pub(crate) trait Stream: Read + Write {
     /// Sends our FIN: nothing more will be written (shutdown(2) with `SHUT_WR`).
     fn shutdown_write(&mut self) -> io::Result<()>;
+
+    /// Our end of it.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
 }
 
 /// How long a connection that we close may go on sending before it is cut off.
@@ -47,6 +52,8 @@ pub(crate) enum CloseReason {
     Frame(FrameError),
     /// The service, or `--once`, was done with it.
     Service,
+    /// The service panicked.
+    Panicked,
     /// There was no room to keep what it is owed, or what it had sent of a frame.
     NoRoom,
     /// Anything else that the system said of this stream.
@@ -62,6 +69,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Drain => f.write_str("by us: draining"),
             CloseReason::Frame(error) => write!(f, "by us: {error}"),
             CloseReason::Service => f.write_str("by us: the service was done"),
+            CloseReason::Panicked => f.write_str("by us: the service panicked"),
             CloseReason::NoRoom => f.write_str("by us: no room for what it needs"),
             CloseReason::Failed(kind) => write!(f, "by an error: {kind}"),
         }
@@ -78,6 +86,7 @@ impl CloseReason {
             CloseReason::Drain => &stats.closed_draining,
             CloseReason::Frame(_) => &stats.closed_by_frame_error,
             CloseReason::Service => &stats.closed_by_service,
+            CloseReason::Panicked => &stats.closed_by_panic,
             CloseReason::NoRoom => &stats.closed_for_memory,
             CloseReason::Failed(_) => &stats.closed_by_error,
         }
@@ -87,6 +96,15 @@ impl CloseReason {
 impl From<NoRoom> for CloseReason {
     fn from(_: NoRoom) -> Self {
         CloseReason::NoRoom
+    }
+}
+
+impl From<FrameError> for CloseReason {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::NoRoom => CloseReason::NoRoom,
+            error => CloseReason::Frame(error),
+        }
     }
 }
 
@@ -239,7 +257,22 @@ impl<S: Stream, V: Service> Connection<S, V> {
 
     /// Whether there is something to do that does not have to wait for an event.
     pub(crate) fn can_act(&self) -> bool {
-        if self.unsent.is_some() { self.ready.writable } else { self.ready.readable }
+        if self.unsent.is_some() {
+            self.ready.writable
+        } else {
+            self.ready.readable || self.session.is_pending()
+        }
+    }
+
+    /// The first thing to do: greets the peer, where the service has something to say.
+    pub(crate) fn open(
+        &mut self,
+        scratch: &mut Scratch,
+        memory: &Arc<Memory>,
+        now: Moment,
+    ) -> Turn {
+        let answer = self.converse(memory, |session, _, context| session.open(scratch, context));
+        self.conclude(answer, memory, now)
     }
 
     /// The first half of a turn: sends what is left over, then reads once into `room`. The number of
@@ -253,14 +286,18 @@ impl<S: Stream, V: Service> Connection<S, V> {
         now: Moment,
     ) -> Turn<usize> {
         self.flush(now)?;
+        if self.unsent.is_none() && self.session.is_pending() {
+            return self.resume(scratch, memory, now).map(|()| 0);
+        }
         if self.unsent.is_some() || !self.ready.readable {
             return self.found_nothing(idle_timeout, now);
         }
-        let most = room.len().min(LINGER_READ);
-        let room = match self.phase {
-            Phase::Lingering(..) => &mut room[..most],
-            _ => room,
+        let most = match self.phase {
+            Phase::Lingering(..) => LINGER_READ,
+            Phase::Open | Phase::Flushing(_) => self.session.read_limit(),
         };
+        let most = room.len().min(most);
+        let room = &mut room[..most];
         let read = match self.stream.read(room) {
             Ok(read) => read,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
@@ -304,15 +341,54 @@ impl<S: Stream, V: Service> Connection<S, V> {
         memory: &Arc<Memory>,
         now: Moment,
     ) -> Turn {
+        let answer = self.converse(memory, |session, room, context| {
+            session.receive(input, room, scratch, context)
+        });
+        self.conclude(answer, memory, now)
+    }
+
+    /// Computes and answers more of what was read before.
+    fn resume(&mut self, scratch: &mut Scratch, memory: &Arc<Memory>, now: Moment) -> Turn {
+        // Only a drain does not wait until all is computed.
+        if self.phase != Phase::Flushing(CloseReason::Drain) {
+            self.active = now;
+        } else if self.deadline(None).is_some_and(|deadline| now >= deadline) {
+            return Err(CloseReason::Drain);
+        }
+        let answer =
+            self.converse(memory, |session, room, context| session.resume(room, scratch, context));
+        self.conclude(answer, memory, now)
+    }
+
+    /// Has the session answer, within the memory that is free.
+    fn converse<'a>(
+        &mut self,
+        memory: &Memory,
+        ask: impl FnOnce(&mut Session<V>, usize, &Context<'_>) -> Answer<'a>,
+    ) -> Answer<'a> {
+        let local = || self.stream.local_addr();
+        let context = Context::stream(self.peer.into(), &local);
         let held = self.session.held();
-        let answer = self.session.receive(input, scratch);
+        let answer = ask(&mut self.session, memory.free(), &context);
         memory.adjust(held, self.session.held());
-        let verdict = answer.verdict;
+        answer
+    }
+
+    /// Sends an answer, and does what follows from it.
+    fn conclude(&mut self, answer: Answer<'_>, memory: &Arc<Memory>, now: Moment) -> Turn {
+        let end = match answer.verdict {
+            Verdict::Continue | Verdict::Again => None,
+            Verdict::Close => Some(CloseReason::Service),
+            Verdict::Finished => Some(CloseReason::Peer),
+            Verdict::Broken(error) => Some(error.into()),
+            Verdict::Panicked => Some(CloseReason::Panicked),
+        };
         self.send(answer.bytes, memory, now)?;
-        match verdict {
-            Verdict::Continue => Ok(()),
-            Verdict::Close => self.close(CloseReason::Service, now),
-            Verdict::Broken(error) => self.close(CloseReason::Frame(error), now),
+        match end {
+            // It is to end anyway.
+            _ if self.phase != Phase::Open => self.advance(),
+            None => Ok(()),
+            Some(end) => self.close(end, now),
         }
     }
 
@@ -366,27 +442,37 @@ impl<S: Stream, V: Service> Connection<S, V> {
         Ok(0)
     }
 
-    /// The peer has sent its FIN: it still gets all it is owed.
-    fn finish(&mut self, scratch: &mut Scratch, memory: &Arc<Memory>, now: Moment) -> Turn {
-        let held = self.session.held();
-        let answer = self.session.finish(scratch);
-        memory.adjust(held, self.session.held());
-        let end = match answer.verdict {
-            Verdict::Broken(error) => CloseReason::Frame(error),
-            Verdict::Continue | Verdict::Close => CloseReason::Peer,
-        };
-        self.send(answer.bytes, memory, now)?;
-        self.ready.readable = false;
-        self.phase = Phase::Flushing(end);
-        self.active = now;
-        self.advance()
+    /// It is over: tells the service, and gives back what it holds.
+    pub(crate) fn end(mut self, reason: CloseReason, memory: &Memory, now: Moment) {
+        let local = || self.stream.local_addr();
+        self.session.close(&Context::stream(self.peer.into(), &local));
+        memory.adjust(self.session.held(), 0);
+        debug!("{}", self.summary(reason, now));
     }
 
-    fn send(&mut self, bytes: &[u8], memory: &Arc<Memory>, now: Moment) -> Turn {
-        let sent = self.write(bytes)?;
+    /// The peer has sent its FIN: it still gets all it is owed.
+    fn finish(&mut self, scratch: &mut Scratch, memory: &Arc<Memory>, now: Moment) -> Turn {
+        let answer = self.converse(memory, |session, _, context| session.finish(scratch, context));
+        self.ready.readable = false;
+        self.phase = Phase::Flushing(match answer.verdict {
+            Verdict::Broken(error) => error.into(),
+            Verdict::Panicked => CloseReason::Panicked,
+            Verdict::Continue | Verdict::Again | Verdict::Close | Verdict::Finished => {
+                CloseReason::Peer
+            }
+        });
+        self.active = now;
+        self.conclude(answer, memory, now)
+    }
+
+    fn send(&mut self, bytes: Cow<'_, [u8]>, memory: &Arc<Memory>, now: Moment) -> Turn {
+        let sent = self.write(&bytes)?;
         if sent < bytes.len() {
-            let bytes = Held::copy(&bytes[sent..], memory)?;
-            self.unsent = Some(Box::new(Unsent { bytes, sent: 0, since: now }));
+            let (bytes, sent) = match bytes {
+                Cow::Owned(bytes) => (Held::own(bytes, memory)?, sent),
+                Cow::Borrowed(bytes) => (Held::copy(&bytes[sent..], memory)?, 0),
+            };
+            self.unsent = Some(Box::new(Unsent { bytes, sent, since: now }));
         }
         Ok(())
     }
@@ -441,7 +527,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
     /// Goes on with closing, once nothing is left to send.
     fn advance(&mut self) -> Turn {
         match self.phase {
-            Phase::Flushing(_) if self.unsent.is_some() => Ok(()),
+            Phase::Flushing(_) if self.unsent.is_some() || self.session.is_pending() => Ok(()),
             Phase::Flushing(CloseReason::Peer) => Err(CloseReason::Peer),
             // Both sides are done: there is nothing to linger for.
             Phase::Flushing(end @ CloseReason::Frame(FrameError::Truncated)) => Err(end),
@@ -459,12 +545,6 @@ impl<S, V: Service> Connection<S, V> {
     /// What moved so far.
     pub(crate) fn traffic(&self) -> Traffic {
         self.traffic
-    }
-
-    /// It is over, and gives back what it holds.
-    pub(crate) fn end(self, reason: CloseReason, memory: &Memory, now: Moment) {
-        debug!("{}", self.summary(reason, now));
-        memory.adjust(self.session.held(), 0);
     }
 
     fn summary(&self, reason: CloseReason, now: Moment) -> impl fmt::Display {

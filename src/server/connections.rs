@@ -54,7 +54,8 @@ pub(crate) const SWEEP_GAP: Duration = Duration::from_millis(10);
 /// All TCP connections of an event loop.
 pub(crate) struct Connections<L: Listener, V> {
     rules: Rules,
-    service: V,
+    /// Makes the service of a connection.
+    make: Box<dyn FnMut() -> V>,
     stats: Arc<Stats>,
     acceptor: Acceptor<L>,
     slab: Slab<Connection<L::Stream, V>>,
@@ -116,15 +117,20 @@ impl Pause {
     }
 }
 
-impl<L: Listener, V: Service + Clone> Connections<L, V> {
-    pub(crate) fn new(listeners: Vec<L>, rules: Rules, service: V, stats: Arc<Stats>) -> Self {
+impl<L: Listener, V: Service> Connections<L, V> {
+    pub(crate) fn new(
+        listeners: Vec<L>,
+        rules: Rules,
+        make: impl FnMut() -> V + 'static,
+        stats: Arc<Stats>,
+    ) -> Self {
         let listeners = listeners
             .into_iter()
             .map(|listener| ReadyListener { inner: listener, ready: false })
             .collect();
         Connections {
             rules,
-            service,
+            make: Box::new(make),
             acceptor: Acceptor { listeners, pause: None, first: 0 },
             slab: Slab::new(),
             admission: Admission::new(&rules, Arc::clone(&stats)),
@@ -295,12 +301,12 @@ impl<L: Listener, V: Service + Clone> Connections<L, V> {
             self.acceptor.pause = Some(Pause::starved(now));
             return;
         }
-        let session = Session::new(self.rules.protocol, self.service.clone());
-        entry.insert(Connection::new(stream, generation, peer, session, now));
+        let session = Session::new(self.rules.protocol, (self.make)());
+        let connection = entry.insert(Connection::new(stream, generation, peer, session, now));
         self.stats.accepted.increment();
-        if let Some(time) = self.rules.idle_timeout {
-            self.sweep_no_later_than(now + time);
-        }
+        let before = connection.traffic();
+        let turn = connection.open(&mut self.scratch, &self.memory, now);
+        self.settle(slot, before, turn, now);
     }
 
     // ---- turns of a connection

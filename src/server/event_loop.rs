@@ -20,7 +20,7 @@ use super::connections::{self, ConnectionId, Connections};
 use super::control::{self, Control, Drain, Stop, poll};
 use super::guard::Guard;
 use super::udp::{BoundSocket, Endpoint};
-use crate::protocol::{Service, Session};
+use crate::protocol::Service;
 use crate::stats::Stats;
 
 /// So many events are asked for at a time.
@@ -95,6 +95,10 @@ impl connection::Stream for TcpStream {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.shutdown(std::net::Shutdown::Write)
     }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        TcpStream::local_addr(self)
+    }
 }
 
 /// Everything that the one thread owns.
@@ -112,8 +116,12 @@ pub(super) struct EventLoop<V> {
     drain: Option<Drain>,
 }
 
-impl<V: Service + Clone> EventLoop<V> {
-    pub(super) fn new(server: Server, service: V) -> io::Result<Self> {
+impl<V: Service> EventLoop<V> {
+    /// `make` makes the service of each conversation.
+    pub(super) fn new(
+        server: Server,
+        make: impl FnMut() -> V + Clone + 'static,
+    ) -> io::Result<Self> {
         let Server { config, sockets, poll, control, stats } = server;
         let guard = super::guard_of(&config, &sockets);
         let rules = Rules::of(&config);
@@ -131,19 +139,14 @@ impl<V: Service + Clone> EventLoop<V> {
             let both = Interest::READABLE | Interest::WRITABLE;
             let token = Token::Datagrams(index).into();
             poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, both)?;
-            let session = Session::new(config.protocol, service.clone());
-            datagrams.push(Endpoint::bound(
-                socket,
-                session,
-                config.udp_offload,
-                Arc::clone(&stats),
-            ));
+            let (make, stats) = (make.clone(), Arc::clone(&stats));
+            datagrams.push(Endpoint::bound(socket, make, config.udp_offload, stats));
         }
         Ok(EventLoop {
             poll,
             events: Events::with_capacity(EVENTS),
             control,
-            connections: Connections::new(listeners, rules, service, Arc::clone(&stats)),
+            connections: Connections::new(listeners, rules, make, Arc::clone(&stats)),
             datagrams,
             guard,
             busy_poll: BusyPoll::new(config.busy_poll),

@@ -19,18 +19,19 @@ use super::blocking::{self, Backlog};
 use crate::protocol::Service;
 
 /// Runs the server.
-pub(super) fn run<V>(server: Server, service: V) -> io::Result<()>
+pub(super) fn run<V, F>(server: Server, make: F) -> io::Result<()>
 where
-    V: Service + Clone + Send,
+    V: Service,
+    F: FnMut() -> V + Clone + Send + 'static,
 {
     let rules = Rules::of(&server.config).at_most(1, MaxSetBy::Design);
-    blocking::run(server, rules, service, serve)
+    blocking::run(server, rules, make, serve)
 }
 
 /// Serves one client after the other.
-fn serve<V: Service + Clone>(mut backlog: Backlog<'_>, service: V) -> io::Result<()> {
+fn serve<V: Service>(mut backlog: Backlog<'_>, mut make: impl FnMut() -> V) -> io::Result<()> {
     while let Some(client) = backlog.accept()? {
-        client.serve(service.clone());
+        client.serve(make());
     }
     Ok(())
 }

@@ -102,6 +102,12 @@ impl Held {
         Ok(held)
     }
 
+    /// These bytes themselves, if there is room for them.
+    pub(crate) fn own(bytes: Vec<u8>, memory: &Arc<Memory>) -> Result<Held, NoRoom> {
+        memory.take(bytes.capacity())?;
+        Ok(Held { bytes, memory: Arc::clone(memory) })
+    }
+
     pub(crate) fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
@@ -139,7 +145,8 @@ mod tests {
         let held = Held::copy(b"123456", &memory).unwrap();
         assert_eq!((&held[..], memory.held(), memory.free()), (&b"123456"[..], 6, 4));
         assert_eq!(Held::copy(b"12345", &memory).unwrap_err(), NoRoom);
-        let other = Held::copy(b"1234", &memory).unwrap();
+        assert_eq!(Held::own(vec![0; 5], &memory).unwrap_err(), NoRoom);
+        let other = Held::own(vec![0; 4], &memory).unwrap();
         assert_eq!(memory.free(), 0);
         drop((held, other));
         assert_eq!(memory.held(), 0);

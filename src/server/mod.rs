@@ -122,19 +122,32 @@ impl Server {
         }
     }
 
-    /// Serves with a service of yours: a clone of it for each connection, and one for the datagrams
-    /// of each socket.
+    /// Serves with a service of yours: a clone of it for each TCP connection, and for each datagram.
     ///
     /// # Errors
     ///
     /// As [`run`](Server::run).
     pub fn run_with<V: Service + Clone + Send + 'static>(self, service: V) -> Result<(), Error> {
+        self.run_each(move || service.clone())
+    }
+
+    /// Serves with services of yours: what `make` returns, anew for each TCP connection and for each
+    /// datagram. A service need be neither `Clone` nor `Send`, and can be a `Box<dyn Service>`.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Server::run).
+    pub fn run_each<V, F>(self, make: F) -> Result<(), Error>
+    where
+        V: Service + 'static,
+        F: FnMut() -> V + Clone + Send + 'static,
+    {
         self.announce();
         let stats = Arc::clone(&self.stats);
         match self.config.design {
-            Design::EventLoop => EventLoop::new(self, service).and_then(EventLoop::run),
-            Design::Threaded => threaded::run(self, service),
-            Design::Iterative => iterative::run(self, service),
+            Design::EventLoop => EventLoop::new(self, make).and_then(EventLoop::run),
+            Design::Threaded => threaded::run(self, make),
+            Design::Iterative => iterative::run(self, make),
         }
         .map_err(Error::Run)?;
         info!("stopped: {}", stats.snapshot());

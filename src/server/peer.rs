@@ -18,9 +18,15 @@ impl From<SocketAddr> for Peer {
     }
 }
 
+impl From<Peer> for SocketAddr {
+    fn from(Peer { ip, port }: Peer) -> Self {
+        SocketAddr::new(ip, port)
+    }
+}
+
 impl fmt::Display for Peer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SocketAddr::new(self.ip, self.port).fmt(f)
+        SocketAddr::from(*self).fmt(f)
     }
 }
 

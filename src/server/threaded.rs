@@ -39,22 +39,24 @@ fn limit() -> usize {
 }
 
 /// Runs the server.
-pub(super) fn run<V>(server: Server, service: V) -> io::Result<()>
+pub(super) fn run<V, F>(server: Server, make: F) -> io::Result<()>
 where
-    V: Service + Clone + Send,
+    V: Service,
+    F: FnMut() -> V + Clone + Send + 'static,
 {
     let rules = Rules::of(&server.config).at_most(limit(), MaxSetBy::Threads);
-    blocking::run(server, rules, service, serve)
+    blocking::run(server, rules, make, serve)
 }
 
 /// Serves each client on a thread of its own, and waits for all of them in the end.
-fn serve<V>(mut backlog: Backlog<'_>, service: V) -> io::Result<()>
+fn serve<V, F>(mut backlog: Backlog<'_>, make: F) -> io::Result<()>
 where
-    V: Service + Clone + Send,
+    V: Service,
+    F: FnMut() -> V + Clone + Send + 'static,
 {
     thread::scope(|scope| {
         while let Some(client) = backlog.accept()? {
-            match start_thread(scope, &backlog, &service) {
+            match start_thread(scope, &backlog, &make) {
                 // It waits for this.
                 Some(thread) => _ = thread.send(client),
                 None => break,
@@ -66,20 +68,21 @@ where
 
 /// Starts the thread of a client, which is then sent to it: a thread that does not start takes along
 /// what it was given. `None` when no more clients are to be served.
-fn start_thread<'scope, 'a: 'scope, V>(
+fn start_thread<'scope, 'a: 'scope, V, F>(
     scope: &'scope Scope<'scope, '_>,
     backlog: &Backlog<'_>,
-    service: &V,
+    make: &F,
 ) -> Option<SyncSender<Client<'a>>>
 where
-    V: Service + Clone + Send + 'scope,
+    V: Service,
+    F: FnMut() -> V + Clone + Send + 'scope,
 {
     loop {
         let (sender, receiver) = sync_channel::<Client<'a>>(1);
-        let service = service.clone();
+        let mut make = make.clone();
         let work = move || {
             if let Ok(client) = receiver.recv() {
-                client.serve(service);
+                client.serve(make());
             }
         };
         let thread = Builder::new().name("client".to_owned()).stack_size(STACK);

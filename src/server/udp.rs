@@ -14,13 +14,13 @@ mod socket;
 
 pub(super) use socket::BoundSocket;
 
-use std::io::IoSlice;
-use std::net::UdpSocket;
+use std::io::{self, IoSlice};
+use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{debug, warn};
+use log::{debug, error, warn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 
@@ -29,7 +29,7 @@ use self::send_queue::{Call, Joining, MAX_SEGMENTS, Piece, Place, SendQueue};
 use super::clock::{Episode, Moment};
 use super::guard::{Guard, Refusal};
 use super::peer::Peer;
-use crate::protocol::{MAX_DATAGRAM, Scratch, Service, Session};
+use crate::protocol::{Context, MAX_DATAGRAM, Scratch, Service, answer_datagram};
 use crate::stats::Stats;
 
 /// No datagram of any address family is longer, nor a run of them that comes in one piece.
@@ -68,6 +68,9 @@ pub(super) trait Socket {
         segment: Option<u16>,
         route: &Route,
     ) -> Result<(), Errno>;
+
+    /// The address of ours that a datagram on `route` was sent to.
+    fn local_addr(&self, route: &Route) -> io::Result<SocketAddr>;
 }
 
 /// A datagram, or a run of equal ones, as it came.
@@ -85,7 +88,8 @@ pub(super) struct Received {
 /// One UDP socket of a server.
 pub(super) struct Endpoint<S, V> {
     socket: S,
-    session: Session<V>,
+    /// Makes the service of a datagram.
+    make: Box<dyn FnMut() -> V>,
     stats: Arc<Stats>,
     readable: bool,
     outlet: Outlet,
@@ -127,6 +131,7 @@ struct Warnings {
     sending: Episode,
     stuck: Episode,
     limited: Episode,
+    panicked: Episode,
     too_long: bool,
 }
 
@@ -142,12 +147,12 @@ impl<V: Service> Endpoint<BoundSocket, V> {
     /// Takes a bound, non-blocking socket.
     pub(super) fn bound(
         socket: UdpSocket,
-        session: Session<V>,
+        make: impl FnMut() -> V + 'static,
         mut offload: bool,
         stats: Arc<Stats>,
     ) -> Self {
         let socket = BoundSocket::new(socket, &mut offload);
-        Endpoint::new(socket, session, offload, stats)
+        Endpoint::new(socket, make, offload, stats)
     }
 
     /// What a thread that has nothing else to do waits for, until [`Endpoint::deadline`].
@@ -161,10 +166,10 @@ impl<V: Service> Endpoint<BoundSocket, V> {
 }
 
 impl<S: Socket, V: Service> Endpoint<S, V> {
-    fn new(socket: S, session: Session<V>, offload: bool, stats: Arc<Stats>) -> Self {
+    fn new(socket: S, make: impl FnMut() -> V + 'static, offload: bool, stats: Arc<Stats>) -> Self {
         Endpoint {
             socket,
-            session,
+            make: Box::new(make),
             stats,
             readable: false,
             outlet: Outlet::Open,
@@ -333,34 +338,44 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         now: Moment,
     ) -> Result<(), Refusal> {
         let input = &self.room[bytes.clone()];
-        let reply = self.session.datagram(input, &mut self.scratch);
-        let longest = if peer.is_ipv4() { MAX_DATAGRAM } else { MAX_DATAGRAM + IPV4_HEADER };
-        if reply.len() > longest {
-            self.stats.udp_too_long.increment();
-            if !std::mem::replace(&mut self.warnings.too_long, true) {
-                warn!(
-                    "an answer of {} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are only counted",
-                    reply.len()
-                );
+        let local = || self.socket.local_addr(&route);
+        let context = Context::datagram(peer.into(), &local);
+        let Ok(replies) = answer_datagram((self.make)(), input, &mut self.scratch, &context) else {
+            self.stats.udp_panics.increment();
+            if self.warnings.panicked.begins(now) {
+                error!("the service panicked on a datagram from {peer}, which is not answered");
             }
             return Ok(());
+        };
+        let longest = if peer.is_ipv4() { MAX_DATAGRAM } else { MAX_DATAGRAM + IPV4_HEADER };
+        for reply in replies {
+            if reply.len() > longest {
+                self.stats.udp_too_long.increment();
+                if !std::mem::replace(&mut self.warnings.too_long, true) {
+                    warn!(
+                        "an answer of {} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are only counted",
+                        reply.len()
+                    );
+                }
+                continue;
+            }
+            guard.admit_answer(peer, input.len(), reply.len(), now)?;
+            let (place, bytes) = if std::ptr::eq(reply, input) {
+                (Place::Room, bytes.clone())
+            } else {
+                let start = self.written.len();
+                self.written.extend_from_slice(reply);
+                (Place::Written, start..self.written.len())
+            };
+            let joining = if came_joined {
+                Joining::AsItCame
+            } else if bytes.len() <= MAX_JOINED_SEGMENT || peer.is_loopback() {
+                Joining::Unasked
+            } else {
+                Joining::Never
+            };
+            self.queue.push(Piece { place, bytes }, route, joining);
         }
-        guard.admit_answer(peer, input.len(), reply.len(), now)?;
-        let (place, bytes) = if std::ptr::eq(reply, input) {
-            (Place::Room, bytes)
-        } else {
-            let start = self.written.len();
-            self.written.extend_from_slice(reply);
-            (Place::Written, start..self.written.len())
-        };
-        let joining = if came_joined {
-            Joining::AsItCame
-        } else if bytes.len() <= MAX_JOINED_SEGMENT || peer.is_loopback() {
-            Joining::Unasked
-        } else {
-            Joining::Never
-        };
-        self.queue.push(Piece { place, bytes }, route, joining);
         Ok(())
     }
 

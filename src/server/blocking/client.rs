@@ -1,7 +1,7 @@
 //! One client, served to its end by the thread that it is given.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,10 @@ impl<'a> Client<'a> {
             Connection::new(stream, 0, self.slot.peer, session, clients.clock().now());
         let (mut room, mut scratch) = (vec![0; FIRST_ROOM], Scratch::default());
         let mut turn = clients.rules.idle_timeout.map_or(Ok(()), |time| self.allow(time));
+        if turn.is_ok() {
+            turn = connection.open(&mut scratch, &clients.memory, clients.clock().now());
+            connection.traffic().count(&clients.stats);
+        }
         let reason = loop {
             if let Err(reason) = turn {
                 break reason;
@@ -157,5 +161,9 @@ impl connection::Stream for Waiting<'_> {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.fin_sent = true;
         self.client.stream.shutdown(Shutdown::Write)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.client.stream.local_addr()
     }
 }

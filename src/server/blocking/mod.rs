@@ -38,18 +38,18 @@ use super::clock::{Moment, round_up};
 use super::control::{self, Control, Drain, Handle, Stop};
 use super::guard::Guard;
 use super::udp::{BoundSocket, Endpoint};
-use crate::protocol::{Service, Session};
+use crate::protocol::Service;
 
 /// How often it is looked whether there is something to tell of what strangers caused.
 const REPORT_GAP: Duration = Duration::from_secs(10);
 
 /// Runs a blocking design, which has `rules` for its clients. What it does with those who come is
-/// `serve`, on a thread of its own.
-pub(super) fn run<V: Service + Clone + Send>(
+/// `serve`, on a thread of its own; `make` makes the service of each conversation.
+pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
     server: Server,
     rules: Rules,
-    service: V,
-    serve: impl FnOnce(Backlog<'_>, V) -> io::Result<()> + Send,
+    make: F,
+    serve: impl FnOnce(Backlog<'_>, F) -> io::Result<()> + Send,
 ) -> io::Result<()> {
     let Server { config, sockets, poll, control, stats } = server;
     let guard = &Mutex::new(super::guard_of(&config, &sockets));
@@ -63,16 +63,16 @@ pub(super) fn run<V: Service + Clone + Send>(
     thread::scope(|scope| {
         let start = move || {
             if !sockets.listeners.is_empty() {
-                let (stop, service) = (until_stop.try_clone()?, service.clone());
+                let (stop, make) = (until_stop.try_clone()?, make.clone());
                 let backlog = Backlog::new(sockets.listeners, stop, clients)?;
-                spawn(scope, "accept", report.clone(), move || serve(backlog, service))?;
+                spawn(scope, "accept", report.clone(), move || serve(backlog, make))?;
             }
             for socket in sockets.datagrams {
                 socket.set_nonblocking(true)?;
                 let (stop, stats) = (until_stop.try_clone()?, Arc::clone(&stats));
-                let session = Session::new(config.protocol, service.clone());
+                let make = make.clone();
                 spawn(scope, "udp", report.clone(), move || {
-                    let datagrams = Endpoint::bound(socket, session, config.udp_offload, stats);
+                    let datagrams = Endpoint::bound(socket, make, config.udp_offload, stats);
                     answer(datagrams, &stop, guard, clients)
                 })?;
             }

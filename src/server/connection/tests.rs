@@ -71,6 +71,10 @@ impl Stream for Scripted {
             other => panic!("a FIN instead of {other:?}"),
         }
     }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(([192, 0, 2, 2], 7).into())
+    }
 }
 
 /// A connection, its script and its time.

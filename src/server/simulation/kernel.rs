@@ -198,7 +198,9 @@ impl World {
         } else if wire.fin_at.is_some() {
             self.violation(id, "a second FIN");
         } else if wire.ends_with_the_peer() || !wire.has_all_written() {
-            match self.excuse(id) {
+            // A frame that cannot grow ends the connection as one that is too long does.
+            let full = (!self.has_room_for_all()).then_some("no room");
+            match self.excuse(id).or(full) {
                 Some(excuse) => self.wires[id].excuse = Some(excuse),
                 None => self.violation(id, "a FIN for no reason"),
             }
@@ -209,7 +211,7 @@ impl World {
 
     /// Whether the server has room for whatever it reads, so that it may never end a connection for
     /// want of it.
-    fn has_room_for_all(&self) -> bool {
+    pub(super) fn has_room_for_all(&self) -> bool {
         let Rules { protocol, max_buffered, .. } = self.settings.rules;
         protocol.framing == Framing::Raw && max_buffered >= MIN_MAX_BUFFERED
     }
@@ -347,6 +349,10 @@ impl Write for Socket {
 impl Stream for Socket {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.world.borrow_mut().shutdown_write(self.id)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Err(ErrorKind::Unsupported.into())
     }
 }
 

@@ -77,7 +77,7 @@ fn settings(random: &mut Random) -> Settings {
     }
 }
 
-impl<V: Service + Clone> Bench<V> {
+impl<V: Service + Clone + 'static> Bench<V> {
     fn new(settings: Settings, random: Random, service: V) -> Self {
         let rules = settings.rules;
         let world = Rc::new(RefCell::new(World {
@@ -99,7 +99,8 @@ impl<V: Service + Clone> Bench<V> {
         let listeners =
             (0..2).map(|index| SimulatedListener { world: Rc::clone(&world), index }).collect();
         let stats = Arc::new(Stats::default());
-        let connections = Connections::new(listeners, rules, service, Arc::clone(&stats));
+        let connections =
+            Connections::new(listeners, rules, move || service.clone(), Arc::clone(&stats));
         Bench { world, connections, stats }
     }
 

@@ -190,7 +190,7 @@ impl Wire {
 
     /// Whether nothing but the peer's FIN ends the conversation.
     pub(super) fn ends_with_the_peer(&self) -> bool {
-        self.expected.verdict == Verdict::Continue
+        self.expected.verdict == Verdict::Finished
     }
 
     pub(super) fn room_to_write(&self) -> usize {

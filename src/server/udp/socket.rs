@@ -1,6 +1,6 @@
 //! The one place where datagrams meet the system: recvmsg(2) and sendmmsg(2), with their control data.
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -80,6 +80,16 @@ impl Socket for BoundSocket {
         route: &Route,
     ) -> Result<(), Errno> {
         self.headers.send(&self.socket, pieces, segment, route)
+    }
+
+    fn local_addr(&self, route: &Route) -> io::Result<SocketAddr> {
+        let bound = self.socket.local_addr()?;
+        let ip = match route.local {
+            None => bound.ip(),
+            Some(Local::V4(octets)) => octets.into(),
+            Some(Local::V6(octets, _)) => octets.into(),
+        };
+        Ok(SocketAddr::new(ip.to_canonical(), bound.port()))
     }
 }
 

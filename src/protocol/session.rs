@@ -1,0 +1,483 @@
+//! One peer's conversation.
+
+use std::borrow::Cow;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::framing::{FrameError, Framing, Protocol};
+use super::replies::{Origin, Replies, Scratch, Wire};
+use super::service::{Context, Flow, Message, Service};
+
+/// A frame of at least so many bytes is handed over where it alone is echoed; a shorter one is copied.
+const HANDED_OVER: usize = 64 << 10;
+
+/// One peer's conversation over a stream: framing and service, and what they remember between two
+/// reads.
+///
+/// Nothing is on the heap until a frame is split over two reads, or a service has more to compute.
+///
+/// The order of calls: [`open`](Session::open); [`receive`](Session::receive) for each read;
+/// [`finish`](Session::finish) at the end of the stream; [`close`](Session::close) when it is over.
+/// After [`Verdict::Again`] comes [`resume`](Session::resume), until it says something else. After a
+/// verdict that ends the conversation comes [`close`](Session::close) and nothing else.
+#[derive(Debug, Clone)]
+pub struct Session<V> {
+    service: V,
+    protocol: Protocol,
+    held: Option<Box<Held>>,
+}
+
+/// What a session keeps from one call to the next.
+#[derive(Debug, Clone, Default)]
+struct Held {
+    /// A frame that came in pieces: its beginning, or all of it while it is being answered.
+    frame: Vec<u8>,
+    /// Input that has to wait, from `at` on. What is being answered is part of it where `frame` is
+    /// empty.
+    rest: Vec<u8>,
+    at: usize,
+    /// There is more to compute.
+    pending: Option<Pending>,
+}
+
+/// What has to be remembered of an answer that is not complete.
+#[derive(Debug, Clone, Copy)]
+struct Pending {
+    /// The bytes that the last reply still lacks.
+    owed: usize,
+    /// The end of the stream is being answered ([`Message::End`]).
+    at_end: bool,
+    /// The peer has ended the stream.
+    finished: bool,
+}
+
+/// What a session says to some input.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Answer<'a> {
+    /// The bytes to send: a piece of the input wherever nothing had to be copied, and a buffer of
+    /// their own where a large frame is handed over.
+    pub bytes: Cow<'a, [u8]>,
+    /// What comes after they are sent.
+    pub verdict: Verdict,
+}
+
+/// Whether a conversation goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// More input is welcome.
+    Continue,
+    /// There is more to answer: [`Session::resume`] does it. Until then no input is taken.
+    Again,
+    /// The service, or [`Protocol::once`], asked to close.
+    Close,
+    /// All that the peer has sent up to its end of the stream is answered.
+    Finished,
+    /// The input broke the framing: what follows cannot be understood.
+    Broken(FrameError),
+    /// The service panicked.
+    Panicked,
+}
+
+/// A service panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Panicked;
+
+/// What the caller of a session lends it for an answer.
+struct Lent<'a, 'c> {
+    input: &'a [u8],
+    /// The bytes by which the session may grow.
+    room: usize,
+    scratch: &'a mut Scratch,
+    context: &'c Context<'c>,
+    /// The frame that is the whole answer.
+    handed_over: Option<Vec<u8>>,
+}
+
+impl<'a, 'c> Lent<'a, 'c> {
+    fn new(
+        input: &'a [u8],
+        room: usize,
+        scratch: &'a mut Scratch,
+        context: &'c Context<'c>,
+    ) -> Self {
+        scratch.clear();
+        Lent { input, room, scratch, context, handed_over: None }
+    }
+
+    /// The answer, put together.
+    fn bytes(self) -> Cow<'a, [u8]> {
+        let Lent { input, scratch, handed_over, .. } = self;
+        match handed_over {
+            Some(frame) => Cow::Owned(frame),
+            None if scratch.echoed.is_empty() => Cow::Borrowed(&scratch.joined),
+            None => Cow::Borrowed(&input[scratch.echoed.clone()]),
+        }
+    }
+}
+
+impl<V: Service> Session<V> {
+    /// A conversation that has not been opened.
+    pub fn new(protocol: Protocol, service: V) -> Self {
+        Session { service, protocol, held: None }
+    }
+
+    /// Tells the service that the conversation begins; what it greets the peer with. The verdict is
+    /// [`Verdict::Continue`], [`Verdict::Close`] or [`Verdict::Panicked`].
+    pub fn open<'a>(&mut self, scratch: &'a mut Scratch, context: &Context<'_>) -> Answer<'a> {
+        let mut lent = Lent::new(&[], 0, scratch, context);
+        let verdict = match self.call(&mut lent, Origin::Nowhere, V::open) {
+            Ok(Flow::Continue | Flow::Again) => Verdict::Continue,
+            Ok(Flow::Close) => Verdict::Close,
+            Err(Panicked) => Verdict::Panicked,
+        };
+        Answer { bytes: lent.bytes(), verdict }
+    }
+
+    /// Answers the next bytes of a stream, however it was cut into reads. `room` is by how many bytes
+    /// the session may grow ([`held`](Session::held)); where it has to grow by more the verdict is
+    /// [`FrameError::NoRoom`].
+    pub fn receive<'a>(
+        &mut self,
+        input: &'a [u8],
+        room: usize,
+        scratch: &'a mut Scratch,
+        context: &Context<'_>,
+    ) -> Answer<'a> {
+        debug_assert!(!self.is_pending(), "what came before is answered first");
+        let mut lent = Lent::new(input, room, scratch, context);
+        let mut at = 0;
+        let mut verdict = self.answer_input(&mut at, &mut lent);
+        if verdict == Verdict::Again
+            && let Err(error) = self.keep(&input[at..], &lent)
+        {
+            verdict = self.break_off(error, &mut lent);
+        }
+        Answer { bytes: lent.bytes(), verdict }
+    }
+
+    /// Answers more of what was received, after [`Verdict::Again`].
+    pub fn resume<'a>(
+        &mut self,
+        room: usize,
+        scratch: &'a mut Scratch,
+        context: &Context<'_>,
+    ) -> Answer<'a> {
+        let Some(Pending { owed, at_end, finished }) = self.take_pending() else {
+            return Answer { bytes: Cow::Borrowed(&[]), verdict: Verdict::Continue };
+        };
+        let held = self.held.get_or_insert_default();
+        let (rest, mut at) = (std::mem::take(&mut held.rest), held.at);
+        let is_frame = !held.frame.is_empty();
+        let mut lent = Lent::new(&rest, room, &mut *scratch, context);
+        lent.scratch.owed = owed;
+        let mut verdict = match (at_end, is_frame) {
+            (true, _) => self.serve_end(&mut lent),
+            (false, true) => self.serve_frame(at == rest.len(), &mut lent),
+            (false, false) => Verdict::Continue,
+        };
+        if verdict == Verdict::Continue {
+            verdict = self.answer_input(&mut at, &mut lent);
+        }
+        // The answer outlives the input that it may be a piece of.
+        let handed_over = lent.handed_over.take();
+        let echoed = std::mem::take(&mut lent.scratch.echoed);
+        lent.scratch.append(&rest[echoed]);
+        let verdict = self.put_back(rest, at, verdict, finished);
+        let bytes = handed_over.map_or(Cow::Borrowed(&scratch.joined[..]), Cow::Owned);
+        Answer { bytes, verdict }
+    }
+
+    /// Answers what was kept back for the end of the stream, since the peer sends no more.
+    pub fn finish<'a>(&mut self, scratch: &'a mut Scratch, context: &Context<'_>) -> Answer<'a> {
+        let mut lent = Lent::new(&[], usize::MAX, scratch, context);
+        let verdict = match (self.protocol.framing, &self.held) {
+            (Framing::Raw, _) => self.serve_end(&mut lent),
+            (_, None) => Verdict::Continue,
+            (Framing::Lines, Some(_)) => self.serve_frame(true, &mut lent),
+            (Framing::LengthPrefixed, Some(_)) => self.break_off(FrameError::Truncated, &mut lent),
+        };
+        let verdict = self.put_back(Vec::new(), 0, verdict, true);
+        Answer { bytes: lent.bytes(), verdict }
+    }
+
+    /// Tells the service that the conversation is over, whatever the reason.
+    pub fn close(&mut self, context: &Context<'_>) {
+        // It is over in any case.
+        let _ = guarded(|| self.service.close(context));
+    }
+
+    /// Whether there is more to answer before the next input: see [`Verdict::Again`].
+    pub fn is_pending(&self) -> bool {
+        self.held.as_ref().is_some_and(|held| held.pending.is_some())
+    }
+
+    /// The bytes of memory that it holds on the heap: unfinished frames, and input that waits.
+    pub fn held(&self) -> usize {
+        self.held
+            .as_ref()
+            .map_or(0, |held| size_of::<Held>() + held.frame.capacity() + held.rest.capacity())
+    }
+
+    /// How many bytes are to be read at once, at the most ([`Service::read_limit`]).
+    pub fn read_limit(&self) -> usize {
+        self.service.read_limit().max(1)
+    }
+
+    /// Answers the messages of the input, from `at` on; `at` is then behind what is answered.
+    fn answer_input(&mut self, at: &mut usize, lent: &mut Lent<'_, '_>) -> Verdict {
+        while *at < lent.input.len() {
+            let rest = &lent.input[*at..];
+            let partial = self.held.as_ref().map_or(&[][..], |held| &held.frame);
+            let is_split = !partial.is_empty();
+            let end = match self.protocol.frame_end(partial, rest) {
+                Ok(end) => end,
+                Err(error) => return self.break_off(error, lent),
+            };
+            let length = end.unwrap_or(rest.len());
+            if is_split || end.is_none() {
+                if let Err(error) = self.grow_frame(&rest[..length], lent) {
+                    return self.break_off(error, lent);
+                }
+                *at += length;
+            }
+            let verdict = match (end, is_split) {
+                (None, _) => Verdict::Continue,
+                (Some(_), true) => self.serve_frame(*at == lent.input.len(), lent),
+                (Some(length), false) => {
+                    let verdict = self.serve_input(*at..*at + length, lent);
+                    *at += if verdict == Verdict::Again { 0 } else { length };
+                    verdict
+                }
+            };
+            if verdict != Verdict::Continue {
+                return verdict;
+            }
+        }
+        Verdict::Continue
+    }
+
+    /// Answers a message that is a piece of the input.
+    fn serve_input(&mut self, range: Range<usize>, lent: &mut Lent<'_, '_>) -> Verdict {
+        let bytes = &lent.input[range.clone()];
+        if self.protocol.framing != Framing::Raw {
+            let message = Message::Whole(self.protocol.payload(bytes));
+            return self.serve(message, Origin::Input(range), lent);
+        }
+        match self.serve(Message::Chunk(bytes), Origin::Input(range), lent) {
+            // What has come is all that will be looked at.
+            Verdict::Continue if self.protocol.once => self.serve_end(lent),
+            verdict => verdict,
+        }
+    }
+
+    /// Answers the frame that was put together; `is_last` where no more of the input is behind it.
+    fn serve_frame(&mut self, is_last: bool, lent: &mut Lent<'_, '_>) -> Verdict {
+        let held = self.held.get_or_insert_default();
+        let frame = std::mem::take(&mut held.frame);
+        let message = Message::Whole(self.protocol.payload(&frame));
+        let verdict = self.serve(message, Origin::Frame(&frame), lent);
+        let is_echo = std::mem::take(&mut lent.scratch.echoed_frame);
+        let goes_on = verdict == Verdict::Again;
+        if is_echo && is_last && !goes_on && frame.len() >= HANDED_OVER {
+            self.held = None;
+            lent.handed_over = Some(frame);
+            return verdict;
+        }
+        if is_echo {
+            lent.scratch.append(&frame);
+        }
+        if goes_on {
+            self.held.get_or_insert_default().frame = frame;
+        } else {
+            self.held = None;
+        }
+        verdict
+    }
+
+    /// Answers the end of an unframed stream, which is the last that is answered.
+    fn serve_end(&mut self, lent: &mut Lent<'_, '_>) -> Verdict {
+        match self.serve(Message::End, Origin::Nowhere, lent) {
+            Verdict::Continue => Verdict::Close,
+            verdict => verdict,
+        }
+    }
+
+    fn serve(
+        &mut self,
+        message: Message<'_>,
+        origin: Origin<'_>,
+        lent: &mut Lent<'_, '_>,
+    ) -> Verdict {
+        let flow = self.call(lent, origin, |service, replies, context| {
+            service.serve(message, replies, context)
+        });
+        match flow {
+            Err(Panicked) => Verdict::Panicked,
+            // Nothing can be said either.
+            Ok(_) if lent.scratch.failed => Verdict::Broken(FrameError::NoRoom),
+            Ok(Flow::Again) => self.wait(lent.scratch.owed, message == Message::End),
+            Ok(Flow::Continue) if !self.protocol.once || self.protocol.framing == Framing::Raw => {
+                Verdict::Continue
+            }
+            Ok(Flow::Continue | Flow::Close) => Verdict::Close,
+        }
+    }
+
+    /// The stream cannot be understood any further; the service has the last word, unless it is in
+    /// the middle of another.
+    fn break_off(&mut self, error: FrameError, lent: &mut Lent<'_, '_>) -> Verdict {
+        self.held = None;
+        if lent.scratch.owed > 0 {
+            return Verdict::Broken(error);
+        }
+        let last_word = self.call(lent, Origin::Nowhere, |service, replies, context| {
+            service.broken(error, replies, context);
+            Flow::Close
+        });
+        last_word.map_or(Verdict::Panicked, |_| Verdict::Broken(error))
+    }
+
+    /// Calls the service.
+    fn call(
+        &mut self,
+        lent: &mut Lent<'_, '_>,
+        origin: Origin<'_>,
+        call: impl FnOnce(&mut V, &mut Replies<'_>, &Context<'_>) -> Flow,
+    ) -> Result<Flow, Panicked> {
+        let wire = Wire::from(self.protocol.framing);
+        let Lent { input, scratch, context, .. } = lent;
+        guarded(|| {
+            let mut replies = Replies { input, origin, wire, scratch };
+            let flow = call(&mut self.service, &mut replies, context);
+            if flow != Flow::Again {
+                scratch.check_complete();
+            }
+            flow
+        })
+    }
+
+    // ---- what is held
+
+    /// Puts more bytes to the frame that comes in pieces.
+    fn grow_frame(&mut self, bytes: &[u8], lent: &Lent<'_, '_>) -> Result<(), FrameError> {
+        let before = self.held();
+        let held = self.held.get_or_insert_default();
+        let most = self.protocol.most(&held.frame, bytes);
+        let room = before.saturating_add(lent.room);
+        let room = room.checked_sub(size_of::<Held>() + held.rest.capacity());
+        grow(&mut held.frame, bytes, most, room.ok_or(FrameError::NoRoom)?)
+    }
+
+    /// Keeps input that has to wait.
+    fn keep(&mut self, rest: &[u8], lent: &Lent<'_, '_>) -> Result<(), FrameError> {
+        let held = self.held.get_or_insert_default();
+        let room = lent.room.checked_sub(size_of::<Held>()).ok_or(FrameError::NoRoom)?;
+        held.at = 0;
+        grow(&mut held.rest, rest, rest.len(), room)
+    }
+
+    /// The next step is [`resume`](Session::resume).
+    fn wait(&mut self, owed: usize, at_end: bool) -> Verdict {
+        let held = self.held.get_or_insert_default();
+        held.pending = Some(Pending { owed, at_end, finished: false });
+        Verdict::Again
+    }
+
+    fn take_pending(&mut self) -> Option<Pending> {
+        self.held.as_mut()?.pending.take()
+    }
+
+    /// The end of an answer that takes no more input: what is left of `rest` waits again.
+    fn put_back(&mut self, rest: Vec<u8>, at: usize, verdict: Verdict, finished: bool) -> Verdict {
+        if verdict != Verdict::Again {
+            self.held.take_if(|held| held.frame.is_empty());
+        }
+        match (verdict, &mut self.held) {
+            (Verdict::Again, Some(held)) => {
+                (held.rest, held.at) = (rest, at);
+                if let Some(pending) = &mut held.pending {
+                    pending.finished = finished;
+                }
+                verdict
+            }
+            (Verdict::Continue | Verdict::Close, _) if finished => Verdict::Finished,
+            _ => verdict,
+        }
+    }
+}
+
+/// Appends `bytes`: doubles what `to` holds, but not beyond `most` nor the memory there is, which is
+/// `room` in all.
+fn grow(to: &mut Vec<u8>, bytes: &[u8], most: usize, room: usize) -> Result<(), FrameError> {
+    let needed = to.len() + bytes.len();
+    if needed > to.capacity() {
+        let doubled = needed.max(2 * to.capacity()).min(most.max(needed));
+        let capacity = if doubled <= room { doubled } else { needed };
+        if capacity > room || to.try_reserve_exact(capacity - to.len()).is_err() {
+            return Err(FrameError::NoRoom);
+        }
+    }
+    to.extend_from_slice(bytes);
+    Ok(())
+}
+
+/// A panic of a service is about its conversation alone, which is over with it: nobody sees what it
+/// has left half-done.
+fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|_| Panicked)
+}
+
+/// Answers one datagram, which is a conversation of its own: `service` serves nothing else. The
+/// replies are to be sent as one datagram each.
+///
+/// # Errors
+///
+/// Where the service panicked: then nothing is to be sent.
+pub fn answer_datagram<'a, V: Service>(
+    mut service: V,
+    input: &'a [u8],
+    scratch: &'a mut Scratch,
+    context: &Context<'_>,
+) -> Result<Messages<'a>, Panicked> {
+    scratch.clear();
+    let origin = Origin::Nowhere;
+    let mut replies = Replies { input, origin, wire: Wire::Datagrams, scratch: &mut *scratch };
+    let answered = guarded(|| {
+        let mut flow = service.open(&mut replies, context);
+        replies.origin = Origin::Input(0..input.len());
+        while flow != Flow::Close {
+            flow = service.serve(Message::Whole(input), &mut replies, context);
+            if flow == Flow::Continue {
+                break;
+            }
+        }
+        replies.scratch.check_complete();
+    });
+    let closed = guarded(|| service.close(context));
+    answered.and(closed)?;
+    if scratch.failed {
+        scratch.messages.clear();
+    }
+    Ok(Messages { input, joined: &scratch.joined, left: scratch.messages.iter() })
+}
+
+/// The replies to a datagram, each a datagram of its own.
+#[derive(Debug, Clone)]
+pub struct Messages<'a> {
+    input: &'a [u8],
+    joined: &'a [u8],
+    left: std::slice::Iter<'a, Option<Range<usize>>>,
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = &'a [u8];
+
+    /// The next reply; where it is an echo, `input` itself.
+    fn next(&mut self) -> Option<&'a [u8]> {
+        match self.left.next()? {
+            None => Some(self.input),
+            Some(range) => Some(&self.joined[range.clone()]),
+        }
+    }
+}
