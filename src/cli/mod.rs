@@ -23,7 +23,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use evecho::client::Cancel;
 use evecho::client::target::{Family, Target};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use output::complain;
 
@@ -96,6 +96,10 @@ impl FamilyArgs {
 pub(crate) fn run() -> ExitCode {
     let arguments = std::env::args_os().collect();
     let (cli, environment) = environment::parse(arguments).unwrap_or_else(|error| error.exit());
+    let serves = matches!(cli.command, None | Some(Command::Serve(_)));
+    if !serves && let Err(error) = flag_at_sigusr1() {
+        complain(&format!("SIGUSR1 would end this: {error}"));
+    }
     let result = match cli.command {
         None => serve::run(cli.serve, &environment),
         Some(Command::Serve(args)) => serve::run(args, &environment),
@@ -132,4 +136,12 @@ fn cancel_at_signals() -> std::io::Result<Cancel> {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     Ok(Cancel::from(stop))
+}
+
+/// Set at SIGUSR1, which asks a tool for its report so far. A client never ends by it: what is meant
+/// for the servers of a machine reaches clients of the same name too.
+fn flag_at_sigusr1() -> std::io::Result<Arc<AtomicBool>> {
+    let asked = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGUSR1, Arc::clone(&asked))?;
+    Ok(asked)
 }

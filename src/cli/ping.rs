@@ -1,31 +1,34 @@
-//! `evecho ping`: round-trip times, as `ping(8)` shows them.
+//! `evecho ping`: round-trip times, as `ping(8)` shows them, and a health check.
 
 use std::fmt;
 use std::io::{self, Write};
-use std::ops::ControlFlow;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use clap::ValueEnum;
+use clap::error::ErrorKind;
 use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
-use super::output::Output;
-use super::{CommandResult, TargetArgs, units};
-use evecho::client::ping::{self, Config, Event, LONGEST, Reply, Size, Summary};
-use evecho::client::target::{Target, Transport};
+use super::output::{Output, complain, sentence};
+use super::serve::FramingArg;
+use super::{CommandResult, TargetArgs, cancel_at_signals, flag_at_sigusr1, units, usage};
+use evecho::client::Cancel;
+use evecho::client::ping::{
+    self, Config, ConfigError, Event, Pattern, Progress, Reason, Reply, Size, Summary,
+};
+use evecho::client::target::{LONGEST_WAIT, Target, Transport};
 use evecho::units::{milliseconds, time};
 
 /// Measure round-trip times, and tell loss, duplicates, reordering and corruption apart.
 ///
-/// Ends after --count pings or at Ctrl-C, with a summary. The exit code is 0 when at least one ping
-/// was echoed, unharmed and in time, and 1 when none was: as a health check, use -c 1 -q.
+/// Goes on while the server is not there, with a line for each try, and connects again when it is
+/// back. Ends after --count pings, at the --deadline or at Ctrl-C, with a summary; SIGUSR1 prints the
+/// summary so far.
 ///
-/// Over TCP all pings share one connection. When it ends, what was on its way is lost, and the next
-/// ping connects anew.
+/// The exit code is 0 when a ping was answered, unharmed and in time (with --count and --deadline:
+/// when so many were), 1 when not, and 2 on wrong usage or when this machine fails. As a health check
+/// use -c 1 -q, to wait until a server is up -c 1 -w 60.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -33,19 +36,37 @@ pub(crate) struct Args {
     /// Send each ping as a datagram
     #[arg(short, long)]
     udp: bool,
-    /// Send this many pings; without it, until Ctrl-C
+    /// Where a ping, and its reply, ends in a TCP stream
+    #[arg(short, long, value_enum, default_value_t = FramingArg::Raw, conflicts_with = "udp")]
+    framing: FramingArg,
+    /// Send this many pings; with --deadline, until this many are answered
     #[arg(short, long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
+    /// End after this time, whatever has been sent and answered
+    #[arg(short = 'w', long, value_name = "TIME", value_parser = units::timeout)]
+    deadline: Option<Duration>,
     /// Time from one ping to the next; 0 sends each as soon as the one before is answered
     #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = interval)]
     interval: Duration,
     /// Bytes in each ping, 24 to 65507
     #[arg(short, long, value_name = "SIZE", default_value = "56", value_parser = size)]
     size: Size,
+    /// What the pings are made of
+    #[arg(long, value_enum, default_value_t = PatternArg::Ascii)]
+    pattern: PatternArg,
+    /// Expect the replies in upper case
+    #[arg(long)]
+    upper: bool,
     /// Give up on a ping, or on connecting, after this time
     #[arg(short = 'W', long, value_name = "TIME", default_value = "1s")]
     #[arg(value_parser = units::timeout)]
     wait: Duration,
+    /// Before each ping, say when the one before has no reply yet
+    #[arg(short = 'O', long)]
+    outstanding: bool,
+    /// Print the time before each line, in seconds since 1970
+    #[arg(short = 'D', long)]
+    timestamps: bool,
     /// Print only the summary
     #[arg(short, long)]
     quiet: bool,
@@ -54,10 +75,19 @@ pub(crate) struct Args {
     json: bool,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum PatternArg {
+    /// Lower-case letters and digits
+    Ascii,
+    /// All byte values
+    Binary,
+}
+
 fn interval(text: &str) -> Result<Duration, String> {
-    units::duration(text).and_then(|time| {
-        if time > LONGEST { Err("the longest interval is 1day".to_owned()) } else { Ok(time) }
-    })
+    match units::duration(text)? {
+        time if time > LONGEST_WAIT => Err("the longest interval is a day, 24h".to_owned()),
+        time => Ok(time),
+    }
 }
 
 fn size(text: &str) -> Result<Size, String> {
@@ -68,98 +98,150 @@ fn size(text: &str) -> Result<Size, String> {
         .ok_or_else(|| format!("a ping has {} to {} bytes", Size::MIN, Size::MAX))
 }
 
-/// Pings as the flags say.
-pub(crate) fn run(args: Args) -> CommandResult {
-    let config = Config {
-        target: args.target.into(),
-        transport: if args.udp { Transport::Udp } else { Transport::Tcp },
-        count: args.count,
-        interval: args.interval,
-        size: args.size,
-        wait: args.wait,
-    };
-    let stop = stop_signal()?;
-    let start = Instant::now();
-    let mut printer = Printer::new(&config, args.quiet, args.json);
-    let summary = ping::run(&config, Some(stop.as_fd()), |event| printer.event(event))?;
-    printer.summary(&summary, start.elapsed());
-    printer.written?;
-    if summary.received == 0 {
-        if printer.output.is_closed() && config.count.is_none() {
-            return Ok(ExitCode::from(1));
+impl Args {
+    /// The checked configuration.
+    fn config(self) -> Config {
+        let mut config = Config::new(self.target.into());
+        config.transport = if self.udp { Transport::Udp } else { Transport::Tcp };
+        config.framing = self.framing.into();
+        config.pattern = match self.pattern {
+            PatternArg::Ascii => Pattern::Ascii,
+            PatternArg::Binary => Pattern::Binary,
+        };
+        config.upper = self.upper;
+        config.count = self.count;
+        config.deadline = self.deadline;
+        config.interval = self.interval;
+        config.size = self.size;
+        config.wait = self.wait;
+        config.report_outstanding = self.outstanding;
+        if let Err(error) = config.check() {
+            let flags = match error {
+                ConfigError::BinaryLines => "--pattern binary and --framing lines: ",
+                ConfigError::BinaryUpper => "--pattern binary and --upper: ",
+                _ => "",
+            };
+            usage(Some("ping"), ErrorKind::ArgumentConflict, &format!("{flags}{error}"));
         }
-        return Err(nothing_came(&config, &summary, printer.trouble).into());
+        config
     }
-    Ok(ExitCode::SUCCESS)
 }
 
-/// Becomes readable at SIGINT or SIGTERM. A second one ends the program at once.
-fn stop_signal() -> io::Result<UnixStream> {
-    let (stop, sender) = UnixStream::pair()?;
-    let stopping = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        let code = 128 + signal;
-        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&stopping))?;
-        signal_hook::flag::register(signal, Arc::clone(&stopping))?;
-        signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
-    }
-    Ok(stop)
+/// Pings as the flags say. Unlike other commands it tells by the exit code that nobody answered (1)
+/// from everything else that can go wrong (2).
+pub(crate) fn run(args: Args) -> CommandResult {
+    ping(args).or_else(|error| {
+        complain(&sentence(&*error));
+        Ok(ExitCode::from(2))
+    })
 }
 
-fn nothing_came(config: &Config, summary: &Summary, trouble: Option<String>) -> String {
+fn ping(args: Args) -> CommandResult {
+    let mut printer = Printer {
+        output: Output::plain(),
+        style: Style { quiet: args.quiet, json: args.json, timestamps: args.timestamps },
+        config: args.config(),
+        peer: None,
+        headed: false,
+        trouble: None,
+        start: Instant::now(),
+        written: Ok(()),
+    };
+    let config = printer.config.clone();
+    let (cancel, report) = (cancel_at_signals()?, flag_at_sigusr1()?);
+    let summary = ping::run(&config, &cancel, |progress| {
+        printer.progress(progress);
+        if report.swap(false, Ordering::Relaxed) {
+            printer.summary(&progress.summary());
+        }
+        printer.cancel_unread(&cancel);
+    })?;
+    printer.summary(&summary);
+    let unread = printer.is_unread();
+    printer.written?;
+    if config.is_met_by(&summary) {
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !unread {
+        complain(&unanswered(&config, &summary, printer.trouble.as_ref()));
+    }
+    let ours = matches!(printer.trouble, Some((Reason::Failed, _)));
+    Ok(ExitCode::from(if ours { 2 } else { 1 }))
+}
+
+/// Why the exit code is not 0, in one sentence.
+fn unanswered(config: &Config, summary: &Summary, trouble: Option<&(Reason, String)>) -> String {
     let target = &config.target;
+    if let (Some(count), Some(_), 1..) = (config.count, config.deadline, summary.received) {
+        let received = summary.received;
+        return format!("{target} answered {received} of {count} pings before the deadline");
+    }
     match trouble {
-        Some(trouble) => format!("no ping came back whole: {trouble}"),
-        None if summary.lost > 0 => format!(
+        Some((Reason::Corrupt | Reason::Cut, _)) => {
+            format!("no ping came back whole: what {target} answers is not what it was sent")
+        }
+        Some((Reason::Timeout, _)) => format!(
             "{target} did not answer within {}; is an echo server running there, and on that port?",
             time(config.wait)
         ),
+        Some((_, detail)) => format!("no ping was answered: {detail}"),
         None => format!("{target} had not answered when the run ended"),
     }
 }
 
-/// Writes events and the summary to standard output.
-struct Printer<'a> {
-    config: &'a Config,
-    output: Output,
+/// How a run is printed.
+#[derive(Clone, Copy)]
+struct Style {
     quiet: bool,
     json: bool,
-    peer: String,
-    /// What failed last, apart from time running out.
-    trouble: Option<String>,
+    timestamps: bool,
+}
+
+/// Writes events and the summary to standard output.
+struct Printer {
+    output: Output,
+    style: Style,
+    config: Config,
+    /// Who answers.
+    peer: Option<String>,
+    /// Whether the first line is written. It waits for the address.
+    headed: bool,
+    /// What failed last.
+    trouble: Option<(Reason, String)>,
+    start: Instant,
     /// How writing went; a reader that went away is a clean end.
     written: io::Result<()>,
 }
 
-impl<'a> Printer<'a> {
-    fn new(config: &'a Config, quiet: bool, json: bool) -> Self {
-        let peer = config.target.to_string();
-        let output = Output::plain();
-        Self { config, output, quiet, json, peer, trouble: None, written: Ok(()) }
+impl Printer {
+    fn progress(&mut self, progress: &Progress<'_>) {
+        let Some(event) = progress.event else { return };
+        match event {
+            Event::Lost { reason, detail, .. } | Event::Disconnected { reason, detail } => {
+                self.trouble = Some((*reason, detail.clone()));
+            }
+            Event::Reply(Reply::Corrupt { .. } | Reply::Cut { .. }) => {
+                self.trouble = event.reason().map(|reason| (reason, String::new()));
+            }
+            _ => {}
+        }
+        match (self.style.quiet, self.style.json) {
+            (true, _) => {}
+            (false, true) => self.write(&Line::new(event, self.style.timestamps).to_string()),
+            (false, false) => self.describe(event),
+        }
     }
 
-    fn event(&mut self, event: &Event) -> ControlFlow<()> {
-        match event {
-            Event::Start { address, .. } | Event::Connected { address } => {
-                self.peer = address.to_string();
-            }
-            Event::Lost { reason: Some(reason), .. } => self.trouble = Some(reason.clone()),
-            Event::Disconnected { reason } => self.trouble = Some(reason.clone()),
-            Event::Reply(Reply::Corrupt { .. } | Reply::Cut { .. }) => {
-                self.trouble = Some("what came back was damaged".to_owned());
-            }
-            Event::Reply(_) | Event::Lost { reason: None, .. } => {}
+    /// Ends a run that has no end once nobody reads it; any other comes to its verdict.
+    fn cancel_unread(&self, cancel: &Cancel) {
+        if self.is_unread() || self.written.is_err() {
+            cancel.cancel();
         }
-        if !self.quiet {
-            let text = if self.json { json(event) } else { self.describe(event) };
-            self.write(&text);
-        }
-        // A run that has an end comes to its verdict without a reader too.
-        let unread = self.output.is_closed() && self.config.count.is_none();
-        match unread || self.written.is_err() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        }
+    }
+
+    fn is_unread(&self) -> bool {
+        let endless = self.config.count.is_none() && self.config.deadline.is_none();
+        self.output.is_closed() && endless
     }
 
     fn write(&mut self, text: &str) {
@@ -168,24 +250,42 @@ impl<'a> Printer<'a> {
         }
     }
 
-    fn describe(&self, event: &Event) -> String {
-        match event {
-            Event::Start { address, transport, size } => {
-                let transport = match transport {
-                    Transport::Tcp => "TCP",
-                    Transport::Udp => "UDP",
-                };
-                format!("PING {} ({address}) over {transport}: {size} bytes", self.config.target)
-            }
-            Event::Reply(reply) => self.describe_reply(reply),
-            Event::Lost { seq, reason: None } => {
-                let wait = time(self.config.wait);
-                format!("seq={seq}: no reply within {wait}")
-            }
-            Event::Lost { seq, reason: Some(reason) } => format!("seq={seq}: lost: {reason}"),
-            Event::Disconnected { reason } => format!("{reason}; the next ping connects anew"),
-            Event::Connected { address } => format!("connected to {address}"),
+    fn describe(&mut self, event: &Event) {
+        let first = !self.headed;
+        if let Event::Connected { address } = event {
+            self.peer = Some(address.to_string());
         }
+        if first && !matches!(event, Event::Start { .. }) {
+            self.headed = true;
+            let header = self.header();
+            self.write(&header);
+        }
+        let line = match event {
+            Event::Connected { address } if !first => format!("connected to {address}"),
+            Event::Reply(reply) => self.describe_reply(reply),
+            Event::Lost { seq, reason: Reason::Timeout, detail } if detail.is_empty() => {
+                format!("seq={seq}: no reply within {}", time(self.config.wait))
+            }
+            Event::Lost { seq, detail, .. } => format!("seq={seq}: {detail}"),
+            Event::Outstanding { seq } => format!("seq={seq}: no reply yet"),
+            Event::Disconnected { detail, .. } => format!("{detail}; the next ping connects anew"),
+            _ => return,
+        };
+        let stamp = match self.style.timestamps {
+            true => format!("[{:.6}] ", seconds_since_1970()),
+            false => String::new(),
+        };
+        self.write(&format!("{stamp}{line}"));
+    }
+
+    fn header(&self) -> String {
+        let transport = match self.config.transport {
+            Transport::Tcp => "TCP",
+            Transport::Udp => "UDP",
+        };
+        let peer = self.peer.as_ref().map_or(String::new(), |peer| format!(" ({peer})"));
+        let size = self.config.size.bytes();
+        format!("PING {}{peer} over {transport}: {size} bytes", self.config.target)
     }
 
     fn describe_reply(&self, reply: &Reply) -> String {
@@ -204,24 +304,52 @@ impl<'a> Printer<'a> {
             }
             Reply::Stray => return "a reply to no recent ping".to_owned(),
         };
-        format!(
-            "{size} bytes from {}: seq={seq} time={} ms{remark}",
-            self.peer,
-            milliseconds(*time)
-        )
+        let peer = self.peer.as_deref().unwrap_or("?");
+        format!("{size} bytes from {peer}: seq={seq} time={} ms{remark}", milliseconds(*time))
     }
 
-    fn summary(&mut self, summary: &Summary, elapsed: Duration) {
-        let text = if self.json {
+    fn summary(&mut self, summary: &Summary) {
+        let text = if self.style.json {
             json(&SummaryLine { event: "summary", target: &self.config.target, summary })
         } else {
-            let blank = if self.quiet { "" } else { "\n" };
-            format!("{blank}--- {} ping statistics ---\n{}", self.config.target, {
-                describe_summary(summary, elapsed)
-            })
+            let blank = if self.style.quiet { "" } else { "\n" };
+            let text = describe_summary(summary, self.start.elapsed());
+            format!("{blank}--- {} ping statistics ---\n{text}", self.config.target)
         };
         self.write(&text);
     }
+}
+
+/// An event as a line of JSON.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    event: &'a Event,
+    /// Replies that are none have a reason too, as what is lost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<Reason>,
+    /// Seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<f64>,
+}
+
+impl<'a> Line<'a> {
+    fn new(event: &'a Event, timestamps: bool) -> Self {
+        let reason = event.reason().filter(|_| matches!(event, Event::Reply(_)));
+        Self { event, reason, timestamp: timestamps.then(seconds_since_1970) }
+    }
+}
+
+impl fmt::Display for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&json(self))
+    }
+}
+
+/// As exact as `ping -D`, to a microsecond.
+fn seconds_since_1970() -> f64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    time.as_micros() as f64 / 1e6
 }
 
 #[derive(Serialize)]

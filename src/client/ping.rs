@@ -4,119 +4,63 @@
 //! repetition, reordering and damage are told apart. The tracker decides what a reply is; the loop
 //! here owns the socket and the clock.
 //!
-//! Over TCP all pings go through one connection. If that ends, or if its bytes are out of step (a
-//! reply was cut, or is not recognisable), the pings that are out are lost with it, and the next one
-//! connects anew: a server that restarts shows as loss, and then as replies.
+//! Over TCP all pings go through one connection. While there is none, each ping tries to connect
+//! first, and is lost with the reason when that fails: a server that is not there yet, or restarts,
+//! shows as loss, and then as replies. A connection whose bytes are out of step (a reply was cut, or
+//! is not recognisable) is given up, and the pings that are out are lost with it.
 
+mod config;
+mod event;
 mod link;
+mod message;
 mod tracker;
 
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
-use std::ops::ControlFlow;
-use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
-use serde::Serialize;
 
-use super::target::{self, Target, Transport};
+use super::Cancel;
+use super::target::{self, LONGEST_WAIT, Transport};
 use super::wait;
-use crate::protocol::MAX_DATAGRAM;
-use link::Link;
+use crate::protocol::Framing;
+use link::{Link, OpenError, Opening};
+use message::Messages;
 use tracker::Tracker;
+
+pub use config::{Config, ConfigError, Pattern, Size};
+pub use event::{Event, Reason};
 pub use tracker::{Reply, Summary, Times};
 
-/// The length of a ping in bytes, headers of TCP, UDP and IP not counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(usize);
+/// What a run tells while it goes on.
+pub struct Progress<'a> {
+    /// What happened; nothing about ten times a second, so that whoever listens gets a turn.
+    pub event: Option<&'a Event>,
+    tracker: &'a Tracker,
+}
 
-impl Size {
-    /// The shortest: a header of 16 bytes, and 8 bytes of the pattern to tell messages apart.
-    pub const MIN: usize = 24;
-    /// The longest: what a UDP datagram over IPv4 holds (RFC 768, RFC 791).
-    pub const MAX: usize = MAX_DATAGRAM;
-
-    /// Checks a length in bytes: `None` outside [`Size::MIN`] and [`Size::MAX`].
-    ///
-    /// ```
-    /// use evecho::client::ping::Size;
-    ///
-    /// assert_eq!(Size::new(56).map(Size::bytes), Some(56));
-    /// assert!(Size::new(23).is_none() && Size::new(65_508).is_none());
-    /// ```
-    pub fn new(bytes: usize) -> Option<Self> {
-        (Self::MIN..=Self::MAX).contains(&bytes).then_some(Self(bytes))
-    }
-
-    /// The length in bytes.
-    pub fn bytes(self) -> usize {
-        self.0
+impl Progress<'_> {
+    /// What has come of all pings so far.
+    pub fn summary(&self) -> Summary {
+        self.tracker.summary()
     }
 }
 
-/// The longest interval and the longest wait. What is longer is cut to it.
-pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// What to ping, and how.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The server.
-    pub target: Target,
-    /// What carries the pings.
-    pub transport: Transport,
-    /// How many pings are sent; without it, there is no end.
-    pub count: Option<u64>,
-    /// The time from one ping to the next. Zero sends each as soon as the one before is answered
-    /// or given up.
-    pub interval: Duration,
-    /// The length of each.
-    pub size: Size,
-    /// How long connecting may take, and after what time a ping counts as lost.
-    pub wait: Duration,
+impl fmt::Debug for Progress<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Progress").field("event", &self.event).finish_non_exhaustive()
+    }
 }
 
-/// What happens, as it happens.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
-    /// The first connection stands.
-    Start {
-        /// The address that answered.
-        address: SocketAddr,
-        /// What carries the pings.
-        transport: Transport,
-        /// The length of each in bytes.
-        size: usize,
-    },
-    /// Something came back.
-    Reply(Reply),
-    /// A ping has had no reply and is given up.
-    Lost {
-        /// Its number: the first is 1.
-        seq: u64,
-        /// What failed. Without it, the time was over.
-        reason: Option<String>,
-    },
-    /// The connection has ended; the next ping connects anew.
-    Disconnected {
-        /// Why.
-        reason: String,
-    },
-    /// A new connection stands.
-    Connected {
-        /// The address that answered.
-        address: SocketAddr,
-    },
-}
-
-/// Why nothing could be pinged: one sentence.
+/// Why nothing could be pinged. That the server is not there is none: see [`Event::Lost`].
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Error {
-    /// The server cannot be reached at all.
-    Target(target::Error),
+    /// The configuration is invalid.
+    Config(ConfigError),
     /// The system refused something that a socket needs.
     Socket(io::Error),
 }
@@ -124,34 +68,37 @@ pub enum Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Target(error) => error.fmt(f),
-            Self::Socket(error) => write!(f, "the connection failed: {error}"),
+            Self::Config(_) => f.write_str("invalid configuration"),
+            Self::Socket(_) => f.write_str("the socket failed"),
         }
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Config(error) => Some(error),
+            Self::Socket(error) => Some(error),
+        }
+    }
+}
 
-/// Pings until the count is sent and each ping is answered or given up, until `stop` becomes
-/// readable, or until `report`, which is told each event, breaks off.
+/// Pings until the count is sent and each ping is answered or given up, until the deadline, or until
+/// `cancel`. `progress` is told each event.
 ///
 /// ```no_run
-/// use std::ops::ControlFlow;
 /// use std::time::Duration;
 ///
-/// use evecho::client::ping::{self, Config, Size};
-/// use evecho::client::target::Transport;
+/// use evecho::client::Cancel;
+/// use evecho::client::ping::{self, Config};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let config = Config {
-///     target: "localhost:12000".parse()?,
-///     transport: Transport::Udp,
-///     count: Some(10),
-///     interval: Duration::from_millis(100),
-///     size: Size::new(56).expect("within its bounds"),
-///     wait: Duration::from_secs(1),
-/// };
-/// let summary = ping::run(&config, None, |_| ControlFlow::Continue(()))?;
+/// let mut config = Config::new("localhost:12000".parse()?);
+/// config.count = Some(10);
+/// config.interval = Duration::from_millis(100);
+/// let summary = ping::run(&config, &Cancel::default(), |progress| {
+///     println!("{:?}", progress.event);
+/// })?;
 /// println!("{} of {} came back", summary.received, summary.sent);
 /// # Ok(())
 /// # }
@@ -159,216 +106,289 @@ impl std::error::Error for Error {}
 ///
 /// # Errors
 ///
-/// When the first connection fails. A later one is an [`Event`].
+/// When the configuration is invalid, or the system refuses what every run needs. A server that
+/// cannot be reached is an [`Event`].
 pub fn run(
     config: &Config,
-    stop: Option<BorrowedFd<'_>>,
-    report: impl FnMut(&Event) -> ControlFlow<()>,
+    cancel: &Cancel,
+    progress: impl FnMut(&Progress<'_>),
 ) -> Result<Summary, Error> {
+    config.check().map_err(Error::Config)?;
     let config = &Config {
-        interval: config.interval.min(LONGEST),
-        wait: config.wait.min(LONGEST),
+        interval: config.interval.min(LONGEST_WAIT),
+        wait: config.wait.min(LONGEST_WAIT),
         ..config.clone()
     };
-    let link = Link::open(&config.target, config.transport, config.size, config.wait)?;
     let key = RandomState::new().build_hasher().finish();
-    let address = link.peer();
+    let start = Instant::now();
     let mut pinger = Pinger {
         config,
-        tracker: Tracker::new(config.size, config.wait, key),
-        link: Some(link),
-        address,
-        next: Instant::now(),
-        report,
+        tracker: Tracker::new(Messages::new(config, key), config.wait),
+        connection: Connection::None,
+        address: None,
+        next: start,
+        end: config.deadline.and_then(|deadline| start.checked_add(deadline)),
+        told: start,
+        progress,
     };
-    let size = config.size.bytes();
-    let mut flow = pinger.report(Event::Start { address, transport: config.transport, size });
-    while flow.is_continue() && !pinger.done() {
-        flow = pinger.turn(stop)?;
+    pinger.tell(Event::Start { transport: config.transport, size: config.size.bytes() });
+    while !pinger.done() && !pinger.late() && !cancel.is_cancelled() {
+        pinger.turn()?;
+    }
+    for seq in pinger.tracker.outstanding().collect::<Vec<_>>() {
+        pinger.tell(Event::Outstanding { seq });
     }
     Ok(pinger.tracker.summary())
+}
+
+/// How often whoever listens gets a turn when nothing happens, and a cancelled run is noticed.
+const TICK: Duration = Duration::from_millis(100);
+
+enum Connection {
+    None,
+    Opening(Opening),
+    Open(Link),
 }
 
 struct Pinger<'a, F> {
     config: &'a Config,
     tracker: Tracker,
-    /// Over TCP, none while the connection is lost.
-    link: Option<Link>,
+    connection: Connection,
     /// Who was connected to last.
-    address: SocketAddr,
+    address: Option<SocketAddr>,
     /// When the next ping is due.
     next: Instant,
-    report: F,
+    /// When the run is over, whatever has come.
+    end: Option<Instant>,
+    /// When whoever listens had the last turn.
+    told: Instant,
+    progress: F,
 }
 
-impl<F: FnMut(&Event) -> ControlFlow<()>> Pinger<'_, F> {
-    fn report(&mut self, event: Event) -> ControlFlow<()> {
-        (self.report)(&event)
+impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
+    fn tell(&mut self, event: Event) {
+        (self.progress)(&Progress { event: Some(&event), tracker: &self.tracker });
     }
 
+    /// Whether no further ping has to be sent.
     fn all_sent(&self) -> bool {
-        self.config.count.is_some_and(|count| self.tracker.sent() >= count)
+        // With a deadline, pings go on until so many are answered.
+        let count = if self.end.is_some() { self.tracker.received() } else { self.tracker.sent() };
+        self.config.count.is_some_and(|enough| count >= enough)
     }
 
     fn done(&self) -> bool {
-        self.all_sent() && self.tracker.waiting() == 0
+        self.all_sent() && (self.tracker.waiting() == 0 || self.end.is_some())
+    }
+
+    fn late(&self) -> bool {
+        self.end.is_some_and(|end| Instant::now() >= end)
     }
 
     /// Whether nothing but time keeps the next ping from being sent.
     fn may_send(&self) -> bool {
         let in_turn = !self.config.interval.is_zero() || self.tracker.waiting() == 0;
-        let blocked = self.link.as_ref().is_some_and(Link::blocked);
-        !self.all_sent() && in_turn && !blocked && self.tracker.has_room()
+        let free = match &self.connection {
+            Connection::None => true,
+            Connection::Opening(_) => false,
+            Connection::Open(link) => !link.blocked(),
+        };
+        !self.all_sent() && in_turn && free && self.tracker.has_room()
     }
 
     /// Sends what is due, then waits for what comes first, and handles it.
-    fn turn(&mut self, stop: Option<BorrowedFd<'_>>) -> Result<ControlFlow<()>, Error> {
-        if self.may_send() && self.next <= Instant::now() && self.send().is_break() {
-            return Ok(ControlFlow::Break(()));
+    fn turn(&mut self) -> Result<(), Error> {
+        if self.may_send() && self.next <= Instant::now() {
+            self.send();
         }
         if self.done() {
-            return Ok(ControlFlow::Continue(()));
+            return Ok(());
         }
         let due = self.may_send().then_some(self.next);
-        let deadline = due.into_iter().chain(self.tracker.deadline()).min();
-        let watched =
-            [stop.map(|stop| (stop, PollFlags::POLLIN)), self.link.as_ref().map(Link::watch)];
-        let [stop, link] = wait::ready(watched, deadline).map_err(Error::Socket)?;
-        if !stop.is_empty() {
-            return Ok(ControlFlow::Break(()));
-        }
-        let flow = if link.is_empty() { ControlFlow::Continue(()) } else { self.exchange() };
-        Ok(if flow.is_continue() { self.expire() } else { flow })
-    }
-
-    /// Sends the next ping, on a new connection where there is none.
-    fn send(&mut self) -> ControlFlow<()> {
-        let now = Instant::now();
-        self.next = (self.next + self.config.interval).max(now);
-        let message = self.tracker.message(self.tracker.sent() + 1);
-        if self.link.is_none() {
-            match self.connect() {
-                Ok(flow) => flow?,
-                Err(error) => {
-                    self.tracker.send(now);
-                    self.pause();
-                    return self.lose(&error.to_string());
-                }
+        let deadlines = [due, self.tracker.deadline(), self.end, Some(self.told + TICK)];
+        let watched = match &self.connection {
+            Connection::None => None,
+            Connection::Opening(opening) => Some(opening.watch()),
+            Connection::Open(link) => Some(link.watch()),
+        };
+        let [ready] =
+            wait::ready([watched], deadlines.into_iter().flatten().min()).map_err(Error::Socket)?;
+        if ready != PollFlags::empty() {
+            match &self.connection {
+                Connection::Opening(_) => self.finish_opening(),
+                _ => self.exchange(),
             }
         }
-        let link = self.link.as_mut().expect("it stands or was just made");
-        self.tracker.send(Instant::now());
-        match link.send(&message) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => self.fail(&error),
+        self.expire();
+        let now = Instant::now();
+        if now >= self.told + TICK {
+            self.told = now;
+            (self.progress)(&Progress { event: None, tracker: &self.tracker });
+        }
+        Ok(())
+    }
+
+    /// Sends the next ping, or begins to connect for it where there is no connection.
+    fn send(&mut self) {
+        let now = Instant::now();
+        self.next = (self.next + self.config.interval).max(now);
+        match self.connection {
+            Connection::None => match Opening::start(self.config) {
+                Ok(opening) => self.connection = Connection::Opening(opening),
+                Err(error) => self.lose_next(&OpenError::Socket(error)),
+            },
+            Connection::Opening(_) => {}
+            Connection::Open(_) => self.send_now(),
         }
     }
 
-    fn connect(&mut self) -> Result<ControlFlow<()>, Error> {
-        let Config { target, transport, size, wait, .. } = self.config;
-        let link = Link::open(target, *transport, *size, *wait)?;
-        self.address = link.peer();
-        self.link = Some(link);
-        Ok(self.report(Event::Connected { address: self.address }))
+    fn send_now(&mut self) {
+        if self.config.report_outstanding {
+            let before = self.tracker.sent();
+            if self.tracker.is_waiting(before) {
+                self.tell(Event::Outstanding { seq: before });
+            }
+        }
+        let Connection::Open(link) = &mut self.connection else { return };
+        let message = self.tracker.next();
+        self.tracker.send(Instant::now());
+        if let Err(error) = link.send(&message) {
+            self.fail(&error);
+        }
+    }
+
+    /// Sends the ping that the connection was made for.
+    fn finish_opening(&mut self) {
+        let Connection::Opening(opening) = &self.connection else { return };
+        let Some(result) = opening.result() else { return };
+        match result {
+            Ok(link) => {
+                let address = link.peer();
+                self.address = Some(address);
+                self.connection = Connection::Open(link);
+                self.tell(Event::Connected { address });
+                self.send_now();
+            }
+            Err(error) => {
+                self.connection = Connection::None;
+                self.lose_next(&error);
+            }
+        }
+    }
+
+    /// Gives up the next ping, for which there is no connection.
+    fn lose_next(&mut self, error: &OpenError) {
+        self.tracker.send(Instant::now());
+        self.pause();
+        self.lose(error.into(), &error.to_string());
     }
 
     /// Moves what the socket is ready for.
-    fn exchange(&mut self) -> ControlFlow<()> {
-        let Some(link) = &mut self.link else { return ControlFlow::Continue(()) };
+    fn exchange(&mut self) {
+        let Connection::Open(link) = &mut self.connection else { return };
         if let Err(error) = link.flush() {
             return self.fail(&error);
         }
         loop {
-            let Some(link) = &mut self.link else { return ControlFlow::Continue(()) };
+            let Connection::Open(link) = &mut self.connection else { return };
             match link.receive() {
-                Ok(None) => return ControlFlow::Continue(()),
-                Ok(Some(bytes)) => {
-                    let now = Instant::now();
-                    while let Some(seq) = self.tracker.expire(now) {
-                        (self.report)(&Event::Lost { seq, reason: None })?;
-                    }
-                    let recognised = self.tracker.recognises(bytes);
-                    (self.report)(&Event::Reply(self.tracker.receive(bytes, now)))?;
-                    if !recognised && self.config.transport == Transport::Tcp {
-                        return self.fall_out_of_step("its bytes are out of step");
-                    }
-                }
+                Ok(None) => return,
+                Ok(Some(bytes)) => self.receive(&bytes),
                 Err(error) => return self.fail(&error),
             }
         }
     }
 
+    fn receive(&mut self, bytes: &[u8]) {
+        let now = Instant::now();
+        self.give_up_late(now);
+        let recognised = self.tracker.recognises(bytes);
+        let reply = self.tracker.receive(bytes, now);
+        self.tell(Event::Reply(reply));
+        // Only where nothing marks its end does one message tell where the next begins.
+        let unmarked =
+            self.config.transport == Transport::Tcp && self.config.framing == Framing::Raw;
+        if !recognised && unmarked {
+            self.fall_out_of_step(Reason::Corrupt, "its bytes are out of step");
+        }
+    }
+
     /// Gives up the pings whose time is over and, over TCP, a connection that is stuck in the middle
     /// of a message.
-    fn expire(&mut self) -> ControlFlow<()> {
+    fn expire(&mut self) {
         let now = Instant::now();
         if self.tracker.deadline().is_none_or(|deadline| now < deadline) {
-            return ControlFlow::Continue(());
+            return;
         }
-        if let (Transport::Tcp, Some(link)) = (self.config.transport, &self.link) {
-            if !link.partial().is_empty() && !self.tracker.has_time_for(link.partial(), now) {
-                return self.fall_out_of_step("the rest of a reply did not come");
+        if let (Transport::Tcp, Connection::Open(link)) = (self.config.transport, &self.connection)
+        {
+            if link.partial().is_some_and(|partial| !self.tracker.has_time_for(partial, now)) {
+                return self.fall_out_of_step(Reason::Cut, "the rest of a reply did not come");
             }
             if link.blocked() {
-                return self.fall_out_of_step("it takes no more bytes");
+                return self.fall_out_of_step(Reason::Timeout, "it takes no more bytes");
             }
         }
+        self.give_up_late(now);
+    }
+
+    fn give_up_late(&mut self, now: Instant) {
         while let Some(seq) = self.tracker.expire(now) {
-            self.report(Event::Lost { seq, reason: None })?;
+            self.tell(Event::Lost { seq, reason: Reason::Timeout, detail: String::new() });
         }
-        ControlFlow::Continue(())
     }
 
     /// What follows from an error of the socket: over TCP the end of the connection; over UDP (an
     /// ICMP message came) the loss of what is out.
-    fn fail(&mut self, error: &io::Error) -> ControlFlow<()> {
-        match self.config.transport {
-            Transport::Udp => {
-                let reason = target::Error::unreachable(
-                    self.address,
-                    Transport::Udp,
-                    self.config.wait,
-                    error,
-                )
-                .to_string();
+    fn fail(&mut self, error: &io::Error) {
+        let reason = Reason::from(error.kind());
+        let Some(address) = self.address else { return };
+        match (self.config.transport, reason) {
+            (Transport::Udp, _) => {
+                let wait = self.config.wait;
+                let error = target::Error::unreachable(address, Transport::Udp, wait, error);
                 self.pause();
-                self.lose(&reason)
+                self.lose(reason, &error.fact().to_string());
             }
-            Transport::Tcp if error.kind() == io::ErrorKind::UnexpectedEof => {
-                self.disconnect(&format!("{} closed the connection", self.address))
+            (_, Reason::Closed) => {
+                self.disconnect(reason, &format!("{address} closed the connection"));
             }
-            Transport::Tcp => {
-                self.disconnect(&format!("the connection to {} broke: {error}", self.address))
+            (_, Reason::Reset) => {
+                self.disconnect(reason, &format!("{address} reset the connection"));
             }
+            (_, Reason::Cut) => self.fall_out_of_step(reason, &error.to_string()),
+            _ => self.disconnect(reason, &format!("the connection to {address} failed: {error}")),
         }
     }
 
     /// Ends a TCP connection on which the next reply could not be told from this one.
-    fn fall_out_of_step(&mut self, why: &str) -> ControlFlow<()> {
-        self.disconnect(&format!("gave up the connection to {}: {why}", self.address))
+    fn fall_out_of_step(&mut self, reason: Reason, why: &str) {
+        if let Some(address) = self.address {
+            self.disconnect(reason, &format!("gave up the connection to {address}: {why}"));
+        }
     }
 
-    fn disconnect(&mut self, reason: &str) -> ControlFlow<()> {
-        if let Some(link) = self.link.take()
-            && !link.partial().is_empty()
+    fn disconnect(&mut self, reason: Reason, detail: &str) {
+        let connection = std::mem::replace(&mut self.connection, Connection::None);
+        if let Connection::Open(link) = connection
+            && let Some(partial) = link.partial()
         {
-            let reply = self.tracker.receive(link.partial(), Instant::now());
-            self.report(Event::Reply(reply))?;
+            let reply = self.tracker.receive(partial, Instant::now());
+            self.tell(Event::Reply(reply));
         }
         self.pause();
         // With all sent and answered, nobody needs the connection any more.
         if !self.done() {
-            self.report(Event::Disconnected { reason: reason.to_owned() })?;
+            self.tell(Event::Disconnected { reason, detail: detail.to_owned() });
         }
-        self.lose("the connection ended")
+        self.lose(reason, detail);
     }
 
     /// Gives up every ping that is out.
-    fn lose(&mut self, reason: &str) -> ControlFlow<()> {
+    fn lose(&mut self, reason: Reason, detail: &str) {
         while let Some(seq) = self.tracker.give_up() {
-            self.report(Event::Lost { seq, reason: Some(reason.to_owned()) })?;
+            self.tell(Event::Lost { seq, reason, detail: detail.to_owned() });
         }
-        ControlFlow::Continue(())
     }
 
     /// Where replies set the pace, a failure must not: the next ping waits as for a lost one.

@@ -353,6 +353,25 @@ impl Error {
         Self::Unknown { target: target.clone(), reason }
     }
 
+    /// What was tried and how it failed, without what to do about it.
+    pub fn fact(&self) -> impl fmt::Display {
+        fmt::from_fn(move |f| match self {
+            Self::Unknown { target, reason } => {
+                write!(f, "cannot resolve '{}': {reason}", target.host)
+            }
+            Self::Unreachable { target, tried } => {
+                if tried.iter().any(|attempt| attempt.address.to_string() != target.to_string()) {
+                    write!(f, "cannot reach {target}: ")?;
+                }
+                for (index, attempt) in tried.iter().enumerate() {
+                    let separator = if index == 0 { "" } else { ", " };
+                    write!(f, "{separator}{}{}", attempt.address, attempt.reason)?;
+                }
+                Ok(())
+            }
+        })
+    }
+
     /// Says how a tool failed that talked to one address by itself.
     pub fn unreachable(
         address: SocketAddr,
@@ -412,24 +431,11 @@ impl Attempt {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unknown { target, reason } => write!(
-                f,
-                "cannot resolve '{}': {reason}; check the name or give an address",
-                target.host
-            ),
-            Self::Unreachable { target, tried } => {
-                if tried.iter().any(|attempt| attempt.address.to_string() != target.to_string()) {
-                    write!(f, "cannot reach {target}: ")?;
-                }
-                for (index, attempt) in tried.iter().enumerate() {
-                    let separator = if index == 0 { "" } else { ", " };
-                    write!(f, "{separator}{}{}", attempt.address, attempt.reason)?;
-                }
-                let advice = tried.last().map_or("", |attempt| attempt.advice());
-                write!(f, "; {advice}")
-            }
-        }
+        let advice = match self {
+            Self::Unknown { .. } => "check the name or give an address",
+            Self::Unreachable { tried, .. } => tried.last().map_or("", Attempt::advice),
+        };
+        write!(f, "{}; {advice}", self.fact())
     }
 }
 

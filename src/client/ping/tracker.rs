@@ -5,13 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::Size;
+use super::message::Messages;
 use crate::client::histogram::{Histogram, nanoseconds};
-use crate::client::pattern;
-
-/// Each message starts with its sequence number and then with that number mixed with the run's
-/// key: if one is damaged, the other still tells whose reply it is.
-const HEADER: usize = 16;
 
 /// How many of the latest pings are remembered, to tell a late reply from a second one.
 const MEMORY: u64 = 1 << 16;
@@ -135,9 +130,8 @@ struct Ping {
 
 /// Knows every ping of one run.
 pub(super) struct Tracker {
-    size: usize,
+    messages: Messages,
     wait: Duration,
-    key: u64,
     /// The latest pings, up to number `sent`.
     memory: VecDeque<Ping>,
     sent: u64,
@@ -158,12 +152,11 @@ pub(super) struct Tracker {
 }
 
 impl Tracker {
-    /// Pings of `size` that may take `wait`. `key` tells this run's messages from another's.
-    pub(super) fn new(size: Size, wait: Duration, key: u64) -> Self {
+    /// Pings with these messages that may take `wait`.
+    pub(super) fn new(messages: Messages, wait: Duration) -> Self {
         Self {
-            size: size.bytes(),
+            messages,
             wait,
-            key,
             memory: VecDeque::new(),
             sent: 0,
             oldest: 1,
@@ -181,19 +174,26 @@ impl Tracker {
         }
     }
 
-    /// The message of ping number `seq`.
-    pub(super) fn message(&self, seq: u64) -> Vec<u8> {
-        let mut message = Vec::with_capacity(self.size);
-        message.extend_from_slice(&seq.to_be_bytes());
-        message.extend_from_slice(&(seq ^ self.key).to_be_bytes());
-        // Cut to 32 bits: numbers that far apart are never out at the same time.
-        message.extend_from_slice(pattern::slice(seq as u32, 0, self.size - HEADER));
-        message
+    /// The message of the next ping.
+    pub(super) fn next(&self) -> Vec<u8> {
+        self.messages.request(self.sent + 1)
     }
 
     /// How many pings were sent: the next one's number less one.
     pub(super) fn sent(&self) -> u64 {
         self.sent
+    }
+
+    /// How many pings were echoed in time and unharmed.
+    pub(super) fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Whether this ping is neither answered nor given up.
+    pub(super) fn is_waiting(&self, seq: u64) -> bool {
+        let index = seq.checked_sub(self.first()).map(|index| index as usize);
+        let ping = index.and_then(|index| self.memory.get(index));
+        ping.is_some_and(|ping| ping.state == State::Waiting)
     }
 
     /// How many pings are neither answered nor given up.
@@ -243,7 +243,7 @@ impl Tracker {
         let Some(seq) = self.owner(bytes) else {
             return self.receive_unowned(bytes);
         };
-        let message = self.message(seq);
+        let message = self.messages.reply(seq);
         if bytes.len() != message.len() {
             self.cut += 1;
             self.damage(seq);
@@ -285,7 +285,7 @@ impl Tracker {
                 self.stray += 1;
                 Reply::Stray
             }
-            _ if bytes.len() != self.size => {
+            _ if bytes.len() != self.messages.size() => {
                 self.cut += 1;
                 Reply::Cut { seq: None, bytes: bytes.len() }
             }
@@ -317,7 +317,7 @@ impl Tracker {
         let claims = self.claims(bytes);
         let known = claims.into_iter().flatten().filter(|&seq| self.remembers(seq));
         let best = known.min_by_key(|&seq| {
-            bytes.iter().zip(self.message(seq)).filter(|(came, sent)| *came != sent).count()
+            bytes.iter().zip(self.messages.reply(seq)).filter(|(came, sent)| *came != sent).count()
         });
         let genuine = matches!(claims, [Some(seq), Some(same)] if seq == same);
         match best {
@@ -326,13 +326,14 @@ impl Tracker {
         }
     }
 
-    /// The sequence numbers that these bytes name, first as it stands and then mixed with the key.
     fn claims(&self, bytes: &[u8]) -> [Option<u64>; 2] {
-        let number = |at: usize| {
-            let bytes = bytes.get(at..at + 8)?;
-            Some(u64::from_be_bytes(bytes.try_into().expect("a slice of 8 bytes")))
-        };
-        [number(0), number(8).map(|mixed| mixed ^ self.key)]
+        self.messages.claims(bytes, self.sent)
+    }
+
+    /// The pings that are neither answered nor given up.
+    pub(super) fn outstanding(&self) -> impl Iterator<Item = u64> {
+        let waits = |(_, ping): &(u64, &Ping)| ping.state == State::Waiting;
+        (self.first()..).zip(&self.memory).filter(waits).map(|(seq, _)| seq)
     }
 
     /// What has come of all pings so far.
@@ -446,13 +447,21 @@ impl Stopwatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::ping::{Config, Pattern, Size};
     use proptest::prelude::*;
 
     const WAIT: Duration = Duration::from_millis(100);
     const MS: Duration = Duration::from_millis(1);
 
     fn tracker(size: usize) -> Tracker {
-        Tracker::new(Size::new(size).unwrap(), WAIT, 0x0123_4567_89ab_cdef)
+        patterned(size, Pattern::Ascii)
+    }
+
+    fn patterned(size: usize, pattern: Pattern) -> Tracker {
+        let mut config = Config::new("localhost".parse().unwrap());
+        config.size = Size::new(size).unwrap();
+        config.pattern = pattern;
+        Tracker::new(Messages::new(&config, 0x0123_4567_89ab_cdef), WAIT)
     }
 
     /// Sends `count` pings at once.
@@ -468,7 +477,7 @@ mod tests {
     fn a_ping_is_answered() {
         let now = Instant::now();
         let mut tracker = sent(1, now);
-        let reply = tracker.receive(&tracker.message(1), now + MS);
+        let reply = tracker.receive(&tracker.messages.reply(1), now + MS);
         assert_eq!(reply, Reply::Echo { seq: 1, time: MS, reordered: false });
         assert_eq!((tracker.waiting(), tracker.deadline()), (0, None));
         let summary = tracker.summary();
@@ -484,7 +493,7 @@ mod tests {
         assert_eq!(tracker.expire(now + WAIT - MS), None);
         assert_eq!(tracker.expire(now + WAIT), Some(1));
         assert_eq!(tracker.expire(now + WAIT), None);
-        let message = tracker.message(1);
+        let message = tracker.messages.reply(1);
         assert_eq!(
             tracker.receive(&message, now + 2 * WAIT),
             Reply::Late { seq: 1, time: 2 * WAIT }
@@ -503,10 +512,11 @@ mod tests {
     fn replies_out_of_order_are_the_early_pings_that_come_after_later_ones() {
         let now = Instant::now();
         let mut tracker = sent(4, now);
-        let late = [1, 4, 2, 3].map(|seq| match tracker.receive(&tracker.message(seq), now) {
-            Reply::Echo { seq: of, reordered, .. } if of == seq => reordered,
-            other => panic!("{other:?}"),
-        });
+        let late =
+            [1, 4, 2, 3].map(|seq| match tracker.receive(&tracker.messages.reply(seq), now) {
+                Reply::Echo { seq: of, reordered, .. } if of == seq => reordered,
+                other => panic!("{other:?}"),
+            });
         assert_eq!(late, [false, false, true, true]);
         assert_eq!((tracker.summary().received, tracker.summary().reordered), (4, 2));
     }
@@ -516,7 +526,7 @@ mod tests {
         let now = Instant::now();
         let mut tracker = sent(2, now);
         for _ in 0..3 {
-            tracker.receive(&tracker.message(2), now);
+            tracker.receive(&tracker.messages.reply(2), now);
         }
         let summary = tracker.summary();
         assert_eq!((summary.received, summary.duplicates, summary.waiting), (1, 2, 1));
@@ -527,7 +537,7 @@ mod tests {
         let now = Instant::now();
         let mut tracker = sent(1, now);
         for seq in [0, 2, u64::MAX] {
-            assert_eq!(tracker.receive(&tracker.message(seq), now), Reply::Stray);
+            assert_eq!(tracker.receive(&tracker.messages.reply(seq), now), Reply::Stray);
         }
         assert_eq!((tracker.summary().stray, tracker.waiting()), (3, 1));
     }
@@ -543,18 +553,18 @@ mod tests {
         assert_eq!(two.receive(&[7; 56], now), Reply::Corrupt { seq: None, byte: 0 });
         assert_eq!(two.receive(b"", now), Reply::Cut { seq: None, bytes: 0 });
         assert_eq!(two.waiting(), 2);
-        assert!(!two.recognises(&[7; 56]) && two.recognises(&two.message(2)[..8]));
+        assert!(!two.recognises(&[7; 56]) && two.recognises(&two.messages.reply(2)[..8]));
     }
 
     #[test]
     fn the_start_of_a_reply_is_awaited_as_long_as_its_ping() {
         let now = Instant::now();
         let mut tracker = sent(2, now);
-        let start = tracker.message(2)[..20].to_vec();
+        let start = tracker.messages.reply(2)[..20].to_vec();
         assert!(tracker.has_time_for(&start, now + WAIT - MS));
         assert!(!tracker.has_time_for(&start, now + WAIT));
         assert!(!tracker.has_time_for(&[9; 20], now));
-        tracker.receive(&tracker.message(2), now);
+        tracker.receive(&tracker.messages.reply(2), now);
         assert!(!tracker.has_time_for(&start, now));
     }
 
@@ -566,13 +576,16 @@ mod tests {
             tracker.send(now);
         }
         assert_eq!(tracker.sent(), MEMORY);
-        tracker.receive(&tracker.message(1), now);
+        tracker.receive(&tracker.messages.reply(1), now);
         assert_eq!(tracker.deadline(), Some(now + WAIT));
         assert!(tracker.has_room());
         tracker.send(now);
         assert_eq!(tracker.memory.len() as u64, MEMORY);
-        assert_eq!(tracker.receive(&tracker.message(1), now), Reply::Stray);
-        assert!(matches!(tracker.receive(&tracker.message(2), now), Reply::Echo { seq: 2, .. }));
+        assert_eq!(tracker.receive(&tracker.messages.reply(1), now), Reply::Stray);
+        assert!(matches!(
+            tracker.receive(&tracker.messages.reply(2), now),
+            Reply::Echo { seq: 2, .. }
+        ));
     }
 
     #[test]
@@ -580,7 +593,7 @@ mod tests {
         let now = Instant::now();
         let mut tracker = sent(100, now);
         for seq in 1..=100 {
-            tracker.receive(&tracker.message(seq), now + MS * seq as u32);
+            tracker.receive(&tracker.messages.reply(seq), now + MS * seq as u32);
         }
         let times = tracker.summary().times.unwrap();
         assert_eq!((times.min, times.max), (MS, 100 * MS));
@@ -644,8 +657,8 @@ mod tests {
     }
 
     impl Model {
-        fn new() -> Self {
-            let (tracker, now) = (tracker(56), Instant::now());
+        fn new(pattern: Pattern) -> Self {
+            let (tracker, now) = (patterned(56, pattern), Instant::now());
             Self { tracker, now, pings: Vec::new(), duplicates: 0, corrupt: 0, cut: 0 }
         }
 
@@ -662,7 +675,7 @@ mod tests {
                 Step::Reply(..) if self.pings.is_empty() => {}
                 Step::Reply(of, damage) => {
                     let index = of.index(self.pings.len());
-                    let message = self.tracker.message(index as u64 + 1);
+                    let message = self.tracker.messages.reply(index as u64 + 1);
                     let expected = self.expect(index, damage);
                     let reply = match damage {
                         Damage::None => message,
@@ -728,12 +741,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_ping_has_one_fate(steps in prop::collection::vec(step(), 1..60)) {
-            let mut model = Model::new();
+        fn every_ping_has_one_fate(steps in prop::collection::vec(step(), 1..60), binary: bool) {
+            let mut model = Model::new(if binary { Pattern::Binary } else { Pattern::Ascii });
             steps.into_iter().for_each(|step| model.step(step));
             let summary = model.tracker.summary();
             prop_assert_eq!(summary.sent, model.pings.len() as u64);
             prop_assert_eq!(summary.waiting, model.count(&[Fate::Out]));
+            prop_assert_eq!(summary.waiting, model.tracker.outstanding().count() as u64);
             prop_assert_eq!(summary.received, model.count(&[Fate::Received]));
             prop_assert_eq!(summary.lost, model.count(&[Fate::Lost, Fate::Late]));
             prop_assert_eq!(summary.late, model.count(&[Fate::Late]));

@@ -1,0 +1,117 @@
+//! What happens while a server is pinged.
+
+use std::io;
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use super::Reply;
+use super::link::OpenError;
+use crate::client::target::{self, Transport};
+
+/// What happens, as it happens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Event {
+    /// The run begins.
+    Start {
+        /// What carries the pings.
+        transport: Transport,
+        /// The length of each in bytes.
+        size: usize,
+    },
+    /// A connection stands; over UDP, the address is known.
+    Connected {
+        /// The address that answered.
+        address: SocketAddr,
+    },
+    /// Something came back.
+    Reply(Reply),
+    /// A ping is given up. Where no connection could be made for it, it was never sent.
+    Lost {
+        /// Its number: the first is 1.
+        seq: u64,
+        /// What failed.
+        reason: Reason,
+        /// The same in words. Empty for a timeout: nothing more is known.
+        #[serde(skip_serializing_if = "String::is_empty")]
+        detail: String,
+    },
+    /// A ping has had no reply yet, when the next one is sent or when the run ends.
+    Outstanding {
+        /// Its number: the first is 1.
+        seq: u64,
+    },
+    /// The connection has ended; the next ping connects anew.
+    Disconnected {
+        /// What failed.
+        reason: Reason,
+        /// The same in words.
+        detail: String,
+    },
+}
+
+impl Event {
+    /// What was wrong, if something was.
+    pub fn reason(&self) -> Option<Reason> {
+        match self {
+            Self::Lost { reason, .. } | Self::Disconnected { reason, .. } => Some(*reason),
+            Self::Reply(Reply::Corrupt { .. }) => Some(Reason::Corrupt),
+            Self::Reply(Reply::Cut { .. }) => Some(Reason::Cut),
+            _ => None,
+        }
+    }
+}
+
+/// Why a ping was not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Reason {
+    /// Nothing came back in time, or nobody answered the attempt to connect.
+    Timeout,
+    /// Nothing listens on that port.
+    Refused,
+    /// The server reset the connection.
+    Reset,
+    /// The server closed the connection.
+    Closed,
+    /// There is no way to that address.
+    Unreachable,
+    /// The name has no address.
+    Unresolved,
+    /// Other bytes came back than were sent.
+    Corrupt,
+    /// More or fewer bytes came back than were sent.
+    Cut,
+    /// The system refused something: the detail says what.
+    Failed,
+}
+
+impl From<io::ErrorKind> for Reason {
+    fn from(kind: io::ErrorKind) -> Self {
+        use io::ErrorKind::*;
+        match kind {
+            TimedOut => Self::Timeout,
+            ConnectionRefused => Self::Refused,
+            ConnectionReset | ConnectionAborted | BrokenPipe => Self::Reset,
+            UnexpectedEof => Self::Closed,
+            HostUnreachable | NetworkUnreachable | NetworkDown => Self::Unreachable,
+            InvalidData => Self::Cut,
+            _ => Self::Failed,
+        }
+    }
+}
+
+impl From<&OpenError> for Reason {
+    fn from(error: &OpenError) -> Self {
+        match error {
+            OpenError::Target(target::Error::Unknown { .. }) => Self::Unresolved,
+            OpenError::Target(target::Error::Unreachable { tried, .. }) => {
+                tried.last().map_or(Self::Failed, |attempt| attempt.kind.into())
+            }
+            OpenError::Socket(_) => Self::Failed,
+        }
+    }
+}
