@@ -252,6 +252,12 @@ impl std::error::Error for ParseError {}
 pub const MAX_MAX_FRAME: u32 = 16 << 20;
 /// The least that [`Limits::max_buffered`] may be.
 pub const MIN_MAX_BUFFERED: usize = 1 << 20;
+/// The hop limit that UDP answers leave with (IP_TTL, IPV6_UNICAST_HOPS).
+///
+/// Nobody who asks begins with it: systems begin with 64, 128 or 255, and no path is 55 hops long. So
+/// an answer is known wherever it arrives, and is not answered again: two servers of this kind cannot
+/// be made to talk to each other, whatever their ports.
+pub const ANSWER_HOP_LIMIT: u8 = 200;
 /// The longest that [`Config::busy_poll`] may be: a longer wait is no latency any more.
 pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 

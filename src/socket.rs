@@ -8,7 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use crate::config::Config;
+use crate::config::{ANSWER_HOP_LIMIT, Config};
 
 /// The bound sockets of a server, blocking as yet.
 #[derive(Debug)]
@@ -161,20 +161,25 @@ fn open_at(
         if setsockopt(&socket, sockopt::SndBufForce, &DATAGRAM_BUFFER).is_err() {
             socket.set_send_buffer_size(DATAGRAM_BUFFER)?;
         }
-        want_destination(&socket, address.is_ipv6(), everywhere)?;
+        prepare_datagrams(&socket, address.is_ipv6(), everywhere)?;
     }
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
 /// Has each datagram tell which address it was sent to, so that the reply can leave from there, or
-/// there is none, since it was a broadcast (ip(7), ipv6(7)). Only the IPv4 option tells broadcasts.
-fn want_destination(socket: &Socket, ipv6: bool, everywhere: bool) -> io::Result<()> {
+/// there is none, since it was a broadcast: only the IPv4 option tells that. Has our answers leave with
+/// a hop limit of their own, and each datagram tell its own (ip(7), ipv6(7)).
+fn prepare_datagrams(socket: &Socket, ipv6: bool, everywhere: bool) -> io::Result<()> {
     if ipv6 {
         setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+        setsockopt(socket, sockopt::Ipv6RecvHopLimit, &true)?;
+        setsockopt(socket, sockopt::Ipv6Ttl, &ANSWER_HOP_LIMIT.into())?;
     }
     if !ipv6 || everywhere {
         setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
+        setsockopt(socket, sockopt::Ipv4RecvTtl, &true)?;
+        setsockopt(socket, sockopt::Ipv4Ttl, &ANSWER_HOP_LIMIT.into())?;
     }
     Ok(())
 }

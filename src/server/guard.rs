@@ -6,9 +6,25 @@
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 
 use super::clock::Moment;
 use super::peer::{Peer, Source};
+use crate::config::ANSWER_HOP_LIMIT;
+use crate::protocol::MAX_DATAGRAM;
+
+/// What an answer may have left of its hop limit when it arrives. Questions have at most 128, or more
+/// than 200.
+const HOPS_OF_ANSWERS: RangeInclusive<u8> = 129..=ANSWER_HOP_LIMIT;
+
+/// How a datagram came, as far as that decides whether it may be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Arrival {
+    /// Whether it was sent to an address of ours: not to a group or to everyone.
+    pub(crate) to_us_alone: bool,
+    /// What is left of its hop limit, where that is known.
+    pub(crate) hop_limit: Option<u8>,
+}
 
 /// Why a datagram is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +36,8 @@ pub(crate) enum Refusal {
     /// It was sent to a group or to everyone: all of them would answer one source, which may be
     /// forged. RFC 1122, 3.2.2, forbids ICMP errors for the same reason.
     NotToUsAlone,
+    /// It is itself the answer of a server of this kind.
+    Answer,
     /// Its source has had its share.
     Rate,
 }
@@ -30,6 +48,7 @@ impl fmt::Display for Refusal {
             Refusal::Port => "its port could begin a loop",
             Refusal::NotUnicast => "its address is not of one host",
             Refusal::NotToUsAlone => "it asked a group, or everyone",
+            Refusal::Answer => "it is an answer itself",
             Refusal::Rate => "it has had its share",
         })
     }
@@ -52,16 +71,18 @@ impl Guard {
         Guard { ports, rate: rate.map(RateLimit::new) }
     }
 
-    /// Whether a datagram from `peer` that came at `now`, to an address of ours or to many hosts, may
-    /// be answered.
+    /// Whether a datagram from `peer` that came like this at `now` may be answered.
     pub(crate) fn admit(
         &mut self,
         peer: Peer,
-        to_us_alone: bool,
+        Arrival { to_us_alone, hop_limit }: Arrival,
         now: Moment,
     ) -> Result<(), Refusal> {
         if !to_us_alone {
             return Err(Refusal::NotToUsAlone);
+        }
+        if hop_limit.is_some_and(|left| HOPS_OF_ANSWERS.contains(&left)) {
+            return Err(Refusal::Answer);
         }
         if self.ports.binary_search(&peer.port()).is_ok() {
             return Err(Refusal::Port);
@@ -78,7 +99,9 @@ impl Guard {
         Ok(())
     }
 
-    /// Whether a datagram of `question` bytes from `peer` may have an answer of `answer` bytes.
+    /// Whether a datagram of `question` bytes from `peer` that has been admitted may have an answer of
+    /// `answer` bytes. Whoever forges a remote source has no more bytes sent to it than an echo would
+    /// send, beyond an allowance.
     pub(crate) fn admit_answer(
         &mut self,
         peer: Peer,
@@ -86,12 +109,19 @@ impl Guard {
         answer: usize,
         now: Moment,
     ) -> Result<(), Refusal> {
-        let _ = (peer, question, answer, now);
+        if let Some(rate) = &mut self.rate
+            && question != answer
+            && !peer.is_loopback()
+            && !rate.admit_growth(peer.source(), question, answer, now)
+        {
+            return Err(Refusal::Rate);
+        }
         Ok(())
     }
 }
 
-/// At most `burst + rate × time` answers to one source in any stretch of time.
+/// At most `burst + rate × time` answers to one source in any stretch of time, and as many bytes as it
+/// has sent, beyond the same for bytes.
 ///
 /// The virtual scheduling form of the generic cell rate algorithm (ITU-T I.371): for each bucket only
 /// the time at which it is full again is kept. The table never grows. Sources are spread over it by a
@@ -99,19 +129,32 @@ impl Guard {
 /// nobody outside can choose whom to meet.
 #[derive(Debug)]
 struct RateLimit {
-    full_at: Box<[u64]>,
+    buckets: Box<[Bucket]>,
     hasher: RandomState,
     /// Nanoseconds between two answers at the full rate.
     interval: u64,
     burst: u32,
 }
 
+/// When a bucket is full again: of answers, and of bytes that they may be longer than the questions.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bucket {
+    answers_at: u64,
+    growth_at: u64,
+}
+
 impl RateLimit {
     const BUCKETS: usize = 8192;
+    /// Answers may be this many bytes longer than their questions, all together: any one answer, ...
+    const GROWTH_BURST: u64 = MAX_DATAGRAM as u64;
+    /// ... and this many more in a second: some hundred names or addresses for an empty question each.
+    const GROWTH_RATE: u64 = 16 << 10;
+    /// Nanoseconds for a byte of growth at that rate.
+    const GROWTH_INTERVAL: u64 = 1_000_000_000_u64.div_ceil(Self::GROWTH_RATE);
 
     fn new(rate: NonZeroU32) -> Self {
         RateLimit {
-            full_at: vec![0; Self::BUCKETS].into_boxed_slice(),
+            buckets: vec![Bucket::default(); Self::BUCKETS].into_boxed_slice(),
             hasher: RandomState::new(),
             interval: 1_000_000_000_u64.div_ceil(rate.get().into()),
             // A tenth of a second's worth.
@@ -119,17 +162,44 @@ impl RateLimit {
         }
     }
 
-    fn admit(&mut self, source: Source, now: Moment) -> bool {
-        let bucket = self.hasher.hash_one(source) as usize % self.full_at.len();
-        let full_at = &mut self.full_at[bucket];
-        let start = (*full_at).max(now.nanos());
-        let ahead = start - now.nanos();
-        let allowed = ahead <= self.interval * u64::from(self.burst - 1);
-        if allowed {
-            *full_at = start + self.interval;
-        }
-        allowed
+    fn bucket(&mut self, source: Source) -> &mut Bucket {
+        let bucket = self.hasher.hash_one(source) as usize % self.buckets.len();
+        &mut self.buckets[bucket]
     }
+
+    fn admit(&mut self, source: Source, now: Moment) -> bool {
+        let (interval, most) = (self.interval, self.interval * u64::from(self.burst));
+        spend(&mut self.bucket(source).answers_at, interval, most, now)
+    }
+
+    /// Pays for the growth from a question to its answer; an answer that is shorter earns some.
+    fn admit_growth(
+        &mut self,
+        source: Source,
+        question: usize,
+        answer: usize,
+        now: Moment,
+    ) -> bool {
+        let growth_at = &mut self.bucket(source).growth_at;
+        let time = |bytes: usize| bytes as u64 * Self::GROWTH_INTERVAL;
+        if answer <= question {
+            *growth_at = growth_at.saturating_sub(time(question - answer));
+            return true;
+        }
+        let most = Self::GROWTH_BURST * Self::GROWTH_INTERVAL;
+        spend(growth_at, time(answer - question), most, now)
+    }
+}
+
+/// Takes `cost` from a bucket that holds `most`, both as the time in which they come back; false where
+/// there is not so much in it, which costs nothing.
+fn spend(full_at: &mut u64, cost: u64, most: u64, now: Moment) -> bool {
+    let spent = (*full_at).max(now.nanos()) + cost;
+    let allowed = spent - now.nanos() <= most;
+    if allowed {
+        *full_at = spent;
+    }
+    allowed
 }
 
 #[cfg(test)]
@@ -143,10 +213,56 @@ mod tests {
         address.parse::<SocketAddr>().unwrap().into()
     }
 
+    const TO_US: Arrival = Arrival { to_us_alone: true, hop_limit: None };
+
+    #[test]
+    fn what_is_an_answer_or_asks_many_is_not_answered() {
+        let mut guard = Guard::new(vec![], None);
+        let mut admit = |arrival| guard.admit(peer("192.0.2.1:9"), arrival, Moment::default());
+        for hops in [0, 1, 64, 128, 201, 255] {
+            assert_eq!(admit(Arrival { hop_limit: Some(hops), ..TO_US }), Ok(()), "{hops}");
+        }
+        for hops in [129, 150, 200] {
+            let arrival = Arrival { hop_limit: Some(hops), ..TO_US };
+            assert_eq!(admit(arrival), Err(Refusal::Answer), "{hops}");
+        }
+        let broadcast = Arrival { to_us_alone: false, hop_limit: Some(64) };
+        assert_eq!(admit(broadcast), Err(Refusal::NotToUsAlone));
+    }
+
+    #[test]
+    fn no_source_is_sent_more_than_it_sends() {
+        let mut guard = Guard::new(vec![], NonZeroU32::new(10_000));
+        let mut now = Moment::default();
+        let (remote, local) = (peer("192.0.2.1:9"), peer("127.0.0.1:9"));
+        let (mut asked, mut answered) = (0, 0);
+        for _ in 0..10_000 {
+            asked += 1_400;
+            if guard.admit_answer(remote, 1_400, 4_200, now).is_ok() {
+                answered += 4_200;
+            }
+            assert_eq!(guard.admit_answer(local, 1_400, 4_200, now), Ok(()));
+            assert_eq!(guard.admit_answer(peer("192.0.2.2:9"), 1_400, 1_400, now), Ok(()));
+            now = now + Duration::from_millis(1);
+        }
+        let allowance = RateLimit::GROWTH_BURST + 10 * RateLimit::GROWTH_RATE;
+        assert!(answered > 0 && answered <= asked + allowance as usize, "{answered} for {asked}");
+        // All of it is there again after a while, and a shorter answer earns a longer one.
+        now = now + Duration::from_secs(4);
+        assert_eq!(guard.admit_answer(remote, 0, MAX_DATAGRAM, now), Ok(()));
+        assert_eq!(guard.admit_answer(remote, 0, 1, now), Err(Refusal::Rate));
+        assert_eq!(guard.admit_answer(remote, 100, 0, now), Ok(()));
+        assert_eq!(guard.admit_answer(remote, 0, 101, now), Err(Refusal::Rate));
+        assert_eq!(guard.admit_answer(remote, 0, 100, now), Ok(()));
+        assert_eq!(guard.admit_answer(remote, 0, 1, now), Err(Refusal::Rate));
+        let mut unlimited = Guard::new(vec![], None);
+        assert!((0..9).all(|_| unlimited.admit_answer(remote, 0, MAX_DATAGRAM, now).is_ok()));
+    }
+
     #[test]
     fn loops_are_not_begun() {
         let mut guard = Guard::new(vec![12000, 7, 0, 19], None);
-        let mut admit = |address| guard.admit(peer(address), true, Moment::default());
+        let mut admit = |address| guard.admit(peer(address), TO_US, Moment::default());
         for address in ["127.0.0.1:12000", "192.0.2.1:7", "192.0.2.1:0", "[::ffff:192.0.2.1]:19"] {
             assert_eq!(admit(address), Err(Refusal::Port), "{address}");
         }
@@ -162,7 +278,7 @@ mod tests {
     fn loopback_is_not_limited() {
         let mut guard = Guard::new(vec![], NonZeroU32::new(1));
         let mut admitted = |address| {
-            (0..10).filter(|_| guard.admit(peer(address), true, Moment::default()).is_ok()).count()
+            (0..10).filter(|_| guard.admit(peer(address), TO_US, Moment::default()).is_ok()).count()
         };
         assert_eq!(admitted("127.0.0.2:9999"), 10);
         assert_eq!(admitted("[::1]:9999"), 10);
@@ -190,7 +306,7 @@ mod tests {
                     answered.push((source, now));
                 }
             }
-            prop_assert_eq!(limit.full_at.len(), RateLimit::BUCKETS);
+            prop_assert_eq!(limit.buckets.len(), RateLimit::BUCKETS);
             for source in 0..4 {
                 let times: Vec<_> = answered.iter().filter(|a| a.0 == source).map(|a| a.1).collect();
                 for (first, from) in times.iter().enumerate() {

@@ -27,7 +27,7 @@ use nix::poll::{PollFd, PollFlags};
 use self::route::{Route, Unjoinable};
 use self::send_queue::{Call, Joining, MAX_SEGMENTS, Piece, Place, SendQueue};
 use super::clock::{Episode, Moment};
-use super::guard::{Guard, Refusal};
+use super::guard::{Arrival, Guard, Refusal};
 use super::peer::Peer;
 use crate::protocol::{Context, MAX_DATAGRAM, Scratch, Service, answer_datagram};
 use crate::stats::Stats;
@@ -80,8 +80,7 @@ pub(super) struct Received {
     /// The length of each of a run but the last.
     segment: Option<usize>,
     truncated: bool,
-    /// Whether it was sent to an address of ours: not to a group or to everyone.
-    to_us_alone: bool,
+    arrival: Arrival,
     route: Route,
 }
 
@@ -291,7 +290,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
 
     /// Answers each datagram of what was received at `bytes` of the room.
     fn answer(&mut self, received: Received, bytes: Range<usize>, guard: &mut Guard, now: Moment) {
-        let Received { length, segment, truncated, to_us_alone, route } = received;
+        let Received { length, segment, truncated, arrival, route } = received;
         let segment = segment.filter(|&segment| (1..length).contains(&segment));
         let (size, count) = segment.map_or((length, 1), |size| (size, length.div_ceil(size)));
         self.tally.received += count;
@@ -305,7 +304,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             let start = bytes.start + index * size;
             let end = bytes.end.min(start + size);
             let answered = guard
-                .admit(peer, to_us_alone, now)
+                .admit(peer, arrival, now)
                 .and_then(|()| self.reply(start..end, segment.is_some(), route, peer, guard, now));
             if let Err(refusal) = answered {
                 self.note_refusal(peer, refusal, now);
@@ -322,7 +321,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.stats.udp_rate_limited.increment();
         if self.warnings.limited.begins(now) {
             warn!(
-                "{peer} asks for more than one source may have (--udp-rate): further datagrams are dropped"
+                "{peer} asks for more than one source may have (udp_rate): further datagrams are dropped"
             );
         }
     }

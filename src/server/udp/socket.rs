@@ -15,6 +15,7 @@ use nix::sys::socket::{
 
 use super::route::{Local, Route};
 use super::{Received, Socket};
+use crate::server::guard::Arrival;
 
 /// A bound, non-blocking UDP socket.
 pub(in crate::server) struct BoundSocket {
@@ -35,7 +36,7 @@ impl BoundSocket {
         BoundSocket {
             wildcard: address.is_none_or(|address| address.ip().is_unspecified()),
             headers: Headers::new(address.is_some_and(|address| address.is_ipv6())),
-            control: cmsg_space!(in_pktinfo, in6_pktinfo, i32),
+            control: cmsg_space!(in_pktinfo, in6_pktinfo, i32, i32),
             socket,
         }
     }
@@ -60,7 +61,7 @@ impl Socket for BoundSocket {
             length: message.bytes,
             segment: None,
             truncated: message.flags.contains(MsgFlags::MSG_TRUNC),
-            to_us_alone: true,
+            arrival: Arrival { to_us_alone: true, hop_limit: None },
             route: Route { peer, local: None },
         };
         // Control data that were cut would be an error here: without them there is no way back.
@@ -102,15 +103,18 @@ impl Received {
             // Where the datagram came before the option was set, it is not known.
             ControlMessageOwned::Ipv4PacketInfo(in_pktinfo { ipi_addr, ipi_spec_dst, .. }) => {
                 let (to, ours) = (ipi_addr.s_addr, ipi_spec_dst.s_addr);
-                self.to_us_alone &= ours == to || ours == 0;
+                self.arrival.to_us_alone &= ours == to || ours == 0;
                 // An IPv6 socket says it the other way, too.
                 self.route.local.get_or_insert(Local::V4(to.to_ne_bytes()));
             }
             ControlMessageOwned::Ipv6PacketInfo(info) => {
                 let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                self.to_us_alone &= !address.is_multicast();
+                self.arrival.to_us_alone &= !address.is_multicast();
                 let interface = if address.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
                 self.route.local = Some(Local::V6(address.octets(), interface));
+            }
+            ControlMessageOwned::Ipv4Ttl(left) | ControlMessageOwned::Ipv6HopLimit(left) => {
+                self.arrival.hop_limit = u8::try_from(left).ok();
             }
             _ => {}
         }
@@ -197,7 +201,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use super::*;
-    use crate::config::{Config, Transport};
+    use crate::config::{ANSWER_HOP_LIMIT, Config, Transport};
 
     const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -249,20 +253,47 @@ mod tests {
         }
     }
 
+    /// So that no server of this kind answers it.
+    #[test]
+    fn an_answer_is_known_by_its_hop_limit() {
+        let localhost = |ip: &str| [ip.parse().unwrap()];
+        for (bind, ip) in [(&[][..], "127.0.0.1"), (&localhost("127.0.0.1"), "127.0.0.1")] {
+            let ((mut one, address), (mut other, other_address)) = (bound(bind), bound(bind));
+            let ip = ip.parse().unwrap();
+            let (received, _client) = exchange(&mut one, address.port(), ip);
+            assert_ne!(received.arrival.hop_limit, Some(ANSWER_HOP_LIMIT));
+            let peer =
+                if other_address.is_ipv6() { IpAddr::V6(ip.to_ipv6_mapped()) } else { ip.into() };
+            let route = Route { peer: (peer, other_address.port()).into(), local: None };
+            one.send(&[IoSlice::new(b"answer")], None, &route).unwrap();
+            let received = other.receive(&mut [0; 100]).unwrap();
+            assert_eq!(received.arrival.hop_limit, Some(ANSWER_HOP_LIMIT));
+        }
+        let Ok(client) = UdpSocket::bind("[::1]:0") else { return };
+        let (mut socket, address) = bound(&[]);
+        client.send_to(b"question", ("::1", address.port())).unwrap();
+        let received = socket.receive(&mut [0; 100]).unwrap();
+        let (mut other, other_address) = bound(&[]);
+        let peer = (received.route.peer.ip(), other_address.port()).into();
+        socket.send(&[IoSlice::new(b"answer")], None, &Route { peer, ..received.route }).unwrap();
+        let received = other.receive(&mut [0; 100]).unwrap();
+        assert_eq!(received.arrival.hop_limit, Some(ANSWER_HOP_LIMIT));
+    }
+
     #[test]
     fn a_broadcast_is_told_from_a_question_to_us() {
         let port = |address: &SocketAddr| address.port();
         for (mut socket, address) in everywhere() {
             let (received, _) = exchange(&mut socket, port(&address), LOOPBACK);
-            assert!(received.to_us_alone);
+            assert!(received.arrival.to_us_alone);
             let everyone = Ipv4Addr::new(127, 255, 255, 255);
             let (received, _) = exchange(&mut socket, port(&address), everyone);
-            assert!(!received.to_us_alone, "{address}");
+            assert!(!received.arrival.to_us_alone, "{address}");
         }
         let everyone = Ipv4Addr::new(127, 255, 255, 255);
         let (mut socket, address) = bound(&[everyone.into()]);
         let (received, _) = exchange(&mut socket, port(&address), everyone);
-        assert!(!received.to_us_alone);
+        assert!(!received.arrival.to_us_alone);
     }
 
     /// Who has one address need not name it.
