@@ -250,7 +250,7 @@ impl FromStr for Target {
         let wrong = |why| ParseError { text: text.to_owned(), why };
         let (host, port) = match text.rsplit_once(':') {
             // The colons of an address in brackets, and no port behind it.
-            Some((_, after)) if after.ends_with(']') => (text, DEFAULT_PORT),
+            Some((_, after)) if after.contains(']') => (text, DEFAULT_PORT),
             None => (text, DEFAULT_PORT),
             Some((host, port)) => match port.parse() {
                 Ok(0) | Err(_) => {
@@ -584,8 +584,8 @@ mod tests {
         };
         assert_eq!(
             error.to_string(),
-            "cannot reach name:7: [::1]:7 did not answer within 2s, 127.0.0.1:7 did not answer \
-             within 2s; check the host, the port and any firewall on the way"
+            "cannot reach name:7: [::1]:7 did not answer within 2 s, 127.0.0.1:7 did not answer \
+             within 2 s; check the host, the port and any firewall on the way"
         );
     }
 
