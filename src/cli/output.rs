@@ -35,7 +35,9 @@ impl<W: Write> Output<W> {
                 self.closed = true;
                 Ok(dropped)
             }
-            other => other,
+            other => other.map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot write to standard output: {error}"))
+            }),
         }
     }
 }
