@@ -263,57 +263,6 @@ fn read(document: &str) -> String {
     fs::read_to_string(Path::new(ROOT).join(document)).unwrap()
 }
 
-// ---- the table of exit codes
-
-#[test]
-fn commands_end_with_the_exit_codes_of_the_table() {
-    let text = read("README.md");
-    let rows = text.lines().filter(|line| line.starts_with("| `evecho"));
-    let cells = |row: &str| row.trim_matches('|').split('|').count();
-    let mut commands = Vec::new();
-    for row in rows {
-        assert_eq!(cells(row), 4, "a command and three codes: {row}");
-        commands.push(row.split('`').nth(1).unwrap());
-    }
-    assert_eq!(
-        commands,
-        ["evecho", "evecho send", "evecho ping", "evecho load", "evecho check", "evecho compare"]
-    );
-    for command in commands {
-        for code in 0..=2 {
-            assert_eq!(exit_code(command, code), Some(code), "{command}");
-        }
-    }
-}
-
-/// How a command ends that should end with `code`.
-fn exit_code(command: &str, code: i32) -> Option<i32> {
-    let server = tool::Server::evecho(&[]);
-    let once = tool::Server::evecho(&["--once"]);
-    let (_nobody, refused) = tool::refused_port();
-    let port = server.address.rsplit(':').next().unwrap();
-    let comparison =
-        ["compare", "--design", "event-loop", "-c", "1", "-r", "1", "-t", "20ms", "--no-scenes"];
-    let arguments: Vec<&str> = match (command, code) {
-        ("evecho", 0) => return server.terminate(),
-        ("evecho", 1) => vec!["--bind", "127.0.0.1", "--port", port],
-        ("evecho", 2) => vec!["--port", "many"],
-        ("evecho send", 0) => vec!["send", &server.address, "hello", "two words"],
-        ("evecho send", 1) => vec!["send", &once.address, "hello", "two words"],
-        ("evecho ping", 0) => vec!["ping", &server.address, "-c", "1", "-W", "30s"],
-        ("evecho ping", 1) => vec!["ping", &refused, "-c", "1"],
-        ("evecho load", 0) => vec!["load", &server.address, "-n", "100", "--timeout", "30s"],
-        ("evecho load", 1) => vec!["load", &refused, "-n", "100"],
-        ("evecho check", 0) => vec!["check", &server.address, "--only", "tcp-split"],
-        ("evecho check", 1) => vec!["check", &refused, "--only", "tcp-split"],
-        ("evecho compare", 0) => comparison.to_vec(),
-        ("evecho compare", 1) => [&comparison[..], &["--output", "/dev/null/results"]].concat(),
-        (_, 2) => vec![command.split_once(' ').unwrap().1, "--no-such-flag"],
-        _ => unreachable!("the table has no other row"),
-    };
-    tool::run(&arguments, b"").code
-}
-
 // ---- the table of flags
 
 const FLAGS: &str = "docs/operate.md";

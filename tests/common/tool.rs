@@ -99,13 +99,6 @@ impl Server {
         Self::start(command, "listening on ").expect("cargo built it")
     }
 
-    /// Ends it by SIGTERM; its exit code.
-    pub(crate) fn terminate(mut self) -> Option<i32> {
-        let pid = nix::unistd::Pid::from_raw(self.process.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
-        self.process.wait().unwrap().code()
-    }
-
     /// socat with this listening address and that program behind it.
     pub(crate) fn socat(listen: &str, then: &str) -> Option<Self> {
         let mut command = Command::new("socat");
