@@ -14,6 +14,7 @@ mod replies;
 mod service;
 mod session;
 mod upper;
+mod uppercase;
 
 pub use framing::{FrameError, Framing, Protocol};
 pub use replies::{Replies, Scratch};

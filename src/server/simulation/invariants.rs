@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Asking;
 use super::kernel::SimulatedListener;
 use super::world::{Edges, Wire, World};
 use crate::protocol::{Service, Verdict};
@@ -20,7 +21,7 @@ use crate::stats::Stats;
 /// The server under test, and the world around it.
 pub(super) struct Bench<V> {
     pub(super) world: Rc<RefCell<World>>,
-    pub(super) connections: Connections<SimulatedListener, V>,
+    pub(super) connections: Connections<SimulatedListener, Asking<V>>,
     pub(super) stats: Arc<Stats>,
 }
 

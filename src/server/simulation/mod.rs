@@ -31,7 +31,7 @@ use super::clock::Moment;
 use super::connections::Connections;
 use super::ready::Queue;
 use crate::protocol::oracle::Expected;
-use crate::protocol::{Echo, Framing, Protocol, Service, Upper};
+use crate::protocol::{Context, Echo, Flow, Framing, Message, Protocol, Replies, Service, Upper};
 use crate::stats::Stats;
 
 /// Plays the history that these bytes decide.
@@ -100,7 +100,7 @@ impl<V: Service + Clone + 'static> Bench<V> {
             (0..2).map(|index| SimulatedListener { world: Rc::clone(&world), index }).collect();
         let stats = Arc::new(Stats::default());
         let connections =
-            Connections::new(listeners, rules, move || service.clone(), Arc::clone(&stats));
+            Connections::new(listeners, rules, move || Asking(service.clone()), Arc::clone(&stats));
         Bench { world, connections, stats }
     }
 
@@ -242,6 +242,26 @@ impl<V: Service + Clone + 'static> Bench<V> {
     fn check_counters_at_the_end(&self, world: &World) {
         let stats = self.stats.snapshot();
         assert_eq!((stats.open(), stats.closed()), (0, world.tally.registered));
+    }
+}
+
+/// Asks for its address whenever it serves, so that the world sees a turn in which nothing is read or
+/// written.
+pub(super) struct Asking<V>(V);
+
+impl<V: Service> Service for Asking<V> {
+    fn serve(
+        &mut self,
+        message: Message<'_>,
+        replies: &mut Replies<'_>,
+        context: &Context<'_>,
+    ) -> Flow {
+        assert_eq!(context.local().map(|address| address.port()).ok(), Some(7));
+        self.0.serve(message, replies, context)
+    }
+
+    fn read_limit(&self) -> usize {
+        self.0.read_limit()
     }
 }
 
