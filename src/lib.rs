@@ -41,6 +41,7 @@ compile_error!(
     "evecho runs on 64-bit Linux only: build it for a target such as x86_64-unknown-linux-gnu"
 );
 
+mod buffer;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod config;

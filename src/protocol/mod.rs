@@ -19,7 +19,7 @@ mod uppercase;
 pub use framing::{FrameError, Framing, Protocol};
 pub use replies::{Replies, Scratch};
 pub use service::{Context, Echo, Flow, Message, Service, ServiceFn, service_fn};
-pub use session::{Answer, Messages, Panicked, Session, Verdict, answer_datagram};
+pub use session::{Answer, Bytes, Frame, Messages, Panicked, Session, Verdict, answer_datagram};
 pub use upper::Upper;
 
 /// The longest payload of a UDP datagram over IPv4, in bytes: 65,535 of an IP packet (RFC 791), less

@@ -1,8 +1,9 @@
 //! One peer's conversation.
 
-use std::borrow::Cow;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::buffer::Buffer;
 
 use super::framing::{FrameError, Framing, Protocol};
 use super::replies::{Origin, Replies, Scratch, Wire};
@@ -10,6 +11,9 @@ use super::service::{Context, Flow, Message, Service};
 
 /// A frame of at least so many bytes is handed over where it alone is echoed; a shorter one is copied.
 const HANDED_OVER: usize = 64 << 10;
+
+/// From this size on, what is held has a mapping of its own, which goes back to the system at once.
+const MAPPED: usize = 16 << 10;
 
 /// One peer's conversation over a stream: framing and service, and what they remember between two
 /// reads.
@@ -31,10 +35,10 @@ pub struct Session<V> {
 #[derive(Debug, Clone, Default)]
 struct Held {
     /// A frame that came in pieces: its beginning, or all of it while it is being answered.
-    frame: Vec<u8>,
+    frame: Buffer,
     /// Input that has to wait, from `at` on. What is being answered is part of it where `frame` is
     /// empty.
-    rest: Vec<u8>,
+    rest: Buffer,
     at: usize,
     /// There is more to compute.
     pending: Option<Pending>,
@@ -56,10 +60,42 @@ struct Pending {
 pub struct Answer<'a> {
     /// The bytes to send: a piece of the input wherever nothing had to be copied, and a buffer of
     /// their own where a large frame is handed over.
-    pub bytes: Cow<'a, [u8]>,
+    pub bytes: Bytes<'a>,
     /// What comes after they are sent.
     pub verdict: Verdict,
 }
+
+/// The bytes of an answer.
+#[derive(Debug, Clone)]
+pub enum Bytes<'a> {
+    /// They stand in the input, or in the scratch.
+    Borrowed(&'a [u8]),
+    /// They are a frame that the session had put together.
+    Owned(Frame),
+}
+
+/// A frame that came in pieces.
+#[derive(Debug, Clone)]
+pub struct Frame(pub(crate) Buffer);
+
+impl Deref for Bytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Borrowed(bytes) => bytes,
+            Bytes::Owned(Frame(bytes)) => bytes,
+        }
+    }
+}
+
+impl PartialEq for Bytes<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Bytes<'_> {}
 
 /// Whether a conversation goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,7 +127,7 @@ struct Lent<'a, 'c> {
     scratch: &'a mut Scratch,
     context: &'c Context<'c>,
     /// The frame that is the whole answer.
-    handed_over: Option<Vec<u8>>,
+    handed_over: Option<Buffer>,
 }
 
 impl<'a, 'c> Lent<'a, 'c> {
@@ -106,12 +142,12 @@ impl<'a, 'c> Lent<'a, 'c> {
     }
 
     /// The answer, put together.
-    fn bytes(self) -> Cow<'a, [u8]> {
+    fn bytes(self) -> Bytes<'a> {
         let Lent { input, scratch, handed_over, .. } = self;
         match handed_over {
-            Some(frame) => Cow::Owned(frame),
-            None if scratch.echoed.is_empty() => Cow::Borrowed(&scratch.joined),
-            None => Cow::Borrowed(&input[scratch.echoed.clone()]),
+            Some(frame) => Bytes::Owned(Frame(frame)),
+            None if scratch.echoed.is_empty() => Bytes::Borrowed(&scratch.joined),
+            None => Bytes::Borrowed(&input[scratch.echoed.clone()]),
         }
     }
 }
@@ -164,7 +200,7 @@ impl<V: Service> Session<V> {
         context: &Context<'_>,
     ) -> Answer<'a> {
         let Some(Pending { owed, at_end, finished }) = self.take_pending() else {
-            return Answer { bytes: Cow::Borrowed(&[]), verdict: Verdict::Continue };
+            return Answer { bytes: Bytes::Borrowed(&[]), verdict: Verdict::Continue };
         };
         let held = self.held.get_or_insert_default();
         let (rest, mut at) = (std::mem::take(&mut held.rest), held.at);
@@ -184,7 +220,10 @@ impl<V: Service> Session<V> {
         let echoed = std::mem::take(&mut lent.scratch.echoed);
         lent.scratch.append(&rest[echoed]);
         let verdict = self.put_back(rest, at, verdict, finished);
-        let bytes = handed_over.map_or(Cow::Borrowed(&scratch.joined[..]), Cow::Owned);
+        let bytes = match handed_over {
+            Some(frame) => Bytes::Owned(Frame(frame)),
+            None => Bytes::Borrowed(&scratch.joined),
+        };
         Answer { bytes, verdict }
     }
 
@@ -197,7 +236,7 @@ impl<V: Service> Session<V> {
             (Framing::Lines, Some(_)) => self.serve_frame(true, &mut lent),
             (Framing::LengthPrefixed, Some(_)) => self.break_off(FrameError::Truncated, &mut lent),
         };
-        let verdict = self.put_back(Vec::new(), 0, verdict, true);
+        let verdict = self.put_back(Buffer::default(), 0, verdict, true);
         Answer { bytes: lent.bytes(), verdict }
     }
 
@@ -389,7 +428,7 @@ impl<V: Service> Session<V> {
     }
 
     /// The end of an answer that takes no more input: what is left of `rest` waits again.
-    fn put_back(&mut self, rest: Vec<u8>, at: usize, verdict: Verdict, finished: bool) -> Verdict {
+    fn put_back(&mut self, rest: Buffer, at: usize, verdict: Verdict, finished: bool) -> Verdict {
         if verdict != Verdict::Again {
             self.held.take_if(|held| held.frame.is_empty());
         }
@@ -409,16 +448,18 @@ impl<V: Service> Session<V> {
 
 /// Appends `bytes`: doubles what `to` holds, but not beyond `most` nor the memory there is, which is
 /// `room` in all.
-fn grow(to: &mut Vec<u8>, bytes: &[u8], most: usize, room: usize) -> Result<(), FrameError> {
+fn grow(to: &mut Buffer, bytes: &[u8], most: usize, room: usize) -> Result<(), FrameError> {
     let needed = to.len() + bytes.len();
     if needed > to.capacity() {
         let doubled = needed.max(2 * to.capacity()).min(most.max(needed));
         let capacity = if doubled <= room { doubled } else { needed };
-        if capacity > room || to.try_reserve_exact(capacity - to.len()).is_err() {
+        let mapped = capacity >= MAPPED;
+        let is_too_much = Buffer::size_for(capacity, mapped) > room;
+        if is_too_much || to.grow(capacity, mapped).is_err() {
             return Err(FrameError::NoRoom);
         }
     }
-    to.extend_from_slice(bytes);
+    to.extend(bytes);
     Ok(())
 }
 

@@ -3,7 +3,6 @@
 //! A connection does what its readiness allows and no more than one read a turn. What it may hold is
 //! bounded: unsent output is the answer to one read, and while there is some, nothing is read.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -17,7 +16,9 @@ use super::clock::Moment;
 use super::memory::{Held, Memory, NoRoom};
 use super::peer::Peer;
 use super::ready::Standing;
-use crate::protocol::{Answer, Context, FrameError, Scratch, Service, Session, Verdict};
+use crate::protocol::{
+    Answer, Bytes, Context, Frame, FrameError, Scratch, Service, Session, Verdict,
+};
 use crate::stats::{Counter, Stats};
 use crate::units;
 
@@ -369,7 +370,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let local = || self.stream.local_addr();
         let context = Context::stream(self.peer.into(), &local);
         let held = self.session.held();
-        let answer = ask(&mut self.session, memory.free(), &context);
+        let answer = ask(&mut self.session, memory.growth(), &context);
         memory.adjust(held, self.session.held());
         answer
     }
@@ -465,12 +466,12 @@ impl<S: Stream, V: Service> Connection<S, V> {
         self.conclude(answer, memory, now)
     }
 
-    fn send(&mut self, bytes: Cow<'_, [u8]>, memory: &Arc<Memory>, now: Moment) -> Turn {
+    fn send(&mut self, bytes: Bytes<'_>, memory: &Arc<Memory>, now: Moment) -> Turn {
         let sent = self.write(&bytes)?;
         if sent < bytes.len() {
             let (bytes, sent) = match bytes {
-                Cow::Owned(bytes) => (Held::own(bytes, memory)?, sent),
-                Cow::Borrowed(bytes) => (Held::copy(&bytes[sent..], memory)?, 0),
+                Bytes::Owned(Frame(bytes)) => (Held::own(bytes, memory)?, sent),
+                Bytes::Borrowed(bytes) => (Held::copy(&bytes[sent..], memory)?, 0),
             };
             self.unsent = Some(Box::new(Unsent { bytes, sent, since: now }));
         }

@@ -6,11 +6,12 @@
 //! little each, and who reads along goes on with smaller reads.
 
 use std::cmp::Ordering::{Equal, Greater, Less};
-use std::collections::TryReserveError;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::buffer::Buffer;
 
 /// The most that one turn reads, whatever is free.
 pub(crate) const CHUNK: usize = 256 << 10;
@@ -19,6 +20,8 @@ const SMALLEST_READ: usize = 16;
 /// A read takes at most one part in so many of what is free. Its answer may be three times as long
 /// (upper case of "ΐ": two bytes become six), and then more than half is left.
 const PARTS: usize = 8;
+/// So much comes from the heap, which is quick. It keeps that, when a burst is over.
+const HEAP_PART: usize = 4 << 20;
 
 /// The limit of a server, and what is held of it.
 #[derive(Debug)]
@@ -30,12 +33,6 @@ pub(crate) struct Memory {
 /// There is no room left, of ours or in the system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NoRoom;
-
-impl From<TryReserveError> for NoRoom {
-    fn from(_: TryReserveError) -> Self {
-        NoRoom
-    }
-}
 
 impl Memory {
     pub(crate) fn new(limit: usize) -> Self {
@@ -65,6 +62,17 @@ impl Memory {
         (free / (PARTS * sharers)).clamp(SMALLEST_READ, CHUNK)
     }
 
+    /// How many bytes one conversation may grow by, so that others can grow after it.
+    pub(crate) fn growth(&self) -> usize {
+        self.free() / 2
+    }
+
+    /// Whether so much is held that what comes on top is better given back to the system at once than
+    /// kept by the heap.
+    pub(crate) fn prefers_mappings(&self) -> bool {
+        self.held() > HEAP_PART
+    }
+
     /// Takes so many bytes, if they are free.
     pub(crate) fn take(&self, bytes: usize) -> Result<(), NoRoom> {
         let more = |held: usize| held.checked_add(bytes).filter(|&held| held <= self.limit);
@@ -84,26 +92,27 @@ impl Memory {
 
 /// Bytes that wait, counted for as long as they are there.
 pub(crate) struct Held {
-    bytes: Vec<u8>,
+    bytes: Buffer,
     memory: Arc<Memory>,
 }
 
 impl Held {
     /// A copy of `bytes`, if there is room for it.
     pub(crate) fn copy(bytes: &[u8], memory: &Arc<Memory>) -> Result<Held, NoRoom> {
-        memory.take(bytes.len())?;
-        let mut held = Held { bytes: Vec::new(), memory: Arc::clone(memory) };
-        if let Err(error) = held.bytes.try_reserve_exact(bytes.len()) {
-            memory.adjust(bytes.len(), 0);
-            return Err(error.into());
-        }
-        held.bytes.extend_from_slice(bytes);
-        memory.adjust(bytes.len(), held.capacity());
-        Ok(held)
+        let mapped = memory.prefers_mappings();
+        let size = Buffer::size_for(bytes.len(), mapped);
+        memory.take(size)?;
+        let Ok(mut buffer) = Buffer::with_capacity(bytes.len(), mapped) else {
+            memory.adjust(size, 0);
+            return Err(NoRoom);
+        };
+        buffer.extend(bytes);
+        memory.adjust(size, buffer.capacity());
+        Ok(Held { bytes: buffer, memory: Arc::clone(memory) })
     }
 
     /// These bytes themselves, if there is room for them.
-    pub(crate) fn own(bytes: Vec<u8>, memory: &Arc<Memory>) -> Result<Held, NoRoom> {
+    pub(crate) fn own(bytes: Buffer, memory: &Arc<Memory>) -> Result<Held, NoRoom> {
         memory.take(bytes.capacity())?;
         Ok(Held { bytes, memory: Arc::clone(memory) })
     }
@@ -145,8 +154,8 @@ mod tests {
         let held = Held::copy(b"123456", &memory).unwrap();
         assert_eq!((&held[..], memory.held(), memory.free()), (&b"123456"[..], 6, 4));
         assert_eq!(Held::copy(b"12345", &memory).unwrap_err(), NoRoom);
-        assert_eq!(Held::own(vec![0; 5], &memory).unwrap_err(), NoRoom);
-        let other = Held::own(vec![0; 4], &memory).unwrap();
+        assert_eq!(Held::own(Buffer::Heap(vec![0; 5]), &memory).unwrap_err(), NoRoom);
+        let other = Held::own(Buffer::Heap(vec![0; 4]), &memory).unwrap();
         assert_eq!(memory.free(), 0);
         drop((held, other));
         assert_eq!(memory.held(), 0);
@@ -171,5 +180,25 @@ mod tests {
         for open in 1..=1_000 {
             assert!(memory.take(3 * memory.read_room(open)).is_ok(), "{open}");
         }
+    }
+
+    #[test]
+    fn what_grows_leaves_room_for_others() {
+        let memory = Memory::new(LIMIT);
+        for _ in 0..20 {
+            assert!(memory.take(memory.growth()).is_ok());
+        }
+        assert!(memory.free() > 0);
+    }
+
+    #[test]
+    fn a_burst_does_not_stay_on_the_heap() {
+        let memory = Arc::new(Memory::new(LIMIT));
+        let piece = vec![b'x'; 20_000];
+        let held: Vec<Held> = (0..1_000).map(|_| Held::copy(&piece, &memory).unwrap()).collect();
+        let on_the_heap = held.iter().filter(|held| matches!(held.bytes, Buffer::Heap(_)));
+        assert_eq!(on_the_heap.count(), HEAP_PART / piece.len() + 1);
+        drop(held);
+        assert_eq!(memory.held(), 0);
     }
 }
