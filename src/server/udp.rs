@@ -347,6 +347,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             return Ok(());
         };
         let longest = if peer.is_ipv4() { MAX_DATAGRAM } else { MAX_DATAGRAM + IPV4_HEADER };
+        let mut question = input.len();
         for reply in replies {
             if reply.len() > longest {
                 self.stats.udp_too_long.increment();
@@ -358,7 +359,8 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                 }
                 continue;
             }
-            guard.admit_answer(peer, input.len(), reply.len(), now)?;
+            // What was sent to us counts for one of the answers.
+            guard.admit_answer(peer, std::mem::take(&mut question), reply.len(), now)?;
             let (place, bytes) = if std::ptr::eq(reply, input) {
                 (Place::Room, bytes.clone())
             } else {

@@ -54,6 +54,15 @@ impl TestServer {
         TestServer::run(config, move |server| server.run_with(service))
     }
 
+    /// Runs services of the test's, each of them made for its conversation.
+    pub fn with_each<V, F>(config: Config, make: F) -> TestServer
+    where
+        V: Service + 'static,
+        F: FnMut() -> V + Clone + Send + 'static,
+    {
+        TestServer::run(config, move |server| server.run_each(make))
+    }
+
     fn run(
         config: Config,
         run: impl FnOnce(Server) -> Result<(), Error> + Send + 'static,
