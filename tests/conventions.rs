@@ -260,3 +260,11 @@ fn short_help_fits_narrow_terminals() {
         }
     }
 }
+
+#[test]
+fn a_source_address_of_another_machine_is_told() {
+    // 192.0.2.0/24 is for documentation (RFC 5737): nobody has it.
+    let outcome = run(&["load", "127.0.0.1:1", "--from", "127.0.0.1,192.0.2.1"], b"");
+    let sentence = "evecho: --from 192.0.2.1: this machine has no such address\n";
+    assert_eq!((outcome.code, &*outcome.stderr), (Some(1), sentence));
+}

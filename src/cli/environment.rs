@@ -48,11 +48,7 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<(Cli, Environment), clap
         Err(error) if error.kind() == ErrorKind::DisplayHelp => {
             return Err(Cli::command().try_get_matches_from(&arguments).err().unwrap_or(error));
         }
-        Err(mut error) => {
-            hide_the_hidden(&mut error);
-            return Err(error);
-        }
-        Ok(matches) => matches,
+        other => other?,
     };
     let mut environment = Environment::default();
     let mut command = match explicit.subcommand_name() {
@@ -68,15 +64,6 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<(Cli, Environment), clap
         .map_err(|error| name_the_variable(error, &command))?;
     environment.set = from_environment(matches.subcommand_matches("serve").unwrap_or(&matches));
     Ok((Cli::from_arg_matches(&matches)?, environment))
-}
-
-/// A hidden command is no suggestion.
-fn hide_the_hidden(error: &mut clap::Error) {
-    if let Some(ContextValue::Strings(names)) = error.get(ContextKind::SuggestedSubcommand)
-        && names.iter().any(|name| name.starts_with("__"))
-    {
-        error.remove(ContextKind::SuggestedSubcommand);
-    }
 }
 
 fn forget(arg: clap::Arg) -> clap::Arg {

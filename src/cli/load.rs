@@ -1,7 +1,7 @@
 //! `evecho load`: keep an echo server busy, verify what it answers, and measure.
 
 use std::io::{self, IsTerminal, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -80,6 +80,11 @@ pub(crate) fn run(args: Args) -> CommandResult {
     let (target, mut config) = args.config();
     // The connections may need it; where it fails and they do, that is told.
     let _ = evecho::raise_open_file_limit();
+    for source in &config.sources {
+        if UdpSocket::bind((*source, 0)).is_err() {
+            return Err(format!("--from {source}: this machine has no such address").into());
+        }
+    }
     let cancel = cancel_at_signals()?;
     config.address = target.choose(config.transport, config.timeout)?;
     if let Err(invalid) = config.check() {

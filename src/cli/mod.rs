@@ -15,6 +15,7 @@ mod serve;
 mod supervise;
 mod units;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -50,8 +51,6 @@ enum Command {
     /// Serve, as without a command
     #[command(hide = true)]
     Serve(serve::Args),
-    #[command(name = "__supervise", hide = true)]
-    Supervise(supervise::Args),
 }
 
 /// The server that a client talks to.
@@ -94,13 +93,26 @@ impl FamilyArgs {
 /// Parses the command line, runs what it names and turns the outcome into an exit code: 0 done,
 /// 1 run time, 2 usage (clap's own exit).
 pub(crate) fn run() -> ExitCode {
-    let arguments = std::env::args_os().collect();
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let result = match arguments.get(1) {
+        // Not for people: no help knows it, and no mistake comes near it.
+        Some(word) if word == supervise::NAME => {
+            supervise::run(supervise::Args::parse_from(arguments.into_iter().skip(1)))
+        }
+        _ => command(arguments),
+    };
+    result.unwrap_or_else(|error| {
+        complain(&output::sentence(&*error));
+        ExitCode::from(1)
+    })
+}
+
+fn command(arguments: Vec<OsString>) -> CommandResult {
     let (cli, environment) = environment::parse(arguments).unwrap_or_else(|error| error.exit());
-    let serves = matches!(cli.command, None | Some(Command::Serve(_)));
-    if !serves && let Err(error) = flag_at_sigusr1() {
-        complain(&format!("SIGUSR1 would end this: {error}"));
+    if !matches!(cli.command, None | Some(Command::Serve(_))) {
+        flag_at_sigusr1()?;
     }
-    let result = match cli.command {
+    match cli.command {
         None => serve::run(cli.serve, &environment),
         Some(Command::Serve(args)) => serve::run(args, &environment),
         Some(Command::Check(args)) => check::run(&args),
@@ -108,12 +120,7 @@ pub(crate) fn run() -> ExitCode {
         Some(Command::Load(args)) => load::run(args),
         Some(Command::Ping(args)) => ping::run(args),
         Some(Command::Send(args)) => send::run(args),
-        Some(Command::Supervise(args)) => supervise::run(&args),
-    };
-    result.unwrap_or_else(|error| {
-        complain(&output::sentence(&*error));
-        ExitCode::from(1)
-    })
+    }
 }
 
 /// Ends with a usage error of a command (exit code 2), as clap does for what it finds itself.

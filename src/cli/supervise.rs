@@ -5,15 +5,19 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use clap::Args as ClapArgs;
+use clap::Parser;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getppid};
 
 use super::CommandResult;
 
+/// The first word of the command line.
+pub(super) const NAME: &str = "__supervise";
+
 /// The flags of the hidden command; only other commands use it.
-#[derive(ClapArgs)]
+#[derive(Parser)]
+#[command(name = NAME)]
 pub(crate) struct Args {
     /// Process that the command must not outlive
     #[arg(long)]
@@ -27,14 +31,14 @@ pub(crate) struct Args {
 pub(super) fn words() -> io::Result<Vec<OsString>> {
     let program = std::env::current_exe()?.into_os_string();
     let parent = std::process::id().to_string().into();
-    Ok(vec![program, "__supervise".into(), "--parent".into(), parent, "--".into()])
+    Ok(vec![program, NAME.into(), "--parent".into(), parent, "--".into()])
 }
 
 /// Asks the kernel to end this process with its parent (`PR_SET_PDEATHSIG`, prctl(2)), and becomes
 /// the command (execve(2)). Returns only when that fails.
 ///
 /// The kernel looks at the *thread* that started this process, which has to live as long.
-pub(crate) fn run(args: &Args) -> CommandResult {
+pub(crate) fn run(args: Args) -> CommandResult {
     set_pdeathsig(Signal::SIGKILL)?;
     // The parent may have gone before the line above.
     if getppid() != Pid::from_raw(args.parent) {

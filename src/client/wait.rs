@@ -11,7 +11,7 @@ use nix::sys::time::TimeSpec;
 /// Waits until one of `watched` is ready for what is asked of it, or until `deadline`, and returns
 /// what each became ready for, in the same order. A signal, too, ends the wait.
 ///
-/// `ppoll(2)` and not epoll: regular files are among the descriptors (`evecho send --raw < file`),
+/// `ppoll(2)` and not epoll: regular files are among the descriptors (a file is sent as it is),
 /// and its timeout counts in nanoseconds where epoll's counts in milliseconds.
 pub(super) fn ready<const N: usize>(
     watched: [Option<(BorrowedFd<'_>, PollFlags)>; N],

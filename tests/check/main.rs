@@ -422,7 +422,7 @@ fn the_list_has_every_case_with_its_source() {
 fn wrong_use_ends_with_2_and_a_dead_server_with_1() {
     for wrong in [
         &["check"][..],
-        &["check", "localhost"],
+        &["check", "localhost:"],
         &["check", "localhost:7", "--only", "nonsense"],
         &["check", "localhost:7", "--tcp-only", "--udp-only"],
         &["check", "localhost:7", "--timeout", "0"],
