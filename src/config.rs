@@ -1,11 +1,11 @@
 //! What a server is told to do: plain values with their defaults, checked once.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::address::BindAddress;
 use crate::protocol::{Framing, Protocol};
 
 /// The port of an echo server of ours that is not told another.
@@ -26,11 +26,12 @@ pub const DEFAULT_PORT: u16 = 12000;
 pub struct Config {
     /// How the server is built.
     pub design: Design,
-    /// The port of all sockets; 0 picks a free one, the same for TCP and UDP. Default: 12000.
+    /// The port of each address that has none of its own; 0 picks a free one, the same for TCP and
+    /// UDP. Default: 12000.
     pub port: u16,
     /// The addresses to bind. Default: none, which is every interface, IPv4 and IPv6, through one
     /// dual-stack socket (0.0.0.0 where the machine has no IPv6).
-    pub bind: Vec<IpAddr>,
+    pub bind: Vec<BindAddress>,
     /// What is served. Default: TCP and UDP.
     pub transport: Transport,
     /// What [`Server::run`](crate::Server::run) answers. Default: the same bytes.
@@ -240,6 +241,12 @@ impl fmt::Display for GuardPorts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParseError(String);
 
+impl ParseError {
+    pub(crate) fn new(sentence: impl Into<String>) -> Self {
+        ParseError(sentence.into())
+    }
+}
+
 impl fmt::Display for ParseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -261,13 +268,19 @@ pub const ANSWER_HOP_LIMIT: u8 = 200;
 /// The longest that [`Config::busy_poll`] may be: a longer wait is no latency any more.
 pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
-/// Why a config cannot be run: one sentence.
+/// Why a configuration is invalid: one sentence, which names the field.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError(pub(crate) String);
+pub struct ConfigError(String);
+
+impl ConfigError {
+    pub(crate) fn new(sentence: impl Into<String>) -> Self {
+        ConfigError(sentence.into())
+    }
+}
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        write!(f, "invalid configuration: {}", self.0)
     }
 }
 
@@ -279,7 +292,7 @@ impl Config {
         let max_frame = self.protocol.max_frame;
         if !(1..=MAX_MAX_FRAME).contains(&max_frame) {
             return Err(ConfigError(format!(
-                "a longest frame of {max_frame} bytes cannot be had; give 1 to {MAX_MAX_FRAME}"
+                "`max_frame` is {max_frame} bytes; give 1 to {MAX_MAX_FRAME}"
             )));
         }
         let max_buffered = self.limits.max_buffered;
@@ -294,13 +307,14 @@ impl Config {
         }
         if self.busy_poll > MAX_BUSY_POLL {
             return Err(ConfigError(format!(
-                "polling for {:?} would only burn CPU; give at most {MAX_BUSY_POLL:?}",
+                "`busy_poll` is {:?}, which would only burn CPU; give at most {MAX_BUSY_POLL:?}",
                 self.busy_poll
             )));
         }
+        let bound = |address: &BindAddress| address.with_port(address.port().unwrap_or(self.port));
         for (index, address) in self.bind.iter().enumerate() {
-            if self.bind[..index].contains(address) {
-                return Err(ConfigError(format!("{address} is to be bound twice; name it once")));
+            if self.bind[..index].iter().any(|other| bound(other) == bound(address)) {
+                return Err(ConfigError(format!("`bind` has {address} twice; name it once")));
             }
         }
         Ok(())
@@ -309,6 +323,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     #[test]
@@ -328,7 +344,7 @@ mod tests {
     #[test]
     fn what_cannot_be_run_is_refused() {
         assert_eq!(Config::default().check(), Ok(()));
-        let twice = Config { bind: vec![[127, 0, 0, 1].into(); 2], ..Config::default() };
+        let twice = Config { bind: vec![Ipv4Addr::LOCALHOST.into(); 2], ..Config::default() };
         let slow = Config { busy_poll: Duration::from_secs(1), ..Config::default() };
         let protocol = Protocol { max_frame: 0, ..Protocol::default() };
         let small = Config { protocol, ..Config::default() };

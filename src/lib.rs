@@ -41,6 +41,7 @@ compile_error!(
     "evecho runs on 64-bit Linux only: build it for a target such as x86_64-unknown-linux-gnu"
 );
 
+mod address;
 mod buffer;
 #[cfg(feature = "client")]
 pub mod client;
@@ -71,10 +72,11 @@ pub mod fuzzing {
     }
 }
 
-pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, Transport};
+pub use address::BindAddress;
+pub use config::{Config, Design, GuardPorts, Limits, ParseError, ServiceKind, Transport};
 pub use protocol::{Framing, Protocol, Service};
 pub use server::{Error, Handle, Server};
-pub use socket::{BindError, raise_open_file_limit};
+pub use socket::{AdoptError, BindError, raise_open_file_limit};
 pub use stats::Snapshot;
 
 /// The examples of the documentation compile.

@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
+use crate::address::BindAddress;
 use crate::config::{ANSWER_HOP_LIMIT, Config};
 
 /// The bound sockets of a server, blocking as yet.
@@ -33,15 +35,15 @@ impl fmt::Display for BindError {
         match source.kind() {
             ErrorKind::AddrInUse => write!(
                 f,
-                ": another process has that port; stop it, or choose another with --port (0 picks a free one)"
+                ": another process has that port; stop it, or choose another `port` (0 picks a free one)"
             ),
             ErrorKind::PermissionDenied => {
-                write!(f, ": ports below 1024 need CAP_NET_BIND_SERVICE, or choose a higher --port")
+                write!(f, ": ports below 1024 need CAP_NET_BIND_SERVICE, or choose a higher `port`")
             }
             ErrorKind::AddrNotAvailable => {
                 write!(
                     f,
-                    ": this machine has no such address; give --bind one of those that 'ip addr' shows"
+                    ": this machine has no such address; `bind` one of those that 'ip addr' shows"
                 )
             }
             _ => Ok(()),
@@ -63,7 +65,9 @@ const DATAGRAM_BUFFER: usize = 4 << 20;
 
 /// Binds all that `config` names, on one port.
 pub(crate) fn bind(config: &Config) -> Result<Sockets, BindError> {
-    let mut tries = if config.port == 0 { PICKS } else { 1 };
+    let ports = config.bind.iter().map(|address| address.port().unwrap_or(config.port));
+    let picked = config.port == 0 || ports.into_iter().any(|port| port == 0);
+    let mut tries = if picked { PICKS } else { 1 };
     loop {
         tries -= 1;
         match bind_all(config) {
@@ -76,30 +80,33 @@ pub(crate) fn bind(config: &Config) -> Result<Sockets, BindError> {
 
 fn bind_all(config: &Config) -> Result<Sockets, BindError> {
     let mut sockets = Sockets { listeners: Vec::new(), datagrams: Vec::new() };
-    let mut port = config.port;
     let everywhere = config.bind.is_empty();
-    let wildcard = [IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
-    for &ip in if everywhere { &wildcard[..] } else { &config.bind } {
-        for kind in [Type::STREAM, Type::DGRAM] {
-            if kind == Type::STREAM && config.transport.tcp() {
-                let listener: TcpListener =
-                    open(config, kind, SocketAddr::new(ip, port), everywhere)?.into();
-                port = listener.local_addr().map_or(port, |address| address.port());
-                sockets.listeners.push(listener);
-            }
-            if kind == Type::DGRAM && config.transport.udp() {
-                let socket: UdpSocket =
-                    open(config, kind, SocketAddr::new(ip, port), everywhere)?.into();
-                port = socket.local_addr().map_or(port, |address| address.port());
-                sockets.datagrams.push(socket);
-            }
+    let wildcard = [BindAddress::from(Ipv6Addr::UNSPECIFIED)];
+    // Once the system has picked it, the port of all that have none of their own.
+    let mut common_port = config.port;
+    for address in if everywhere { &wildcard[..] } else { &config.bind } {
+        let mut port = address.port().unwrap_or(common_port);
+        if config.transport.tcp() {
+            let listener: TcpListener =
+                open(config, Type::STREAM, address.with_port(port), everywhere)?.into();
+            port = listener.local_addr().map_or(port, |address| address.port());
+            sockets.listeners.push(listener);
+        }
+        if config.transport.udp() {
+            let socket: UdpSocket =
+                open(config, Type::DGRAM, address.with_port(port), everywhere)?.into();
+            port = socket.local_addr().map_or(port, |address| address.port());
+            sockets.datagrams.push(socket);
+        }
+        if address.port().is_none() {
+            common_port = port;
         }
     }
     // Nobody gets in before everything is bound.
     for listener in &sockets.listeners {
-        let backlog = i32::try_from(config.backlog).unwrap_or(i32::MAX);
-        SockRef::from(listener).listen(backlog).map_err(|source| {
-            let address = listener.local_addr().unwrap_or((Ipv4Addr::UNSPECIFIED, port).into());
+        listen(listener, config.backlog).map_err(|source| {
+            let any = (Ipv4Addr::UNSPECIFIED, 0).into();
+            let address = listener.local_addr().unwrap_or(any);
             BindError { transport: "TCP", address, source }
         })?;
     }
@@ -131,6 +138,78 @@ fn open(
     }
 }
 
+/// Takes over sockets that were bound elsewhere. Each gets every option again, but for those that had
+/// to be set before it was bound.
+pub(crate) fn adopt(
+    config: &Config,
+    sockets: impl IntoIterator<Item = OwnedFd>,
+) -> Result<Sockets, AdoptError> {
+    let mut adopted = Sockets { listeners: Vec::new(), datagrams: Vec::new() };
+    for (index, fd) in sockets.into_iter().enumerate() {
+        let socket = Socket::from(fd);
+        match adopt_one(config, &socket).map_err(|(why, source)| AdoptError {
+            index,
+            why,
+            source,
+        })? {
+            Type::STREAM => adopted.listeners.push(socket.into()),
+            _ => adopted.datagrams.push(socket.into()),
+        }
+    }
+    Ok(adopted)
+}
+
+/// Checks one socket by what it is, and sets its options; which type it has.
+fn adopt_one(config: &Config, socket: &Socket) -> Result<Type, (&'static str, Option<io::Error>)> {
+    let asked = |error| ("it cannot be asked what it is", Some(error));
+    let refused = |why| move |error| (why, Some(error));
+    let kind = socket.r#type().map_err(asked)?;
+    let address = socket.local_addr().map_err(asked)?.as_socket();
+    let address = address.ok_or(("it is neither IPv4 nor IPv6", None))?;
+    if address.port() == 0 {
+        return Err(("it is not bound", None));
+    }
+    if socket.peer_addr().is_ok() {
+        return Err(("it is connected", None));
+    }
+    socket.set_cloexec(true).map_err(asked)?;
+    match kind {
+        Type::STREAM => {
+            stream_options(socket).map_err(refused("it does not take the options of TCP"))?;
+            listen(socket, config.backlog).map_err(refused("it cannot listen"))?;
+        }
+        Type::DGRAM => datagram_options(socket, address)
+            .map_err(refused("it does not take the options of UDP"))?,
+        _ => return Err(("it is neither TCP nor UDP", None)),
+    }
+    Ok(kind)
+}
+
+/// Why a socket that was bound elsewhere cannot be served: one sentence. The error of the system,
+/// where there is one, is its [`source`](std::error::Error::source).
+#[derive(Debug)]
+pub struct AdoptError {
+    index: usize,
+    why: &'static str,
+    source: Option<io::Error>,
+}
+
+impl fmt::Display for AdoptError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let AdoptError { index, why, source: _ } = self;
+        write!(
+            f,
+            "cannot serve the inherited socket {index}: {why}; TCP listeners and UDP sockets that are bound can be served"
+        )
+    }
+}
+
+impl std::error::Error for AdoptError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|error| error as _)
+    }
+}
+
 fn open_at(
     config: &Config,
     kind: Type,
@@ -148,35 +227,54 @@ fn open_at(
     if kind == Type::STREAM {
         // A listener may be bound while connections of an earlier process are in TIME_WAIT.
         socket.set_reuse_address(true)?;
-        // Accepted sockets inherit all of these: no call per connection. Without the first, the second half of
-        // an answer that does not fit one segment waits for the peer's delayed acknowledgement; the
-        // second finds out in time that a peer has vanished (RFC 1122, 4.2.3.6).
-        socket.set_tcp_nodelay(true)?;
-        socket.set_keepalive(true)?;
-        // Urgent data are bytes of the stream, which is answered as it comes (RFC 6093).
-        socket.set_out_of_band_inline(true)?;
+        stream_options(&socket)?;
     } else {
-        socket.set_recv_buffer_size(DATAGRAM_BUFFER)?;
-        // Where the process may (CAP_NET_ADMIN), as much as is asked for.
-        if setsockopt(&socket, sockopt::SndBufForce, &DATAGRAM_BUFFER).is_err() {
-            socket.set_send_buffer_size(DATAGRAM_BUFFER)?;
-        }
-        prepare_datagrams(&socket, address.is_ipv6(), everywhere)?;
+        datagram_options(&socket, address)?;
     }
     socket.bind(&address.into())?;
     Ok(socket)
 }
 
+/// Accepted sockets inherit all of these: no call per connection.
+fn stream_options(socket: &Socket) -> io::Result<()> {
+    // Without it, the second half of an answer that does not fit one segment waits for the peer's
+    // delayed acknowledgement.
+    socket.set_tcp_nodelay(true)?;
+    // Finds out in time that a peer has vanished (RFC 1122, 4.2.3.6).
+    socket.set_keepalive(true)?;
+    // Urgent data are bytes of the stream, which is answered as it comes (RFC 6093).
+    socket.set_out_of_band_inline(true)
+}
+
+fn datagram_options(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    // The system shows twice what it was asked for (socket(7)). Whoever bound the socket may have
+    // asked for more.
+    if socket.recv_buffer_size()? < 2 * DATAGRAM_BUFFER {
+        socket.set_recv_buffer_size(DATAGRAM_BUFFER)?;
+    }
+    // Where the process may (CAP_NET_ADMIN), as much as is asked for.
+    if socket.send_buffer_size()? < 2 * DATAGRAM_BUFFER
+        && setsockopt(socket, sockopt::SndBufForce, &DATAGRAM_BUFFER).is_err()
+    {
+        socket.set_send_buffer_size(DATAGRAM_BUFFER)?;
+    }
+    prepare_datagrams(socket, address.is_ipv6())
+}
+
+fn listen<'a>(listener: impl Into<SockRef<'a>>, backlog: u32) -> io::Result<()> {
+    listener.into().listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+}
+
 /// Has each datagram tell which address it was sent to, so that the reply can leave from there, or
 /// there is none, since it was a broadcast: only the IPv4 option tells that. Has our answers leave with
 /// a hop limit of their own, and each datagram tell its own (ip(7), ipv6(7)).
-fn prepare_datagrams(socket: &Socket, ipv6: bool, everywhere: bool) -> io::Result<()> {
+fn prepare_datagrams(socket: &Socket, ipv6: bool) -> io::Result<()> {
     if ipv6 {
         setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         setsockopt(socket, sockopt::Ipv6RecvHopLimit, &true)?;
         setsockopt(socket, sockopt::Ipv6Ttl, &ANSWER_HOP_LIMIT.into())?;
     }
-    if !ipv6 || everywhere {
+    if !ipv6 || !socket.only_v6()? {
         setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
         setsockopt(socket, sockopt::Ipv4RecvTtl, &true)?;
         setsockopt(socket, sockopt::Ipv4Ttl, &ANSWER_HOP_LIMIT.into())?;

@@ -4,7 +4,7 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::num::NonZeroUsize;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -343,7 +343,7 @@ fn udp_alone_is_served(design: Design) {
 
 fn both_addresses_are_served(design: Design) {
     let mut config = of(design);
-    config.bind = vec![LOCALHOST, [127, 0, 0, 5].into()];
+    config.bind = vec![LOCALHOST.into(), Ipv4Addr::new(127, 0, 0, 5).into()];
     let server = TestServer::start(config);
     assert_eq!(server.addresses().len(), 2);
     for _ in 0..2 {

@@ -4,16 +4,17 @@
 
 mod common;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{
     Client, LOCALHOST, TestServer, config, config_with, exchange_datagram, pattern, udp, wait_until,
 };
-use evecho::{Framing, Limits, Snapshot};
-use socket2::{Domain, Socket, Type};
+use evecho::{Config, Framing, Limits, Server, Snapshot};
+use socket2::{Domain, SockRef, Socket, Type};
 
 fn limited(limit: impl FnOnce(&mut Limits)) -> TestServer {
     TestServer::start(config_with(|config| limit(&mut config.limits)))
@@ -149,6 +150,61 @@ fn resets_end_nothing_but_themselves() {
         other.exchange(&round.to_be_bytes());
     }
     server.wait_for("all ends", |stats| stats.closed() == 50);
+}
+
+// ---- where it listens
+
+#[test]
+fn each_address_may_have_a_port_of_its_own() {
+    let server = TestServer::start(config_with(|config| {
+        config.bind = ["127.0.0.1", "127.0.0.2:0", "127.0.0.3"].map(|a| a.parse().unwrap()).into();
+    }));
+    let ports: Vec<u16> = server.addresses().iter().map(SocketAddr::port).collect();
+    // Three listeners, and each UDP socket where one of them is.
+    assert_eq!((ports.len(), ports[0]), (3, ports[2]));
+    for &address in server.addresses() {
+        Client::connect(address).exchange(b"hello");
+        exchange_datagram(&udp(address), b"hello");
+    }
+}
+
+#[test]
+fn sockets_bound_elsewhere_are_served_as_if_bound_here() {
+    for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        let listener = TcpListener::bind((any, 0)).unwrap();
+        let (address, datagrams) =
+            (listener.local_addr().unwrap(), UdpSocket::bind((any, 0)).unwrap());
+        let udp_port = datagrams.local_addr().unwrap().port();
+        // By what they are, not by their order.
+        let sockets = [OwnedFd::from(datagrams), listener.into()];
+        let server = TestServer::of(Server::adopt(Config::default(), sockets).unwrap());
+        let mut client = Client::connect((LOCALHOST, address.port()).into());
+        client.exchange(b"hello");
+        // The reply leaves from the address that was asked: that option is set again.
+        let elsewhere = SocketAddr::new([127, 0, 0, 2].into(), udp_port);
+        exchange_datagram(&udp(elsewhere), b"hello");
+        SockRef::from(&client.0).send_out_of_band(b"!").unwrap();
+        client.expect(b"!");
+        drop(client);
+        assert_eq!(server.stop().accepted, 1);
+    }
+}
+
+#[test]
+fn what_cannot_be_served_is_not_adopted() {
+    let refused = |socket: OwnedFd, why: &str| {
+        let error = Server::adopt(Config::default(), [socket]).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    };
+    let new = |domain, kind| OwnedFd::from(Socket::new(domain, kind, None).unwrap());
+    refused(new(Domain::UNIX, Type::STREAM), "neither IPv4 nor IPv6");
+    refused(new(Domain::IPV4, Type::STREAM), "not bound");
+    refused(new(Domain::IPV6, Type::DGRAM), "not bound");
+    let socket = UdpSocket::bind((LOCALHOST, 0)).unwrap();
+    socket.connect((LOCALHOST, 9)).unwrap();
+    refused(socket.into(), "connected");
+    refused(std::fs::File::open("/dev/null").unwrap().into(), "cannot be asked");
+    assert!(Server::adopt(Config::default(), []).is_err());
 }
 
 // ---- datagrams

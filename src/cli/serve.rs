@@ -1,13 +1,15 @@
 //! `evecho`: serve.
 
-use std::net::IpAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::error::ErrorKind;
-use evecho::{Config, Design, Error, Framing, GuardPorts, Server, ServiceKind, Transport};
+use evecho::{
+    BindAddress, Config, Design, Error, Framing, GuardPorts, ParseError, Server, ServiceKind,
+    Transport,
+};
 use log::{LevelFilter, warn};
 
 use super::environment::Environment;
@@ -35,8 +37,11 @@ struct SocketArgs {
     #[arg(short, long, env = "EVECHO_PORT", default_value_t = 12000)]
     port: u16,
     /// Bind this address; may be given several times [default: every interface, IPv4 and IPv6]
-    #[arg(long, value_name = "ADDR", env = "EVECHO_BIND", value_delimiter = ',')]
-    bind: Vec<IpAddr>,
+    ///
+    /// An IP address or a host name, with a port behind it if it has one of its own: 127.0.0.1, ::1,
+    /// localhost, 127.0.0.1:7, '[::1]:7', fe80::1%eth0.
+    #[arg(long, value_name = "ADDR[:PORT]", env = "EVECHO_BIND", value_delimiter = ',', value_parser = bound)]
+    bind: Vec<Bound>,
     /// Serve no UDP
     #[arg(long, env = "EVECHO_TCP_ONLY")]
     tcp_only: bool,
@@ -49,6 +54,14 @@ struct SocketArgs {
     /// Let several processes share the port (SO_REUSEPORT)
     #[arg(long, env = "EVECHO_REUSE_PORT")]
     reuse_port: bool,
+}
+
+/// The addresses that one `--bind` means: a name may have several.
+#[derive(Clone)]
+struct Bound(Vec<BindAddress>);
+
+fn bound(text: &str) -> Result<Bound, ParseError> {
+    BindAddress::resolve(text).map(Bound)
 }
 
 #[derive(clap::Args)]
@@ -217,7 +230,7 @@ fn config(args: Args, environment: &Environment) -> Config {
     let mut config = Config::default();
     config.design = how.design.into();
     config.port = sockets.port;
-    config.bind = sockets.bind;
+    config.bind = sockets.bind.into_iter().flat_map(|Bound(addresses)| addresses).collect();
     config.transport = match (sockets.tcp_only, sockets.udp_only) {
         (true, true) => super::usage(
             None,

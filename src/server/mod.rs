@@ -26,6 +26,7 @@ pub use control::Handle;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use log::{info, warn};
@@ -36,7 +37,7 @@ use self::event_loop::EventLoop;
 use self::guard::Guard;
 use crate::config::{Config, ConfigError, Design, ServiceKind, Transport};
 use crate::protocol::{Echo, Service, Upper};
-use crate::socket::{self, BindError, Sockets};
+use crate::socket::{self, AdoptError, BindError, Sockets};
 use crate::stats::Stats;
 
 /// A server whose sockets are bound: clients that connect wait in the backlog until it runs.
@@ -80,13 +81,54 @@ impl Server {
     /// A sentence that says what is wrong with the config, or which address cannot be bound and what
     /// to do about it.
     pub fn bind(config: Config) -> Result<Server, Error> {
+        // The sockets last, since who can connect can also send a signal.
+        Server::set_up(config, |config| Ok(socket::bind(config)?))
+    }
+
+    /// Takes over sockets that were bound elsewhere, as by a service manager: TCP listeners and UDP
+    /// sockets, over IPv4 or IPv6, in any order and number. `port`, `bind`, `transport` and
+    /// `reuse_port` of the config do not matter.
+    ///
+    /// ```
+    /// use std::net::{TcpListener, UdpSocket};
+    /// use evecho::{Config, Server};
+    ///
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let socket = UdpSocket::bind("127.0.0.1:0")?;
+    /// let server = Server::adopt(Config::default(), [listener.into(), socket.into()])?;
+    /// assert_eq!(server.local_addrs().len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](Server::bind); and where one is no such socket, is not bound or is connected.
+    pub fn adopt(
+        config: Config,
+        sockets: impl IntoIterator<Item = OwnedFd>,
+    ) -> Result<Server, Error> {
+        Server::set_up(config, |config| {
+            let sockets = socket::adopt(config, sockets)?;
+            config.transport = match (sockets.listeners.is_empty(), sockets.datagrams.is_empty()) {
+                (false, false) => Transport::Both,
+                (false, true) => Transport::Tcp,
+                (true, false) => Transport::Udp,
+                (true, true) => return Err(ConfigError::new("no socket was inherited").into()),
+            };
+            Ok(sockets)
+        })
+    }
+
+    fn set_up(
+        mut config: Config,
+        sockets: impl FnOnce(&mut Config) -> Result<Sockets, Error>,
+    ) -> Result<Server, Error> {
         config.check()?;
         let stats = Arc::new(Stats::default());
         let poll = Poll::new().map_err(Error::Poll)?;
         let control =
             Control::new(&poll, config.signals, Arc::clone(&stats)).map_err(Error::Poll)?;
-        // Last, since who can connect can also send a signal.
-        let sockets = socket::bind(&config)?;
+        let sockets = sockets(&mut config)?;
         Ok(Server { config, sockets, poll, control, stats })
     }
 
@@ -205,6 +247,8 @@ pub enum Error {
     Config(ConfigError),
     /// A socket cannot be bound.
     Bind(BindError),
+    /// A socket that was bound elsewhere cannot be served.
+    Adopt(AdoptError),
     /// The system gives no poll, waker or signals.
     Poll(io::Error),
     /// The system refuses what the server cannot go on without, as to poll.
@@ -216,6 +260,7 @@ impl fmt::Display for Error {
         match self {
             Error::Config(error) => error.fmt(f),
             Error::Bind(error) => error.fmt(f),
+            Error::Adopt(error) => error.fmt(f),
             Error::Poll(_) => f.write_str("the server cannot be set up"),
             Error::Run(_) => f.write_str("the server cannot go on"),
         }
@@ -228,6 +273,7 @@ impl std::error::Error for Error {
             // Shown as they are: what is behind them is behind this.
             Error::Config(error) => error.source(),
             Error::Bind(error) => error.source(),
+            Error::Adopt(error) => error.source(),
             Error::Poll(error) | Error::Run(error) => Some(error),
         }
     }
@@ -236,6 +282,12 @@ impl std::error::Error for Error {
 impl From<ConfigError> for Error {
     fn from(error: ConfigError) -> Self {
         Error::Config(error)
+    }
+}
+
+impl From<AdoptError> for Error {
+    fn from(error: AdoptError) -> Self {
+        Error::Adopt(error)
     }
 }
 

@@ -20,7 +20,7 @@ pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 pub fn config() -> Config {
     let mut config = Config::default();
     config.port = 0;
-    config.bind = vec![LOCALHOST];
+    config.bind = vec![LOCALHOST.into()];
     config
 }
 
@@ -67,7 +67,18 @@ impl TestServer {
         config: Config,
         run: impl FnOnce(Server) -> Result<(), Error> + Send + 'static,
     ) -> TestServer {
-        let server = Server::bind(config).unwrap_or_else(|error| panic!("{error}"));
+        TestServer::run_bound(Server::bind(config).unwrap_or_else(|error| panic!("{error}")), run)
+    }
+
+    /// Runs a server that is bound.
+    pub fn of(server: Server) -> TestServer {
+        TestServer::run_bound(server, Server::run)
+    }
+
+    fn run_bound(
+        server: Server,
+        run: impl FnOnce(Server) -> Result<(), Error> + Send + 'static,
+    ) -> TestServer {
         let (handle, addresses) = (server.handle(), server.local_addrs());
         let (sender, ended) = channel();
         // Joined by way of the channel: a thread that hangs must not hang the test.

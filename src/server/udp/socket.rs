@@ -208,7 +208,8 @@ mod tests {
     /// A socket as the server has it, its address, and whether it is an IPv6 one.
     fn bound(bind: &[IpAddr]) -> (BoundSocket, SocketAddr) {
         let mut config = Config::default();
-        (config.port, config.bind, config.transport) = (0, bind.to_vec(), Transport::Udp);
+        let bind = bind.iter().map(|&ip| ip.into()).collect();
+        (config.port, config.bind, config.transport) = (0, bind, Transport::Udp);
         let socket = crate::socket::bind(&config).unwrap().datagrams.remove(0);
         let address = socket.local_addr().unwrap();
         (BoundSocket::new(socket, &mut true), address)

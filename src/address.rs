@@ -1,0 +1,222 @@
+//! Addresses to bind.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs, UdpSocket};
+use std::str::FromStr;
+
+use nix::net::if_::if_nametoindex;
+
+use crate::config::ParseError;
+
+/// An address to bind: an IP address, with a zone where it is a link-local one, and with a port where
+/// it has one of its own.
+///
+/// ```
+/// use evecho::BindAddress;
+///
+/// for text in ["127.0.0.1", "127.0.0.1:7", "::1", "[::1]", "[::1]:7", "fe80::1%lo", "[fe80::1%lo]:7"] {
+///     text.parse::<BindAddress>()?;
+/// }
+/// # Ok::<(), evecho::ParseError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BindAddress {
+    ip: IpAddr,
+    /// The index of an interface; 0 where none is meant.
+    zone: u32,
+    port: Option<u16>,
+}
+
+impl BindAddress {
+    /// The addresses that a text means: one, or all that a host name (`localhost`, `localhost:7`)
+    /// has on this machine.
+    ///
+    /// # Errors
+    ///
+    /// Where the text is neither an address nor a host name that the system resolves.
+    pub fn resolve(text: &str) -> Result<Vec<BindAddress>, ParseError> {
+        let not_an_address = match text.parse() {
+            Ok(address) => return Ok(vec![address]),
+            Err(error) => error,
+        };
+        let (host, port) = match text.split_once(':') {
+            None => (text, Ok(None)),
+            Some((host, port)) => (host, port.parse().map(Some)),
+        };
+        let (Ok(port), false) = (port, host.is_empty() || host.contains(['[', ']', '%'])) else {
+            return Err(not_an_address);
+        };
+        let resolved = (host, 0).to_socket_addrs().map_err(|error| {
+            ParseError::new(format!("'{host}' is no address, and no host that is known: {error}"))
+        })?;
+        let mut addresses: Vec<BindAddress> = Vec::new();
+        for address in resolved {
+            let address = BindAddress { port, ..address.into() };
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        // A name may have an address of a family that this machine lacks.
+        let here = |address: &BindAddress| UdpSocket::bind(address.with_port(0)).is_ok();
+        if addresses.iter().any(here) {
+            addresses.retain(here);
+        }
+        Ok(addresses)
+    }
+
+    /// The port of its own, where it has one.
+    pub(crate) fn port(&self) -> Option<u16> {
+        self.port
+    }
+
+    /// The same address with a port.
+    pub(crate) fn with_port(&self, port: u16) -> SocketAddr {
+        match self.ip {
+            IpAddr::V4(ip) => SocketAddr::new(ip.into(), port),
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, self.zone).into(),
+        }
+    }
+}
+
+impl From<IpAddr> for BindAddress {
+    fn from(ip: IpAddr) -> Self {
+        BindAddress { ip, zone: 0, port: None }
+    }
+}
+
+impl From<Ipv4Addr> for BindAddress {
+    fn from(ip: Ipv4Addr) -> Self {
+        IpAddr::from(ip).into()
+    }
+}
+
+impl From<Ipv6Addr> for BindAddress {
+    fn from(ip: Ipv6Addr) -> Self {
+        IpAddr::from(ip).into()
+    }
+}
+
+/// The address with this port as its own.
+impl From<SocketAddr> for BindAddress {
+    fn from(address: SocketAddr) -> Self {
+        let zone = match address {
+            SocketAddr::V4(_) => 0,
+            SocketAddr::V6(address) => address.scope_id(),
+        };
+        BindAddress { ip: address.ip(), zone, port: Some(address.port()) }
+    }
+}
+
+impl FromStr for BindAddress {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let bad = || {
+            ParseError::new(format!(
+                "'{text}' is not an address to bind; give an IP address, with a port behind it if it has one of its own: 127.0.0.1, 127.0.0.1:7, ::1, [::1]:7, fe80::1%eth0"
+            ))
+        };
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Ok(ip.into());
+        }
+        if let Ok(address) = text.parse::<SocketAddr>() {
+            return Ok(address.into());
+        }
+        let (inside, port) = match text.strip_prefix('[') {
+            None => (text, None),
+            Some(rest) => match rest.split_once(']').ok_or_else(bad)? {
+                (inside, "") => (inside, None),
+                (inside, port) => {
+                    let port = port.strip_prefix(':').and_then(|port| port.parse().ok());
+                    (inside, Some(port.ok_or_else(bad)?))
+                }
+            },
+        };
+        let (ip, zone) = match inside.split_once('%') {
+            None => (inside, 0),
+            Some((ip, zone)) => (ip, interface(zone)?),
+        };
+        let ip: Ipv6Addr = ip.parse().map_err(|_| bad())?;
+        Ok(BindAddress { ip: ip.into(), zone, port })
+    }
+}
+
+/// The index of an interface that is given by name or by index.
+fn interface(zone: &str) -> Result<u32, ParseError> {
+    if let Ok(index) = zone.parse() {
+        return Ok(index);
+    }
+    if_nametoindex(zone).map_err(|_| {
+        ParseError::new(format!("there is no interface '{zone}'; 'ip link' shows those there are"))
+    })
+}
+
+impl fmt::Display for BindAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let BindAddress { ip, zone, port } = *self;
+        let zone = if zone == 0 { String::new() } else { format!("%{zone}") };
+        match (ip, port) {
+            (ip, None) => write!(f, "{ip}{zone}"),
+            (IpAddr::V4(ip), Some(port)) => write!(f, "{ip}:{port}"),
+            (IpAddr::V6(ip), Some(port)) => write!(f, "[{ip}{zone}]:{port}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bound(text: &str, default_port: u16) -> String {
+        let address: BindAddress = text.parse().unwrap();
+        address.with_port(address.port().unwrap_or(default_port)).to_string()
+    }
+
+    #[test]
+    fn an_address_has_a_port_of_its_own_or_not() {
+        assert_eq!(bound("127.0.0.1", 12), "127.0.0.1:12");
+        assert_eq!(bound("127.0.0.1:7", 12), "127.0.0.1:7");
+        for text in ["::1", "[::1]"] {
+            assert_eq!(bound(text, 12), "[::1]:12");
+        }
+        assert_eq!(bound("[::1]:0", 12), "[::1]:0");
+        let lo = if_nametoindex("lo").unwrap();
+        for text in ["fe80::1%lo", "[fe80::1%lo]", &format!("fe80::1%{lo}")] {
+            assert_eq!(bound(text, 12), format!("[fe80::1%{lo}]:12"));
+        }
+        assert_eq!(bound("[fe80::1%lo]:7", 12), format!("[fe80::1%{lo}]:7"));
+    }
+
+    #[test]
+    fn an_address_reads_as_it_prints() {
+        for text in ["127.0.0.1", "127.0.0.1:7", "::1", "[::1]:7", "fe80::1%1", "[fe80::1%1]:7"] {
+            assert_eq!(text.parse::<BindAddress>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_name_means_its_addresses() {
+        let addresses = BindAddress::resolve("localhost:7").unwrap();
+        let loopback = |address: &BindAddress| address.ip.is_loopback() && address.port == Some(7);
+        assert!(!addresses.is_empty() && addresses.iter().all(loopback), "{addresses:?}");
+        assert!(BindAddress::resolve("localhost").unwrap().iter().all(|a| a.port.is_none()));
+    }
+
+    #[test]
+    fn what_is_no_address_is_one_sentence() {
+        for bad in [
+            "",
+            ":7",
+            "[::1",
+            "[::1]7",
+            "127.0.0.1:65536",
+            "fe80::1%none",
+            "[127.0.0.1]",
+            "a b",
+            "1.2.3.4:x",
+        ] {
+            let error = BindAddress::resolve(bad).unwrap_err().to_string();
+            assert!(error.contains('\''), "{bad}: {error}");
+        }
+    }
+}
