@@ -78,19 +78,21 @@ impl fmt::Display for Snapshot {
 counters! {
     /// TCP connections taken from the backlog and served.
     accepted,
-    /// TCP connections taken from the backlog and closed at once: `--per-source-connections`.
+    /// TCP connections taken from the backlog and closed at once:
+    /// [`Limits::per_source_connections`](crate::Limits::per_source_connections).
     refused,
     /// Connections that the peer ended with its FIN, every byte answered.
     closed_by_peer,
     /// Connections that the peer ended with an RST.
     closed_by_reset,
-    /// Connections that we ended because nothing moved for `--idle-timeout`.
+    /// Connections that we ended because nothing moved for
+    /// [`Limits::idle_timeout`](crate::Limits::idle_timeout).
     closed_idle,
     /// Connections that we ended because the server was draining.
     closed_draining,
     /// Connections that we ended because a frame was too long or cut short.
     closed_by_frame_error,
-    /// Connections that the service, or `--once`, ended.
+    /// Connections that the service, or [`Protocol::once`](crate::Protocol::once), ended.
     closed_by_service,
     /// Connections that we ended because there was no room for what they needed:
     /// [`Limits::max_buffered`](crate::Limits::max_buffered).
@@ -128,7 +130,8 @@ counters! {
     /// Datagrams not answered because of their source, a guarded port, a group or everyone, or because
     /// they were sent to a group or to everyone.
     udp_guarded,
-    /// Datagrams not answered because their source had had its share: `--udp-rate`.
+    /// Datagrams not answered because their source had had its share:
+    /// [`Limits::udp_rate`](crate::Limits::udp_rate).
     udp_rate_limited,
     /// Datagrams that came cut, and were not answered.
     udp_truncated,
@@ -142,7 +145,8 @@ counters! {
     udp_errors,
     /// Times that answers had to wait for room in the send buffer of a UDP socket.
     udp_paused,
-    /// Waits that polling ended before the loop had to sleep: `--busy-poll`.
+    /// Waits that polling ended before the loop had to sleep:
+    /// [`Config::busy_poll`](crate::Config::busy_poll).
     busy_poll_wins,
     /// Waits in which polling found nothing and the loop slept after all.
     busy_poll_losses,

@@ -266,7 +266,7 @@ fn an_address_of_another_machine_is_one_sentence() {
 fn bad_flags_are_usage() {
     let cases: [(&[&str], &str); 9] = [
         (&["--port", "65536"], "65536"),
-        (&["--bind", "localhost"], "localhost"),
+        (&["--bind", "127.0.0.1:x"], "127.0.0.1:x"),
         (&["--tcp-only", "--udp-only"], "--udp-only"),
         (&["--max-frame", "0"], "frame"),
         (&["--max-frame", "much"], "64k"),

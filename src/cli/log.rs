@@ -4,7 +4,7 @@
 //! a line says how many as soon as lines can be written again. There is no thread for it: what was kept
 //! is written before the next line, and at the end by [`flush`].
 //!
-//! Lines are formatted by `env_logger`, which writes them into a [`KeptLines`]; a different format is a
+//! Where the library names a field, the log names its flag. Lines are formatted by `env_logger`, which writes them into a [`KeptLines`]; a different format is a
 //! different `env_logger::Logger`.
 
 use std::fs::{self, File, OpenOptions};
@@ -16,6 +16,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::libc::{O_NOCTTY, O_NONBLOCK, PIPE_BUF};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::flags::with_flags;
 
 /// Bytes of lines that are kept while they cannot be written.
 const MAX_KEPT: usize = 64 << 10;
@@ -71,7 +73,11 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if self.format.matches(record) {
             self.catch_up();
-            self.format.log(record);
+            let message = record.args().to_string();
+            let shown = with_flags(&message);
+            let metadata = record.metadata().clone();
+            self.format
+                .log(&Record::builder().metadata(metadata).args(format_args!("{shown}")).build());
         }
     }
 

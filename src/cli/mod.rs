@@ -6,6 +6,7 @@
 mod check;
 mod compare;
 mod environment;
+mod flags;
 mod load;
 mod log;
 mod output;
@@ -126,6 +127,7 @@ fn command(arguments: Vec<OsString>) -> CommandResult {
 /// Ends with a usage error of a command (exit code 2), as clap does for what it finds itself.
 /// Without a command it is the server's.
 fn usage(command: Option<&str>, kind: ErrorKind, sentence: &str) -> ! {
+    let sentence = flags::with_flags(sentence);
     let mut cli = Cli::command();
     cli.build();
     match command.and_then(|name| cli.find_subcommand_mut(name)) {

@@ -3,6 +3,8 @@
 use std::error::Error;
 use std::io::{self, Stdout, Write};
 
+use super::flags::with_flags;
+
 /// Standard output. When nobody reads it any more (`evecho check ... | head -1`), what is written
 /// is dropped without a word: the command comes to its verdict, and its exit code tells it.
 pub(super) struct Output<W = Stdout> {
@@ -65,7 +67,7 @@ pub(super) fn complain(sentence: &str) {
     let _ = writeln!(io::stderr().lock(), "evecho: {sentence}");
 }
 
-/// An error and what caused it, as one sentence. A cause that the sentence has already is not
+/// An error and what caused it, as one sentence that names flags. A cause that the sentence has already is not
 /// repeated.
 pub(super) fn sentence(error: &dyn Error) -> String {
     let mut sentence = error.to_string();
@@ -77,7 +79,7 @@ pub(super) fn sentence(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    sentence
+    with_flags(&sentence).into_owned()
 }
 
 #[cfg(test)]

@@ -389,9 +389,7 @@ mod tests {
 
     #[test]
     fn a_command_says_what_is_wrong_with_it() {
-        for (text, why) in
-            [("", "empty"), ("server --port 7", "{port}"), ("server '{port}", "quote")]
-        {
+        for (text, why) in [("", "empty"), ("server -p 7", "{port}"), ("server '{port}", "quote")] {
             let error = text.parse::<ServerCommand>().unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
         }

@@ -50,7 +50,7 @@ pub enum FrameError {
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            FrameError::TooLong => "a frame longer than --max-frame",
+            FrameError::TooLong => "a frame longer than `max_frame`",
             FrameError::Truncated => "the stream ended inside a frame",
             FrameError::NoRoom => "there is no memory left for the frame",
         })

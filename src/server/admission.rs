@@ -151,7 +151,7 @@ impl Admission {
     pub(super) fn pause_full(&mut self, open: usize, now: Moment) {
         if self.pause(now) {
             let limit = match self.set_by {
-                MaxSetBy::Config => "max_connections",
+                MaxSetBy::Config => "`max_connections`",
                 MaxSetBy::OpenFiles => {
                     "the limit on open files allows no more: raise it, as with ulimit -n"
                 }

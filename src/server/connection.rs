@@ -51,7 +51,7 @@ pub(crate) enum CloseReason {
     Drain,
     /// The peer broke the framing.
     Frame(FrameError),
-    /// The service, or `--once`, was done with it.
+    /// The service, or [`Protocol::once`](crate::Protocol::once), was done with it.
     Service,
     /// The service panicked.
     Panicked,

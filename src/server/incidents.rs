@@ -60,7 +60,7 @@ impl Incidents {
         self.report(now);
         if self.refused.begins(peer, (), now) {
             warn!(
-                "{peer} has as many connections as one source may have (per_source_connections): closed; further ones are counted"
+                "{peer} has as many connections as one source may have (`per_source_connections`): closed; further ones are counted"
             );
         }
     }
@@ -108,7 +108,7 @@ impl Incidents {
         }
         if let Some((times, peer, ())) = self.refused.over(now) {
             info!(
-                "{} connections were closed at once, since their source had as many as it may have (per_source_connections); the latest was {peer}",
+                "{} connections were closed at once, since their source had as many as it may have (`per_source_connections`); the latest was {peer}",
                 units::grouped(times)
             );
         }

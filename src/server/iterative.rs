@@ -7,7 +7,7 @@
 //! Where it ends: with the second client. Whoever comes while another is served waits in the backlog,
 //! connected as far as it can tell, since the kernel shakes hands without us; what it sends is taken
 //! by its socket's buffer and answered by nobody. One client that stays and says nothing stops the
-//! service for all others (`--idle-timeout` puts a limit to that); two that wait for each other's echo
+//! service for all others (an idle timeout puts a limit to that); two that wait for each other's echo
 //! never finish. When the backlog is full as well, the kernel drops what still comes, and connecting
 //! takes seconds. And since it looks at one stream alone, even UDP needs a thread beside it.
 

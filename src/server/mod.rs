@@ -221,7 +221,7 @@ impl Server {
             let possible = socket::connection_limit(Some(wanted.get()));
             if possible < wanted.get() {
                 warn!(
-                    "the limit on open files allows {possible} connections, not {wanted} (--max-connections): raise it with ulimit -n"
+                    "the limit on open files allows {possible} connections, not {wanted} (`max_connections`): raise it with ulimit -n"
                 );
             }
         }

@@ -321,7 +321,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.stats.udp_rate_limited.increment();
         if self.warnings.limited.begins(now) {
             warn!(
-                "{peer} asks for more than one source may have (udp_rate): further datagrams are dropped"
+                "{peer} asks for more than one source may have (`udp_rate`): further datagrams are dropped"
             );
         }
     }
