@@ -65,6 +65,11 @@ pub mod fuzzing {
         simulation::play_chosen(chance);
     }
 
+    /// Plays the history of datagrams that `chance` decides.
+    pub fn play_datagrams(chance: &[u8]) {
+        simulation::play_datagrams_chosen(chance);
+    }
+
     /// What a session answers to `input` and a FIN.
     pub fn expected(protocol: Protocol, upper: bool, input: &[u8]) -> (Vec<u8>, Verdict) {
         let Expected { bytes, verdict } = Expected::new(protocol, upper, input);

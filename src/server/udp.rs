@@ -12,6 +12,9 @@ mod route;
 mod send_queue;
 mod socket;
 
+#[cfg(any(test, fuzzing))]
+pub(super) use route::Local;
+pub(super) use route::{Route, Unjoinable};
 pub(super) use socket::BoundSocket;
 
 use std::io::{self, IoSlice};
@@ -24,7 +27,6 @@ use log::{debug, error, warn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 
-use self::route::{Route, Unjoinable};
 use self::send_queue::{Call, Joining, MAX_SEGMENTS, Piece, Place, SendQueue};
 use super::clock::{Episode, Moment};
 use super::guard::{Arrival, Guard, Refusal};
@@ -33,26 +35,26 @@ use crate::protocol::{Context, MAX_DATAGRAM, Scratch, Service, answer_datagram};
 use crate::stats::Stats;
 
 /// No datagram of any address family is longer, nor a run of them that comes in one piece.
-const MAX_RECEIVE: usize = 65_535;
+pub(super) const MAX_RECEIVE: usize = 65_535;
 /// How much longer a datagram may be over IPv6, whose length does not count its header (RFC 8200).
 const IPV4_HEADER: usize = 20;
 /// The longest segment that is joined unasked: what fits an Ethernet frame under IPv6 and a tunnel.
-const MAX_JOINED_SEGMENT: usize = 1_420;
+pub(super) const MAX_JOINED_SEGMENT: usize = 1_420;
 /// So many datagrams, or runs of them, are received in a turn.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 /// No more is received in a turn after so many datagrams: each may need a call of its own.
-const MAX_TURN: usize = 8 * BATCH;
+pub(super) const MAX_TURN: usize = 8 * BATCH;
 /// So many turns at the most, when a socket is to be closed.
 const LAST_TURNS: usize = 64;
 /// Room for what a turn receives: a batch of Ethernet size, or four of any size.
-const ROOM: usize = 4 * MAX_RECEIVE;
+pub(super) const ROOM: usize = 4 * MAX_RECEIVE;
 /// How long answers wait for room in the send buffer: a link of 100 Mbit/s sends 250 KB meanwhile.
-const MAX_WAIT: Duration = Duration::from_millis(20);
+pub(super) const MAX_WAIT: Duration = Duration::from_millis(20);
 /// So many errors in a row are no accidents.
-const MAX_FAILURES: u32 = 8;
+pub(super) const MAX_FAILURES: u32 = 8;
 /// How long the socket is left alone when receiving fails again and again.
-const RETRY: Duration = Duration::from_millis(100);
-/// So many sends of a turn may be repeated because of something that is not about them.
+pub(super) const RETRY: Duration = Duration::from_millis(100);
+/// A send may be repeated so often because of something that is not about it.
 const REPEATS: usize = 16;
 
 /// What datagrams come from and go to.
@@ -76,12 +78,12 @@ pub(super) trait Socket {
 /// A datagram, or a run of equal ones, as it came.
 #[derive(Debug)]
 pub(super) struct Received {
-    length: usize,
+    pub(super) length: usize,
     /// The length of each of a run but the last.
-    segment: Option<usize>,
-    truncated: bool,
-    arrival: Arrival,
-    route: Route,
+    pub(super) segment: Option<usize>,
+    pub(super) truncated: bool,
+    pub(super) arrival: Arrival,
+    pub(super) route: Route,
 }
 
 /// One UDP socket of a server.
@@ -134,6 +136,16 @@ struct Warnings {
     too_long: bool,
 }
 
+impl Warnings {
+    fn answer_too_long(&mut self, peer: Peer, length: usize, longest: usize) {
+        if !std::mem::replace(&mut self.too_long, true) {
+            warn!(
+                "an answer of {length} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are only counted"
+            );
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Tally {
     received: usize,
@@ -165,7 +177,12 @@ impl<V: Service> Endpoint<BoundSocket, V> {
 }
 
 impl<S: Socket, V: Service> Endpoint<S, V> {
-    fn new(socket: S, make: impl FnMut() -> V + 'static, offload: bool, stats: Arc<Stats>) -> Self {
+    pub(super) fn new(
+        socket: S,
+        make: impl FnMut() -> V + 'static,
+        offload: bool,
+        stats: Arc<Stats>,
+    ) -> Self {
         Endpoint {
             socket,
             make: Box::new(make),
@@ -225,6 +242,12 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         for _ in 0..LAST_TURNS {
             self.turn(guard, now);
         }
+    }
+
+    /// The bytes that are held on the heap, by capacity.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn held(&self) -> usize {
+        self.room.len() + self.written.capacity() + self.queue.held()
     }
 
     fn may_receive(&self) -> bool {
@@ -351,12 +374,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         for reply in replies {
             if reply.len() > longest {
                 self.stats.udp_too_long.increment();
-                if !std::mem::replace(&mut self.warnings.too_long, true) {
-                    warn!(
-                        "an answer of {} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are only counted",
-                        reply.len()
-                    );
-                }
+                self.warnings.answer_too_long(peer, reply.len(), longest);
                 continue;
             }
             // What was sent to us counts for one of the answers.
@@ -393,7 +411,16 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         while let Some(call) =
             self.queue.next_call(|route| self.offload && !self.unjoinable.holds(route, now))
         {
-            match self.make(call) {
+            let outcome = self.make(call);
+            // The second is what an earlier datagram met.
+            if let Err(Errno::EINTR | Errno::ECONNREFUSED) = outcome
+                && repeats > 0
+            {
+                repeats -= 1;
+                continue;
+            }
+            repeats = REPEATS;
+            match outcome {
                 Ok(()) => self.note_sent(call),
                 Err(Errno::EAGAIN) if self.outlet == Outlet::Open => {
                     self.outlet = Outlet::Full { until: now + MAX_WAIT };
@@ -401,8 +428,6 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                     return;
                 }
                 Err(Errno::EAGAIN) => self.drop_late(call, now),
-                // The second is what an earlier datagram met.
-                Err(Errno::EINTR | Errno::ECONNREFUSED) if repeats > 0 => repeats -= 1,
                 Err(error @ (Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE))
                     if call.segment.is_some() =>
                 {

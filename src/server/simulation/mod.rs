@@ -12,6 +12,8 @@ mod scenarios;
 mod script;
 #[cfg(test)]
 mod seeds;
+mod udp;
+mod udp_kernel;
 mod world;
 
 use std::cell::RefCell;
@@ -38,6 +40,12 @@ use crate::stats::Stats;
 #[cfg(fuzzing)]
 pub(crate) fn play_chosen(chance: &[u8]) {
     play_with(Random::chosen(chance));
+}
+
+/// Plays the history of datagrams that these bytes decide.
+#[cfg(fuzzing)]
+pub(crate) fn play_datagrams_chosen(chance: &[u8]) {
+    udp::play(Random::chosen(chance));
 }
 
 fn play_with(mut random: Random) {

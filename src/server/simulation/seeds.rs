@@ -4,19 +4,29 @@ use std::env;
 
 use super::play_with;
 use super::random::Random;
+use super::udp;
 
 /// How many histories a run plays unless it is told otherwise.
 const SEEDS: u64 = 3_000;
 
 #[test]
 fn every_order_of_events_keeps_the_promises() {
+    play_all(play_with);
+}
+
+#[test]
+fn datagrams_keep_the_promises_in_every_order_of_events() {
+    play_all(udp::play);
+}
+
+fn play_all(play: fn(Random)) {
     let number = |name| env::var(name).ok().map(|text| text.parse().expect("a number"));
     if let Some(seed) = number("EVECHO_SEED") {
-        return play_with(Random::new(seed));
+        return play(Random::new(seed));
     }
     for seed in 0..number("EVECHO_SEEDS").unwrap_or(SEEDS) {
         let _named = NamedOnPanic(seed);
-        play_with(Random::new(seed));
+        play(Random::new(seed));
     }
 }
 

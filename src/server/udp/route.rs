@@ -28,7 +28,7 @@ pub(crate) enum Local {
 /// that says nothing of other routes, and it changes with the path. The table never grows. Routes are
 /// spread over it by a keyed hash, and one that is forgotten for another only costs a further try.
 #[derive(Debug)]
-pub(super) struct Unjoinable {
+pub(crate) struct Unjoinable {
     slots: Box<[Option<(IpAddr, Moment)>]>,
     hasher: RandomState,
     /// All are forgotten from here on.
@@ -38,7 +38,7 @@ pub(super) struct Unjoinable {
 impl Unjoinable {
     const SLOTS: usize = 256;
     /// How long a refusal is remembered: the kernel itself remembers a path MTU for ten minutes.
-    pub(super) const MEMORY: Duration = Duration::from_secs(60);
+    pub(crate) const MEMORY: Duration = Duration::from_secs(60);
 
     pub(super) fn new() -> Self {
         Unjoinable {

@@ -89,6 +89,14 @@ impl SendQueue {
         self.sent = 0;
     }
 
+    /// The bytes that it holds on the heap.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn held(&self) -> usize {
+        self.pieces.capacity() * size_of::<Linked>()
+            + self.runs.capacity() * size_of::<Run>()
+            + size_of_val(&*self.latest)
+    }
+
     /// Whether all are gone.
     pub(super) fn is_empty(&self) -> bool {
         self.sent == self.runs.len()

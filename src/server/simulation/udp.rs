@@ -1,0 +1,296 @@
+//! The datagrams of the server in a world that is all chance: peers of every kind and every way to
+//! them, a kernel that says everything once, calls that fail in every way that they can.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::random::Random;
+use super::udp_kernel::{
+    Incoming, Path, PeerModel, Settings, SimulatedSocket, Tally, UdpWorld, answers,
+};
+use crate::protocol::{Context, Flow, Message, Replies, Service};
+use crate::server::clock::Moment;
+use crate::server::guard::{Arrival, Guard};
+use crate::server::udp::{
+    BATCH, Endpoint, Local, MAX_FAILURES, MAX_RECEIVE, MAX_TURN, RETRY, ROOM,
+};
+use crate::stats::Stats;
+
+/// Ports that nobody is answered on.
+const GUARDED: [u16; 2] = [7, 12_000];
+
+/// Answers what [`answers`] says.
+#[derive(Clone, Copy)]
+struct Table;
+
+impl Service for Table {
+    fn serve(&mut self, message: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+        for answer in answers(message.bytes()) {
+            if answer == message.bytes() {
+                replies.echo();
+            } else {
+                replies.send(&answer);
+            }
+        }
+        Flow::Continue
+    }
+}
+
+/// The server under test, and the world around it.
+struct UdpBench {
+    world: Rc<RefCell<UdpWorld>>,
+    endpoint: Endpoint<SimulatedSocket, Table>,
+    guard: Guard,
+    stats: Arc<Stats>,
+}
+
+/// Plays the history that chance decides.
+pub(super) fn play(mut random: Random) {
+    let steps = random.size(250);
+    let mut bench = UdpBench::new(random);
+    for _ in 0..steps {
+        bench.step();
+        bench.check();
+    }
+    bench.settle();
+}
+
+impl UdpBench {
+    fn new(mut random: Random) -> Self {
+        let settings = Settings {
+            offload: !random.one_in(4),
+            trouble: random.pick(&[0, 4, 10, 50]),
+            send_buffer: random.pick(&[1, 3_000, 60_000, 400_000]),
+        };
+        // One remote host where there is a limit: two could meet in a bucket.
+        let rate = NonZeroU32::new(random.pick(&[0, 0, 1, 100, 10_000]));
+        let hosts = if rate.is_some() { 1 } else { 3 };
+        let count = 1 + random.size(20);
+        let peers = (0..count).map(|index| peer(&mut random, index, hosts)).collect();
+        let guard = || Guard::new(GUARDED.to_vec(), rate);
+        let offload = settings.offload;
+        let world = Rc::new(RefCell::new(UdpWorld::new(random, settings, peers, guard())));
+        let stats = Arc::new(Stats::default());
+        let socket = SimulatedSocket(Rc::clone(&world));
+        let endpoint = Endpoint::new(socket, || Table, offload, Arc::clone(&stats));
+        UdpBench { world, endpoint, guard: guard(), stats }
+    }
+
+    /// Something happens.
+    fn step(&mut self) {
+        let mut world = self.world.borrow_mut();
+        match world.random.below(16) {
+            0..5 => arrive(&mut world),
+            5 => {
+                // A burst, mostly of one peer.
+                for _ in 0..world.random.size(150) {
+                    arrive(&mut world);
+                }
+            }
+            6 | 7 => {
+                let time = Duration::from_nanos(1 << world.random.below(33));
+                world.pass(time);
+            }
+            8 => {
+                // Paths change.
+                let world = &mut *world;
+                let peer = world.random.below(world.peers.len());
+                world.peers[peer].path = path(&mut world.random);
+            }
+            9 if world.settings.trouble > 0 => {
+                world.pending_error = Some(Errno::ECONNREFUSED);
+                world.read_edge = true;
+            }
+            10 if world.settings.trouble > 0 && world.random.one_in(8) => {
+                let time = Duration::from_millis(1 << world.random.below(12));
+                (world.broken_until, world.broken_calls) = (Some(world.now + time), 0);
+            }
+            _ => {
+                drop(world);
+                self.iterate();
+            }
+        }
+    }
+
+    /// One round of the loop; false where it would sleep instead.
+    fn iterate(&mut self) -> bool {
+        let event = self.world.borrow_mut().poll();
+        if let Some((readable, writable)) = event {
+            self.endpoint.hint(readable, writable);
+        }
+        let now = self.world.borrow().now;
+        let due = self.endpoint.deadline().is_some_and(|at| at <= now);
+        if event.is_none() && !self.endpoint.can_act() && !due {
+            self.check_asleep();
+            return false;
+        }
+        self.turn(now);
+        true
+    }
+
+    fn turn(&mut self, now: Moment) {
+        let before = {
+            let mut world = self.world.borrow_mut();
+            world.begin_turn();
+            (world.broken_calls, world.tally.errors)
+        };
+        self.endpoint.turn(&mut self.guard, now);
+        let world = self.world.borrow();
+        let Tally { receives_in_turn, sends_in_turn, .. } = world.tally;
+        assert!(receives_in_turn <= BATCH, "{receives_in_turn} receives in a turn");
+        // What waited, and what came: each may be refused joined and then be sent alone, and there are
+        // a few repeats.
+        assert!(sends_in_turn <= 8 * MAX_TURN, "{sends_in_turn} sends in a turn");
+        let broken = world.broken_calls - before.0;
+        assert!(broken <= u64::from(MAX_FAILURES), "{broken} tries that fail in a turn");
+    }
+
+    /// After every step.
+    fn check(&self) {
+        let world = self.world.borrow();
+        assert!(world.violations.is_empty(), "{:#?}", world.violations);
+        let (stats, tally) = (self.stats.snapshot(), world.tally);
+        for (name, counter, happened) in [
+            ("udp_received", stats.udp_received, tally.received),
+            ("udp_bytes_in", stats.udp_bytes_in, tally.bytes_in),
+            ("udp_answered", stats.udp_answered, tally.answered),
+            ("udp_bytes_out", stats.udp_bytes_out, tally.bytes_out),
+            ("udp_truncated", stats.udp_truncated, tally.truncated),
+            ("udp_guarded", stats.udp_guarded, tally.guarded),
+            ("udp_rate_limited", stats.udp_rate_limited, tally.limited),
+            ("udp_too_long", stats.udp_too_long, tally.too_long),
+            ("udp_dropped", stats.udp_dropped, tally.dropped),
+            ("udp_errors", stats.udp_errors, tally.errors),
+        ] {
+            assert_eq!(counter, happened, "{name}");
+        }
+        // The room, what a service wrote to a turn's questions, and the list of it.
+        let held = self.endpoint.held();
+        assert!(held <= 4 * ROOM + 8 * MAX_RECEIVE, "{held} bytes held");
+        let waiting = world.peers.iter().any(|peer| !peer.owed.is_empty());
+        assert!(
+            !waiting || self.endpoint.can_act() || self.endpoint.deadline().is_some(),
+            "answers are forgotten"
+        );
+        // Eight tries, then one in each pause.
+        let broken_for = world.broken_until.map(|until| until - world.now);
+        if broken_for.is_some() {
+            let tries = u64::from(MAX_FAILURES) + 1 + (1 << 12) / RETRY.as_millis() as u64;
+            assert!(world.broken_calls <= tries, "{} tries that fail", world.broken_calls);
+        }
+    }
+
+    /// When the loop would sleep: nothing that could be done may be left.
+    fn check_asleep(&self) {
+        let world = self.world.borrow();
+        let woken = self.endpoint.deadline().is_some();
+        assert!(world.incoming.is_empty() || woken, "asleep with datagrams to receive");
+        let owed = world.peers.iter().any(|peer| !peer.owed.is_empty());
+        assert!(!owed || woken, "asleep with answers to send");
+    }
+
+    /// Lets all go well, until nothing is left to do: whoever is owed an answer has it, or it was
+    /// dropped and counted.
+    fn settle(&mut self) {
+        self.world.borrow_mut().calm = true;
+        for _ in 0..100_000 {
+            if self.iterate() {
+                self.check();
+                continue;
+            }
+            let mut world = self.world.borrow_mut();
+            let now = world.now;
+            let next = [self.endpoint.deadline(), world.next_departure()];
+            let Some(next) = next.into_iter().flatten().min() else {
+                assert!(world.incoming.is_empty());
+                assert!(world.peers.iter().all(|peer| peer.owed.is_empty()));
+                return;
+            };
+            world.pass((next - now).max(Duration::from_nanos(1)));
+        }
+        panic!("it does not settle: {:?}", self.stats.snapshot());
+    }
+}
+
+/// Somebody who asks.
+fn peer(random: &mut Random, index: usize, hosts: usize) -> PeerModel {
+    let host = random.below(hosts) as u8;
+    let (ip, asks): (IpAddr, Vec<Local>) = match random.below(6) {
+        0 => ([127, 0, 0, 1].into(), vec![Local::V4([127, 0, 0, 1]), Local::V4([127, 0, 0, 2])]),
+        1 if hosts > 1 => {
+            let link_local = |end| {
+                let mut ip = [0; 16];
+                (ip[0], ip[1], ip[15]) = (0xfe, 0x80, end);
+                ip
+            };
+            let ip = link_local(100 + host).into();
+            (ip, vec![Local::V6(link_local(1), 2), Local::V6(link_local(1), 3)])
+        }
+        _ => ([192, 0, 2, host].into(), vec![Local::V4([192, 0, 2, 100])]),
+    };
+    let port = match random.below(20) {
+        0 => random.pick(&GUARDED),
+        // The guard was not told of it.
+        1 if index == 0 => 0,
+        _ => 1_024 + index as u16,
+    };
+    let ip = if random.one_in(40) && hosts > 1 { [224, 0, 0, 1].into() } else { ip };
+    let path = if random.one_in(2) { Path::Clear } else { path(random) };
+    PeerModel { address: SocketAddr::new(ip, port), asks, path, owed: Default::default() }
+}
+
+fn path(random: &mut Random) -> Path {
+    let slow = Duration::from_micros(random.pick(&[1, 100, 5_000, 100_000]));
+    let refused = Path::Refused(random.pick(&[
+        Errno::EPERM,
+        Errno::ENETUNREACH,
+        Errno::EHOSTUNREACH,
+        Errno::ENOBUFS,
+    ]));
+    let narrow = Path::Narrow(random.pick(&[100, 1_252]));
+    random.pick(&[Path::Clear, Path::Slow(slow), Path::Dead, narrow, Path::WithoutOffload, refused])
+}
+
+/// A datagram comes, or a run of equal ones.
+fn arrive(world: &mut UdpWorld) {
+    if world.incoming.len() > 2_000 {
+        return;
+    }
+    let peer = if world.random.one_in(2) { 0 } else { world.random.below(world.peers.len()) };
+    let random = &mut world.random;
+    let most = random.pick(&[0, 1, 8, 64, 64, 64, 64, 600, 1_420, 1_421]);
+    let most = if random.one_in(80) { random.pick(&[30_000, 65_507]) } else { most };
+    let length = if random.one_in(3) { random.size(most.max(1)).min(most) } else { most };
+    let mut bytes = vec![0; length];
+    // Its own bytes, as far as they tell.
+    let mark = random.below(1 << 16) as u32;
+    for (place, byte) in bytes.iter_mut().enumerate() {
+        *byte = (mark as usize >> (8 * (place % 3))) as u8 ^ place as u8;
+    }
+    if let Some(first) = bytes.first_mut() {
+        *first = if random.one_in(4) { random.pick(b"ntgs") } else { b'e' };
+    }
+    let joined = world.settings.offload && (1..30_000).contains(&length) && random.one_in(8);
+    let mut segment = None;
+    if joined {
+        let count = (2 + random.size(62)).min(MAX_RECEIVE / length);
+        let last = random.below(length) + 1;
+        bytes = bytes.repeat(count);
+        bytes.truncate(length * (count - 1) + last);
+        segment = Some(length);
+    }
+    let hop_limit =
+        random.pick(&[None, Some(64), Some(64), Some(64), Some(128), Some(255), Some(199)]);
+    let arrival = Arrival { to_us_alone: !random.one_in(20), hop_limit };
+    let truncated = random.one_in(60);
+    let asks = &world.peers[peer].asks;
+    let local = asks[random.below(asks.len())];
+    world.incoming.push_back(Incoming { peer, bytes, segment, truncated, arrival, local });
+    world.read_edge = true;
+}
