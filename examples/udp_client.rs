@@ -2,35 +2,60 @@
 //!
 //! UDP carries datagrams. Each arrives whole or not at all, so the client waits only so long, and
 //! asks again.
+#![allow(clippy::print_stderr, reason = "an error is for whoever started the program")]
 
-use std::io::ErrorKind;
-use std::net::UdpSocket;
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::process::ExitCode;
 use std::time::Duration;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
-    let server = arguments.next().unwrap_or_else(|| "127.0.0.1:12000".to_string());
-    let message = arguments.next().unwrap_or_else(|| "hello".to_string());
+    let server = arguments.next().unwrap_or_else(|| "127.0.0.1:12000".to_owned());
+    let message = arguments.next().unwrap_or_else(|| "hello".to_owned());
+    match exchange(&server, &message) {
+        Ok(Some(echo)) => {
+            println!("{}", String::from_utf8_lossy(&echo));
+            ExitCode::SUCCESS
+        }
+        Ok(None) => {
+            eprintln!("{server} does not answer");
+            ExitCode::FAILURE
+        }
+        // The system was told so by an ICMP message (port unreachable).
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            eprintln!("nothing listens on UDP at {server}");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("{server}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
+/// The answer to one of three attempts, if there is one.
+fn exchange(server: &str, message: &str) -> io::Result<Option<Vec<u8>>> {
+    let server = server.to_socket_addrs()?.next().ok_or(ErrorKind::NotFound)?;
     // Port 0: any free one. It is the address that the server answers.
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
+    let socket = match server {
+        SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?,
+        SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?,
+    };
     // Nothing is sent by this: it only sets where we send to, and from whom we take datagrams.
-    socket.connect(&server)?;
+    socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
 
     for attempt in 1..=3 {
         socket.send(message.as_bytes())?;
         let mut echo = [0; 65_535];
         match socket.recv(&mut echo) {
-            Ok(length) => {
-                println!("{}", String::from_utf8_lossy(&echo[..length]));
-                return Ok(());
-            }
+            Ok(length) => return Ok(Some(echo[..length].to_vec())),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
                 println!("no answer to attempt {attempt}");
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         }
     }
-    Err(format!("{server} does not answer").into())
+    Ok(None)
 }
