@@ -87,6 +87,10 @@ impl Newcomer {
         assert!(!commands.is_empty(), "{document} has no commands");
         for Typed { command, printed, line } in commands {
             eprintln!("{document}:{line}: {command}");
+            if command.is_empty() {
+                printed.iter().for_each(|line| self.wait_for_log(line));
+                continue;
+            }
             if let Some(missing) = missing_program(&command) {
                 eprintln!("not tested: {missing} is not installed");
                 continue;
@@ -128,6 +132,12 @@ impl Newcomer {
             assert_eq!(shape(&line), shape(expected), "{command}");
         }
         self.server = Some(server);
+    }
+
+    /// Waits until the server logs such a line.
+    fn wait_for_log(&self, expected: &str) {
+        let log = &self.server.as_ref().expect("a server runs").log;
+        while shape(&log.recv_timeout(DEADLINE).expect(expected)) != shape(expected) {}
     }
 
     /// Runs a command in a shell. It has to succeed, and to print what the document says.
@@ -176,7 +186,7 @@ fn cargo(arguments: &[&str]) -> Command {
     cargo
 }
 
-/// A command of a document, and what it prints there.
+/// A command of a document, and what it prints there. Without a command, it is what the server logs.
 struct Typed {
     command: String,
     printed: Vec<String>,
@@ -184,6 +194,7 @@ struct Typed {
 }
 
 /// The commands of a document: all lines of its `sh` blocks, and those behind `$` in `console` blocks.
+/// A `text` block is what the server logs.
 fn commands(document: &str) -> Vec<Typed> {
     let text = read(document);
     let (mut language, mut commands) = (None, Vec::<Typed>::new());
@@ -193,13 +204,19 @@ fn commands(document: &str) -> Vec<Typed> {
             Typed { command, printed: Vec::new(), line: index + 1 }
         };
         match (language, line.strip_prefix("```")) {
-            (None, Some(opening)) => language = Some(opening),
+            (None, Some(opening)) => {
+                language = Some(opening);
+                if opening == "text" {
+                    commands.push(typed(""));
+                }
+            }
             (Some(_), Some(_)) => language = None,
             (Some("sh"), None) => commands.push(typed(line)),
             (Some("console"), None) => match line.strip_prefix("$ ") {
                 Some(command) => commands.push(typed(command)),
                 None => commands.last_mut().unwrap().printed.push(line.to_string()),
             },
+            (Some("text"), None) => commands.last_mut().unwrap().printed.push(line.to_string()),
             _ => {}
         }
     }
