@@ -6,13 +6,15 @@
 mod tool;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, PipeWriter, Read, Write, pipe};
 use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::process::Stdio;
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use ::evecho::client::Cancel;
 use ::evecho::client::send::{self, Config, Input};
 use ::evecho::client::target::Transport;
 use socket2::SockRef;
@@ -268,7 +270,7 @@ fn a_timeout_without_end_is_no_panic() {
         let path = scratch(&format!("without-end-{transport:?}"));
         let output = File::create(&path).unwrap();
         let messages = Input::<File>::Messages(vec![b"hello".to_vec()]);
-        send::run(&config, messages, output, |_| {}).unwrap();
+        send::run(&config, messages, output, &Cancel::default(), |_| {}).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"hello\n");
         fs::remove_file(&path).unwrap();
     }
@@ -516,4 +518,59 @@ while True: server.sendto(*server.recvfrom(65536))";
     let Some(server) = Server::python(udp) else { return };
     let outcome = run(&["send", &server.address, "--udp", "one", "two"], b"");
     assert_eq!((outcome.code, outcome.text()), (Some(0), "one\ntwo\n"), "{outcome:?}");
+}
+
+/// Sends this input from a thread, without end unless it is cancelled.
+fn cancellable(
+    transport: Transport,
+    address: &str,
+    input: &[u8],
+) -> (Cancel, thread::JoinHandle<send::Tally>, PipeWriter) {
+    let mut config = Config::new(address.parse().unwrap());
+    config.transport = transport;
+    config.timeout = Duration::from_secs(3600);
+    let (reader, mut writer) = pipe().unwrap();
+    writer.write_all(input).unwrap();
+    let cancel = Cancel::default();
+    let given = cancel.clone();
+    let run = thread::spawn(move || {
+        let (_reader, output) = pipe().unwrap();
+        send::run(&config, Input::Lines(reader), output, &given, |_| {}).unwrap()
+    });
+    (cancel, run, writer)
+}
+
+#[test]
+fn a_run_can_be_cancelled_while_it_waits_for_a_reply() {
+    for transport in [Transport::Tcp, Transport::Udp] {
+        let (sender, came) = mpsc::channel();
+        let address = match transport {
+            Transport::Udp => udp_double(move |_, _, _, _| sender.send(()).unwrap()),
+            Transport::Tcp => {
+                let serve = move |mut stream: TcpStream| {
+                    stream.read_exact(&mut [0; 6]).unwrap();
+                    sender.send(()).unwrap();
+                    read_to_end(&stream)
+                };
+                tcp_session(serve).0
+            }
+        };
+        let (cancel, run, _writer) = cancellable(transport, &address, b"hello\n");
+        came.recv_timeout(tool::DEADLINE).unwrap();
+        cancel.cancel();
+        let tally = run.join().unwrap();
+        assert!(tally.cancelled && tally.lost == 0 && tally.received == 0, "{tally:?}");
+    }
+}
+
+#[test]
+fn a_run_can_be_cancelled_while_it_waits_for_input() {
+    let (open, _server) = tcp_session(|stream| read_to_end(&stream));
+    let silent = udp_double(|_, _, _, _| ());
+    for (transport, address) in [(Transport::Tcp, open), (Transport::Udp, silent)] {
+        let (cancel, run, _writer) = cancellable(transport, &address, b"hel");
+        cancel.cancel();
+        let tally = run.join().unwrap();
+        assert!(tally.cancelled && tally.sent == 0, "{transport:?}: {tally:?}");
+    }
 }

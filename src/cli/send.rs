@@ -11,7 +11,8 @@ use std::time::Duration;
 use super::output::complain;
 use super::serve::FramingArg;
 use super::{CommandResult, TargetArgs, units};
-use evecho::client::send::{self, Config, Input, Tally};
+use evecho::client::Cancel;
+use evecho::client::send::{self, Config, Input, Progress, Tally};
 use evecho::client::target::Transport;
 
 /// Send messages, or standard input, and print what comes back.
@@ -60,8 +61,12 @@ pub(crate) fn run(args: Args) -> CommandResult {
     config.framing = args.framing.into();
     config.timeout = args.timeout;
     let wait = evecho::units::time(args.timeout);
-    let tally = send::run(&config, input, output, |number| {
-        complain(&format!("message {number}: no reply within {wait}"));
+    // Ctrl-C ends it at once, as any filter.
+    let never = Cancel::default();
+    let tally = send::run(&config, input, output, &never, |progress| {
+        if let Progress::Lost { message } = progress {
+            complain(&format!("message {message}: no reply within {wait}"));
+        }
     })?;
     Ok(conclude(&config, tally))
 }

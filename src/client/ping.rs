@@ -19,13 +19,13 @@ use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::poll::PollFlags;
 
 use super::Cancel;
 use super::target::{self, LONGEST_WAIT, Transport};
-use super::wait;
+use super::wait::{self, TICK};
 use crate::protocol::Framing;
 use link::{Link, OpenError, Opening};
 use message::Messages;
@@ -140,9 +140,6 @@ pub fn run(
     }
     Ok(pinger.tracker.summary())
 }
-
-/// How often whoever listens gets a turn when nothing happens, and a cancelled run is noticed.
-const TICK: Duration = Duration::from_millis(100);
 
 enum Connection {
     None,

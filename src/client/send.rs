@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
+use super::Cancel;
 use super::target::{self, Target, Transport};
-use super::wait::{self, is_not_now};
+use super::wait::{self, TICK, is_not_now};
 use crate::protocol::{Framing, MAX_DATAGRAM};
 use crate::units;
 use dialogue::{Buffer, Dialogue, MAX_MESSAGE};
@@ -78,22 +79,36 @@ pub struct Tally {
     pub left_open: bool,
     /// The reader of the output went away, and nothing further was sent.
     pub output_closed: bool,
+    /// The run was cancelled, and nothing further was sent.
+    pub cancelled: bool,
 }
 
-/// Sends the input and writes what comes back to `output`. `on_loss` is told each message (counted
-/// from 1) whose datagram was not answered in time.
+/// What a run tells while it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Progress {
+    /// Nothing came back for a datagram in time.
+    Lost {
+        /// Which message it was: the first is 1.
+        message: u64,
+    },
+}
+
+/// Sends the input and writes what comes back to `output`.
 ///
-/// An output that nobody reads any more is a clean end, as in any filter.
+/// An output that nobody reads any more is a clean end, as in any filter. So is `cancel`: what came
+/// back until then is written.
 ///
 /// ```no_run
 /// use std::fs::File;
 ///
+/// use evecho::client::Cancel;
 /// use evecho::client::send::{self, Config, Input};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let config = Config::new("localhost:12000".parse()?);
 /// let (input, output) = (File::open("in")?, File::create("out")?);
-/// let tally = send::run(&config, Input::Raw(input), output, |_| {})?;
+/// let tally = send::run(&config, Input::Raw(input), output, &Cancel::default(), |_| {})?;
 /// assert_eq!(tally.sent, tally.received);
 /// # Ok(())
 /// # }
@@ -106,11 +121,12 @@ pub fn run<R: Read + AsFd, W: Write + AsFd>(
     config: &Config,
     input: Input<R>,
     output: W,
-    on_loss: impl FnMut(u64),
+    cancel: &Cancel,
+    progress: impl FnMut(&Progress),
 ) -> Result<Tally, Error> {
     let timeout = config.timeout.min(target::LONGEST_WAIT);
     if config.transport == Transport::Udp {
-        return datagrams(&config.target, timeout, input, output, on_loss);
+        return datagrams(&config.target, timeout, input, output, cancel, progress);
     }
     let framing = config.framing;
     let (dialogue, input) = match input {
@@ -127,7 +143,7 @@ pub fn run<R: Read + AsFd, W: Write + AsFd>(
     let chunk = vec![0; CHUNK].into();
     let pump =
         Pump { stream, peer, dialogue, input, output, chunk, half_closed: false, failure: None };
-    pump.run(timeout)
+    pump.run(timeout, cancel)
 }
 
 /// Moves bytes between input, server and output as each becomes ready.
@@ -154,14 +170,19 @@ enum Stop {
     Silent,
     /// The reader of the output is gone.
     OutputClosed,
+    /// The caller wants no more.
+    Cancelled,
 }
 
 impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
-    fn run(mut self, timeout: Duration) -> Result<Tally, Error> {
+    fn run(mut self, timeout: Duration, cancel: &Cancel) -> Result<Tally, Error> {
         let mut progress = Instant::now();
         let stop = loop {
             if self.dialogue.all_answered() && self.dialogue.printed.is_empty() {
                 break Stop::Answered;
+            }
+            if cancel.is_cancelled() {
+                break Stop::Cancelled;
             }
             self.half_close()?;
             // Nobody is late while we wait for input, or for the reader of the output.
@@ -170,7 +191,9 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
                 progress = Instant::now();
             }
             let before = (self.dialogue.sent, self.dialogue.received);
-            if let Some(stop) = self.turn(timed.then_some(progress + timeout))? {
+            let tick = Instant::now() + TICK;
+            let deadline = if timed { tick.min(progress + timeout) } else { tick };
+            if let Some(stop) = self.turn(deadline)? {
                 break stop;
             }
             if before != (self.dialogue.sent, self.dialogue.received) {
@@ -183,7 +206,7 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
     }
 
     /// Waits for whatever can go on, and lets it.
-    fn turn(&mut self, deadline: Option<Instant>) -> Result<Option<Stop>, Error> {
+    fn turn(&mut self, deadline: Instant) -> Result<Option<Stop>, Error> {
         let dialogue = &self.dialogue;
         let input = self.input.as_ref().filter(|_| dialogue.wants_input());
         let reads = dialogue.printed.is_empty();
@@ -198,7 +221,7 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
                 (!server.is_empty()).then_some((self.stream.as_fd(), server)),
                 Some((self.output.as_fd(), output)),
             ],
-            deadline,
+            Some(deadline),
         )
         .map_err(Error::Socket)?;
 
@@ -280,6 +303,7 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
     /// Writes what is left to write, and says how it ended.
     fn conclude(mut self, stop: Stop, timeout: Duration) -> Result<Tally, Error> {
         let left_open = matches!(stop, Stop::Silent);
+        let cancelled = matches!(stop, Stop::Cancelled);
         if let Stop::Closed = stop {
             self.dialogue.end_receive();
         }
@@ -294,9 +318,9 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
             }
             (Stop::Closed, None) => return Err(Error::Closed { peer, sent, received }),
             (Stop::Silent, _) => return Err(Error::Silent { peer, timeout, sent, received }),
-            (Stop::Answered | Stop::OutputClosed, _) => {}
+            (Stop::Answered | Stop::OutputClosed | Stop::Cancelled, _) => {}
         }
-        Ok(Tally { sent, received, lost: 0, left_open, output_closed })
+        Ok(Tally { sent, received, lost: 0, left_open, output_closed, cancelled })
     }
 }
 
@@ -304,18 +328,20 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
 ///
 /// Each leaves from a port of its own, so that a reply that comes late or twice is never taken for
 /// another's.
-fn datagrams<R: Read, W: Write + AsFd>(
+fn datagrams<R: Read + AsFd, W: Write + AsFd>(
     target: &Target,
     timeout: Duration,
     input: Input<R>,
     mut output: W,
-    mut on_loss: impl FnMut(u64),
+    cancel: &Cancel,
+    mut progress: impl FnMut(&Progress),
 ) -> Result<Tally, Error> {
     let newline: &[u8] = if matches!(input, Input::Raw(_)) { b"" } else { b"\n" };
+    let until_cancelled = |input| UntilCancelled { input, cancel };
     let messages: Box<dyn Iterator<Item = io::Result<Vec<u8>>> + '_> = match input {
         Input::Messages(messages) => Box::new(messages.into_iter().map(Ok)),
-        Input::Lines(input) => Box::new(lines(input)),
-        Input::Raw(input) => Box::new(std::iter::once_with(|| whole(input))),
+        Input::Lines(input) => Box::new(lines(until_cancelled(input))),
+        Input::Raw(input) => Box::new(std::iter::once_with(move || whole(until_cancelled(input)))),
     };
     let address = target.choose(Transport::Udp, timeout).map_err(Error::Target)?;
     let mut tally = Tally::default();
@@ -324,13 +350,20 @@ fn datagrams<R: Read, W: Write + AsFd>(
         if message.len() > MAX_DATAGRAM {
             return Err(Error::TooLong { max: MAX_DATAGRAM });
         }
-        let reply = exchange(address, &message, timeout).map_err(|error| {
-            Error::Target(target::Error::unreachable(address, Transport::Udp, timeout, &error))
+        if cancel.is_cancelled() {
+            break;
+        }
+        let reply = exchange(address, &message, timeout, cancel).map_err(|error| {
+            let error = target::Error::unreachable(address, Transport::Udp, timeout, &error);
+            Error::Target(error)
         })?;
         tally.sent += message.len() as u64;
         let Some(reply) = reply else {
+            if cancel.is_cancelled() {
+                break;
+            }
             tally.lost += 1;
-            on_loss(number);
+            progress(&Progress::Lost { message: number });
             continue;
         };
         tally.received += reply.len() as u64;
@@ -338,11 +371,17 @@ fn datagrams<R: Read, W: Write + AsFd>(
             return Ok(Tally { output_closed: true, ..tally });
         }
     }
-    Ok(tally)
+    Ok(Tally { cancelled: cancel.is_cancelled(), ..tally })
 }
 
-/// Sends one datagram and awaits its reply: `None` when there is none in time.
-fn exchange(address: SocketAddr, message: &[u8], timeout: Duration) -> io::Result<Option<Vec<u8>>> {
+/// Sends one datagram and awaits its reply: `None` when there is none in time, or the run is
+/// cancelled.
+fn exchange(
+    address: SocketAddr,
+    message: &[u8],
+    timeout: Duration,
+    cancel: &Cancel,
+) -> io::Result<Option<Vec<u8>>> {
     let socket = target::udp_socket(address)?;
     socket.set_nonblocking(true)?;
     socket.send(message)?;
@@ -354,11 +393,31 @@ fn exchange(address: SocketAddr, message: &[u8], timeout: Duration) -> io::Resul
                 reply.truncate(length);
                 return Ok(Some(reply));
             }
-            Err(error) if is_not_now(&error) && Instant::now() >= deadline => return Ok(None),
-            Err(error) if is_not_now(&error) => {}
-            Err(error) => return Err(error),
+            Err(error) if !is_not_now(&error) => return Err(error),
+            Err(_) if cancel.is_cancelled() || Instant::now() >= deadline => return Ok(None),
+            Err(_) => {}
         }
-        wait::ready([Some((socket.as_fd(), PollFlags::POLLIN))], Some(deadline))?;
+        let next = deadline.min(Instant::now() + TICK);
+        wait::ready([Some((socket.as_fd(), PollFlags::POLLIN))], Some(next))?;
+    }
+}
+
+/// An input that ends when the run is cancelled.
+struct UntilCancelled<'a, R> {
+    input: R,
+    cancel: &'a Cancel,
+}
+
+impl<R: Read + AsFd> Read for UntilCancelled<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while !self.cancel.is_cancelled() {
+            let watched = (self.input.as_fd(), PollFlags::POLLIN);
+            let [ready] = wait::ready([Some(watched)], Some(Instant::now() + TICK))?;
+            if !ready.is_empty() {
+                return self.input.read(buffer);
+            }
+        }
+        Ok(0)
     }
 }
 

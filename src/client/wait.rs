@@ -8,6 +8,9 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 
+/// How often a tool that waits looks up, to notice that it is cancelled.
+pub(super) const TICK: Duration = Duration::from_millis(100);
+
 /// Waits until one of `watched` is ready for what is asked of it, or until `deadline`, and returns
 /// what each became ready for, in the same order. A signal, too, ends the wait.
 ///
