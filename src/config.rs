@@ -145,6 +145,9 @@ pub struct Limits {
     /// TCP connections at a time; further ones wait in the backlog. Kept below the limit on open
     /// files. Default: as many as that allows.
     pub max_connections: Option<NonZeroUsize>,
+    /// Descriptors that are left to the rest of the process, whatever `max_connections` says. Those
+    /// that are open when the server runs are not counted. Default: 32.
+    pub spare_files: usize,
     /// TCP connections at a time from one source (an IPv4 address or an IPv6 /64); further ones are
     /// closed. Default: no limit.
     pub per_source_connections: Option<NonZeroUsize>,
@@ -170,6 +173,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             max_connections: None,
+            spare_files: 32,
             per_source_connections: None,
             idle_timeout: None,
             drain_timeout: Duration::from_secs(8),

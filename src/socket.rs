@@ -1,6 +1,7 @@
 //! Binds the sockets of a server with their options, and hands them over.
 
 use std::fmt;
+use std::fs;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -282,10 +283,6 @@ fn prepare_datagrams(socket: &Socket, ipv6: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// The descriptors that a server needs beside its connections: the standard ones, the sockets, the
-/// poll, the waker, the signals, and some to spare for the process around it.
-const RESERVED_FILES: u64 = 16;
-
 /// Raises the soft limit on open files (RLIMIT_NOFILE) of this process to the hard one.
 ///
 /// # Errors
@@ -299,10 +296,10 @@ pub fn raise_open_file_limit() -> io::Result<()> {
     Ok(())
 }
 
-/// How many connections fit under the limit on open files, at most `wanted`.
-pub(crate) fn connection_limit(wanted: Option<usize>) -> usize {
-    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft);
-    let fit = usize::try_from(files.saturating_sub(RESERVED_FILES)).unwrap_or(usize::MAX).max(1);
-    // A slot is named in 32 bits.
-    wanted.map_or(fit, |wanted| wanted.min(fit)).min(u32::MAX as usize)
+/// How many files this process may still open: the limit, less those that are open.
+pub(crate) fn files_left() -> usize {
+    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
+    // One of them is the folder that is read. Where it cannot be read: the standard ones.
+    let open = fs::read_dir("/proc/self/fd").map_or(3, |files| files.count().saturating_sub(1));
+    usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(open)
 }

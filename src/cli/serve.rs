@@ -90,6 +90,9 @@ struct LimitArgs {
     /// whatever this says.
     #[arg(long, value_name = "N", env = "EVECHO_MAX_CONNECTIONS")]
     max_connections: Option<NonZeroUsize>,
+    /// Descriptors below the limit on open files that connections do not take
+    #[arg(long, value_name = "N", env = "EVECHO_SPARE_FILES", default_value_t = 32)]
+    spare_files: usize,
     /// TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]
     ///
     /// The iterative design has one at a time anyway.
@@ -256,6 +259,7 @@ fn config(args: Args, environment: &Environment) -> Config {
     config.protocol.max_frame = u32::try_from(conversation.max_frame).unwrap_or(u32::MAX);
     config.protocol.once = conversation.once;
     config.limits.max_connections = limits.max_connections;
+    config.limits.spare_files = limits.spare_files;
     config.limits.per_source_connections = limits.per_source_connections;
     config.limits.idle_timeout = Some(limits.idle_timeout).filter(|time| !time.is_zero());
     config.limits.drain_timeout = limits.drain_timeout;

@@ -43,12 +43,14 @@ pub(crate) enum MaxSetBy {
 }
 
 impl Rules {
-    /// The rules of a config, with as many connections as the limit on open files allows.
+    /// The rules of a config, with as many connections as the limit on open files allows now.
     pub(super) fn of(config: &Config) -> Self {
         let limits = &config.limits;
-        let wanted = limits.max_connections.map(NonZeroUsize::get);
-        let max_connections = socket::connection_limit(wanted);
-        let from_config = wanted == Some(max_connections);
+        let wanted = limits.max_connections.map_or(usize::MAX, NonZeroUsize::get);
+        let possible = socket::files_left().saturating_sub(limits.spare_files).max(1);
+        // A slot is named in 32 bits.
+        let max_connections = wanted.min(possible).min(u32::MAX as usize);
+        let from_config = wanted == max_connections;
         Rules {
             protocol: config.protocol,
             max_connections,

@@ -32,6 +32,7 @@ use std::sync::Arc;
 use log::{info, warn};
 use mio::Poll;
 
+use self::admission::Rules;
 use self::control::Control;
 use self::event_loop::EventLoop;
 use self::guard::Guard;
@@ -218,10 +219,10 @@ impl Server {
             self.config.design
         );
         if let Some(wanted) = self.config.limits.max_connections {
-            let possible = socket::connection_limit(Some(wanted.get()));
+            let possible = Rules::of(&self.config).max_connections;
             if possible < wanted.get() {
                 warn!(
-                    "the limit on open files allows {possible} connections, not {wanted} (`max_connections`): raise it with ulimit -n"
+                    "the limit on open files allows {possible} connections, not {wanted} (`max_connections`): raise it, as with ulimit -n"
                 );
             }
         }

@@ -1,15 +1,17 @@
-//! How a server ends, seen from the process that it is in: its signals, and what is theirs again.
+//! A server as a guest in a process: whose the signals are, and the descriptors.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
 
 use std::env;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
-use common::{DEADLINE, config_with, wait_until};
+use common::{Client, DEADLINE, TestServer, config_with, wait_until};
 use evecho::{Config, Server};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -31,21 +33,27 @@ impl Process {
         Process::playing_under(part, Command::new(env::current_exe().unwrap()))
     }
 
-    fn playing_under(part: &str, mut command: Command) -> Process {
-        command.args(["--exact", "a_part", "--nocapture"]).env(PART, part);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let mut process = Process { child, output };
+    fn playing_under(part: &str, command: Command) -> Process {
+        let mut process = Process::start(part, command);
         process.wait_for("ready");
         process
     }
 
-    fn wait_for(&mut self, word: &str) {
+    fn start(part: &str, mut command: Command) -> Process {
+        command.args(["--exact", "a_part", "--nocapture"]).env(PART, part);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Process { child, output }
+    }
+
+    /// The next line that has a word in it.
+    fn wait_for(&mut self, word: &str) -> String {
         let mut line = String::new();
         while !line.contains(word) {
             line.clear();
             assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it ends before '{word}'");
         }
+        line
     }
 
     fn signal(&self, signal: Signal) {
@@ -122,8 +130,38 @@ fn a_part() {
                 caught.load(std::sync::atomic::Ordering::SeqCst)
             });
         }
+        "has files of its own" => has_files_of_its_own(),
         part => panic!("no such part: {part}"),
     }
+}
+
+/// Its server may have no more clients than leave descriptors to it.
+fn has_files_of_its_own() {
+    const LIMIT: u64 = 100;
+    setrlimit(Resource::RLIMIT_NOFILE, LIMIT, LIMIT).unwrap();
+    let open = || File::open("/dev/null").unwrap();
+    let before: Vec<File> = (0..30).map(|_| open()).collect();
+    let server = TestServer::start(config_with(|config| config.limits.spare_files = 20));
+    println!("listening on {}", server.address());
+    server.wait_for("there is no slot for a client", |stats| stats.accept_pauses > 0);
+    let while_full: Vec<File> = (0..19).map(|_| open()).collect();
+    let open = server.stats().open();
+    assert!((20..=LIMIT - 50).contains(&open), "{open} connections");
+    drop((before, while_full));
+    server.handle().abort();
+    println!("ready");
+}
+
+#[test]
+fn descriptors_are_left_to_the_process() {
+    let mut process =
+        Process::start("has files of its own", Command::new(env::current_exe().unwrap()));
+    let line = process.wait_for("listening on ");
+    let address = line.trim().rsplit(' ').next().unwrap().parse().unwrap();
+    let clients: Vec<Client> = (0..100).map(|_| Client::connect(address)).collect();
+    process.wait_for("ready");
+    drop(clients);
+    assert_eq!(process.ended().code(), Some(0));
 }
 
 #[test]
