@@ -1,13 +1,17 @@
-//! Two servers that are made to talk to each other, in network namespaces of the test's own.
+//! What needs a network: loops, routes, neighbours, broadcasts and links, in network namespaces of the
+//! tests' own. They need root; elsewhere each says why it is skipped.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::env;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Nothing takes this long, unless it hangs.
@@ -16,8 +20,13 @@ const DEADLINE: Duration = Duration::from_secs(30);
 const SILENCE: Duration = Duration::from_millis(500);
 /// So many datagrams are forged.
 const FORGED: u64 = 10;
-/// Addresses for tests between networks (RFC 2544).
+/// Addresses for tests between networks (RFC 2544, RFC 5180).
 const ADDRESSES: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 18, 0, 1), Ipv4Addr::new(198, 18, 0, 2)];
+const ADDRESSES_V6: [&str; 2] = ["2001:2::1", "2001:2::2"];
+/// A second client, where the first is.
+const OTHER: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 3);
+const PORT: u16 = 12_000;
+const SERVER: SocketAddrV4 = SocketAddrV4::new(ADDRESSES[0], PORT);
 
 /// Two namespaces with a cable between them; gone when it goes out of scope.
 struct Networks {
@@ -25,8 +34,18 @@ struct Networks {
 }
 
 impl Networks {
-    /// Or why they cannot be had here.
-    fn new(test: &str) -> Result<Networks, String> {
+    /// None, with a word about it, where they cannot be had.
+    fn new(test: &str) -> Option<Networks> {
+        match Networks::connect(test) {
+            Ok(networks) => Some(networks),
+            Err(reason) => {
+                println!("skipped, since it needs network namespaces: {reason}");
+                None
+            }
+        }
+    }
+
+    fn connect(test: &str) -> Result<Networks, String> {
         let names = ["a", "b"].map(|end| format!("evecho-{}-{test}-{end}", std::process::id()));
         let [a, b] = &names;
         ip(&format!("netns add {a}"))?;
@@ -34,10 +53,14 @@ impl Networks {
         let networks = Networks { names: names.clone() };
         ip(&format!("netns add {b}"))?;
         ip(&format!("link add cable netns {a} type veth peer name cable netns {b}"))?;
-        for (name, address) in names.iter().zip(ADDRESSES) {
-            ip(&format!("-n {name} address add {address}/24 dev cable"))?;
+        for (end, name) in names.iter().enumerate() {
+            let broadcast = Ipv4Addr::new(198, 18, 0, 255);
+            ip(&format!("-n {name} address add {}/24 brd {broadcast} dev cable", ADDRESSES[end]))?;
             ip(&format!("-n {name} link set cable up"))?;
+            // Without the second that duplicates are looked for.
+            ip(&format!("-n {name} address add {}/64 dev cable nodad", ADDRESSES_V6[end]))?;
         }
+        ip(&format!("-n {b} address add {OTHER}/24 dev cable"))?;
         Ok(networks)
     }
 
@@ -45,6 +68,20 @@ impl Networks {
         let mut command = Command::new("ip");
         command.args(["netns", "exec", &self.names[end], program]);
         command
+    }
+
+    /// Runs a test of this file inside a namespace, told what to do by `EVECHO_ROLE`; what it says
+    /// behind "RESULT".
+    fn play(&self, end: usize, role: &str, what: &str) -> String {
+        let itself = env::current_exe().unwrap();
+        let mut command = self.command(end, itself.to_str().unwrap());
+        command.args(["--exact", role, "--nocapture"]).env("EVECHO_ROLE", what);
+        let output = command.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{text}{errors}");
+        let result = text.lines().find_map(|line| line.split_once("RESULT"));
+        result.map_or_else(String::new, |(_, result)| result.trim().to_owned())
     }
 }
 
@@ -69,28 +106,37 @@ fn ip(arguments: &str) -> Result<(), String> {
 }
 
 /// A server at one end; ended when it goes out of scope.
-struct Server(Child);
+struct Server {
+    process: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
 
 impl Server {
-    fn start(networks: &Networks, end: usize, port: u16) -> Server {
+    fn start(networks: &Networks, end: usize, port: u16, flags: &[&str]) -> Server {
         let mut command = networks.command(end, env!("CARGO_BIN_EXE_evecho"));
-        command.args(["--port", &port.to_string(), "--udp-rate", "100"]);
+        command.args(["--port", &port.to_string()]).args(flags);
         for (name, _) in env::vars().filter(|(name, _)| name.starts_with("EVECHO_")) {
             command.env_remove(name);
         }
-        let mut server =
-            Server(command.env_remove("RUST_LOG").stderr(Stdio::piped()).spawn().unwrap());
-        let mut log = BufReader::new(server.0.stderr.take().unwrap()).lines();
-        let first = log.next().unwrap().unwrap();
+        let mut process = command.env_remove("RUST_LOG").stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let first = lines.next().unwrap().unwrap();
         assert!(first.contains("listening on"), "{first}");
-        thread::spawn(move || log.for_each(drop));
-        server
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&log);
+        thread::spawn(move || lines.for_each(|line| heard.lock().unwrap().extend(line)));
+        Server { process, log }
     }
 
-    /// Datagrams that its namespace has received, and sent.
-    fn datagrams(&self) -> (u64, u64) {
+    fn signal(&self, signal: Signal) {
         // "ip netns exec" has become the server.
-        let snmp = std::fs::read_to_string(format!("/proc/{}/net/snmp", self.0.id())).unwrap();
+        kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
+    }
+
+    /// Datagrams that its namespace has received, and sent: a run of them counts once.
+    fn datagrams(&self) -> (u64, u64) {
+        let snmp = format!("/proc/{}/net/snmp", self.process.id());
+        let snmp = std::fs::read_to_string(snmp).unwrap();
         let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
         let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
         let value = |wanted: &str| -> u64 {
@@ -99,46 +145,66 @@ impl Server {
         };
         (value("InDatagrams"), value("OutDatagrams"))
     }
+
+    /// What one of its counters says.
+    fn counter(&self, name: &str) -> u64 {
+        let heard = self.log.lock().unwrap().len();
+        self.signal(Signal::SIGUSR1);
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let log = self.log.lock().unwrap();
+            let counters = log[heard..].iter().find(|line| line.contains("udp_received"));
+            if let Some(counters) = counters {
+                let mut words = counters.split([' ', ',']);
+                return words
+                    .find(|&word| word == name)
+                    .map_or(0, |_| words.next().unwrap().parse().unwrap());
+            }
+            drop(log);
+            assert!(Instant::now() < end, "no counters in the log");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
-/// Runs inside a namespace: sends datagrams from one address to another, whosesoever they are.
-#[test]
-fn as_forger() {
-    let Ok(path) = env::var("FORGE") else { return };
-    let (from, to) = path.split_once(' ').unwrap();
-    let (from, to): (SocketAddrV4, SocketAddrV4) = (from.parse().unwrap(), to.parse().unwrap());
-    // raw(7): the system fills in the checksum of the header, and its length.
-    let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap();
+fn raw_socket() -> Socket {
+    Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap()
+}
+
+/// Sends a datagram as somebody else. raw(7): the system fills in the checksum of the IP header, and
+/// its length.
+fn send_forged(socket: &Socket, from: SocketAddrV4, to: SocketAddrV4, text: &[u8]) {
     let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0];
     packet.extend(from.ip().octets());
     packet.extend(to.ip().octets());
-    let text = b"is anybody there?";
     packet.extend(from.port().to_be_bytes());
     packet.extend(to.port().to_be_bytes());
     packet.extend((8 + text.len() as u16).to_be_bytes());
     // RFC 768: no checksum.
     packet.extend([0, 0]);
     packet.extend(text);
-    for _ in 0..FORGED {
-        assert_eq!(socket.send_to(&packet, &to.into()).unwrap(), packet.len());
-    }
+    assert_eq!(socket.send_to(&packet, &to.into()).unwrap(), packet.len());
 }
 
-/// Sends, from the second end, what looks like datagrams of the server there to the one at the first.
-fn forge(networks: &Networks, ports: [u16; 2]) {
-    let [to, from] = [0, 1].map(|end| SocketAddrV4::new(ADDRESSES[end], ports[end]));
-    let itself = env::current_exe().unwrap();
-    let mut command = networks.command(1, itself.to_str().unwrap());
-    command.args(["--exact", "as_forger"]).env("FORGE", format!("{from} {to}"));
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+// ---- loops
+
+/// Runs inside a namespace: sends datagrams from one address to another, whosesoever they are.
+#[test]
+fn as_forger() {
+    let Ok(path) = env::var("EVECHO_ROLE") else { return };
+    let (from, to) = path.split_once(' ').unwrap();
+    let (from, to): (SocketAddrV4, SocketAddrV4) = (from.parse().unwrap(), to.parse().unwrap());
+    let socket = raw_socket();
+    for _ in 0..FORGED {
+        send_forged(&socket, from, to, b"is anybody there?");
+    }
 }
 
 /// The datagrams that both have received and sent, once that does not change any more.
@@ -155,31 +221,265 @@ fn silence(servers: &[Server; 2]) -> [(u64, u64); 2] {
     last
 }
 
-/// What both have received and sent after forged datagrams, where namespaces can be had.
+/// What both have received and sent after datagrams to the first that look like the second's.
 fn duel(test: &str, ports: [u16; 2]) -> Option<[(u64, u64); 2]> {
-    let networks = match Networks::new(test) {
-        Ok(networks) => networks,
-        Err(reason) => {
-            println!("skipped, since it needs network namespaces: {reason}");
-            return None;
-        }
-    };
-    let servers = [0, 1].map(|end: usize| Server::start(&networks, end, ports[end]));
-    forge(&networks, ports);
+    let networks = Networks::new(test)?;
+    let servers = [0, 1].map(|end: usize| Server::start(&networks, end, ports[end], &[]));
+    let [to, from] = [0, 1].map(|end| SocketAddrV4::new(ADDRESSES[end], ports[end]));
+    networks.play(1, "as_forger", &format!("{from} {to}"));
     Some(silence(&servers))
 }
 
 /// Both have the same port, as two of the same kind have: nothing is answered at all.
 #[test]
 fn two_servers_on_one_port_do_not_begin_to_talk() {
-    let Some([forged_at, other]) = duel("same", [12_000; 2]) else { return };
+    let Some([forged_at, other]) = duel("same", [PORT; 2]) else { return };
     assert_eq!(forged_at, (FORGED, 0));
     assert_eq!(other, (0, 0));
 }
 
-/// The port tells nothing: they do talk, faster than anyone who means it, and the rate limit ends it.
+/// The port tells nothing: the first is deceived, and the second knows an answer when it sees one.
 #[test]
-fn two_servers_on_different_ports_fall_silent() {
-    let Some([forged_at, other]) = duel("other", [12_000, 12_001]) else { return };
-    assert!(forged_at.0 >= FORGED && other.0 > 0, "they never talked: {forged_at:?}, {other:?}");
+fn two_servers_on_different_ports_do_not_answer_each_other() {
+    let Some([forged_at, other]) = duel("other", [PORT, PORT + 1]) else { return };
+    assert_eq!(forged_at.0, FORGED);
+    assert!(other.0 > 0 && other.1 == 0, "{other:?}");
+}
+
+// ---- neighbours that do not exist
+
+/// How long an attack lasts, and how long is watched after it.
+const ATTACK: Duration = Duration::from_millis(6_200);
+const RECOVERY: Duration = Duration::from_millis(800);
+/// An attack comes in bursts; neighbours are given up after three seconds (arp(7)).
+const BURST_GAP: Duration = Duration::from_secs(3);
+/// A client asks so often, and an answer after so long is none.
+const ASK_GAP: Duration = Duration::from_millis(20);
+const IN_TIME: Duration = Duration::from_millis(200);
+
+/// Runs inside a namespace: asks the server again and again, while neighbours that do not exist ask,
+/// too. Says how many questions were answered in time, and how many there were: up to 100 ms after
+/// the attack, and then.
+#[test]
+fn as_neighbours() {
+    let Ok(attack) = env::var("EVECHO_ROLE") else { return };
+    let (sources, burst) = attack.split_once(' ').unwrap();
+    let (sources, burst): (u32, u32) = (sources.parse().unwrap(), burst.parse().unwrap());
+    let raw = raw_socket();
+    let client = UdpSocket::bind((ADDRESSES[1], 0)).unwrap();
+    client.connect(SERVER).unwrap();
+    client.set_nonblocking(true).unwrap();
+    let mut asked: Vec<(Instant, Option<Duration>)> = Vec::new();
+    let collect = |asked: &mut Vec<(Instant, Option<Duration>)>| {
+        let mut room = [0; 8];
+        while client.recv(&mut room).is_ok() {
+            let (at, answer) = &mut asked[u64::from_be_bytes(room) as usize];
+            *answer = Some(at.elapsed());
+        }
+    };
+    let (start, mut bursts) = (Instant::now(), 0);
+    while start.elapsed() < ATTACK + RECOVERY {
+        if start.elapsed() < ATTACK && start.elapsed() >= BURST_GAP * bursts {
+            bursts += 1;
+            for source in 10..10 + sources {
+                let from = Ipv4Addr::from(u32::from(ADDRESSES[1]) + source);
+                let from = SocketAddrV4::new(from, 40_000);
+                (0..burst).for_each(|_| send_forged(&raw, from, SERVER, &[b'x'; 1_400]));
+            }
+        }
+        client.send(&(asked.len() as u64).to_be_bytes()).unwrap();
+        asked.push((Instant::now(), None));
+        let next = start + ASK_GAP * asked.len() as u32;
+        while Instant::now() < next {
+            collect(&mut asked);
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+    thread::sleep(IN_TIME);
+    collect(&mut asked);
+    let count = |asked: &[(Instant, Option<Duration>)]| {
+        let good = asked.iter().filter(|(_, answer)| answer.is_some_and(|time| time <= IN_TIME));
+        format!("{} {}", good.count(), asked.len())
+    };
+    let over = start + ATTACK + Duration::from_millis(100);
+    let end = asked.iter().filter(|(at, _)| *at < over).count();
+    println!("RESULT {} {}", count(&asked[..end]), count(&asked[end..]));
+}
+
+/// 32 and 180 datagrams a second in the name of neighbours that do not exist: the answers to them wait
+/// for ARP in the send buffer, which others need.
+#[test]
+fn neighbours_that_do_not_exist_stop_nobody() {
+    thread::scope(|scope| {
+        for (sources, burst) in [(2, 48), (9, 60)] {
+            scope.spawn(move || {
+                let Some(networks) = Networks::new(&format!("arp{sources}")) else { return };
+                let server = Server::start(&networks, 0, PORT, &["--no-udp-offload"]);
+                let result = networks.play(1, "as_neighbours", &format!("{sources} {burst}"));
+                let numbers: Vec<u64> = result.split(' ').map(|n| n.parse().unwrap()).collect();
+                let [during, of, after, of_after] = numbers[..] else { panic!("{result}") };
+                assert!(during * 100 >= of * 95, "{during} of {of} answered, {sources} sources");
+                assert_eq!(after, of_after, "answered after the attack, {sources} sources");
+                assert!(server.counter("udp_received") > 0);
+            });
+        }
+    });
+}
+
+// ---- routes
+
+/// Runs inside a namespace: sends so many datagrams of so many bytes from an address, and then waits
+/// until all are answered.
+#[test]
+fn as_burst() {
+    let Ok(what) = env::var("EVECHO_ROLE") else { return };
+    let words: Vec<&str> = what.split(' ').collect();
+    let [from, count, length] = words[..] else { panic!("{what}") };
+    let (count, length): (usize, usize) = (count.parse().unwrap(), length.parse().unwrap());
+    let client = UdpSocket::bind((from.parse::<Ipv4Addr>().unwrap(), 0)).unwrap();
+    client.connect(SERVER).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    for index in 0..count {
+        assert_eq!(client.send(&vec![index as u8; length]).unwrap(), length);
+    }
+    println!("RESULT sent");
+    let mut room = vec![0; length + 1];
+    for index in 0..count {
+        assert_eq!(client.recv(&mut room).unwrap(), length);
+        assert!(room[..length].iter().all(|&byte| byte == index as u8), "datagram {index}");
+    }
+}
+
+/// So many questions, all there before the server looks; in how many calls it answers them.
+fn calls_for_burst(networks: &Networks, server: &Server, from: Ipv4Addr) -> u64 {
+    let (received, sent) = server.datagrams();
+    server.signal(Signal::SIGSTOP);
+    let calls = thread::scope(|scope| {
+        let client = scope.spawn(|| networks.play(1, "as_burst", &format!("{from} 40 1400")));
+        // They are received when the server looks, so that the socket's queue is what tells.
+        let end = Instant::now() + DEADLINE;
+        while queued(server) < 40 * 1_400 {
+            assert!(Instant::now() < end && !client.is_finished(), "the burst did not come");
+            thread::sleep(Duration::from_millis(5));
+        }
+        server.signal(Signal::SIGCONT);
+        client.join().unwrap();
+        server.datagrams().1 - sent
+    });
+    assert_eq!(server.datagrams().0, received + 40);
+    calls
+}
+
+/// The bytes, and more, that wait in the receive queue of the server's UDP socket (proc(5)).
+fn queued(server: &Server) -> u64 {
+    let read = |name: &str| {
+        std::fs::read_to_string(format!("/proc/{}/net/{name}", server.process.id())).unwrap()
+    };
+    let table = read("udp6") + &read("udp");
+    let port = format!(":{PORT:04X}");
+    let line = table
+        .lines()
+        .find(|line| line.split_whitespace().nth(1).is_some_and(|local| local.ends_with(&port)));
+    let queues = line.unwrap().split_whitespace().nth(4).unwrap().split_once(':').unwrap();
+    u64::from_str_radix(queues.1, 16).unwrap()
+}
+
+/// The way to one client takes no joined datagrams: it gets them one by one, and the others as before.
+#[test]
+fn what_a_route_refuses_is_its_own_matter() {
+    let Some(networks) = Networks::new("narrow") else { return };
+    let server = Server::start(&networks, 0, PORT, &[]);
+    let joined = calls_for_burst(&networks, &server, OTHER);
+    assert!(joined < 10, "there is no segmentation offload here: {joined} calls");
+    let [narrow, name] = [&ADDRESSES[1].to_string(), &networks.names[0]];
+    ip(&format!("-n {name} route add {narrow}/32 dev cable mtu 1300")).unwrap();
+    assert_eq!(calls_for_burst(&networks, &server, ADDRESSES[1]), 40);
+    let still = calls_for_burst(&networks, &server, OTHER);
+    assert!(still < 10, "{still} calls for somebody else");
+    assert_eq!(server.counter("udp_errors"), 0);
+}
+
+// ---- broadcasts, groups and links
+
+/// Runs inside a namespace: sends to each of these addresses, and waits for an answer to the last.
+#[test]
+fn as_client() {
+    let Ok(addresses) = env::var("EVECHO_ROLE") else { return };
+    let addresses: Vec<SocketAddr> =
+        addresses.split(' ').map(|address| address.parse().unwrap()).collect();
+    let last = *addresses.last().unwrap();
+    let own = if last.is_ipv4() { ADDRESSES[1].into() } else { ADDRESSES_V6[1].parse().unwrap() };
+    let client = UdpSocket::bind(SocketAddr::new(own, 0)).unwrap();
+    client.set_broadcast(true).unwrap();
+    client.set_read_timeout(Some(DEADLINE)).unwrap();
+    for address in &addresses {
+        client.send_to(address.to_string().as_bytes(), address).unwrap();
+    }
+    let mut room = [0; 100];
+    let (length, from) = client.recv_from(&mut room).unwrap();
+    assert_eq!(String::from_utf8_lossy(&room[..length]), last.to_string(), "from {from}");
+    assert_eq!((from.ip(), from.port()), (last.ip(), last.port()));
+}
+
+/// The link-local address of an end, and the index of the cable there.
+fn link_local(networks: &Networks, end: usize) -> (String, u32) {
+    let look = || {
+        let output = networks.command(end, "cat").arg("/proc/net/if_inet6").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        // Address, index, length of the prefix, scope, flags, name; tentative addresses have 0x40.
+        let line = text.lines().find(|line| line.starts_with("fe80") && line.ends_with("cable"))?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let octets = u128::from_str_radix(words[0], 16).unwrap();
+        let settled = u8::from_str_radix(words[4], 16).unwrap() & 0x40 == 0;
+        let index = u32::from_str_radix(words[1], 16).unwrap();
+        settled.then(|| (std::net::Ipv6Addr::from(octets).to_string(), index))
+    };
+    let end = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "no link-local address");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_is_sent_to_many_is_not_answered() {
+    let Some(networks) = Networks::new("many") else { return };
+    let (_, index) = link_local(&networks, 1);
+    for (flags, own, many) in [
+        // IPv6 sockets are not given what is sent to IPv4 groups.
+        (&[][..], SERVER.into(), &["198.18.0.255", "255.255.255.255"][..]),
+        (&["--bind", "0.0.0.0"], SERVER.into(), &["198.18.0.255", "224.0.0.1"]),
+        (&[], SocketAddr::new(ADDRESSES_V6[0].parse().unwrap(), PORT), &["ff02::1"]),
+        (&["--bind", "::"], SocketAddr::new(ADDRESSES_V6[0].parse().unwrap(), PORT), &["ff02::1"]),
+    ] {
+        let server = Server::start(&networks, 0, PORT, flags);
+        let mut addresses: Vec<SocketAddr> = many
+            .iter()
+            .map(|address| match address.parse().unwrap() {
+                std::net::IpAddr::V4(ip) => SocketAddrV4::new(ip, PORT).into(),
+                std::net::IpAddr::V6(ip) => SocketAddrV6::new(ip, PORT, 0, index).into(),
+            })
+            .collect();
+        addresses.push(own);
+        let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+        networks.play(1, "as_client", &addresses.join(" "));
+        assert_eq!(server.counter("udp_guarded"), many.len() as u64, "{flags:?}");
+        assert_eq!((server.counter("udp_answered"), server.counter("udp_errors")), (1, 0));
+    }
+}
+
+/// A question to our link-local address from an address that is none: only the interface that it came
+/// in on tells the way back.
+#[test]
+fn a_link_local_address_answers_from_its_link() {
+    let Some(networks) = Networks::new("link") else { return };
+    let ((address, _), (_, index)) = (link_local(&networks, 0), link_local(&networks, 1));
+    for flags in [&[][..], &["--bind", "::"]] {
+        let server = Server::start(&networks, 0, PORT, flags);
+        networks.play(1, "as_client", &format!("[{address}%{index}]:{PORT}"));
+        assert_eq!((server.counter("udp_answered"), server.counter("udp_errors")), (1, 0));
+    }
 }
