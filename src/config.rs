@@ -306,7 +306,7 @@ impl Config {
         };
         if max_buffered < least {
             return Err(ConfigError(format!(
-                "invalid configuration: max_buffered is {max_buffered} bytes; all conversations together need at least {least}"
+                "`max_buffered` is {max_buffered} bytes; give at least {least}, which is what conversations need"
             )));
         }
         if self.busy_poll > MAX_BUSY_POLL {
