@@ -519,7 +519,7 @@ fn a_refused_port_is_an_error() {
     let address = socket.local_addr().unwrap();
     socket.connect(address).unwrap();
     let error = error(&config(Udp, address));
-    assert!(error.starts_with(&format!("{address} refused the connection")), "{error}");
+    assert!(error.starts_with(&format!("{address}: nothing listens on that UDP port")), "{error}");
 }
 
 fn evecho(arguments: &str, target: impl ToString) -> Output {
@@ -607,21 +607,212 @@ fn the_command_explains_its_usage() {
     for (arguments, word) in [
         ("-c 0", "connection"),
         ("--udp -s 3", "16"),
-        ("--udp -m churn", "UDP"),
+        ("--udp -m churn", "exclude each other"),
         ("-m idle -n 5", "silent"),
         ("-t 1s -n 5", "cannot be used with"),
         ("--rate 0", "rate"),
         ("--from ::1", "family"),
         ("--from here", "here"),
+        ("--threads 0", "at least 1"),
+        ("--every 1ms", "at least 10 ms"),
     ] {
         let output = evecho(arguments, "127.0.0.1:7");
         let error = text(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{arguments}: {error}");
         assert!(error.contains(word), "{arguments}: {error}");
     }
-    let output = evecho("", "localhost");
-    assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("has no port"));
+}
+
+#[test]
+fn threads_add_up_exactly() {
+    for (transport, mode) in [
+        (Tcp, Mode::PingPong),
+        (Tcp, Mode::Stream),
+        (Tcp, Mode::Churn),
+        (Tcp, Mode::Idle),
+        (Udp, Mode::PingPong),
+    ] {
+        for threads in [1, 2, 3] {
+            let double = Double::new(Fault::None);
+            let address = match transport {
+                Tcp => double.serve_tcp(),
+                Udp => double.serve_udp(),
+            };
+            let length = match mode {
+                Mode::Idle => Length::Time(Duration::from_millis(20)),
+                _ => Length::Messages(1_000),
+            };
+            let connections = 7;
+            let report =
+                run(&Config { mode, connections, threads, length, ..config(transport, address) });
+            let messages = if mode == Mode::Idle { 2 * u64::from(connections) } else { 1_000 };
+            assert_eq!(report.errors, Errors::default());
+            assert_eq!((report.messages, report.opened), (messages, connections));
+            assert_eq!(report.bytes, messages * SIZE as u64);
+            assert_eq!(report.config.connections, connections);
+            // Every message came by, and no other.
+            assert_eq!(double.seen(), messages, "{transport:?}, {mode:?}, {threads}");
+            let counted = histogram(&serde_json::to_value(&report).unwrap());
+            assert_eq!(counted, if mode == Mode::Stream { 0 } else { messages });
+        }
+    }
+}
+
+/// How many times a report's histogram has counted, by HdrHistogram's own reader.
+fn histogram(report: &serde_json::Value) -> u64 {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    let bytes = STANDARD.decode(report["histogram"].as_str().unwrap()).unwrap();
+    let mut reader = hdrhistogram::serialization::Deserializer::new();
+    reader.deserialize::<u64, _>(&mut &bytes[..]).unwrap().len()
+}
+
+#[test]
+fn a_rate_is_that_of_all_threads() {
+    let address = Double::new(Fault::None).serve_tcp();
+    let (connections, threads) = (4, 2);
+    let rate = Some(200.0);
+    let report = run(&Config { connections, threads, rate, ..config(Tcp, address) });
+    assert_eq!((report.messages, report.unsent), (20, 0));
+    // From the first of 20 messages to the last, at 5 ms each.
+    assert!(report.duration >= Duration::from_millis(95), "{report:?}");
+}
+
+#[test]
+fn a_thread_that_cannot_reach_the_server_ends_the_run() {
+    let (_socket, address) = closed_port();
+    let error = error(&Config { connections: 4, threads: 3, ..config(Tcp, address) });
+    assert!(error.starts_with(&format!("{address} refused the connection")), "{error}");
+}
+
+#[test]
+fn intervals_add_up_to_the_report() {
+    for threads in [1, 2] {
+        let address = Double::new(Fault::Corrupt).serve_tcp();
+        let mut config = config(Tcp, address);
+        (config.connections, config.threads) = (4, threads);
+        config.length = Length::Time(Duration::from_millis(220));
+        config.warmup = Duration::from_millis(20);
+        config.every = Duration::from_millis(50);
+        let mut intervals = Vec::new();
+        let report = load::run(&config, &Cancel::default(), |progress| {
+            intervals.extend(progress.interval);
+        })
+        .unwrap();
+        let ends = intervals.iter().map(|interval| interval.to.as_millis());
+        assert_eq!(ends.take(4).collect::<Vec<_>>(), [50, 100, 150, 200]);
+        assert_eq!((intervals.len(), intervals[4].to), (5, report.duration));
+        let sum = |of: fn(&load::Interval) -> u64| intervals.iter().map(of).sum::<u64>();
+        assert_eq!(sum(|interval| interval.messages), report.messages);
+        assert_eq!(sum(|interval| interval.bytes), report.bytes);
+        assert_eq!(sum(|interval| interval.errors), report.errors.total());
+        assert!(report.messages > 0 && report.errors.corrupted == 1);
+    }
+}
+
+#[test]
+fn merged_reports_are_exact_sums() {
+    let mut reports = Vec::new();
+    for fault in [Fault::None, Fault::Corrupt, Fault::Duplicate] {
+        let address = Double::new(fault).serve_tcp();
+        reports.push(run(&Config { connections: 2, ..config(Tcp, address) }));
+    }
+    let sum = Report::merge(reports.clone()).unwrap();
+    assert_eq!((sum.runs, sum.messages, sum.opened), (3, 59, 6));
+    assert_eq!(sum.errors, Errors { corrupted: 1, duplicated: 1, ..Errors::default() });
+    assert_eq!(sum.rate, reports.iter().map(|report| report.rate).sum::<f64>());
+    assert_eq!(histogram(&serde_json::to_value(&sum).unwrap()), 59);
+    let max = reports.iter().filter_map(|report| report.latency?.max).max();
+    assert_eq!(sum.latency.unwrap().max, max);
+
+    let address = Double::new(Fault::None).serve_tcp();
+    let other = run(&Config { depth: 2, ..config(Tcp, address) });
+    let error = Report::merge([sum, other]).unwrap_err().to_string();
+    assert!(error.ends_with("they differ in their depth"), "{error}");
+    assert!(Report::merge([]).is_err());
+}
+
+#[test]
+fn the_command_merges_what_it_has_printed() {
+    let file = |name: &str, text: &[u8]| {
+        let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let address = Double::new(Fault::None).serve_tcp();
+    let one = evecho("-c 2 -n 300 --json", address).stdout;
+    let two = evecho("-c 3 -t 200ms --every 50ms --json --threads 2", address).stdout;
+    let lines = text(&two);
+    let lines: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (report, intervals) = lines.split_last().unwrap();
+    assert!(intervals.len() == 4 && intervals.iter().all(|line| line["event"] == "interval"));
+    let count = |line: &serde_json::Value| line["messages"].as_u64().unwrap();
+    assert_eq!(intervals.iter().map(count).sum::<u64>(), count(report));
+
+    let merge = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_evecho")).arg("merge").args(arguments).output().unwrap()
+    };
+    let (one, again) = (file("one.json", &one), file("again.json", &one));
+    let sum = merge(&[&one, &again, "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&sum.stdout).unwrap();
+    assert_eq!((json["messages"].as_u64(), json["runs"].as_u64()), (Some(600), Some(2)));
+    let sum = file("sum.json", &sum.stdout);
+    let output = merge(&[&sum, &one]);
+    assert_eq!(output.status.code(), Some(0));
+    let report = text(&output.stdout);
+    assert!(report.starts_with("3 runs: TCP ping-pong with 127.0.0.1:"), "{report}");
+    assert!(
+        report.contains(": 6 connections") && report.contains("messages     900 in"),
+        "{report}"
+    );
+
+    let two = file("two.json", &two);
+    for (files, why) in [
+        (&[&one[..], &two][..], "they differ in having a time or a number of messages"),
+        (&["/nowhere"], "cannot read /nowhere: No such file"),
+        (&[env!("CARGO_MANIFEST_PATH")], "cannot read"),
+    ] {
+        let output = merge(files);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
+fn the_command_prints_a_line_for_each_interval() {
+    let address = Double::new(Fault::None).serve_tcp();
+    let output = evecho("-c 2 -t 100ms --every 50ms", address);
+    let report = text(&output.stdout);
+    let lines: Vec<_> = report.lines().collect();
+    assert!(lines[0].trim_start().starts_with("0.050 s"), "{report}");
+    for line in &lines[..2] {
+        assert!(line.contains("/s  p50 ") && line.ends_with(" 0 errors"), "{line}");
+    }
+    assert!(lines[2].starts_with("TCP ping-pong"), "{report}");
+}
+
+#[test]
+fn sigusr1_prints_the_report_so_far_and_goes_on() {
+    let double = Double::new(Fault::None);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_evecho"))
+        .args(["load", &double.serve_tcp().to_string(), "-c", "1", "-t", "600s"])
+        .args(["--every", "20ms"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    double.wait_for(100);
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
+    let mut error = io::BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    io::BufRead::read_line(&mut error, &mut line).unwrap();
+    assert!(line.starts_with("evecho: so far: ") && line.ends_with(" 0 errors\n"), "{line}");
+    let seen = double.seen();
+    double.wait_for(seen + 100);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
 }
 
 #[test]

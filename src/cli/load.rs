@@ -1,6 +1,9 @@
 //! `evecho load`: keep an echo server busy, verify what it answers, and measure.
 
-use std::io::{self, IsTerminal, Write};
+mod status;
+mod text;
+
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,15 +13,20 @@ use clap::error::ErrorKind;
 
 use super::output::Output;
 use super::{CommandResult, TargetArgs, cancel_at_signals, units, usage};
-use evecho::client::load::{self, Config, Latency, Length, Mode, Phase, Progress, Report};
+use evecho::client::load::{self, Config, Length, Mode};
 use evecho::client::target::{Target, Transport};
-use evecho::units::{grouped, throughput, time};
+
+use status::Status;
+pub(super) use status::json;
+pub(super) use text::describe;
 
 /// Keep an echo server busy, verify every byte that it answers, and measure.
 ///
-/// The exit code is 0 when messages came back and nothing was wrong, and 1 when nothing came back
-/// or anything was wrong: lost, cut, duplicated, corrupted, reordered, late, unanswered or closed.
-/// Ctrl-C ends the run and prints the report so far.
+/// The exit code is 0 when messages came back and nothing was wrong. It is 1 when nothing came back,
+/// when anything was wrong (lost, cut, duplicated, corrupted, reordered, late, unanswered or
+/// closed), or when a message that was due at the --rate was never sent.
+///
+/// Ctrl-C ends the run and prints the report so far. SIGUSR1 prints a line of it and goes on.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -35,7 +43,7 @@ pub(crate) struct Args {
     /// Bytes in each message; in stream mode, in each write [default: 64, in stream mode 64k]
     #[arg(short, long, value_name = "SIZE", value_parser = units::size)]
     size: Option<u64>,
-    /// Messages in flight on each connection
+    /// Messages in flight on each connection: the depth, not the duration, which is --time
     #[arg(short, long, value_name = "NUMBER", default_value = "1")]
     depth: u16,
     /// Measure for this time
@@ -57,9 +65,27 @@ pub(crate) struct Args {
     /// Source addresses to use in turn; each has some 28,000 ports
     #[arg(long, value_name = "ADDRESS,...", value_delimiter = ',')]
     from: Vec<IpAddr>,
-    /// Print the report as JSON, with times in nanoseconds
+    /// Threads that share the connections, or auto for one for each CPU
+    #[arg(long, value_name = "NUMBER", default_value = "1", value_parser = threads)]
+    threads: u32,
+    /// Print a line for each interval of this length; with --json, a line of JSON
+    #[arg(long, value_name = "TIME", value_parser = units::timeout)]
+    every: Option<Duration>,
+    /// Print the report as a line of JSON, with times in nanoseconds; evecho merge adds up several
     #[arg(long)]
     json: bool,
+}
+
+/// Reads a number of threads.
+fn threads(text: &str) -> Result<u32, String> {
+    match text {
+        "auto" => Ok(std::thread::available_parallelism()
+            .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX))),
+        _ => match text.parse() {
+            Ok(0) | Err(_) => Err("it is a number, at least 1, or auto".to_owned()),
+            Ok(number) => Ok(number),
+        },
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -76,7 +102,7 @@ enum ModeArg {
 
 /// Runs the load that the flags ask for.
 pub(crate) fn run(args: Args) -> CommandResult {
-    let json = args.json;
+    let (as_json, every) = (args.json, args.every);
     let (target, mut config) = args.config();
     // The connections may need it; where it fails and they do, that is told.
     let _ = evecho::raise_open_file_limit();
@@ -90,12 +116,12 @@ pub(crate) fn run(args: Args) -> CommandResult {
     if let Err(invalid) = config.check() {
         usage(Some("load"), ErrorKind::ValueValidation, &invalid.to_string());
     }
-    let mut status = Status::new();
-    let report = load::run(&config, &cancel, |progress| status.show(&config, progress));
-    status.clear();
+    let mut status = Status::new(&config, every.is_some(), as_json)?;
+    let report = load::run(&config, &cancel, |progress| status.hear(progress));
+    status.end()?;
     let report = report?;
-    let text = match json {
-        true => serde_json::to_string(&report)? + "\n",
+    let text = match as_json {
+        true => json("report", &report) + "\n",
         false => describe(&report, &target),
     };
     Output::plain().write_all(text.as_bytes())?;
@@ -136,154 +162,12 @@ impl Args {
         config.rate = self.rate;
         config.timeout = self.timeout.unwrap_or(config.timeout);
         config.sources = self.from;
+        // With fewer connections, some threads would have none.
+        config.threads = self.threads.min(self.connections.max(1));
+        config.every = self.every.unwrap_or(config.every);
         if let Err(invalid) = config.check() {
             usage(Some("load"), ErrorKind::ValueValidation, &invalid.to_string());
         }
         (target, config)
     }
-}
-
-/// The line on a terminal that tells how far the run is.
-struct Status {
-    terminal: bool,
-    shown: Option<Progress>,
-}
-
-impl Status {
-    /// How often the line changes.
-    const EVERY: Duration = Duration::from_millis(500);
-
-    fn new() -> Self {
-        Self { terminal: io::stderr().is_terminal(), shown: None }
-    }
-
-    fn show(&mut self, config: &Config, progress: &Progress) {
-        let before = self.shown.map_or(Duration::ZERO, |shown| shown.elapsed);
-        let since = progress.elapsed.saturating_sub(before);
-        if !self.terminal || since < Self::EVERY {
-            return;
-        }
-        let messages = progress.messages - self.shown.map_or(0, |shown| shown.messages);
-        self.shown = Some(*progress);
-        let rate = messages as f64 / since.as_secs_f64();
-        let seconds = progress.elapsed.as_secs_f64();
-        let errors = match progress.errors {
-            0 => String::new(),
-            count => format!(", {} errors", grouped(count)),
-        };
-        let what = match progress.phase {
-            Phase::Opening => {
-                format!("{} of {} connections open", progress.opened, config.connections)
-            }
-            Phase::WarmUp => format!("{}/s, warming up", grouped(rate as u64)),
-            Phase::Measuring => format!("{}/s", grouped(rate as u64)),
-            Phase::Draining | Phase::Over => "waiting for the last replies".to_owned(),
-        };
-        // A terminal that went away is no reason to end the run.
-        let _ = write!(io::stderr(), "\r\x1b[K{seconds:.1}s: {what}{errors}");
-    }
-
-    fn clear(&self) {
-        if self.terminal && self.shown.is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
-    }
-}
-
-/// The report for people.
-fn describe(report: &Report, target: &Target) -> String {
-    let mut text = headline(report, target);
-    let duration = report.duration.as_secs_f64();
-    let what = if report.config.mode == Mode::Churn { "connections" } else { "messages" };
-    text += &format!("\n  {:<13}{} in {duration:.2}s", what, grouped(report.messages));
-    if report.config.mode != Mode::Idle && report.messages > 0 {
-        let bytes = report.bytes as f64 / duration;
-        text += &format!(": {}/s, {} each way", grouped(report.rate as u64), throughput(bytes));
-    }
-    if let Some(latency) = &report.latency {
-        text += &format!("\n  {:<13}{}", "latency", describe_latency(latency));
-    }
-    text += &format!("\n  {:<13}{}\n", "errors", describe_errors(report));
-    for remark in remarks(report) {
-        text += &format!("  {remark}\n");
-    }
-    text
-}
-
-fn headline(report: &Report, target: &Target) -> String {
-    let Config { transport, address, mode, connections, size, depth, .. } = report.config;
-    let mut text = match (transport, mode) {
-        (Transport::Udp, _) => format!("UDP ping-pong with {target}"),
-        (Transport::Tcp, Mode::PingPong) => format!("TCP ping-pong with {target}"),
-        (Transport::Tcp, Mode::Stream) => format!("TCP streams to {target}"),
-        (Transport::Tcp, Mode::Churn) => format!("TCP connections to {target}, opened and closed"),
-        (Transport::Tcp, Mode::Idle) => format!("Idle TCP connections to {target}"),
-    };
-    if target.to_string() != address.to_string() {
-        text += &format!(" ({address})");
-    }
-    let sockets = if transport == Transport::Udp { "sockets" } else { "connections" };
-    text += &format!(": {} {sockets}, {size} bytes a message", grouped(connections.into()));
-    if mode == Mode::PingPong {
-        text += &format!(", {depth} in flight on each");
-    }
-    if let Some(rate) = report.config.rate {
-        text += &format!(", {rate}/s asked for");
-    }
-    if report.stopped {
-        text += "; stopped early";
-    }
-    text
-}
-
-fn describe_latency(latency: &Latency) -> String {
-    let Latency { mean, p50, p90, p99, p999, max, .. } = *latency;
-    let percentiles = [("p50", p50), ("p90", p90), ("p99", p99), ("p99.9", p999), ("max", max)];
-    let mut text = format!("mean {}", time(mean));
-    for (name, value) in percentiles {
-        text += &match value {
-            Some(value) => format!(", {name} {}", time(value)),
-            None => format!(", {name} never sent"),
-        };
-    }
-    text
-}
-
-fn describe_errors(report: &Report) -> String {
-    let seen: Vec<String> = report
-        .errors
-        .kinds()
-        .into_iter()
-        .filter(|(_, count)| *count > 0)
-        .map(|(kind, count)| format!("{} {kind}", grouped(count)))
-        .collect();
-    match (&report.first_error, seen.is_empty()) {
-        (_, true) => "none".to_owned(),
-        (Some(first), false) => format!("{}; the first: {first}", seen.join(", ")),
-        (None, false) => seen.join(", "),
-    }
-}
-
-/// What a reader should know besides, and what to do about it.
-fn remarks(report: &Report) -> Vec<String> {
-    let mut remarks = Vec::new();
-    if report.messages == 0 && report.errors.total() == 0 {
-        remarks.push("Nothing came back: is it an echo server?".to_owned());
-    }
-    if report.unsent > 0 {
-        remarks.push(format!(
-            "{} messages were due and never sent, which counts as later than all others: ask for \
-             a lower --rate, or allow more --connections or --depth.",
-            grouped(report.unsent)
-        ));
-    }
-    if report.starved > 0 && report.messages > 0 && report.rate > 0.0 {
-        let of = grouped(report.config.connections.into());
-        remarks.push(format!(
-            "{} of {of} connections got nothing back in the measured part: the server may \
-             serve them one after the other, or the run was short.",
-            grouped(report.starved.into())
-        ));
-    }
-    remarks
 }

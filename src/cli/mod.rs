@@ -9,6 +9,7 @@ mod environment;
 mod flags;
 mod load;
 mod log;
+mod merge;
 mod output;
 mod ping;
 mod send;
@@ -47,6 +48,7 @@ enum Command {
     Check(check::Args),
     Compare(compare::Args),
     Load(load::Args),
+    Merge(merge::Args),
     Ping(ping::Args),
     Send(send::Args),
     /// Serve, as without a command
@@ -119,6 +121,7 @@ fn command(arguments: Vec<OsString>) -> CommandResult {
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Compare(args)) => compare::run(args),
         Some(Command::Load(args)) => load::run(args),
+        Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Ping(args)) => ping::run(args),
         Some(Command::Send(args)) => send::run(args),
     }

@@ -8,6 +8,7 @@ pub mod check;
 pub mod compare;
 mod histogram;
 pub mod load;
+mod nanoseconds;
 pub mod pattern;
 pub mod ping;
 pub mod process;

@@ -132,7 +132,7 @@ impl Watch {
         let look = || Some((Usage::of(self.pid).ok()?, progress.messages));
         match progress.phase {
             Phase::Measuring if self.begin.is_none() => self.begin = look(),
-            Phase::Over => self.end = look(),
+            Phase::Over if self.end.is_none() => self.end = look(),
             _ => {}
         }
     }

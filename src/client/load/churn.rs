@@ -52,11 +52,11 @@ enum Turn {
 }
 
 impl Churn {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, first: u32) -> Self {
         Self {
-            opener: Opener::new(config),
+            opener: Opener::new(config, first),
             places: (0..config.connections).map(|_| None).collect(),
-            next: 0,
+            next: first,
             size: config.size as u64,
             buffer: vec![0; 64 << 10].into_boxed_slice(),
             waiting: Vec::new(),

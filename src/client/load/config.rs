@@ -4,15 +4,17 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::{datagram, nanoseconds};
+use super::datagram;
+use crate::client::nanoseconds;
 use crate::client::target::Transport;
 use crate::protocol::MAX_DATAGRAM;
 
 /// How the connections are used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Mode {
     /// Each connection keeps [`Config::depth`] messages in flight, and sends the next when one
     /// comes back.
@@ -28,18 +30,19 @@ pub enum Mode {
 }
 
 /// When a run ends.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Length {
     /// After this time.
-    #[serde(rename = "time_ns", serialize_with = "nanoseconds")]
+    #[serde(rename = "time_ns", with = "nanoseconds")]
     Time(Duration),
     /// After so many messages, over all connections.
     Messages(u64),
 }
 
 /// What a run is asked to do. [`Config::new`] has defaults for all but the server.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     /// TCP or UDP.
     pub transport: Transport,
@@ -57,7 +60,7 @@ pub struct Config {
     /// When the measured part ends. Default: after 10 s.
     pub length: Length,
     /// Load before the measured part. Default: none.
-    #[serde(rename = "warmup_ns", serialize_with = "nanoseconds")]
+    #[serde(rename = "warmup_ns", with = "nanoseconds")]
     pub warmup: Duration,
     /// Messages (churn: connections) a second over all connections, sent when they are due
     /// whether or not earlier ones have come back, as far as connections and depth allow.
@@ -67,14 +70,24 @@ pub struct Config {
     /// How long a reply may take. A UDP message is then given up, and the next one sent. TCP
     /// connections wait on, until nothing at all has come for this long. Default: 5 s, over UDP
     /// 500 ms.
-    #[serde(rename = "timeout_ns", serialize_with = "nanoseconds")]
+    #[serde(rename = "timeout_ns", with = "nanoseconds")]
     pub timeout: Duration,
     /// The client's own addresses, used in turn; each has some 28,000 ports for one server
     /// address. Default: the system's choice, but 127.0.0.2 to 127.0.0.65 where one address
     /// would not have enough ports (churn, and over 20,000 connections) and the server is in
     /// 127.0.0.0/8.
     pub sources: Vec<IpAddr>,
+    /// Threads that share the connections, each with an event loop of its own: at least 1, and no
+    /// more than connections. Default: 1.
+    pub threads: u32,
+    /// How long an interval of the measured part is, of which [`Progress`](super::Progress) tells.
+    /// Default: 1 s.
+    #[serde(rename = "every_ns", with = "nanoseconds")]
+    pub every: Duration,
 }
+
+/// A thread looks this often whether an interval is over.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// More connections than this do not fit the ports of one source address.
 const MOST_PER_SOURCE: u32 = 20_000;
@@ -97,6 +110,8 @@ impl Config {
                 Transport::Udp => Duration::from_millis(500),
             },
             sources: Vec::new(),
+            threads: 1,
+            every: Duration::from_secs(1),
         }
     }
 
@@ -135,6 +150,11 @@ impl Config {
                 self.mode == Mode::Idle && !matches!(self.length, Length::Time(_)),
                 "idle connections need a time to be silent, not a number of messages",
             ),
+            (
+                !(1..=self.connections).contains(&self.threads),
+                "there are as many threads as connections at most, and at least one",
+            ),
+            (self.every < SHORTEST_INTERVAL, "an interval has at least 10 ms"),
             (self.timeout.is_zero(), "a reply needs some time: the timeout cannot be zero"),
             (
                 self.sources.iter().any(|source| source.is_ipv4() != self.address.is_ipv4()),
@@ -142,6 +162,46 @@ impl Config {
             ),
         ];
         rules.iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, rule)| Err(Invalid(rule)))
+    }
+
+    /// Adds the connections, the number of messages and the rate of another load that goes on at
+    /// the same time. What they differ in, if they cannot be added.
+    pub(super) fn add(&mut self, other: &Self) -> Result<(), &'static str> {
+        for (same, what) in [
+            (self.transport == other.transport, "their transport"),
+            (self.mode == other.mode, "their mode"),
+            (self.size == other.size, "the size of their messages"),
+            (self.depth == other.depth, "their depth"),
+            (self.rate.is_some() == other.rate.is_some(), "having a rate or none"),
+        ] {
+            if !same {
+                return Err(what);
+            }
+        }
+        self.connections += other.connections;
+        self.threads += other.threads;
+        self.length = match (self.length, other.length) {
+            (Length::Messages(ours), Length::Messages(theirs)) => Length::Messages(ours + theirs),
+            (Length::Time(ours), Length::Time(theirs)) => Length::Time(ours.max(theirs)),
+            _ => return Err("having a time or a number of messages"),
+        };
+        self.rate = self.rate.zip(other.rate).map(|(ours, theirs)| ours + theirs);
+        Ok(())
+    }
+
+    /// The part of a thread: its share of the connections, and of a number of messages.
+    pub(super) fn share(&self, thread: u32) -> Share {
+        let part = |all: u64| {
+            let threads = u64::from(self.threads);
+            all / threads + u64::from(u64::from(thread) < all % threads)
+        };
+        let connections = part(self.connections.into()) as u32;
+        let first = (0..thread).map(|before| self.share(before).config.connections).sum();
+        let length = match self.length {
+            Length::Messages(count) => Length::Messages(part(count)),
+            Length::Time(time) => Length::Time(time),
+        };
+        Share { thread, first, config: Self { connections, length, ..self.clone() } }
     }
 
     /// The source addresses to use in turn; none leaves the choice to the system.
@@ -154,6 +214,16 @@ impl Config {
             self.sources.clone()
         }
     }
+}
+
+/// The part of a run that one of its threads has.
+#[derive(Debug)]
+pub(super) struct Share {
+    /// Which of the threads it is.
+    pub(super) thread: u32,
+    /// The number of its first connection, among all of the run.
+    pub(super) first: u32,
+    pub(super) config: Config,
 }
 
 /// The rule that a configuration breaks, as a sentence.
@@ -202,11 +272,24 @@ mod tests {
             (Config { length: Length::Time(Duration::ZERO), ..tcp() }, "time"),
             (Config { length: messages, mode: Mode::Idle, ..tcp() }, "time"),
             (Config { timeout: Duration::ZERO, ..tcp() }, "timeout"),
+            (Config { threads: 0, ..tcp() }, "threads"),
+            (Config { threads: 51, ..tcp() }, "threads"),
+            (Config { every: Duration::from_millis(9), ..tcp() }, "interval"),
             (Config { sources: vec!["::1".parse().unwrap()], ..tcp() }, "family"),
         ] {
             let error = config.check().unwrap_err().to_string();
             assert!(error.contains(word), "{word}: {error}");
         }
+    }
+
+    #[test]
+    fn shares_add_up() {
+        let config = Config { connections: 10, threads: 4, length: Length::Messages(7), ..tcp() };
+        let shares = [0, 1, 2, 3].map(|thread| config.share(thread));
+        assert_eq!(shares.each_ref().map(|share| share.config.connections), [3, 3, 2, 2]);
+        assert_eq!(shares.each_ref().map(|share| share.first), [0, 3, 6, 8]);
+        let messages = [2, 2, 2, 1].map(Length::Messages);
+        assert_eq!(shares.each_ref().map(|share| share.config.length), messages);
     }
 
     #[test]

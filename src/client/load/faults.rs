@@ -1,9 +1,9 @@
 //! What an echo can do wrong, by kind.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How often each kind of fault was seen, over the whole run: warm-up and end included.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Errors {
     /// Messages that never came back although later ones did (TCP), or that did not come back
     /// within the timeout (UDP).
@@ -44,6 +44,20 @@ impl Errors {
             ("unclosed", self.unclosed),
             ("failed", self.failed),
         ]
+    }
+
+    /// Adds the counts of `other`.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.lost += other.lost;
+        self.cut += other.cut;
+        self.duplicated += other.duplicated;
+        self.corrupted += other.corrupted;
+        self.reordered += other.reordered;
+        self.late += other.late;
+        self.unanswered += other.unanswered;
+        self.closed += other.closed;
+        self.unclosed += other.unclosed;
+        self.failed += other.failed;
     }
 
     /// All faults together.

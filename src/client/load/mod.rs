@@ -1,5 +1,4 @@
-//! The load engine: keeps an echo server busy from one thread, verifies every byte that comes
-//! back, and measures.
+//! The load engine: keeps an echo server busy, verifies every byte that comes back, and measures.
 //!
 //! [`run()`] takes a plain [`Config`] and ends in a plain [`Report`]. It prints nothing, takes no
 //! signal and keeps no state, so that the command line, benches and tests all use it.
@@ -28,12 +27,14 @@
 //! ```
 //!
 //! The modules: `config` what is asked for, `worker` the phases of a run (open, warm up, measure,
-//! drain) and its event loop, `run` what it shares with the ways to keep a server busy, `tcp`,
-//! `churn` and `udp`, `schedule` when messages are due in the open loop, `stream` and `datagram`
-//! what is wrong with an echo, `report` what came of it.
+//! drain) and its event loop, one for each thread, `crew` what the threads share, `run` what a worker
+//! shares with the ways to keep a server busy, `tcp`, `churn` and `udp`, `schedule` when messages
+//! are due in the open loop, `stream` and `datagram` what is wrong with an echo, `report` what came
+//! of it.
 
 mod churn;
 mod config;
+mod crew;
 mod datagram;
 mod faults;
 mod report;
@@ -47,19 +48,26 @@ mod worker;
 
 use std::fmt;
 use std::io;
+use std::panic::resume_unwind;
+use std::thread;
+use std::time::Duration;
 
 pub use config::{Config, Invalid, Length, Mode};
 pub use faults::Errors;
-pub use report::{Latency, Phase, Progress, Report};
+pub use report::{Interval, Latency, MergeError, Phase, Progress, Report};
 pub(super) use socket::check_room;
 
+use super::Cancel;
 use super::target::{self, Transport};
-use super::{Cancel, histogram::nanoseconds};
+use config::Share;
+use crew::Crew;
+use report::per_second;
+use worker::{Listener, Part, Worker};
 
 /// Puts load on a server as `config` asks and reports what came of it.
 ///
-/// `progress` is called when a phase begins and about ten times a second. After `cancel` the run
-/// ends at once, and what is still out then is no fault.
+/// `progress` is called when a phase begins, about ten times a second, and once for each interval.
+/// After `cancel` the run ends at once, and what is still out then is no fault.
 ///
 /// A host that wants more connections than the soft limit of open files allows raises that first,
 /// with [`raise_open_file_limit`](crate::raise_open_file_limit).
@@ -76,12 +84,77 @@ pub fn run(
 ) -> Result<Report, Error> {
     config.check()?;
     check_room(config.connections)?;
-    let worker = worker::Worker::new(config, cancel, &mut progress)?;
-    match (config.transport, config.mode) {
-        (Transport::Udp, _) => worker.measure(udp::Udp::new(config)),
-        (_, Mode::Churn) => worker.measure(churn::Churn::new(config)),
-        (_, Mode::Idle) => worker.idle(tcp::Tcp::new(config)),
-        (_, Mode::PingPong | Mode::Stream) => worker.measure(tcp::Tcp::new(config)),
+    let shares: Vec<Share> = (0..config.threads).map(|thread| config.share(thread)).collect();
+    let crew = Crew::new(config, cancel, shares.len());
+    let parts = thread::scope(|scope| {
+        let (ours, others) = shares.split_first().expect("there is at least one thread");
+        let others: Vec<_> =
+            others.iter().map(|share| scope.spawn(|| work(share, &crew, None))).collect();
+        let ours = work(ours, &crew, Some(&mut progress));
+        let others =
+            others.into_iter().map(|other| other.join().unwrap_or_else(|p| resume_unwind(p)));
+        std::iter::once(ours).chain(others).collect::<Result<Vec<Part>, Error>>()
+    })?;
+    Ok(conclude(crew, parts, &mut progress))
+}
+
+/// The part of one thread.
+fn work<'a>(
+    share: &'a Share,
+    crew: &'a Crew<'a>,
+    progress: Option<Listener<'a>>,
+) -> Result<Part, Error> {
+    let (config, first) = (&share.config, share.first);
+    let _guard = FailAtPanic(crew);
+    let part = Worker::new(share, crew, progress).and_then(|worker| {
+        match (config.transport, config.mode) {
+            (Transport::Udp, _) => worker.measure(udp::Udp::new(config, first)),
+            (_, Mode::Churn) => worker.measure(churn::Churn::new(config, first)),
+            (_, Mode::Idle) => worker.idle(tcp::Tcp::new(config, first)),
+            (_, Mode::PingPong | Mode::Stream) => worker.measure(tcp::Tcp::new(config, first)),
+        }
+    });
+    part.inspect_err(|_| crew.fail())
+}
+
+/// Nobody waits for a thread that has panicked.
+struct FailAtPanic<'a>(&'a Crew<'a>);
+
+impl Drop for FailAtPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.fail();
+        }
+    }
+}
+
+/// Adds up what the threads have done, and tells of the last interval.
+fn conclude(crew: Crew<'_>, parts: Vec<Part>, progress: &mut dyn FnMut(&Progress)) -> Report {
+    let start = parts.iter().map(|part| part.start).min().unwrap_or(0);
+    let end = parts.iter().map(|part| part.end).max().unwrap_or(0);
+    let duration = Duration::from_nanos(end.saturating_sub(start));
+    let elapsed = Duration::from_nanos(crew.now());
+    worker::report(&crew, progress, Phase::Over, elapsed, duration);
+    let config = crew.config.clone();
+    let total = crew.into_total();
+    let mut errors = Errors::default();
+    parts.iter().for_each(|part| errors.add(&part.errors));
+    Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        runs: 1,
+        opened: parts.iter().map(|part| part.opened).sum(),
+        starved: parts.iter().map(|part| part.starved).sum(),
+        duration,
+        messages: total.messages,
+        bytes: total.messages * config.size as u64,
+        rate: per_second(total.messages, duration),
+        latency: Latency::of(&total.times, total.unsent),
+        errors,
+        stopped: parts.iter().any(|part| part.stopped),
+        first_error: parts.into_iter().find_map(|part| part.first_error),
+        unsent: total.unsent,
+        times: total.times,
+        config,
     }
 }
 

@@ -1,17 +1,24 @@
 //! What came of a run.
 
+use std::fmt;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::config::Config;
+use super::crew::Counts;
 use super::faults::Errors;
-use super::nanoseconds;
 use crate::client::histogram::Histogram;
+use crate::client::nanoseconds;
 
 /// What came of a run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Report {
+    /// The version of evecho that made it.
+    pub version: String,
+    /// How many runs it adds up: 1, unless it comes from [`Report::merge`].
+    pub runs: u32,
     /// What was asked for.
     pub config: Config,
     /// Connections (UDP: sockets) that were opened before the load began.
@@ -20,7 +27,7 @@ pub struct Report {
     pub starved: u32,
     /// Length of the measured part: when a number of messages was asked for, until the last of
     /// them came back.
-    #[serde(rename = "duration_ns", serialize_with = "nanoseconds")]
+    #[serde(rename = "duration_ns", with = "nanoseconds")]
     pub duration: Duration,
     /// Messages (churn: connections) that came back in the measured part, whole, correct and in
     /// order. When a number of messages was asked for, those begun before are left out.
@@ -41,42 +48,101 @@ pub struct Report {
     pub unsent: u64,
     /// Whether the run was stopped before its end.
     pub stopped: bool,
+    /// All that `latency` is made of; as JSON, in the V2 format of HdrHistogram, compressed and
+    /// in base64.
+    #[serde(rename = "histogram")]
+    pub(super) times: Histogram,
 }
 
 impl Report {
+    /// Adds up reports of runs of the same load that went on at the same time, from several
+    /// machines, say: counts, rates and histograms are exact sums, and the latencies are those of
+    /// all messages. The duration is the longest.
+    ///
+    /// # Errors
+    ///
+    /// When there is none, or when they differ in transport, mode, size, depth, or in having a
+    /// rate: their sums would mean nothing.
+    pub fn merge(reports: impl IntoIterator<Item = Self>) -> Result<Self, MergeError> {
+        let mut reports = reports.into_iter();
+        let mut sum = reports.next().ok_or(MergeError(WhyNot::Nothing))?;
+        for other in reports {
+            sum.config.add(&other.config).map_err(|what| MergeError(WhyNot::Differ(what)))?;
+            sum.runs += other.runs;
+            sum.opened += other.opened;
+            sum.starved += other.starved;
+            sum.duration = sum.duration.max(other.duration);
+            sum.messages += other.messages;
+            sum.bytes += other.bytes;
+            sum.rate += other.rate;
+            sum.errors.add(&other.errors);
+            sum.first_error = sum.first_error.or(other.first_error);
+            sum.unsent += other.unsent;
+            sum.stopped |= other.stopped;
+            sum.times.add(&other.times);
+        }
+        sum.latency = Latency::of(&sum.times, sum.unsent);
+        sum.version = env!("CARGO_PKG_VERSION").to_owned();
+        Ok(sum)
+    }
+
     /// Whether something came back, nothing was wrong, and all that was due was sent.
     pub fn is_clean(&self) -> bool {
         self.messages > 0 && self.errors.total() == 0 && self.unsent == 0
     }
 }
 
+/// Why reports cannot be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MergeError(WhyNot);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WhyNot {
+    Nothing,
+    Differ(&'static str),
+}
+
+impl fmt::Display for MergeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            WhyNot::Nothing => write!(f, "there is no report to add"),
+            WhyNot::Differ(what) => write!(
+                f,
+                "the reports are of different loads, which cannot be added: they differ in {what}"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for MergeError {}
+
 /// How long messages took. As JSON, in nanoseconds.
 ///
 /// A message that was due and never sent took longer than all that were measured: where a
 /// percentile falls on one of these, there is no time to tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Latency {
     /// The shortest.
-    #[serde(rename = "min_ns", serialize_with = "nanoseconds")]
+    #[serde(rename = "min_ns", with = "nanoseconds")]
     pub min: Duration,
     /// The mean of those that came back.
-    #[serde(rename = "mean_ns", serialize_with = "nanoseconds")]
+    #[serde(rename = "mean_ns", with = "nanoseconds")]
     pub mean: Duration,
     /// The median.
-    #[serde(rename = "p50_ns", serialize_with = "optional_nanoseconds")]
+    #[serde(rename = "p50_ns", with = "nanoseconds::option")]
     pub p50: Option<Duration>,
     /// 90 % took no longer.
-    #[serde(rename = "p90_ns", serialize_with = "optional_nanoseconds")]
+    #[serde(rename = "p90_ns", with = "nanoseconds::option")]
     pub p90: Option<Duration>,
     /// 99 % took no longer.
-    #[serde(rename = "p99_ns", serialize_with = "optional_nanoseconds")]
+    #[serde(rename = "p99_ns", with = "nanoseconds::option")]
     pub p99: Option<Duration>,
     /// 99.9 % took no longer.
-    #[serde(rename = "p999_ns", serialize_with = "optional_nanoseconds")]
+    #[serde(rename = "p999_ns", with = "nanoseconds::option")]
     pub p999: Option<Duration>,
     /// The longest.
-    #[serde(rename = "max_ns", serialize_with = "optional_nanoseconds")]
+    #[serde(rename = "max_ns", with = "nanoseconds::option")]
     pub max: Option<Duration>,
 }
 
@@ -101,16 +167,6 @@ impl Latency {
     }
 }
 
-fn optional_nanoseconds<S: Serializer>(
-    time: &Option<Duration>,
-    serializer: S,
-) -> Result<S::Ok, S::Error> {
-    match time {
-        Some(time) => nanoseconds(time, serializer),
-        None => serializer.serialize_none(),
-    }
-}
-
 /// Where a run stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -128,6 +184,7 @@ pub enum Phase {
 
 /// How far a run has come.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Progress {
     /// Where it stands.
     pub phase: Phase,
@@ -139,6 +196,57 @@ pub struct Progress {
     pub messages: u64,
     /// Faults seen so far.
     pub errors: u64,
+    /// The interval of the measured part that is just over, where this call is about one: each is
+    /// told once, the last one when the run is over.
+    pub interval: Option<Interval>,
+    /// All intervals so far.
+    pub so_far: Option<Interval>,
+}
+
+/// A part of the measured part of a run. What the intervals count adds up to what the report has.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Interval {
+    /// When it began, since the measured part began.
+    #[serde(rename = "from_ns", with = "nanoseconds")]
+    pub from: Duration,
+    /// When it ended.
+    #[serde(rename = "to_ns", with = "nanoseconds")]
+    pub to: Duration,
+    /// Messages that came back, whole, correct and in order.
+    pub messages: u64,
+    /// The bytes of these messages.
+    pub bytes: u64,
+    /// Messages a second.
+    pub rate: f64,
+    /// How long messages took that came back; in the last interval, also after its end.
+    pub latency: Option<Latency>,
+    /// Faults of all kinds; those before the measured part count in the first interval, those
+    /// after it in the last one.
+    pub errors: u64,
+    /// Messages that were due and never sent; known when the run is over.
+    pub unsent: u64,
+}
+
+impl Interval {
+    pub(super) fn of(from: Duration, to: Duration, counts: &Counts, size: usize) -> Self {
+        let &Counts { messages, ref times, errors, unsent } = counts;
+        Self {
+            from,
+            to,
+            messages,
+            bytes: messages * size as u64,
+            rate: per_second(messages, to.saturating_sub(from)),
+            latency: Latency::of(times, unsent),
+            errors,
+            unsent,
+        }
+    }
+}
+
+/// How many a second; none in no time.
+pub(super) fn per_second(count: u64, time: Duration) -> f64 {
+    if time.is_zero() { 0.0 } else { count as f64 / time.as_secs_f64() }
 }
 
 #[cfg(test)]

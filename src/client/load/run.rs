@@ -5,14 +5,16 @@ use std::time::Instant;
 
 use mio::Registry;
 
-use super::config::{Config, Length};
+use super::config::{Config, Length, Share};
+use super::crew::Counts;
 use super::faults::Faults;
 use super::schedule::Schedule;
-use crate::client::histogram::Histogram;
 
 /// What a worker and its driver share: the clock, what may be sent, what was counted.
 pub(super) struct Run<'a> {
     pub(super) config: &'a Config,
+    /// The number of its first connection.
+    pub(super) first: u32,
     pub(super) registry: Registry,
     epoch: Instant,
     /// Nanoseconds since the run began, as of the last [`Run::look_at_clock`].
@@ -34,8 +36,6 @@ pub(super) struct Run<'a> {
     budget: u64,
     /// When messages are due, in the open loop.
     schedule: Option<Schedule>,
-    /// Messages that were due in the measured part and not sent.
-    pub(super) unsent: u64,
     /// Places with room, in the open loop, the one that waits longest first.
     vacant: VecDeque<u32>,
     /// Which places these are.
@@ -51,19 +51,21 @@ pub(super) struct Window {
     first_due: u64,
     /// When the last counted message came back.
     pub(super) last: u64,
-    pub(super) messages: u64,
-    /// Those before the window too, for the progress.
+    /// Messages that came back, those before the window too, for the progress.
     pub(super) all_messages: u64,
-    pub(super) latencies: Histogram,
+    /// Of this interval; its faults are counted at its end.
+    pub(super) counts: Counts,
 }
 
 impl<'a> Run<'a> {
-    /// A run that begins now, and may not send yet.
-    pub(super) fn new(config: &'a Config, registry: Registry) -> Self {
+    /// A thread's part of a run that began at `epoch`. It may not send yet.
+    pub(super) fn new(share: &'a Share, registry: Registry, epoch: Instant) -> Self {
+        let config = &share.config;
         Self {
             config,
+            first: share.first,
             registry,
-            epoch: Instant::now(),
+            epoch,
             now: 0,
             opened: 0,
             open: 0,
@@ -73,8 +75,7 @@ impl<'a> Run<'a> {
             stopped: false,
             moved: 0,
             budget: 0,
-            schedule: config.rate.map(Schedule::new),
-            unsent: 0,
+            schedule: config.rate.map(|rate| Schedule::new(rate, share.thread, config.threads)),
             vacant: VecDeque::new(),
             is_vacant: vec![false; config.connections as usize].into_boxed_slice(),
             window: Window {
@@ -82,9 +83,8 @@ impl<'a> Run<'a> {
                 end: u64::MAX,
                 first_due: 0,
                 last: 0,
-                messages: 0,
                 all_messages: 0,
-                latencies: Histogram::new(),
+                counts: Counts::new(),
             },
         }
     }
@@ -136,11 +136,11 @@ impl<'a> Run<'a> {
         Some(place)
     }
 
-    /// From now on `messages` more may be begun, at the rate where there is one.
-    pub(super) fn allow(&mut self, messages: u64) {
+    /// From `start` on `messages` more may be begun, at the rate where there is one.
+    pub(super) fn allow(&mut self, start: u64, messages: u64) {
         self.budget = messages;
         if let Some(schedule) = &mut self.schedule {
-            schedule.begin(self.now, messages);
+            schedule.begin(start, messages);
         }
     }
 
@@ -155,7 +155,7 @@ impl<'a> Run<'a> {
     /// What is due and not sent will not be sent.
     pub(super) fn give_up_backlog(&mut self) {
         if let Some(schedule) = self.schedule.take_if(|_| self.window.start < u64::MAX) {
-            self.unsent += schedule.backlog(self.now);
+            self.window.counts.unsent += schedule.backlog(self.now);
         }
     }
 
@@ -177,13 +177,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The measured part begins now.
-    pub(super) fn open_window(&mut self) {
+    /// The measured part begins at `start`.
+    pub(super) fn open_window(&mut self, start: u64) {
         let window = &mut self.window;
-        (window.start, window.last) = (self.now, self.now);
+        (window.start, window.last) = (start, start);
         // A number of messages is that of those begun in it; in a time, what comes back counts.
         window.first_due = match self.config.length {
-            Length::Messages(_) => self.now,
+            Length::Messages(_) => start,
             Length::Time(_) => 0,
         };
     }
@@ -207,10 +207,10 @@ impl<'a> Run<'a> {
         window.all_messages += 1;
         // What was begun before the window may have waited for it to open.
         if due >= window.start {
-            window.latencies.record(self.now - due);
+            window.counts.times.record(self.now - due);
         }
         if due >= window.first_due && (window.start..=window.end).contains(&self.now) {
-            window.messages += 1;
+            window.counts.messages += 1;
             window.last = self.now;
         }
     }
@@ -220,7 +220,7 @@ impl<'a> Run<'a> {
         let window = &mut self.window;
         window.all_messages += 1;
         if (window.start..=window.end).contains(&self.now) {
-            window.messages += 1;
+            window.counts.messages += 1;
             window.last = self.now;
         }
     }

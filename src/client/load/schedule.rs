@@ -12,8 +12,10 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 /// Times are nanoseconds of the run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Schedule {
-    /// From one message to the next.
+    /// From one message of this schedule to the next.
     period: f64,
+    /// From the start to its first.
+    offset: f64,
     start: u64,
     /// Messages that were taken to be sent.
     taken: u64,
@@ -24,12 +26,15 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    /// For `rate` messages a second. It begins with [`Schedule::begin`].
-    pub(super) fn new(rate: f64) -> Self {
-        Self { period: 1e9 / rate, start: 0, taken: 0, count: 0, end: u64::MAX }
+    /// The part of `thread`, which is one of `threads`, in `rate` messages a second: they take
+    /// turns. It begins with [`Schedule::begin`].
+    pub(super) fn new(rate: f64, thread: u32, threads: u32) -> Self {
+        let period = 1e9 / rate * f64::from(threads);
+        let offset = 1e9 / rate * f64::from(thread);
+        Self { period, offset, start: 0, taken: 0, count: 0, end: u64::MAX }
     }
 
-    /// The first of `count` messages is due at `start`.
+    /// The first of all messages is due at `start`, and `count` are of this schedule.
     pub(super) fn begin(&mut self, start: u64, count: u64) {
         *self = Self { start, taken: 0, count, end: u64::MAX, ..*self };
     }
@@ -41,7 +46,7 @@ impl Schedule {
 
     /// When the next message is due; `None` when no more will be.
     pub(super) fn next(&self) -> Option<u64> {
-        let at = self.start.saturating_add((self.taken as f64 * self.period) as u64);
+        let at = self.start.saturating_add((self.offset + self.taken as f64 * self.period) as u64);
         (self.taken < self.count && at <= self.end).then_some(at)
     }
 
@@ -59,8 +64,8 @@ impl Schedule {
 
     /// How many messages were due by `now` and are not taken.
     pub(super) fn backlog(&self, now: u64) -> u64 {
-        let elapsed = now.min(self.end).saturating_sub(self.start);
-        let due = (elapsed as f64 / self.period) as u64 + 1;
+        let elapsed = now.min(self.end).saturating_sub(self.start) as f64 - self.offset;
+        let due = if elapsed < 0.0 { 0 } else { (elapsed / self.period) as u64 + 1 };
         due.min(self.count).saturating_sub(self.taken)
     }
 }
@@ -106,7 +111,7 @@ mod tests {
 
     #[test]
     fn messages_are_due_at_the_rate_and_not_before() {
-        let mut schedule = Schedule::new(4.0);
+        let mut schedule = Schedule::new(4.0, 0, 1);
         schedule.begin(1_000, u64::MAX);
         assert_eq!((schedule.take(999), schedule.next()), (None, Some(1_000)));
         assert_eq!(schedule.backlog(500_001_000), 3);
@@ -120,7 +125,7 @@ mod tests {
 
     #[test]
     fn a_schedule_ends_by_number_or_by_time() {
-        let mut schedule = Schedule::new(1000.0);
+        let mut schedule = Schedule::new(1000.0, 0, 1);
         schedule.begin(0, 3);
         assert_eq!(schedule.backlog(u64::MAX), 3);
         assert_eq!(taken(&mut schedule, u64::MAX), [0, 1_000_000, 2_000_000]);
@@ -133,8 +138,21 @@ mod tests {
     }
 
     #[test]
+    fn threads_take_turns() {
+        let mut all = Vec::new();
+        for thread in 0..3 {
+            let mut schedule = Schedule::new(1000.0, thread, 3);
+            schedule.begin(500, 2);
+            assert_eq!(schedule.backlog(1_500_500), if thread < 2 { 1 } else { 0 });
+            all.extend(taken(&mut schedule, u64::MAX));
+        }
+        all.sort_unstable();
+        assert_eq!(all, [500, 1_000_500, 2_000_500, 3_000_500, 4_000_500, 5_000_500]);
+    }
+
+    #[test]
     fn a_rate_beyond_all_measure_is_counted_not_kept() {
-        let mut schedule = Schedule::new(1e18);
+        let mut schedule = Schedule::new(1e18, 0, 1);
         schedule.begin(0, u64::MAX);
         schedule.end(1_000);
         assert_eq!(schedule.take(0), Some(0));

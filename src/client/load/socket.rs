@@ -40,10 +40,16 @@ pub(super) struct Opener {
 }
 
 impl Opener {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, first: u32) -> Self {
         let Config { address, transport, .. } = *config;
         let nodelay = transport == Transport::Tcp && config.mode != Mode::Churn;
-        Self { address, transport, nodelay, sources: config.effective_sources(), turn: 0 }
+        Self {
+            address,
+            transport,
+            nodelay,
+            sources: config.effective_sources(),
+            turn: first as usize,
+        }
     }
 
     /// A socket that does not block and is connected, or, over TCP, about to be.

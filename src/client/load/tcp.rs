@@ -25,6 +25,8 @@ const READ: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Tcp {
     opener: Opener,
+    /// The number of the first.
+    first: u32,
     connections: Vec<Connection>,
     size: u64,
     depth: u64,
@@ -69,10 +71,11 @@ enum Received {
 }
 
 impl Tcp {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, first: u32) -> Self {
         let stream = config.mode == Mode::Stream;
         Self {
-            opener: Opener::new(config),
+            opener: Opener::new(config, first),
+            first,
             connections: Vec::with_capacity(config.connections as usize),
             size: config.size as u64,
             depth: u64::from(config.depth),
@@ -93,7 +96,7 @@ impl Tcp {
         self.connections.push(Connection {
             socket: Some(socket),
             open: false,
-            checker: Checker::new(place, self.size),
+            checker: Checker::new(self.first + place, self.size),
             begun: 0,
             settled: 0,
             sent: 0,
@@ -230,8 +233,9 @@ impl Tcp {
                     run.record(due);
                     if u128::from(run.now - due) > timeout {
                         run.faults.errors.late += 1;
+                        let number = self.first + place as u32;
                         run.faults.note(|| {
-                            format!("connection {place}: message {message} came after the timeout")
+                            format!("connection {number}: message {message} came after the timeout")
                         });
                     }
                 }
@@ -246,7 +250,7 @@ impl Tcp {
         let end = connection.begun * self.size;
         while connection.sent < end {
             let length = (end - connection.sent).min(pattern::WINDOW as u64) as usize;
-            match socket.write(pattern::slice(place as u32, connection.sent, length)) {
+            match socket.write(pattern::slice(self.first + place as u32, connection.sent, length)) {
                 Ok(count) => connection.sent += count as u64,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -265,9 +269,10 @@ impl Tcp {
         run.open -= 1;
         run.out -= connection.begun - connection.settled;
         run.faults.errors.closed += 1;
+        let number = self.first + place as u32;
         run.faults.note(|| match error {
-            None => format!("connection {place}: the server closed it"),
-            Some(error) => format!("connection {place}: it broke: {error}"),
+            None => format!("connection {number}: the server closed it"),
+            Some(error) => format!("connection {number}: it broke: {error}"),
         });
         connection.checker.finish(connection.begun * self.size, &mut run.faults);
     }

@@ -40,9 +40,9 @@ struct Socket {
 }
 
 impl Udp {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, first: u32) -> Self {
         Self {
-            opener: Opener::new(config),
+            opener: Opener::new(config, first),
             sockets: Vec::with_capacity(config.connections as usize),
             size: config.size,
             depth: config.depth,
@@ -95,7 +95,7 @@ impl Driver for Udp {
                 .map_err(|error| Error::System { what: "watch a socket", error })?;
             self.sockets.push(Socket {
                 socket,
-                exchange: Exchange::new(place, self.size, self.depth),
+                exchange: Exchange::new(run.first + place, self.size, self.depth),
                 free: (0..self.depth).rev().collect(),
                 latest: 0,
                 blocked: false,

@@ -7,11 +7,12 @@ use mio::event::Event;
 use mio::{Events, Poll, Token};
 
 use super::Error;
-use super::config::{Config, Length};
-use super::report::{Latency, Phase, Progress, Report};
+use super::config::{Length, Share};
+use super::crew::Crew;
+use super::faults::Errors;
+use super::report::{Phase, Progress};
 use super::run::Run;
 use super::schedule::Timer;
-use crate::client::Cancel;
 
 /// The loop looks up at least so often, in nanoseconds.
 const TICK: u64 = 10_000_000;
@@ -70,44 +71,80 @@ enum End {
 /// these bounds.
 const GRACE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
-/// A run under way.
+/// What a thread has to say when its part is over.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) opened: u32,
+    pub(super) starved: u32,
+    /// The measured part, in nanoseconds of the run: its end, or when the last message came back.
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) errors: Errors,
+    pub(super) first_error: Option<String>,
+    pub(super) stopped: bool,
+}
+
+/// Hears of the progress of all threads.
+pub(super) type Listener<'a> = &'a mut (dyn FnMut(&Progress) + 'a);
+
+/// A thread of a run.
 pub(super) struct Worker<'a> {
     poll: Poll,
     run: Run<'a>,
     timer: Option<Timer>,
     phase: Phase,
-    cancel: &'a Cancel,
-    progress: &'a mut dyn FnMut(&Progress),
+    crew: &'a Crew<'a>,
+    thread: usize,
+    /// One of the threads has it.
+    progress: Option<Listener<'a>>,
     next_progress: u64,
     next_sweep: u64,
+    /// When the interval ends, and which it is.
+    interval_end: u64,
+    interval: u64,
+    /// Faults that intervals have counted.
+    counted_errors: u64,
 }
 
 impl<'a> Worker<'a> {
     pub(super) fn new(
-        config: &'a Config,
-        cancel: &'a Cancel,
-        progress: &'a mut dyn FnMut(&Progress),
+        share: &'a Share,
+        crew: &'a Crew<'a>,
+        progress: Option<Listener<'a>>,
     ) -> Result<Self, Error> {
         let system = |error| Error::System { what: "set up the event loop", error };
         let poll = Poll::new().map_err(system)?;
         let registry = poll.registry().try_clone().map_err(system)?;
-        let timer =
-            config.rate.map(|_| Timer::new(&registry, TIMER)).transpose().map_err(system)?;
-        let run = Run::new(config, registry);
-        let phase = Phase::Opening;
-        Ok(Self { poll, run, timer, phase, cancel, progress, next_progress: 0, next_sweep: 0 })
+        let rate = share.config.rate;
+        let timer = rate.map(|_| Timer::new(&registry, TIMER)).transpose().map_err(system)?;
+        Ok(Self {
+            poll,
+            run: Run::new(share, registry, crew.epoch),
+            timer,
+            phase: Phase::Opening,
+            crew,
+            thread: share.thread as usize,
+            progress,
+            next_progress: 0,
+            next_sweep: 0,
+            interval_end: u64::MAX,
+            interval: 0,
+            counted_errors: 0,
+        })
     }
 
     /// Opens, warms up, measures and drains.
-    pub(super) fn measure<D: Driver>(mut self, mut driver: D) -> Result<Report, Error> {
+    pub(super) fn measure<D: Driver>(mut self, mut driver: D) -> Result<Part, Error> {
         let mut end = self.open(&mut driver)?;
         if end == End::Reached && !self.run.config.warmup.is_zero() {
             self.enter(Phase::WarmUp);
-            self.kick(&mut driver, u64::MAX)?;
-            let warm = self.run.now + nanoseconds(self.run.config.warmup);
+            let start = self.crew.meet();
+            self.kick(&mut driver, start, u64::MAX)?;
+            let warm = start + nanoseconds(self.run.config.warmup);
             end = self.pump(&mut driver, Some(warm), |_| false)?;
         }
-        if matches!(end, End::Reached | End::Elapsed) {
+        let is_measured = matches!(end, End::Reached | End::Elapsed);
+        if is_measured {
             end = self.measure_window(&mut driver)?;
         }
         self.enter(Phase::Draining);
@@ -115,16 +152,23 @@ impl<'a> Worker<'a> {
             end = self.drain(&mut driver)?;
         }
         self.run.give_up_backlog();
+        self.tell();
+        if is_measured {
+            self.crew.meet();
+        } else {
+            self.crew.leave();
+        }
         self.enter(Phase::Over);
         self.run.stopped = end == End::Stopped;
-        Ok(self.report(driver))
+        Ok(self.conclude(driver))
     }
 
     /// Lets every connection echo one message, be silent, and echo one more.
-    pub(super) fn idle<D: Driver>(mut self, mut driver: D) -> Result<Report, Error> {
+    pub(super) fn idle<D: Driver>(mut self, mut driver: D) -> Result<Part, Error> {
         let mut end = self.open(&mut driver)?;
-        self.phase = Phase::Measuring;
-        self.run.window.start = self.run.look_at_clock();
+        self.enter(Phase::Measuring);
+        let start = self.crew.meet();
+        self.begin_window(start);
         if end == End::Reached {
             end = self.echo_once(&mut driver)?;
         }
@@ -138,7 +182,7 @@ impl<'a> Worker<'a> {
             end = self.echo_once(&mut driver)?;
         }
         self.run.stopped = end == End::Stopped;
-        Ok(self.report(driver))
+        Ok(self.conclude(driver))
     }
 
     fn open<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
@@ -156,18 +200,35 @@ impl<'a> Worker<'a> {
     fn measure_window<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
         // Before the window opens: what the caller does now delays no message that counts.
         self.enter(Phase::Measuring);
-        let start = self.run.look_at_clock();
-        self.run.open_window();
+        let start = self.crew.meet();
+        self.begin_window(start);
         let (count, deadline) = match self.run.config.length {
             Length::Messages(count) => (count, None),
             Length::Time(time) => (u64::MAX, Some(start + nanoseconds(time))),
         };
-        self.kick(driver, count)?;
+        self.kick(driver, start, count)?;
         let end = self.pump(driver, deadline, |run| run.all_begun())?;
         if deadline.is_some() {
             self.run.window.end = self.run.now;
         }
         Ok(end)
+    }
+
+    fn begin_window(&mut self, start: u64) {
+        self.run.look_at_clock();
+        self.run.open_window(start);
+        self.interval_end = start;
+        self.set_interval_end();
+    }
+
+    /// The last interval ends with the run.
+    fn set_interval_end(&mut self) {
+        let end = match self.run.config.length {
+            Length::Time(time) => self.run.window.start.saturating_add(nanoseconds(time)),
+            Length::Messages(_) => u64::MAX,
+        };
+        let next = self.interval_end.saturating_add(nanoseconds(self.crew.config.every));
+        self.interval_end = if next < end { next } else { u64::MAX };
     }
 
     /// Waits for what is out, and first sends what is due, as far as there is time for it.
@@ -186,14 +247,16 @@ impl<'a> Worker<'a> {
 
     /// Lets every place send one message, and waits for the echoes.
     fn echo_once<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
-        self.kick(driver, u64::MAX)?;
+        let start = self.run.look_at_clock();
+        self.kick(driver, start, u64::MAX)?;
         self.run.close_schedule();
         self.pump(driver, None, |run| run.out == 0)
     }
 
     /// Lets every place begin, with so many messages in all.
-    fn kick<D: Driver>(&mut self, driver: &mut D, messages: u64) -> Result<(), Error> {
-        self.run.allow(messages);
+    fn kick<D: Driver>(&mut self, driver: &mut D, start: u64, messages: u64) -> Result<(), Error> {
+        self.run.look_at_clock();
+        self.run.allow(start, messages);
         (0..self.run.config.connections).try_for_each(|place| driver.fill(&mut self.run, place))
     }
 
@@ -209,8 +272,13 @@ impl<'a> Worker<'a> {
         let mut more = driver.turn(&mut self.run)?;
         loop {
             let now = self.run.look_at_clock();
-            self.report_progress();
-            if self.cancel.is_cancelled() {
+            if now >= self.next_progress {
+                self.report_progress();
+            }
+            if now >= self.interval_end && self.run.window.end == u64::MAX {
+                self.end_interval();
+            }
+            if self.crew.is_over() {
                 return Ok(End::Stopped);
             }
             if done(&self.run) {
@@ -269,56 +337,76 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
-    /// Enters a phase, of which the caller hears at once.
+    /// Enters a phase, of which the listener hears at once.
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
-        self.next_progress = 0;
         self.run.look_at_clock();
         self.report_progress();
     }
 
-    fn report_progress(&mut self) {
-        let run = &self.run;
-        if run.now < self.next_progress {
-            return;
-        }
-        self.next_progress = run.now + PROGRESS;
-        (self.progress)(&Progress {
-            phase: self.phase,
-            elapsed: Duration::from_nanos(run.now),
-            opened: run.opened,
-            messages: run.window.all_messages,
-            errors: run.faults.errors.total(),
-        });
+    fn tell(&self) {
+        let errors = self.run.faults.errors.total();
+        self.crew.tell(self.thread, self.run.opened, self.run.window.all_messages, errors);
     }
 
-    fn report<D: Driver>(mut self, mut driver: D) -> Report {
+    fn report_progress(&mut self) {
+        self.tell();
+        self.next_progress = self.run.now + PROGRESS;
+        let Some(listener) = &mut self.progress else { return };
+        let (phase, elapsed) = (self.phase, Duration::from_nanos(self.run.now));
+        report(self.crew, *listener, phase, elapsed, Duration::ZERO);
+    }
+
+    /// An interval is over, or several.
+    fn end_interval(&mut self) {
+        while self.run.now >= self.interval_end {
+            self.count_interval(false);
+            self.interval += 1;
+            self.set_interval_end();
+        }
+    }
+
+    fn count_interval(&mut self, last: bool) {
+        let errors = self.run.faults.errors.total();
+        let counts = &mut self.run.window.counts;
+        counts.errors = errors - std::mem::replace(&mut self.counted_errors, errors);
+        self.crew.end_interval(self.thread, self.interval, counts, last);
+    }
+
+    fn conclude<D: Driver>(mut self, mut driver: D) -> Part {
         let start = self.run.window.start;
         let starved = driver.finish(&mut self.run, start);
-        let Run { config, opened, faults, window, stopped, unsent, .. } = self.run;
+        self.count_interval(true);
+        let Run { config, opened, faults, window, stopped, .. } = self.run;
         let end = match config.length {
             Length::Time(_) if window.end < u64::MAX => window.end,
             _ => window.last,
         };
-        let duration = Duration::from_nanos(end.saturating_sub(window.start));
-        let rate = match duration.as_secs_f64() {
-            0.0 => 0.0,
-            seconds => window.messages as f64 / seconds,
-        };
-        Report {
-            config: config.clone(),
-            opened,
-            starved,
-            duration,
-            messages: window.messages,
-            bytes: window.messages * config.size as u64,
-            rate,
-            latency: Latency::of(&window.latencies, unsent),
-            errors: faults.errors,
-            first_error: faults.first,
-            unsent,
-            stopped,
-        }
+        let (errors, first_error) = (faults.errors, faults.first);
+        Part { opened, starved, start, end, errors, first_error, stopped }
+    }
+}
+
+/// Tells the listener of the intervals that are over, or else of the progress alone. `measured` is
+/// how long the measured part has lasted, once that is known.
+pub(super) fn report(
+    crew: &Crew<'_>,
+    listener: &mut dyn FnMut(&Progress),
+    phase: Phase,
+    elapsed: Duration,
+    measured: Duration,
+) {
+    let (opened, messages, errors) = crew.done();
+    let mut progress =
+        Progress { phase, elapsed, opened, messages, errors, interval: None, so_far: None };
+    let mut is_told = false;
+    while let Some((interval, so_far)) = crew.next_interval(measured) {
+        (progress.interval, progress.so_far) = (Some(interval), Some(so_far));
+        listener(&progress);
+        is_told = true;
+    }
+    if !is_told {
+        listener(&progress);
     }
 }
 
