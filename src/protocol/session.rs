@@ -12,9 +12,6 @@ use super::service::{Context, Flow, Message, Service};
 /// A frame of at least so many bytes is handed over where it alone is echoed; a shorter one is copied.
 const HANDED_OVER: usize = 64 << 10;
 
-/// From this size on, what is held has a mapping of its own, which goes back to the system at once.
-const MAPPED: usize = 16 << 10;
-
 /// One peer's conversation over a stream: framing and service, and what they remember between two
 /// reads.
 ///
@@ -453,9 +450,8 @@ fn grow(to: &mut Buffer, bytes: &[u8], most: usize, room: usize) -> Result<(), F
     if needed > to.capacity() {
         let doubled = needed.max(2 * to.capacity()).min(most.max(needed));
         let capacity = if doubled <= room { doubled } else { needed };
-        let mapped = capacity >= MAPPED;
-        let is_too_much = Buffer::size_for(capacity, mapped) > room;
-        if is_too_much || to.grow(capacity, mapped).is_err() {
+        // Mapped, where that is worth it: it goes back to the system at once.
+        if Buffer::size_for(capacity, true) > room || to.grow(capacity, true).is_err() {
             return Err(FrameError::NoRoom);
         }
     }

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 
 use super::clock::Moment;
 use super::incidents::Incidents;
+use super::memory;
 use super::peer::{Peer, Source};
 use crate::config::Config;
 use crate::protocol::Protocol;
@@ -57,7 +58,7 @@ impl Rules {
             max_set_by: if from_config { MaxSetBy::Config } else { MaxSetBy::OpenFiles },
             per_source_connections: limits.per_source_connections,
             idle_timeout: limits.idle_timeout,
-            max_buffered: limits.max_buffered,
+            max_buffered: memory::possible(limits.max_buffered),
         }
     }
 

@@ -276,6 +276,14 @@ impl<S: Stream, V: Service> Connection<S, V> {
         self.conclude(answer, memory, now)
     }
 
+    /// How much it may read in a turn, given its share of the memory: what is dropped needs none.
+    pub(crate) fn read_limit(&self, share: usize) -> usize {
+        match self.phase {
+            Phase::Lingering(..) => LINGER_READ,
+            Phase::Open | Phase::Flushing(_) => share,
+        }
+    }
+
     /// The first half of a turn: sends what is left over, then reads once into `room`. The number of
     /// bytes read, all of which want an answer; 0 where there is nothing to answer.
     pub(crate) fn receive(

@@ -17,7 +17,7 @@ use super::clock::Moment;
 use super::connection::{CloseReason, Connection, Readiness, Stream, Traffic, Turn};
 use super::memory::{CHUNK, Memory};
 use super::peer::Peer;
-use super::ready::{Queue, ReadyQueues, SMALL_TURN, Standing};
+use super::ready::{Queue, ReadyQueues, SMALL_TURN, SPARSE_READ, Standing};
 use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
 
@@ -326,19 +326,29 @@ impl<L: Listener, V: Service> Connections<L, V> {
     /// reads for. How many these were.
     fn serve_batch(&mut self, queue: Queue, most: usize, now: Moment) -> usize {
         let room = self.memory.batch_room();
-        let share = self.memory.read_room(self.slab.len());
+        let share = match queue {
+            Queue::Sparse => self.memory.read_room(self.slab.len()).min(SPARSE_READ),
+            Queue::Greedy => self.memory.read_room(self.slab.len()),
+        };
         let (mut count, mut used) = (0, 0);
         while count < most.min(BATCH) && room - used >= share.min(SMALLEST_ROOM) {
             let id = self.ready.pop(queue).expect("a queue only grows in a turn");
-            used += self.receive(id, used..room.min(used + share), now);
+            used += self.receive(id, used..room, share, now);
             count += 1;
         }
         self.answer_batch(now);
         count
     }
 
-    /// The first half of a connection's turn, with this part of the room; the bytes of it that it took.
-    fn receive(&mut self, id: ConnectionId, room: Range<usize>, now: Moment) -> usize {
+    /// The first half of a connection's turn, with a share of this part of the room; the bytes that it
+    /// took.
+    fn receive(
+        &mut self,
+        id: ConnectionId,
+        room: Range<usize>,
+        share: usize,
+        now: Moment,
+    ) -> usize {
         let ConnectionId { slot, generation } = id;
         let Some(connection) = self.slab.get_mut(slot as usize) else { return 0 };
         if connection.generation != generation {
@@ -347,8 +357,9 @@ impl<L: Listener, V: Service> Connections<L, V> {
         connection.standing = Standing::Sparse;
         let before = connection.traffic();
         let start = room.start;
+        let length = room.len().min(connection.read_limit(share));
         let received = connection.receive(
-            &mut self.room[room],
+            &mut self.room[start..start + length],
             &mut self.scratch,
             &self.memory,
             self.rules.idle_timeout,

@@ -11,6 +11,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
+
 use crate::buffer::Buffer;
 
 /// The most that one turn reads, whatever is free.
@@ -22,6 +24,8 @@ const SMALLEST_READ: usize = 16;
 const PARTS: usize = 8;
 /// So much comes from the heap, which is quick. It keeps that, when a burst is over.
 const HEAP_PART: usize = 4 << 20;
+/// With less than this, hardly anyone could be served.
+const LEAST: usize = 64 << 10;
 
 /// The limit of a server, and what is held of it.
 #[derive(Debug)]
@@ -62,9 +66,11 @@ impl Memory {
         (free / (PARTS * sharers)).clamp(SMALLEST_READ, CHUNK)
     }
 
-    /// How many bytes one conversation may grow by, so that others can grow after it.
+    /// How many bytes one conversation may grow by that keeps what it has read. The last quarter is
+    /// for those who have something to send: who keeps on growing is to be ended before reads are so
+    /// small that nobody gets on.
     pub(crate) fn growth(&self) -> usize {
-        self.free() / 2
+        self.free().saturating_sub(self.limit / 4) / 2
     }
 
     /// Whether so much is held that what comes on top is better given back to the system at once than
@@ -88,6 +94,29 @@ impl Memory {
             Less => _ = self.held.fetch_sub(before - after, Ordering::Relaxed),
         }
     }
+}
+
+/// How much of `wanted` there can be: half of the address space that the limits on this process leave
+/// it (setrlimit(2)), since whoever finds none left for a small thing cannot go on.
+pub(crate) fn possible(wanted: usize) -> usize {
+    let limits = [Resource::RLIMIT_AS, Resource::RLIMIT_DATA];
+    let limit = limits.into_iter().filter_map(|limit| getrlimit(limit).ok()).map(|(soft, _)| soft);
+    match limit.min() {
+        None | Some(RLIM_INFINITY) => wanted,
+        Some(limit) => wanted.min(share_of(limit, address_space())).max(LEAST),
+    }
+}
+
+fn share_of(limit: u64, used: u64) -> usize {
+    usize::try_from(limit.saturating_sub(used) / 2).unwrap_or(usize::MAX)
+}
+
+/// The bytes of address space that this process has (proc(5)); 0 where nothing tells.
+fn address_space() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    let kilobytes = size.and_then(|size| size.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kilobytes.unwrap_or(0) << 10
 }
 
 /// Bytes that wait, counted for as long as they are there.
@@ -183,12 +212,22 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_on_address_space_leaves_room_for_the_rest() {
+        assert_eq!(share_of(24 << 20, 10 << 20), 7 << 20);
+        assert_eq!(share_of(1 << 20, 10 << 20), 0);
+        assert!(address_space() > 1 << 20);
+    }
+
+    #[test]
     fn what_grows_leaves_room_for_others() {
         let memory = Memory::new(LIMIT);
         for _ in 0..20 {
             assert!(memory.take(memory.growth()).is_ok());
         }
-        assert!(memory.free() > 0);
+        assert!(memory.free() > LIMIT / 4);
+        assert!(memory.read_room(2_000) > 1_000);
+        assert!(memory.take(memory.free()).is_ok());
+        assert_eq!((memory.growth(), memory.read_room(1)), (0, SMALLEST_READ));
     }
 
     #[test]

@@ -40,6 +40,7 @@ use crate::config::{Config, ConfigError, Design, ServiceKind, Transport};
 use crate::protocol::{Echo, Service, Upper};
 use crate::socket::{self, AdoptError, BindError, Sockets};
 use crate::stats::Stats;
+use crate::units;
 
 /// A server whose sockets are bound: clients that connect wait in the backlog until it runs.
 ///
@@ -218,6 +219,15 @@ impl Server {
             listed.join(", "),
             self.config.design
         );
+        let wanted = self.config.limits.max_buffered;
+        let possible = memory::possible(wanted);
+        if possible < wanted {
+            warn!(
+                "the limit on address space lets conversations hold {}, not {} (max_buffered): raise it with ulimit -v",
+                units::size(possible as u64),
+                units::size(wanted as u64)
+            );
+        }
         if let Some(wanted) = self.config.limits.max_connections {
             let possible = Rules::of(&self.config).max_connections;
             if possible < wanted.get() {

@@ -10,6 +10,9 @@ use super::connections::ConnectionId;
 
 /// A connection that reads no more than this in a turn, and leaves nothing to do, asks for little.
 pub(crate) const SMALL_TURN: usize = 4 << 10;
+/// More than this nobody reads in a turn among those who ask for little, so that they wait for each
+/// other only briefly.
+pub(crate) const SPARSE_READ: usize = 16 << 10;
 
 /// The connections that can act without waiting for an event, each once.
 #[derive(Debug, Default)]
