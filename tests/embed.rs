@@ -116,7 +116,7 @@ impl Service for Store {
     }
 
     fn broken(&mut self, error: FrameError, replies: &mut Replies<'_>, _: &Context<'_>) {
-        assert_eq!(error, FrameError::TooLong);
+        assert_eq!(error, FrameError::TooLong { announced: None });
         replies.send(b"that was too long\n");
     }
 

@@ -40,7 +40,10 @@ impl Default for Protocol {
 #[non_exhaustive]
 pub enum FrameError {
     /// A frame is longer than [`Protocol::max_frame`] allows.
-    TooLong,
+    TooLong {
+        /// The length in front of it, in bytes; of a line nobody knows how long it would have become.
+        announced: Option<u32>,
+    },
     /// The peer ended its side in the middle of a length-prefixed frame.
     Truncated,
     /// There is no memory left for the frame, or for the reply to it.
@@ -49,11 +52,16 @@ pub enum FrameError {
 
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            FrameError::TooLong => "a frame longer than `max_frame`",
-            FrameError::Truncated => "the stream ended inside a frame",
-            FrameError::NoRoom => "there is no memory left for the frame",
-        })
+        match self {
+            FrameError::TooLong { announced: None } => {
+                f.write_str("a line longer than `max_frame`")
+            }
+            FrameError::TooLong { announced: Some(length) } => {
+                write!(f, "a frame of {length} bytes, longer than `max_frame`")
+            }
+            FrameError::Truncated => f.write_str("the stream ended inside a frame"),
+            FrameError::NoRoom => f.write_str("there is no memory left for the frame"),
+        }
     }
 }
 
@@ -77,13 +85,17 @@ impl Protocol {
         let end = memchr::memchr(b'\n', input).map(|at| at + 1);
         // Without its line feed a line is at least one byte longer than what is here.
         let length = held.len() + end.unwrap_or(input.len() + 1);
-        if length > self.max_frame as usize { Err(FrameError::TooLong) } else { Ok(end) }
+        if length > self.max_frame as usize {
+            Err(FrameError::TooLong { announced: None })
+        } else {
+            Ok(end)
+        }
     }
 
     fn payload_end(&self, held: &[u8], input: &[u8]) -> Result<Option<usize>, FrameError> {
         let Some(length) = announced(held, input) else { return Ok(None) };
         if length > self.max_frame {
-            return Err(FrameError::TooLong);
+            return Err(FrameError::TooLong { announced: Some(length) });
         }
         let needed = PREFIX + length as usize - held.len();
         Ok((needed <= input.len()).then_some(needed))

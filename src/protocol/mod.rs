@@ -75,14 +75,18 @@ mod tests {
         }
     }
 
+    fn too_long(announced: Option<u32>) -> FrameError {
+        FrameError::TooLong { announced }
+    }
+
     #[test]
     fn a_frame_too_long_or_cut_short_is_an_error_after_the_ones_before_it() {
         for step in 1..=9 {
             let (all, verdict) = converse(framed(Framing::Lines, 4), Echo, b"one\ntwoo\n", step);
-            assert_eq!((&all[..], verdict), (&b"one\n"[..], Verdict::Broken(FrameError::TooLong)));
+            assert_eq!((&all[..], verdict), (&b"one\n"[..], Verdict::Broken(too_long(None))));
             let long = b"\0\0\0\x01a\0\0\0\x02bc";
             let (all, verdict) = converse(framed(Framing::LengthPrefixed, 1), Echo, long, step);
-            assert_eq!((&all[..], verdict), (&long[..5], Verdict::Broken(FrameError::TooLong)));
+            assert_eq!((&all[..], verdict), (&long[..5], Verdict::Broken(too_long(Some(2)))));
             let cut = b"\0\0\0\x01a\0\0\0\x02b";
             let (all, verdict) = converse(framed(Framing::LengthPrefixed, 9), Echo, cut, step);
             assert_eq!((&all[..], verdict), (&cut[..5], Verdict::Broken(FrameError::Truncated)));

@@ -123,13 +123,14 @@ fn first_message(protocol: Protocol, rest: &[u8]) -> Result<Parts<'_>, FrameErro
             // A line that was not ended is judged as if its line feed came next.
             let length = feed.unwrap_or(rest.len()) + 1;
             let (line, behind) = rest.split_at(length.min(rest.len()));
-            if length > max { Err(FrameError::TooLong) } else { Ok((&[], line, behind)) }
+            let too_long = Err(FrameError::TooLong { announced: None });
+            if length > max { too_long } else { Ok((&[], line, behind)) }
         }
         Framing::LengthPrefixed => {
             let (head, body) = rest.split_first_chunk::<4>().ok_or(FrameError::Truncated)?;
             let length = u32::from_be_bytes(*head) as usize;
             if length > max {
-                return Err(FrameError::TooLong);
+                return Err(FrameError::TooLong { announced: Some(u32::from_be_bytes(*head)) });
             }
             let (message, behind) = body.split_at_checked(length).ok_or(FrameError::Truncated)?;
             Ok((&head[..], message, behind))

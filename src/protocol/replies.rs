@@ -189,18 +189,14 @@ impl Scratch {
         (self.owed, self.failed) = (0, false);
     }
 
-    /// Gives memory back that only a large reply needed. The answer that stands in it is gone.
+    /// Gives memory back that only a large reply needed. The answer that stands in it is gone. Each
+    /// answer begins with this.
     pub fn trim(&mut self) {
         for buffer in [&mut self.reply, &mut self.joined] {
             if buffer.capacity() > Self::KEPT {
                 *buffer = Vec::new();
             }
         }
-    }
-
-    /// The bytes of memory that it holds.
-    pub fn held(&self) -> usize {
-        self.reply.capacity() + self.joined.capacity()
     }
 
     pub(super) fn check_complete(&self) {

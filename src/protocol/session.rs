@@ -1,5 +1,6 @@
 //! One peer's conversation.
 
+use std::fmt;
 use std::ops::{Deref, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -114,7 +115,16 @@ pub enum Verdict {
 
 /// A service panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Panicked;
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the service panicked")
+    }
+}
+
+impl std::error::Error for Panicked {}
 
 /// What the caller of a session lends it for an answer.
 struct Lent<'a, 'c> {

@@ -49,8 +49,10 @@ pub(crate) enum CloseReason {
     Idle,
     /// The server is shutting down.
     Drain,
-    /// The peer broke the framing.
-    Frame(FrameError),
+    /// The peer sent a frame that is too long.
+    FrameTooLong,
+    /// The peer ended its side inside a frame.
+    FrameTruncated,
     /// The service, or [`Protocol::once`](crate::Protocol::once), was done with it.
     Service,
     /// The service panicked.
@@ -68,7 +70,8 @@ impl fmt::Display for CloseReason {
             CloseReason::Reset => f.write_str("by the peer's RST"),
             CloseReason::Idle => f.write_str("by us: idle"),
             CloseReason::Drain => f.write_str("by us: draining"),
-            CloseReason::Frame(error) => write!(f, "by us: {error}"),
+            CloseReason::FrameTooLong => f.write_str("by us: a frame longer than `max_frame`"),
+            CloseReason::FrameTruncated => f.write_str("by us: the stream ended inside a frame"),
             CloseReason::Service => f.write_str("by us: the service was done"),
             CloseReason::Panicked => f.write_str("by us: the service panicked"),
             CloseReason::NoRoom => f.write_str("by us: no room for what it needs"),
@@ -85,7 +88,7 @@ impl CloseReason {
             CloseReason::Reset => &stats.closed_by_reset,
             CloseReason::Idle => &stats.closed_idle,
             CloseReason::Drain => &stats.closed_draining,
-            CloseReason::Frame(_) => &stats.closed_by_frame_error,
+            CloseReason::FrameTooLong | CloseReason::FrameTruncated => &stats.closed_by_frame_error,
             CloseReason::Service => &stats.closed_by_service,
             CloseReason::Panicked => &stats.closed_by_panic,
             CloseReason::NoRoom => &stats.closed_for_memory,
@@ -103,8 +106,10 @@ impl From<NoRoom> for CloseReason {
 impl From<FrameError> for CloseReason {
     fn from(error: FrameError) -> Self {
         match error {
+            // Its length is not kept: a connection is small on purpose.
+            FrameError::TooLong { .. } => CloseReason::FrameTooLong,
+            FrameError::Truncated => CloseReason::FrameTruncated,
             FrameError::NoRoom => CloseReason::NoRoom,
-            error => CloseReason::Frame(error),
         }
     }
 }
@@ -539,7 +544,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             Phase::Flushing(_) if self.unsent.is_some() || self.session.is_pending() => Ok(()),
             Phase::Flushing(CloseReason::Peer) => Err(CloseReason::Peer),
             // Both sides are done: there is nothing to linger for.
-            Phase::Flushing(end @ CloseReason::Frame(FrameError::Truncated)) => Err(end),
+            Phase::Flushing(end @ CloseReason::FrameTruncated) => Err(end),
             Phase::Flushing(end) => {
                 self.stream.shutdown_write()?;
                 self.phase = Phase::Lingering(end, LINGER_BYTES);

@@ -390,6 +390,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
             self.settle(slot, before, turn, now);
         }
         self.batch = batch;
+        self.scratch.trim();
     }
 
     /// After a turn: the connection waits for its next one, or is over.

@@ -68,7 +68,7 @@ impl Incidents {
     /// A connection has ended.
     pub(super) fn end(&mut self, peer: Peer, reason: CloseReason, now: Moment) {
         match reason {
-            CloseReason::Frame(_) => {
+            CloseReason::FrameTooLong | CloseReason::FrameTruncated => {
                 self.report(now);
                 if self.broken.begins(peer, reason, now) {
                     info!("{peer} closed {reason}; further ones are counted");

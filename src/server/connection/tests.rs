@@ -260,7 +260,7 @@ fn a_frame_error_is_answered_with_the_frames_before_it_and_a_fin() {
     // No FIN before the answer is out, nothing answered after it.
     let calls = [Takes(3), Shutdown, Reads(b"three\n")];
     assert_eq!(bench.event(WRITABLE, calls), Ok(()));
-    let end = CloseReason::Frame(FrameError::TooLong);
+    let end = CloseReason::FrameTooLong;
     assert_eq!(bench.event(CLOSED, [Reads(b"four\n"), Reads(b"")]), Err(end));
     assert_eq!(bench.written(), b"one\ntwo\n");
 }
@@ -270,7 +270,7 @@ fn a_frame_cut_short_by_the_fin_needs_no_lingering() {
     let protocol = Protocol { framing: Framing::LengthPrefixed, ..LINES };
     let mut bench = bench(protocol, Echo);
     let calls = [Reads(b"\0\0\0\x01a\0\0\0\x02b"), Takes(5), Reads(b"")];
-    assert_eq!(bench.event(CLOSED, calls), Err(CloseReason::Frame(FrameError::Truncated)));
+    assert_eq!(bench.event(CLOSED, calls), Err(CloseReason::FrameTruncated));
 }
 
 #[test]
