@@ -1,7 +1,7 @@
 //! The counters, what happened since the server started, and the gauges, how it stands now.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 macro_rules! counters {
@@ -10,6 +10,7 @@ macro_rules! counters {
         #[derive(Debug)]
         pub(crate) struct Stats {
             $($(#[$doc])* pub(crate) $name: Counter,)*
+            pub(crate) buffered: AtomicUsize,
             pub(crate) accept_paused: AtomicBool,
             start: Instant,
         }
@@ -18,6 +19,7 @@ macro_rules! counters {
             fn default() -> Self {
                 Stats {
                     $($name: Counter::default(),)*
+                    buffered: AtomicUsize::default(),
                     accept_paused: AtomicBool::default(),
                     start: Instant::now(),
                 }
@@ -32,6 +34,9 @@ macro_rules! counters {
         #[non_exhaustive]
         pub struct Snapshot {
             $($(#[$doc])* pub $name: u64,)*
+            /// Gauge: bytes that all conversations hold together: output that is not taken yet, and
+            /// the beginnings of frames.
+            pub buffered: usize,
             /// Gauge: whether new TCP clients wait because there is no room for them.
             pub accept_paused: bool,
             /// Gauge: the time since the server was bound.
@@ -43,6 +48,7 @@ macro_rules! counters {
             pub(crate) fn snapshot(&self) -> Snapshot {
                 Snapshot {
                     $($name: self.$name.get(),)*
+                    buffered: self.buffered.load(Ordering::Relaxed),
                     accept_paused: self.accept_paused.load(Ordering::Relaxed),
                     uptime: self.start.elapsed(),
                 }
@@ -65,6 +71,7 @@ impl fmt::Display for Snapshot {
         let mut shown: Vec<String> = shown.map(|(name, count)| format!("{name} {count}")).collect();
         if all {
             shown.push(format!("open {}", self.open()));
+            shown.push(format!("buffered {}", self.buffered));
             shown.push(format!("accept_paused {}", self.accept_paused));
             shown.push(format!("uptime {}s", self.uptime.as_secs()));
         }
@@ -210,9 +217,10 @@ mod tests {
     fn everything_is_named_where_it_is_asked_for() {
         let stats = Stats::default();
         stats.accepted.add(3);
+        stats.buffered.store(70, Ordering::Relaxed);
         let text = format!("{:#}", stats.snapshot());
         assert!(text.starts_with("accepted 3, refused 0, closed_by_peer 0, "), "{text}");
-        assert!(text.ends_with(", open 3, accept_paused false, uptime 0s"), "{text}");
+        assert!(text.ends_with(", open 3, buffered 70, accept_paused false, uptime 0s"), "{text}");
         assert_eq!(text.lines().count(), 1);
     }
 }

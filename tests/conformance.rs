@@ -62,6 +62,7 @@ conformance! {
     who_does_not_leave_when_asked_is_cut_off;
     a_drain_of_no_time_ends_at_once;
     to_abort_a_drain_ends_it_at_once;
+    what_is_held_shows;
     to_abort_cuts_who_does_not_read;
     a_port_in_use_is_an_error;
 }
@@ -352,6 +353,18 @@ fn both_addresses_are_served(design: Design) {
             exchange_datagram(&udp(address), b"hello");
         }
     }
+}
+
+fn what_is_held_shows(design: Design) {
+    let server = TestServer::start(framed(design, Framing::Lines, 1 << 20));
+    let mut client = server.connect();
+    client.send(&[b'x'; 100_000]);
+    server.wait_for("a frame that has begun", |stats| stats.buffered >= 100_000);
+    client.send(b"\n");
+    client.expect(&[&[b'x'; 100_000][..], b"\n"].concat());
+    client.half_close();
+    client.rest();
+    server.wait_for("nothing held", |stats| stats.buffered == 0);
 }
 
 // ---- the end

@@ -224,7 +224,9 @@ fn a_quiet_server_answers_who_asks_for_its_counters() {
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     log.read_line(&mut line).unwrap();
-    for shown in ["accepted 0, refused 0, ", ", open 0", ", accept_paused false", ", uptime "] {
+    for shown in
+        ["accepted 0, refused 0, ", ", open 0, buffered 0, accept_paused false", ", uptime "]
+    {
         assert!(line.contains(shown), "{line}");
     }
     kill(pid, Signal::SIGTERM).unwrap();

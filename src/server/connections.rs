@@ -205,6 +205,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
             }
         }
         std::mem::take(&mut self.traffic).count(&self.stats);
+        self.stats.buffered.store(self.memory.held(), Ordering::Relaxed);
         self.stats.accept_paused.store(self.acceptor.pause.is_some(), Ordering::Relaxed);
     }
 

@@ -49,9 +49,11 @@ impl<'a> Client<'a> {
             let before = connection.traffic();
             turn = self.turn(&mut connection, &mut room, &mut scratch);
             (connection.traffic() - before).count(&clients.stats);
+            clients.note_held();
         };
         connection.end(reason, &clients.memory, clients.clock().now());
         clients.memory.adjust(room.len() - FIRST_ROOM, 0);
+        clients.note_held();
         clients.ended(self.slot.peer, reason);
         drop(self);
         // Of what counts as closed, nothing is left.
@@ -160,7 +162,11 @@ impl Write for Waiting<'_> {
 impl connection::Stream for Waiting<'_> {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.fin_sent = true;
-        self.client.stream.shutdown(Shutdown::Write)
+        match self.client.stream.shutdown(Shutdown::Write) {
+            // It is shut down already.
+            Err(_) if self.client.slot.clients.phase() == Phase::Over => Ok(()),
+            outcome => outcome,
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

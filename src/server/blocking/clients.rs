@@ -103,6 +103,11 @@ impl Clients {
         self.lock().admission.incidents().report(now);
     }
 
+    /// Shows outside how much is held.
+    pub(super) fn note_held(&self) {
+        self.stats.buffered.store(self.memory.held(), Ordering::Relaxed);
+    }
+
     /// Waits until there is a slot for a client; false when there is to be none any more.
     pub(super) fn wait_for_slot(&self) -> bool {
         let mut slots = self.lock();
