@@ -6,8 +6,8 @@
 mod tool;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -460,7 +460,7 @@ fn an_output_that_nobody_reads_is_a_clean_end() {
 #[test]
 fn the_interval_is_kept() {
     let (address, _) = tcp_session(echo);
-    let start = std::time::Instant::now();
+    let start = Instant::now();
     let (_, lines) = ping(&address, &["-c", "5", "-i", "30ms"]);
     assert_eq!(counts(&lines), [("sent", 5), ("received", 5)]);
     // Five pings have four intervals between them: never less, however fast the machine.
@@ -688,4 +688,21 @@ fn what_is_wrong_here_is_told_from_what_is_wrong_there() {
     command.stdout(full).stderr(std::process::Stdio::piped());
     let outcome = finish(command.spawn().unwrap());
     assert_eq!(outcome.code, Some(2), "{outcome:?}");
+}
+
+#[test]
+fn a_close_that_costs_no_ping_does_not_slow_a_flood() {
+    let (address, _) = tcp_double(|listener| {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let Some(message) = read(&mut stream) else { continue };
+            // The reply and the FIN leave as one segment: the client sees both at once.
+            SockRef::from(&stream).set_tcp_cork(true).unwrap();
+            stream.write_all(&message).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+        }
+    });
+    let start = Instant::now();
+    let (outcome, lines) = ping(&address, &["-c", "3", "-i", "0", "-W", "30"]);
+    assert_eq!((outcome.code, counts(&lines)), (Some(0), vec![("sent", 3), ("received", 3)]));
+    assert!(start.elapsed() < Duration::from_secs(30), "it waits as if pings were lost");
 }

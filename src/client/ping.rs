@@ -373,7 +373,9 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
             let reply = self.tracker.receive(partial, Instant::now());
             self.tell(Event::Reply(reply));
         }
-        self.pause();
+        if self.tracker.waiting() > 0 {
+            self.pause();
+        }
         // With all sent and answered, nobody needs the connection any more.
         if !self.done() {
             self.tell(Event::Disconnected { reason, detail: detail.to_owned() });
