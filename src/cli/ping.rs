@@ -302,7 +302,8 @@ impl Printer {
             Reply::Cut { seq, bytes } => {
                 return format!("{}: cut: {bytes} bytes came back, {size} were sent", named(seq));
             }
-            Reply::Stray => return "a reply to no recent ping".to_owned(),
+            // A stray, the last kind that there is.
+            _ => return "a reply to no recent ping".to_owned(),
         };
         let peer = self.peer.as_deref().unwrap_or("?");
         format!("{size} bytes from {peer}: seq={seq} time={} ms{remark}", milliseconds(*time))

@@ -21,8 +21,9 @@ use evecho::client::target::Transport;
 /// echo. A message waits for the reply to the one before, and each reply is printed on a line of
 /// its own.
 ///
-/// The exit code is 0 when all came back: with lines and lengths a reply to each message, raw as
-/// many bytes as were sent. Otherwise it is 1.
+/// The exit code is 0 when everything came back: a reply to each message or, where nothing marks
+/// the end of a message (--raw, --framing raw), as many bytes as were sent. Otherwise it is 1, and 2
+/// on wrong usage.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]

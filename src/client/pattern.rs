@@ -1,22 +1,22 @@
-//! The bytes that the tools send, chosen so that no fault of an echo can go unseen.
+//! The bytes that the tools send. Any fault of an echo shows in them.
 //!
-//! Byte `position` of stream `stream` is a fixed function of the two. The bytes look random and
-//! repeat after a prime number of them, so that a byte lost, repeated, swapped or shifted, or one
-//! that belongs to another stream, differs from what was expected within a few bytes, whatever
-//! the sizes of messages and buffers. The bytes of any position lie in one table: sending borrows
-//! a slice of it and verifying compares with one.
+//! Byte `position` of stream `stream` is a fixed function of both. The bytes look random, and the
+//! pattern repeats after a prime number of them. So a byte that is lost, repeated, swapped or
+//! shifted, or that belongs to another stream, differs from what was expected within a few bytes,
+//! whatever the sizes of messages and buffers. All bytes are in one table: sending borrows a slice
+//! of it, and verifying compares with one.
 
 use std::fmt;
 use std::sync::LazyLock;
 
-/// After this many bytes a stream repeats: a prime, so that no message size divides it.
+/// A stream repeats after this many bytes: a prime, so that it is no multiple of a message size.
 pub const PERIOD: usize = 65_521;
 
 /// The longest slice that [`slice()`] lends.
 pub const WINDOW: usize = 256 << 10;
 
-/// Streams start this far from one another in the table: a prime too, so that all of the first
-/// [`PERIOD`] streams differ.
+/// How far apart two streams start in the table: a prime too, so that the first [`PERIOD`] streams
+/// are all different.
 const STRIDE: u64 = 7_919;
 
 static TABLE: LazyLock<Box<[u8]>> = LazyLock::new(|| {
@@ -35,7 +35,7 @@ static TABLE: LazyLock<Box<[u8]>> = LazyLock::new(|| {
     bytes.into_boxed_slice()
 });
 
-/// Where the byte stands in the table.
+/// The index of the byte in the table.
 fn offset(stream: u32, position: u64) -> usize {
     ((position % PERIOD as u64 + u64::from(stream) * STRIDE) % PERIOD as u64) as usize
 }
@@ -62,7 +62,7 @@ pub fn slice(stream: u32, position: u64, length: usize) -> &'static [u8] {
 /// A byte that is not the one that was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mismatch {
-    /// Where the byte stands in its stream.
+    /// The position of the byte in its stream.
     pub position: u64,
     /// The byte that was sent there.
     pub expected: u8,
@@ -73,7 +73,7 @@ pub struct Mismatch {
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { position, expected, found } = self;
-        write!(f, "byte {position} came back as 0x{found:02x}, sent was 0x{expected:02x}")
+        write!(f, "byte {position} came back as 0x{found:02x} instead of 0x{expected:02x}")
     }
 }
 
@@ -101,8 +101,8 @@ pub fn verify(stream: u32, position: u64, found: &[u8]) -> Result<(), Mismatch> 
     Ok(())
 }
 
-/// How many bytes of `found` are those of `stream` from `position` on, before the first that is
-/// not.
+/// How many bytes of `found` are right, before the first that is not what `stream` has from
+/// `position` on.
 pub fn matching(stream: u32, position: u64, found: &[u8]) -> usize {
     match verify(stream, position, found) {
         Ok(()) => found.len(),

@@ -1,7 +1,7 @@
-//! `evecho send`: messages or a stream to a server, and what comes back to standard output.
+//! `evecho send`: sends messages or a stream to a server, and writes what comes back.
 //!
 //! Over TCP one loop moves bytes between the input, the server and the output. It never waits for
-//! one of them alone, so that no server and no file is too large for it, and it holds at most one
+//! only one of them, so it cannot deadlock, whatever the size of the file. It holds at most one
 //! buffer each way (or one message). Over UDP each message is a datagram.
 
 mod dialogue;
@@ -65,7 +65,7 @@ pub enum Input<R> {
     Raw(R),
 }
 
-/// What was exchanged, and how it ended.
+/// What was sent and received, and how it ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Tally {
@@ -73,9 +73,9 @@ pub struct Tally {
     pub sent: u64,
     /// Bytes that came back, framing included.
     pub received: u64,
-    /// Datagrams that nothing came back for: the only loss that does not end the command.
+    /// Datagrams without a reply: the only loss that does not end the run.
     pub lost: u64,
-    /// All came back, and yet the server did not close its side after ours was half-closed.
+    /// Everything came back, but the server did not close its side after ours was half-closed.
     pub left_open: bool,
     /// The reader of the output went away, and nothing further was sent.
     pub output_closed: bool,

@@ -1,4 +1,5 @@
-//! Whom a tool talks to: `HOST:PORT`, resolved to all its addresses and tried in turn.
+//! The server that a tool talks to: `HOST:PORT`, resolved to all its addresses, which are tried in
+//! turn.
 
 use std::fmt;
 use std::io;
@@ -319,19 +320,20 @@ impl fmt::Display for ParseError {
 
 impl std::error::Error for ParseError {}
 
-/// Why a target cannot be talked to: one sentence that says what was tried and what to do.
+/// Why a target cannot be reached: one sentence that says what was tried and what to do.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Error {
     /// The name has no address.
     Unknown {
-        /// Who was asked for.
+        /// The server.
         target: Target,
         /// What the resolver said.
         reason: String,
     },
     /// No address of the target answered.
     Unreachable {
-        /// Who was asked for.
+        /// The server.
         target: Target,
         /// Each address that was tried, in order: never empty.
         tried: Vec<Attempt>,
@@ -384,8 +386,9 @@ impl Error {
     }
 }
 
-/// One address that was tried in vain.
+/// One address that could not be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Attempt {
     /// The address.
     pub address: SocketAddr,

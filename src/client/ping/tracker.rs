@@ -1,4 +1,4 @@
-//! Which pings are out, and what a reply is worth. Pure: no socket, and `now` is an argument.
+//! Which pings wait for a reply, and what a reply means. Pure: no socket, and `now` is an argument.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ const MEMORY: u64 = 1 << 16;
 /// What a reply is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Reply {
     /// The first reply to a ping, in time and unharmed.
     Echo {
@@ -45,7 +46,7 @@ pub enum Reply {
     Corrupt {
         /// Which ping it answers, unless too much of it is damaged to tell.
         seq: Option<u64>,
-        /// Where the first such byte stands, counted from 0.
+        /// The position of the first such byte, from 0.
         byte: usize,
     },
     /// The reply is not as long as what was sent.
@@ -55,25 +56,26 @@ pub enum Reply {
         /// Its length in bytes.
         bytes: usize,
     },
-    /// It answers a ping that was not sent, or not recently.
+    /// It answers a ping that was never sent, or not recently.
     Stray,
 }
 
-/// What has come of all pings so far. Each ping that was sent is received, lost, damaged (its only
-/// reply was corrupt or cut) or still waiting.
+/// What has come of all pings so far. Each ping that was sent was answered, is lost, has had a
+/// damaged reply (corrupt or cut), or is still waiting.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Summary {
-    /// Pings that were sent.
+    /// Pings that were sent, and those for which no connection could be made.
     pub sent: u64,
     /// Pings that were echoed in time and unharmed.
     pub received: u64,
-    /// Pings that nothing came back for in time.
+    /// Pings that got no reply in time, or no connection.
     pub lost: u64,
-    /// Pings whose time was not over yet when the run ended.
+    /// Pings that still had time left when the run ended.
     pub waiting: u64,
-    /// Of the received: how many came after the reply to a later ping.
+    /// Pings that were answered after a later one.
     pub reordered: u64,
-    /// Replies to pings that had had theirs.
+    /// Replies to pings that were answered before.
     pub duplicates: u64,
     /// Replies to pings that had been given up.
     pub late: u64,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::protocol::Framing;
 
-/// The longest message that is sent as one: 16 MiB. What is longer can be streamed.
+/// The longest message, in bytes: 16 MiB. More can be sent as a stream.
 pub(super) const MAX_MESSAGE: usize = 16 << 20;
 
 /// Bytes on their way from one descriptor to another.
