@@ -311,7 +311,7 @@ impl Config {
         }
         if self.busy_poll > MAX_BUSY_POLL {
             return Err(ConfigError(format!(
-                "`busy_poll` is {:?}, which would only burn CPU; give at most {MAX_BUSY_POLL:?}",
+                "`busy_poll` is {:?}, which would only waste CPU; give at most {MAX_BUSY_POLL:?}",
                 self.busy_poll
             )));
         }

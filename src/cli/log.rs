@@ -4,8 +4,8 @@
 //! a line says how many as soon as lines can be written again. There is no thread for it: what was kept
 //! is written before the next line, and at the end by [`flush`].
 //!
-//! Where the library names a field, the log names its flag. Lines are formatted by `env_logger`, which writes them into a [`KeptLines`]; a different format is a
-//! different `env_logger::Logger`.
+//! Where the library names a field, the log names its flag. Lines are formatted by `env_logger`, which
+//! writes them into a [`KeptLines`]; a different format is a different `env_logger::Logger`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, IsTerminal, Write};

@@ -84,38 +84,39 @@ struct ConversationArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Limits")]
 struct LimitArgs {
-    /// TCP connections at a time; others wait in the backlog [default: what the limit on open files allows]
+    /// Most TCP connections at a time; others wait in the backlog [default: what the limit on open files allows]
     ///
-    /// The threaded design has no more of them than the system has threads; the iterative one has one,
+    /// The threaded design also needs a thread for each. The iterative design serves one at a time,
     /// whatever this says.
     #[arg(long, value_name = "N", env = "EVECHO_MAX_CONNECTIONS")]
     max_connections: Option<NonZeroUsize>,
-    /// Descriptors below the limit on open files that connections do not take
+    /// Leave this many descriptors of the limit on open files to others
     #[arg(long, value_name = "N", env = "EVECHO_SPARE_FILES", default_value_t = 32)]
     spare_files: usize,
-    /// TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]
+    /// Most TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]
     ///
-    /// The iterative design has one at a time anyway.
+    /// The iterative design serves one at a time, whatever this says.
     #[arg(long, value_name = "N", env = "EVECHO_PER_SOURCE_CONNECTIONS")]
     per_source_connections: Option<NonZeroUsize>,
-    /// Close a connection on which nothing moves for so long; 0 never does
+    /// Close a connection when no bytes have moved for this time; 0 never does
     #[arg(long, value_name = "TIME", env = "EVECHO_IDLE_TIMEOUT", default_value = "0", value_parser = units::duration)]
     idle_timeout: Duration,
     /// Longest time from SIGTERM or SIGINT to the exit; a second signal ends at once
     ///
-    /// Connections may finish in it; in its last quarter (at most 2 s) they are asked to leave.
+    /// Until then connections may finish. In the last quarter of the time (at most 2 s) the server closes
+    /// its side of those that are still open.
     #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_TIMEOUT", default_value = "8s", value_parser = units::duration)]
     drain_timeout: Duration,
-    /// How much all TCP conversations may hold together; as it is approached, reads get smaller
+    /// Most memory that all TCP conversations hold together; near this limit, reads get smaller
     ///
-    /// That is output that peers have not taken yet, and the beginnings of frames. A conversation that has
-    /// to grow where no room is left is closed.
+    /// This is for answers that clients have not read yet, and for frames that are not complete. A
+    /// connection that needs more when nothing is left is closed.
     #[arg(long, value_name = "SIZE", env = "EVECHO_MAX_BUFFERED", default_value = "64m", value_parser = units::size)]
     max_buffered: u64,
-    /// Datagrams per second that one remote IPv4 address or IPv6 /64 may have answered; 0 is no limit
+    /// Most datagrams per second that are answered to one remote IPv4 address or IPv6 /64; 0 is no limit
     #[arg(long, value_name = "N", env = "EVECHO_UDP_RATE", default_value_t = 10_000)]
     udp_rate: u32,
-    /// Source ports whose datagrams are not answered, beside our own, or 'none'
+    /// Do not answer datagrams from these ports, nor from our own; or 'none'
     #[arg(long, value_name = "PORTS", env = "EVECHO_GUARD_PORTS", default_value_t)]
     guard_ports: GuardPorts,
 }
@@ -126,9 +127,9 @@ struct DesignArgs {
     /// How the server is built
     #[arg(long, env = "EVECHO_DESIGN", value_enum, default_value_t = DesignArg::EventLoop)]
     design: DesignArg,
-    /// Poll for at most so long before sleeping, while that pays; 0 switches it off
+    /// Poll for up to this time before sleeping, while this finds new messages; 0 switches it off
     ///
-    /// For the event loop alone: the threads of the other designs always sleep at once.
+    /// For the event loop only: the threads of the other designs always sleep at once.
     #[arg(long, value_name = "TIME", env = "EVECHO_BUSY_POLL", default_value = "50us", value_parser = units::duration)]
     busy_poll: Duration,
     /// Receive and send each datagram alone, without segmentation offload
@@ -139,10 +140,10 @@ struct DesignArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Log (on standard error; RUST_LOG overrides)")]
 struct LogArgs {
-    /// Say more: -v tells how each connection ended, -vv everything
+    /// Log more: -v how each connection ended, -vv everything
     #[arg(short, long, env = "EVECHO_VERBOSE", action = clap::ArgAction::Count)]
     verbose: u8,
-    /// Say only what went wrong, whatever -v says
+    /// Log errors only, whatever -v says
     #[arg(short, long, env = "EVECHO_QUIET")]
     quiet: bool,
 }
@@ -159,7 +160,7 @@ enum ServiceArg {
 pub(super) enum FramingArg {
     /// Bytes are answered as they come
     Raw,
-    /// Whole lines, up to a line feed
+    /// Whole lines, up to a line feed; without one there is no answer
     Lines,
     /// Whole frames, behind a length in four bytes, big-endian
     Length,
@@ -181,7 +182,7 @@ pub(super) enum DesignArg {
     EventLoop,
     /// A thread for each connection, and one for UDP
     Threaded,
-    /// One client at a time, the others wait in the backlog, unseen; and a thread for UDP
+    /// One client at a time, the others wait until it leaves; and a thread for UDP
     Iterative,
 }
 

@@ -66,7 +66,7 @@ impl Drain {
     pub(super) fn log(&self, open: usize) {
         let Drain { ask_after, timeout, .. } = self;
         log::info!(
-            "draining: {open} connections may finish; who is still here after {ask_after:?} is asked to leave, and cut off after {timeout:?}"
+            "draining: {open} connections may finish; after {ask_after:?} the server closes its side of them, after {timeout:?} it cuts off what is left"
         );
     }
 }
@@ -74,9 +74,7 @@ impl Drain {
 /// Says how many connections did not end by themselves, where there are any.
 pub(super) fn log_cut(connections: usize) {
     if connections > 0 {
-        log::warn!(
-            "{connections} connections were cut off: they had not ended when the server did"
-        );
+        log::warn!("{connections} connections were cut off: they had not ended in time");
     }
 }
 

@@ -45,11 +45,11 @@ pub(crate) enum Refusal {
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Refusal::Port => "its port could begin a loop",
-            Refusal::NotUnicast => "its address is not of one host",
-            Refusal::NotToUsAlone => "it asked a group, or everyone",
-            Refusal::Answer => "it is an answer itself",
-            Refusal::Rate => "it has had its share",
+            Refusal::Port => "an answer to its source port could start an endless loop",
+            Refusal::NotUnicast => "its source is a multicast or broadcast address",
+            Refusal::NotToUsAlone => "it was sent to a multicast or broadcast address",
+            Refusal::Answer => "it is itself the answer of an echo server",
+            Refusal::Rate => "its source has reached the limit on answers",
         })
     }
 }

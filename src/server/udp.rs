@@ -140,7 +140,7 @@ impl Warnings {
     fn answer_too_long(&mut self, peer: Peer, length: usize, longest: usize) {
         if !std::mem::replace(&mut self.too_long, true) {
             warn!(
-                "an answer of {length} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are only counted"
+                "an answer of {length} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are counted"
             );
         }
     }
@@ -302,12 +302,12 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.stats.udp_errors.increment();
         self.failures += 1;
         if self.failures < MAX_FAILURES {
-            debug!("receiving a datagram: {error}");
+            debug!("cannot receive a datagram: {error}");
             return;
         }
         self.resume_at = Some(now + RETRY);
         if self.warnings.receiving.begins(now) {
-            warn!("datagrams cannot be received: {error}; further tries every {RETRY:?}");
+            warn!("cannot receive datagrams: {error}; the next tries are every {RETRY:?}");
         }
     }
 
@@ -344,7 +344,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.stats.udp_rate_limited.increment();
         if self.warnings.limited.begins(now) {
             warn!(
-                "{peer} asks for more than one source may have (`udp_rate`): further datagrams are dropped"
+                "{peer} has reached the limit for one source (`udp_rate`): what it sends beyond that is not answered"
             );
         }
     }
@@ -432,7 +432,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                     if call.segment.is_some() =>
                 {
                     debug!(
-                        "{} gets its datagrams one by one: {error}",
+                        "datagrams to {} are sent one by one from here on: {error}",
                         Peer::from(call.route.peer)
                     );
                     self.unjoinable.remember(&call.route, now);
@@ -467,7 +467,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.stats.udp_dropped.add(call.count as u64);
         if self.warnings.stuck.begins(now) {
             warn!(
-                "the send buffer is full of datagrams that do not leave: answers that find no room are dropped"
+                "the send buffer is full, since the network does not take datagrams: answers without room in it are dropped"
             );
         }
         self.queue.advance(call);
@@ -479,9 +479,9 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         let peer = Peer::from(call.route.peer);
         if self.warnings.sending.begins(now) {
             let hint = if error == Errno::EPERM { " (a packet filter?)" } else { "" };
-            warn!("{peer} cannot be answered: {error}{hint}; further errors are only counted");
+            warn!("cannot answer {peer}: {error}{hint}; further errors are counted");
         } else {
-            debug!("{peer} cannot be answered: {error}");
+            debug!("cannot answer {peer}: {error}");
         }
         self.queue.advance(call);
     }
