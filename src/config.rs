@@ -88,6 +88,9 @@ pub enum Design {
     #[default]
     EventLoop,
     /// A thread for each connection, and one for UDP.
+    ///
+    /// A connection's thread has a stack of 128 KiB instead of the usual 2 MiB, and the service runs on
+    /// it: one that needs more overflows it, which ends the process.
     Threaded,
     /// One client at a time, the others wait; and a thread for UDP.
     Iterative,

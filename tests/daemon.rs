@@ -473,7 +473,7 @@ fn run_out_of_descriptors(design: &str) {
     let daemon = Daemon::spawn(Command::new("sh").args(["-c", &script]));
     let clients: Vec<TcpStream> = (0..80).map(|_| daemon.connect()).collect();
     clients.iter().for_each(|mut client| client.write_all(b"hello").unwrap());
-    daemon.wait_for("new clients wait in the backlog");
+    daemon.wait_for("as many as the limit on open files allows; raise it");
     daemon.assert_sleeps();
     // They are served in the order in which they came, as those before them leave.
     for client in &clients {
@@ -485,6 +485,18 @@ fn run_out_of_descriptors(design: &str) {
     }
     let log = daemon.stop();
     assert!(!log.iter().any(|line| line.contains("backlog")), "one line per episode: {log:?}");
+}
+
+#[test]
+fn a_full_server_names_the_limit_that_it_was_given() {
+    for design in ["event-loop", "threaded"] {
+        let daemon = Daemon::start(&["--max-connections", "1", "--design", design]);
+        let first = daemon.connect();
+        assert_echo(&first);
+        let _second = daemon.connect();
+        daemon.wait_for("connections open: 1, as many as --max-connections allows; new");
+        daemon.signal(Signal::SIGTERM);
+    }
 }
 
 #[test]

@@ -101,7 +101,7 @@ struct LimitArgs {
     /// Close a connection when no bytes have moved for this time; 0 never does
     #[arg(long, value_name = "TIME", env = "EVECHO_IDLE_TIMEOUT", default_value = "0", value_parser = units::duration)]
     idle_timeout: Duration,
-    /// Longest time from SIGTERM or SIGINT to the exit; a second signal ends at once
+    /// Longest time from SIGTERM, SIGINT or SIGHUP to the exit; a second signal ends at once
     ///
     /// Until then connections may finish. In the last quarter of the time (at most 2 s) the server closes
     /// its side of those that are still open.

@@ -153,18 +153,14 @@ impl Admission {
     /// Accept stops with so many connections open: there may be no more.
     pub(super) fn pause_full(&mut self, open: usize, now: Moment) {
         if self.pause(now) {
-            let limit = match self.set_by {
-                MaxSetBy::Config => "`max_connections`",
-                MaxSetBy::OpenFiles => {
-                    "the limit on open files allows no more: raise it, as with ulimit -n"
-                }
-                MaxSetBy::Threads => {
-                    "the system has no mappings for more threads: raise vm.max_map_count"
-                }
+            let (limit, advice) = match self.set_by {
+                MaxSetBy::Config => ("`max_connections`", ""),
+                MaxSetBy::OpenFiles => ("the limit on open files", "; raise it, as with ulimit -n"),
+                MaxSetBy::Threads => ("the limit on mappings", "; raise vm.max_map_count"),
                 MaxSetBy::Design => return,
             };
             warn!(
-                "all {open} connections are in use ({limit}): new clients wait in the backlog until one leaves"
+                "connections open: {open}, as many as {limit} allows{advice}; new clients wait in the backlog until one leaves"
             );
         }
     }

@@ -418,7 +418,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
         self.admission.leave(connection.peer());
         self.admission.incidents().end(connection.peer(), reason, now);
         connection.end(reason, &self.memory, now);
-        // Of what counts as closed, nothing is left.
+        // Counted last: a connection that counts as closed is gone, with all that it held.
         reason.counter(&self.stats).increment();
         // Its descriptor and its slot are free with it.
         self.acceptor.pause = None;

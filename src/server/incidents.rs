@@ -77,7 +77,7 @@ impl Incidents {
             CloseReason::NoRoom => {
                 self.report(now);
                 if self.no_room.begins(peer, (), now) {
-                    warn!("{peer} closed {reason} (max_buffered); further ones are counted");
+                    warn!("{peer} closed {reason} (`max_buffered`); further ones are counted");
                 }
             }
             _ => {}
@@ -120,7 +120,7 @@ impl Incidents {
         }
         if let Some((times, peer, ())) = self.no_room.over(now) {
             warn!(
-                "{} connections were closed, since no room was left for what they needed (max_buffered); the latest was {peer}",
+                "{} connections were closed, since no room was left for what they needed (`max_buffered`); the latest was {peer}",
                 units::grouped(times)
             );
         }

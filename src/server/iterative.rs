@@ -1,15 +1,14 @@
 //! The iterative server: one client at a time, from its first byte to its last, then the next one.
 //!
 //! It is the first server of every textbook, and for short exchanges it is not even slow: no thread to
-//! start, nothing to choose between, one buffer that stays warm. All it needs is the two lines of
-//! [`serve`].
+//! start, nothing to choose between, one buffer that stays warm. All it needs is the loop in [`serve`].
 //!
-//! Where it ends: with the second client. Whoever comes while another is served waits in the backlog,
-//! connected as far as it can tell, since the kernel shakes hands without us; what it sends is taken
-//! by its socket's buffer and answered by nobody. One client that stays and says nothing stops the
-//! service for all others (an idle timeout puts a limit to that); two that wait for each other's echo
-//! never finish. When the backlog is full as well, the kernel drops what still comes, and connecting
-//! takes seconds. And since it looks at one stream alone, even UDP needs a thread beside it.
+//! Where it ends: with the second client. Whoever comes while another is served waits in the backlog:
+//! the kernel has connected it, the server has not accepted it yet. What it sends waits in the buffer
+//! of its socket. One client that stays and says nothing stops the service for all others, unless there
+//! is an idle timeout; two that wait for each other's echo never finish. When the backlog is full as
+//! well, the kernel drops what still comes, and connecting takes seconds. And since it looks at one
+//! stream alone, even UDP needs a thread beside it.
 
 use std::io;
 

@@ -152,8 +152,9 @@ impl Server {
         self.control.handle()
     }
 
-    /// Serves with the service that the config names, until a handle (or a signal, where the config
-    /// says so) stops it.
+    /// Serves with the service that the config names, on this thread, until a [`Handle`] stops it, or
+    /// a signal where [`Config::signals`] says so. When it returns the sockets are closed, its threads
+    /// have ended, and the signals are the process's again.
     ///
     /// # Errors
     ///
@@ -171,6 +172,11 @@ impl Server {
     /// # Errors
     ///
     /// As [`run`](Server::run).
+    ///
+    /// # Panics
+    ///
+    /// Where `clone` panics. A panic of a service is none of the server's: it ends that conversation,
+    /// and is logged and counted.
     pub fn run_with<V: Service + Clone + Send + 'static>(self, service: V) -> Result<(), Error> {
         self.run_each(move || service.clone())
     }
@@ -181,6 +187,11 @@ impl Server {
     /// # Errors
     ///
     /// As [`run`](Server::run).
+    ///
+    /// # Panics
+    ///
+    /// Where `make` panics. A panic of a service is none of the server's: it ends that conversation,
+    /// and is logged and counted.
     pub fn run_each<V, F>(self, make: F) -> Result<(), Error>
     where
         V: Service + 'static,

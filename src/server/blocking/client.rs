@@ -10,7 +10,7 @@ use crate::protocol::{Scratch, Service, Session};
 use crate::server::connection::{self, CloseReason, Connection, Readiness, Turn};
 use crate::server::memory::{CHUNK, Memory};
 
-/// The room for the reads of a connection, at first. It doubles when a read fills it, up to what the
+/// The room for the reads of a connection, in bytes, at first. It doubles when a read fills it, up to what the
 /// event loop has, as long as there is memory for it: that is what a thread per client costs most of,
 /// and most clients say little.
 const FIRST_ROOM: usize = 4 << 10;
@@ -21,7 +21,7 @@ pub(in crate::server) struct Client<'a> {
     slot: Slot<'a>,
 }
 
-/// Everything at once: who blocks finds out by waiting.
+/// Everything at once: a read or write that is not ready waits.
 const READY: Readiness = Readiness { readable: true, writable: true, closed: true };
 
 impl<'a> Client<'a> {
@@ -56,7 +56,7 @@ impl<'a> Client<'a> {
         clients.note_held();
         clients.ended(self.slot.peer, reason);
         drop(self);
-        // Of what counts as closed, nothing is left.
+        // Counted last: a connection that counts as closed is gone, with all that it held.
         reason.counter(&clients.stats).increment();
     }
 

@@ -115,6 +115,11 @@ impl Report {
 
 impl Drop for Report {
     fn drop(&mut self) {
+        if thread::panicking()
+            && let Some(failures) = &self.failures
+        {
+            let _ = failures.send(io::Error::other("a thread of the server panicked"));
+        }
         self.failures = None;
         self.handle.wake();
     }
@@ -130,8 +135,8 @@ struct Controller<'a> {
 }
 
 impl Controller<'_> {
-    /// Waits until all threads have ended, or shall be waited for no longer. When the pipe is closed,
-    /// its other end polls as hung up, for everyone, for good.
+    /// Waits until all threads have ended, or are not to be waited for any longer. Closing the pipe
+    /// wakes every thread that polls its other end, now and later.
     fn run(mut self, open_until_stop: PipeWriter, drain_timeout: Duration) -> io::Result<()> {
         while self.control.stop() == Stop::No {
             self.wait(self.clients.clock().now() + REPORT_GAP)?;
