@@ -137,7 +137,7 @@ fn the_numbers_of_a_summary_fit_together() {
     let of = |name: &str| times[&format!("{name}_ns")].as_u64().unwrap();
     let order = ["min", "p50", "p90", "p99", "max"].map(of);
     assert!(order.is_sorted() && order[0] > 0, "{order:?}");
-    assert!((of("min")..=of("max")).contains(&of("avg")));
+    assert!((of("min")..=of("max")).contains(&of("mean")));
     let mut each: Vec<u64> = lines
         .iter()
         .filter(|line| line["kind"] == "echo")
@@ -559,7 +559,9 @@ fn with_a_deadline_the_count_is_of_what_is_answered() {
     let (outcome, lines) = ping(&address, &flags);
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     let summary = lines.last().unwrap();
-    assert!(summary["received"] == 2 && summary["sent"].as_u64() >= Some(5), "{summary}");
+    // One that was on its way may come with the second.
+    let [received, sent] = ["received", "sent"].map(|name| summary[name].as_u64());
+    assert!(received >= Some(2) && sent >= Some(5), "{summary}");
     let half = udp_answers(|number, message| match number {
         1 => vec![message.to_vec()],
         _ => Vec::new(),

@@ -390,8 +390,10 @@ fn describe_summary(summary: &Summary, elapsed: Duration) -> String {
     }
     text += &format!(", in {} ms", elapsed.as_millis());
     if let Some(times) = &summary.times {
-        let [min, avg, max, mdev] = [times.min, times.avg, times.max, times.mdev].map(milliseconds);
-        let [p50, p90, p99] = [times.p50, times.p90, times.p99].map(milliseconds);
+        let latency = &times.latency;
+        let [min, avg, mdev] = [latency.min, latency.mean, times.mdev].map(milliseconds);
+        let [p50, p90, p99, max] = [latency.p50, latency.p90, latency.p99, latency.max]
+            .map(|time| milliseconds(time.unwrap_or_default()));
         text += &format!("\nrtt min/avg/max/mdev = {min}/{avg}/{max}/{mdev} ms");
         text += &format!("\nrtt p50/p90/p99 = {p50}/{p90}/{p99} ms");
     }

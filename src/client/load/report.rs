@@ -149,7 +149,7 @@ pub struct Latency {
 impl Latency {
     /// Of the times that were measured, and messages that were never sent. Nothing when none was
     /// measured.
-    pub(super) fn of(times: &Histogram, unsent: u64) -> Option<Self> {
+    pub(in crate::client) fn of(times: &Histogram, unsent: u64) -> Option<Self> {
         let measured = times.count();
         let percentile = |share: f64| {
             let rank = ((measured + unsent) as f64 * share).ceil() as u64;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::message::Messages;
 use crate::client::histogram::{Histogram, nanoseconds};
+use crate::client::load::Latency;
 
 /// How many of the latest pings are remembered, to tell a late reply from a second one.
 const MEMORY: u64 = 1 << 16;
@@ -93,28 +94,14 @@ pub struct Summary {
 
 /// Round-trip times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Times {
-    /// The shortest.
-    #[serde(rename = "min_ns", serialize_with = "nanoseconds")]
-    pub min: Duration,
-    /// The mean.
-    #[serde(rename = "avg_ns", serialize_with = "nanoseconds")]
-    pub avg: Duration,
-    /// The longest.
-    #[serde(rename = "max_ns", serialize_with = "nanoseconds")]
-    pub max: Duration,
+    /// From the shortest to the longest: none of them is missing.
+    #[serde(flatten)]
+    pub latency: Latency,
     /// The standard deviation, as `ping(8)` has it.
     #[serde(rename = "mdev_ns", serialize_with = "nanoseconds")]
     pub mdev: Duration,
-    /// Half of them took no longer. Percentiles are exact to 0.1 %.
-    #[serde(rename = "p50_ns", serialize_with = "nanoseconds")]
-    pub p50: Duration,
-    /// Nine in ten took no longer.
-    #[serde(rename = "p90_ns", serialize_with = "nanoseconds")]
-    pub p90: Duration,
-    /// 99 in a hundred took no longer.
-    #[serde(rename = "p99_ns", serialize_with = "nanoseconds")]
-    pub p99: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -427,21 +414,23 @@ impl Stopwatch {
     }
 
     fn times(&self) -> Option<Times> {
-        let count = self.histogram.count();
-        if count == 0 {
-            return None;
-        }
-        let avg = self.sum / count as f64;
-        let variance = (self.sum_of_squares / count as f64 - avg * avg).max(0.0);
-        let percentile = |quantile| self.histogram.percentile(quantile).clamp(self.min, self.max);
+        let count = self.histogram.count() as f64;
+        let latency = Latency::of(&self.histogram, 0)?;
+        let mean = self.sum / count;
+        let variance = (self.sum_of_squares / count - mean * mean).max(0.0);
+        // The histogram rounds up; what is shortest and longest is known exactly.
+        let within = |time: Option<Duration>| time.map(|time| time.clamp(self.min, self.max));
         Some(Times {
-            min: self.min,
-            avg: Duration::from_secs_f64(avg).clamp(self.min, self.max),
-            max: self.max,
+            latency: Latency {
+                min: self.min,
+                mean: Duration::from_secs_f64(mean).clamp(self.min, self.max),
+                p50: within(latency.p50),
+                p90: within(latency.p90),
+                p99: within(latency.p99),
+                p999: within(latency.p999),
+                max: Some(self.max),
+            },
             mdev: Duration::from_secs_f64(variance.sqrt()),
-            p50: percentile(0.5),
-            p90: percentile(0.9),
-            p99: percentile(0.99),
         })
     }
 }
@@ -597,17 +586,17 @@ mod tests {
         for seq in 1..=100 {
             tracker.receive(&tracker.messages.reply(seq), now + MS * seq as u32);
         }
-        let times = tracker.summary().times.unwrap();
-        assert_eq!((times.min, times.max), (MS, 100 * MS));
+        let Times { latency, mdev } = tracker.summary().times.unwrap();
+        assert_eq!((latency.min, latency.max), (MS, Some(100 * MS)));
         let near = |time: Duration, ms: f64| {
             assert!((time.as_secs_f64() * 1e3 / ms - 1.0).abs() < 0.002, "{time:?} is not {ms} ms");
         };
-        near(times.avg, 50.5);
+        near(latency.mean, 50.5);
         // The standard deviation of 1 to n is the root of (n² - 1) / 12.
-        near(times.mdev, (9999.0_f64 / 12.0).sqrt());
-        near(times.p50, 50.0);
-        near(times.p90, 90.0);
-        near(times.p99, 99.0);
+        near(mdev, (9999.0_f64 / 12.0).sqrt());
+        near(latency.p50.unwrap(), 50.0);
+        near(latency.p90.unwrap(), 90.0);
+        near(latency.p99.unwrap(), 99.0);
     }
 
     /// What became of a ping.
