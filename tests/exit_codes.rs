@@ -126,6 +126,22 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
         ),
         ("evecho load", 2, USAGE, vec![("no bytes", run(&["load", address, "-s", "0"]))]),
         (
+            "evecho merge",
+            0,
+            "the same, in each of the reports",
+            vec![("twice the same", merge(&run(&["load", address, "-n", "100", "--json"])))],
+        ),
+        (
+            "evecho merge",
+            1,
+            "the same, in any of the reports; or one cannot be read",
+            vec![
+                ("a bad run", merge(&run(&["load", &refused, "-n", "1", "-c", "1", "--json"]))),
+                ("no file", run(&["merge", "/no/such/file"])),
+            ],
+        ),
+        ("evecho merge", 2, USAGE, vec![("no file named", run(&["merge"]))]),
+        (
             "evecho check",
             0,
             "no case failed",
@@ -179,6 +195,11 @@ fn taken_port() -> Outcome {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     run(&["--bind", "127.0.0.1", "--port", &port], b"")
+}
+
+/// Adds a report to itself, as two runs would have written it.
+fn merge(report: &Outcome) -> Outcome {
+    run(&["merge", "-"], &[&report.stdout[..], &report.stdout].concat())
 }
 
 fn compare(flags: &[&str]) -> Outcome {
