@@ -390,6 +390,17 @@ fn the_drain_timeout_ends_with_a_fin() {
 }
 
 #[test]
+fn how_many_were_cut_off_is_said() {
+    let mut daemon = Daemon::start(&["--drain-timeout", "50ms"]);
+    let clients = [daemon.connect(), daemon.connect()];
+    clients.iter().for_each(assert_echo);
+    daemon.signal(Signal::SIGTERM);
+    // They are asked to leave, and do not.
+    daemon.wait_for("2 connections were cut off");
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     let mut daemon = Daemon::start(&["--drain-timeout", "1h"]);
     let client = daemon.connect();
@@ -485,6 +496,40 @@ fn run_out_of_descriptors(design: &str) {
     }
     let log = daemon.stop();
     assert!(!log.iter().any(|line| line.contains("backlog")), "one line per episode: {log:?}");
+}
+
+/// Runs a program under a filter that forbids accept4(2): EPERM, every time.
+const WITHOUT_ACCEPT: &str = r#"
+import ctypes, os, platform, struct, sys
+number = {"x86_64": 288, "aarch64": 242}[platform.machine()]
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050000 | 1), (0x06, 0, 0, 0x7fff0000)]
+code = b"".join(struct.pack("HBBI", *instruction) for instruction in code)
+code = ctypes.create_string_buffer(code)
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+assert prctl(38, 1, 0, 0, 0) == 0 # PR_SET_NO_NEW_PRIVS
+assert prctl(22, 2, ctypes.byref(Filter(4, ctypes.addressof(code))), 0, 0) == 0 # PR_SET_SECCOMP
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn a_lasting_error_of_accept_makes_nobody_spin() {
+    if !Command::new("python3").arg("--version").output().is_ok_and(|run| run.status.success()) {
+        println!("skipped: python3 sets the filter");
+        return;
+    }
+    for design in ["event-loop", "threaded", "iterative"] {
+        let mut command = Command::new("python3");
+        command.args(["-c", WITHOUT_ACCEPT, env!("CARGO_BIN_EXE_evecho")]);
+        command.args(["--port", "0", "--bind", "127.0.0.1", "--design", design]);
+        let mut daemon = Daemon::spawn(&mut command);
+        let _client = daemon.connect();
+        daemon.wait_for("cannot accept with 0 connections open: Operation not permitted");
+        daemon.assert_sleeps();
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.wait().code(), Some(0));
+    }
 }
 
 #[test]
