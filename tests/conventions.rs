@@ -167,6 +167,16 @@ fn an_error_names_the_variable_that_the_value_came_from() {
             assert!(outcome.stderr.contains(&format!("'{flag} <")), "{}", outcome.stderr);
         }
     }
+    // What the library finds wrong, not the parser of flags.
+    for (name, value, code) in [
+        ("EVECHO_MAX_FRAME", "0", 2),
+        ("EVECHO_BUSY_POLL", "1h", 2),
+        ("EVECHO_BIND", "192.0.2.1", 1),
+    ] {
+        let outcome = Serving::start(&[], &[(name, value), ("EVECHO_PORT", "0")]).err().unwrap();
+        assert_eq!(outcome.code, Some(code), "{outcome:?}");
+        assert!(outcome.stderr.contains(name), "{name}: {}", outcome.stderr);
+    }
     let both = [("EVECHO_TCP_ONLY", "1"), ("EVECHO_UDP_ONLY", "1")];
     let outcome = Serving::start(&[], &both).err().unwrap();
     assert!(outcome.stderr.contains("EVECHO_TCP_ONLY and EVECHO_UDP_ONLY"), "{}", outcome.stderr);

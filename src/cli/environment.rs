@@ -12,6 +12,7 @@ use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 
 use super::Cli;
+use super::flags::with_flags;
 
 /// What the environment had for the server.
 #[derive(Debug, Default)]
@@ -29,6 +30,23 @@ impl Environment {
             true => variable(flag),
             false => format!("--{flag}"),
         }
+    }
+
+    /// The same text with variables where it has flags or fields that were set by them: `max_frame`
+    /// becomes EVECHO_MAX_FRAME.
+    pub(super) fn name_in(&self, text: &str) -> String {
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '-';
+        self.set.iter().fold(with_flags(text).into_owned(), |text, flag| {
+            let name = format!("--{flag}");
+            let mut pieces = text.split(&name);
+            let mut named = pieces.next().unwrap_or_default().to_owned();
+            for after in pieces {
+                let longer = after.starts_with(word);
+                named += &if longer { name.clone() } else { variable(flag) };
+                named += after;
+            }
+            named
+        })
     }
 }
 
@@ -124,4 +142,21 @@ fn from_environment(matches: &ArgMatches) -> Vec<String> {
         .filter(|id| matches.value_source(id) == Some(ValueSource::EnvVariable))
         .map(|id| id.replace('_', "-"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_from_a_variable_is_called_by_its_name() {
+        let set = vec!["max-frame".to_owned(), "udp".to_owned()];
+        let environment = Environment { ignored: Vec::new(), set };
+        assert_eq!(environment.name("udp"), "EVECHO_UDP");
+        assert_eq!(environment.name("port"), "--port");
+        assert_eq!(
+            environment.name_in("`max_frame` is 0; --udp is not --udp-rate, nor `port`"),
+            "EVECHO_MAX_FRAME is 0; EVECHO_UDP is not --udp-rate, nor --port"
+        );
+    }
 }

@@ -13,6 +13,7 @@ use evecho::{
 use log::{LevelFilter, warn};
 
 use super::environment::Environment;
+use super::output::sentence;
 use super::{CommandResult, units};
 
 /// The server's flags.
@@ -208,9 +209,10 @@ pub(crate) fn run(args: Args, environment: &Environment) -> CommandResult {
     let server = match Server::bind(config(args, environment)) {
         Ok(server) => server,
         Err(error @ Error::Config(_)) => {
-            super::usage(None, ErrorKind::ValueValidation, &error.to_string())
+            let sentence = environment.name_in(&error.to_string());
+            super::usage(None, ErrorKind::ValueValidation, &sentence)
         }
-        Err(error) => return Err(error.into()),
+        Err(error) => return Err(environment.name_in(&sentence(&error)).into()),
     };
     let ended = server.run();
     super::log::flush();
