@@ -45,6 +45,11 @@ impl Buffer {
         }
     }
 
+    /// The capacity of the largest buffer that takes no more than so many bytes.
+    pub(crate) fn capacity_in(room: usize) -> usize {
+        if room < SMALLEST_MAPPING { room } else { room - room % SMALLEST_MAPPING }
+    }
+
     /// Room for so many bytes: in a mapping, where one is wanted and worth it.
     pub(crate) fn with_capacity(capacity: usize, mapped: bool) -> Result<Buffer, NoMemory> {
         if mapped && capacity >= SMALLEST_MAPPING {
@@ -142,6 +147,9 @@ mod tests {
             assert_eq!(&buffer[..], head);
             buffer.extend(tail);
             assert_eq!(&buffer[..], &bytes[..]);
+        }
+        for (room, capacity) in [(0, 0), (4_095, 4_095), (4_096, 4_096), (9_000, 8_192)] {
+            assert_eq!(Buffer::capacity_in(room), capacity);
         }
         let mut grown = Buffer::default();
         for (capacity, mapped) in

@@ -129,8 +129,8 @@ impl std::error::Error for Panicked {}
 /// What the caller of a session lends it for an answer.
 struct Lent<'a, 'c> {
     input: &'a [u8],
-    /// The bytes by which the session may grow.
-    room: usize,
+    /// The bytes that the session may hold by the end of it.
+    limit: usize,
     scratch: &'a mut Scratch,
     context: &'c Context<'c>,
     /// The frame that is the whole answer.
@@ -140,12 +140,12 @@ struct Lent<'a, 'c> {
 impl<'a, 'c> Lent<'a, 'c> {
     fn new(
         input: &'a [u8],
-        room: usize,
+        limit: usize,
         scratch: &'a mut Scratch,
         context: &'c Context<'c>,
     ) -> Self {
         scratch.clear();
-        Lent { input, room, scratch, context, handed_over: None }
+        Lent { input, limit, scratch, context, handed_over: None }
     }
 
     /// The answer, put together.
@@ -188,7 +188,8 @@ impl<V: Service> Session<V> {
         context: &Context<'_>,
     ) -> Answer<'a> {
         debug_assert!(!self.is_pending(), "what came before is answered first");
-        let mut lent = Lent::new(input, room, scratch, context);
+        let limit = self.held().saturating_add(room);
+        let mut lent = Lent::new(input, limit, scratch, context);
         let mut at = 0;
         let mut verdict = self.answer_input(&mut at, &mut lent);
         if verdict == Verdict::Again
@@ -206,13 +207,14 @@ impl<V: Service> Session<V> {
         scratch: &'a mut Scratch,
         context: &Context<'_>,
     ) -> Answer<'a> {
+        let limit = self.held().saturating_add(room);
         let Some(Pending { owed, at_end, finished }) = self.take_pending() else {
             return Answer { bytes: Bytes::Borrowed(&[]), verdict: Verdict::Continue };
         };
         let held = self.held.get_or_insert_default();
         let (rest, mut at) = (std::mem::take(&mut held.rest), held.at);
         let is_frame = !held.frame.is_empty();
-        let mut lent = Lent::new(&rest, room, &mut *scratch, context);
+        let mut lent = Lent::new(&rest, limit, &mut *scratch, context);
         lent.scratch.owed = owed;
         let mut verdict = match (at_end, is_frame) {
             (true, _) => self.serve_end(&mut lent),
@@ -281,6 +283,7 @@ impl<V: Service> Session<V> {
                 Err(error) => return self.break_off(error, lent),
             };
             let length = end.unwrap_or(rest.len());
+            debug_assert!(length > 0, "no frame is empty, so that each round gets on");
             if is_split || end.is_none() {
                 if let Err(error) = self.grow_frame(&rest[..length], lent) {
                     return self.break_off(error, lent);
@@ -407,20 +410,18 @@ impl<V: Service> Session<V> {
 
     /// Puts more bytes to the frame that comes in pieces.
     fn grow_frame(&mut self, bytes: &[u8], lent: &Lent<'_, '_>) -> Result<(), FrameError> {
-        let before = self.held();
         let held = self.held.get_or_insert_default();
+        let others = size_of::<Held>() + held.rest.capacity();
         let most = self.protocol.most(&held.frame, bytes);
-        let room = before.saturating_add(lent.room);
-        let room = room.checked_sub(size_of::<Held>() + held.rest.capacity());
-        grow(&mut held.frame, bytes, most, room.ok_or(FrameError::NoRoom)?)
+        grow(&mut held.frame, bytes, most, lent.limit.checked_sub(others))
     }
 
     /// Keeps input that has to wait.
     fn keep(&mut self, rest: &[u8], lent: &Lent<'_, '_>) -> Result<(), FrameError> {
         let held = self.held.get_or_insert_default();
-        let room = lent.room.checked_sub(size_of::<Held>()).ok_or(FrameError::NoRoom)?;
+        let others = size_of::<Held>() + held.frame.capacity();
         held.at = 0;
-        grow(&mut held.rest, rest, rest.len(), room)
+        grow(&mut held.rest, rest, rest.len(), lent.limit.checked_sub(others))
     }
 
     /// The next step is [`resume`](Session::resume).
@@ -455,11 +456,12 @@ impl<V: Service> Session<V> {
 
 /// Appends `bytes`: doubles what `to` holds, but not beyond `most` nor the memory there is, which is
 /// `room` in all.
-fn grow(to: &mut Buffer, bytes: &[u8], most: usize, room: usize) -> Result<(), FrameError> {
+fn grow(to: &mut Buffer, bytes: &[u8], most: usize, room: Option<usize>) -> Result<(), FrameError> {
+    let room = room.ok_or(FrameError::NoRoom)?;
     let needed = to.len() + bytes.len();
     if needed > to.capacity() {
-        let doubled = needed.max(2 * to.capacity()).min(most.max(needed));
-        let capacity = if doubled <= room { doubled } else { needed };
+        // Growing by little again and again would be a copy each time.
+        let capacity = (2 * to.capacity()).min(most).min(Buffer::capacity_in(room)).max(needed);
         // Mapped, where that is worth it: it goes back to the system at once.
         if Buffer::size_for(capacity, true) > room || to.grow(capacity, true).is_err() {
             return Err(FrameError::NoRoom);
@@ -525,6 +527,227 @@ impl<'a> Iterator for Messages<'a> {
         match self.left.next()? {
             None => Some(self.input),
             Some(range) => Some(&self.joined[range.clone()]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::oracle::context;
+    use crate::protocol::{Echo, service_fn};
+
+    const MIB: usize = 1 << 20;
+
+    fn framed(framing: Framing) -> Protocol {
+        Protocol { framing, max_frame: 16 << 20, once: false }
+    }
+
+    /// The verdict on some input, with this room; and how many bytes are answered.
+    fn receive<V: Service>(
+        session: &mut Session<V>,
+        input: &[u8],
+        room: usize,
+    ) -> (Verdict, usize) {
+        let mut scratch = Scratch::default();
+        let answer = session.receive(input, room, &mut scratch, &context());
+        (answer.verdict, answer.bytes.len())
+    }
+
+    #[test]
+    fn a_frame_takes_memory_as_it_comes_and_no_more_than_it_needs() {
+        let length = 5 * MIB + 77;
+        let frame = [&(length as u32).to_be_bytes()[..], &vec![b'x'; length]].concat();
+        let mut session = Session::new(framed(Framing::LengthPrefixed), Echo);
+        let (mut came, mut most) = (0, 0);
+        for read in frame.chunks(10_000) {
+            let room = 2 * came + 20_000;
+            let (verdict, answered) = receive(&mut session, read, room);
+            came += read.len();
+            assert_eq!(verdict, Verdict::Continue);
+            assert_eq!(answered, if came == frame.len() { came } else { 0 });
+            let held = session.held();
+            assert!(held <= 2 * came + 8_192, "{held} bytes for {came}");
+            most = most.max(held);
+        }
+        assert!(most <= frame.len() + size_of::<Held>() + 4_096, "{most} bytes");
+        assert_eq!(session.held(), 0);
+    }
+
+    #[test]
+    fn a_frame_that_has_no_room_is_the_end_and_holds_nothing() {
+        for (framing, beginning, last_word) in
+            [(Framing::Lines, &b"abc"[..], 8), (Framing::LengthPrefixed, b"\0\0\x01\0abc", 12)]
+        {
+            let service = Told::default();
+            let mut session = Session::new(framed(framing), service);
+            let first = size_of::<Held>() + beginning.len();
+            assert_eq!(receive(&mut session, beginning, first), (Verdict::Continue, 0));
+            assert_eq!(session.held(), first, "{framing:?}");
+            // It grows by all of its room, which lasts for a while.
+            assert_eq!(receive(&mut session, b"d", 3), (Verdict::Continue, 0));
+            assert_eq!(receive(&mut session, b"e", 0), (Verdict::Continue, 0));
+            let no_room = Verdict::Broken(FrameError::NoRoom);
+            assert_eq!(
+                receive(&mut session, &[b'f'; 100], 50),
+                (no_room, last_word),
+                "{framing:?}"
+            );
+            assert_eq!((session.held(), session.service.0), (0, Some(FrameError::NoRoom)));
+        }
+        let mut session = Session::new(framed(Framing::Lines), Echo);
+        let no_room = Verdict::Broken(FrameError::NoRoom);
+        assert_eq!(receive(&mut session, b"a", size_of::<Held>()), (no_room, 0));
+        assert_eq!(receive(&mut session, b"a", size_of::<Held>() - 1), (no_room, 0));
+    }
+
+    /// Tells what it was told.
+    #[derive(Default)]
+    struct Told(Option<FrameError>);
+
+    impl Service for Told {
+        fn serve(&mut self, _: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+            replies.begin(3);
+            Flow::Again
+        }
+
+        fn broken(&mut self, error: FrameError, replies: &mut Replies<'_>, _: &Context<'_>) {
+            self.0 = Some(error);
+            replies.send(b"good bye");
+        }
+    }
+
+    #[test]
+    fn what_waits_needs_room_and_a_reply_that_was_begun_has_no_end() {
+        let input = b"one\ntwo\n";
+        let needed = size_of::<Held>() + input.len();
+        let mut session = Session::new(framed(Framing::Lines), Told::default());
+        assert_eq!(receive(&mut session, input, needed), (Verdict::Again, 0));
+        assert_eq!((session.held(), session.is_pending()), (needed, true));
+        let mut session = Session::new(framed(Framing::Lines), Told::default());
+        let no_room = Verdict::Broken(FrameError::NoRoom);
+        assert_eq!(receive(&mut session, input, needed - 1), (no_room, 0));
+        assert_eq!((session.held(), session.service.0), (0, None));
+    }
+
+    #[test]
+    fn a_frame_and_what_waits_behind_it_share_the_room() {
+        let mut session = Session::new(framed(Framing::Lines), Told::default());
+        let beginning = [b'a'; 1_000];
+        assert_eq!(receive(&mut session, &beginning, 2_000), (Verdict::Continue, 0));
+        let end = [&[b'a'; 400][..], b"\n", &[b'b'; 600]].concat();
+        let no_room = Verdict::Broken(FrameError::NoRoom);
+        assert_eq!(receive(&mut session, &end, 1_000), (no_room, 0));
+    }
+
+    #[test]
+    fn a_large_frame_that_is_echoed_alone_is_handed_over() {
+        let line = [&vec![b'x'; HANDED_OVER - 2][..], b"\n"].concat();
+        for (beginning, end, handed_over) in [
+            (&line[..], &line[..0], false),
+            (&line[1..9], &line[8..], false),
+            (&line[1..9], &line[7..], true),
+            (b"x", &[&line[..], b"next"].concat()[..], false),
+        ] {
+            let mut session = Session::new(framed(Framing::Lines), Echo);
+            let (mut scratch, mut all) = (Scratch::default(), Vec::new());
+            for read in [beginning, end] {
+                let answer = session.receive(read, usize::MAX, &mut scratch, &context());
+                assert_eq!(answer.verdict, Verdict::Continue);
+                let is_owned = matches!(answer.bytes, Bytes::Owned(_));
+                assert_eq!(is_owned, handed_over && read.len() > 8);
+                all.extend_from_slice(&answer.bytes);
+            }
+            let lines = [beginning, end].concat();
+            let whole = memchr::memrchr(b'\n', &lines).map_or(0, |at| at + 1);
+            assert!(all == lines[..whole], "{} of {whole}", all.len());
+        }
+        // Not alone: the service has more to say.
+        let talkative = service_fn(|_, replies, _| {
+            replies.echo();
+            replies.send(b"!");
+            Flow::Continue
+        });
+        let mut session = Session::new(framed(Framing::Lines), talkative);
+        assert_eq!(receive(&mut session, &line[1..9], usize::MAX), (Verdict::Continue, 0));
+        let verdict = receive(&mut session, &line, usize::MAX);
+        assert_eq!(verdict, (Verdict::Continue, line.len() + 8 + 1));
+    }
+
+    #[test]
+    fn a_service_may_greet_and_may_hang_up_at_once() {
+        struct Greeting(Flow);
+        impl Service for Greeting {
+            fn open(&mut self, replies: &mut Replies<'_>, context: &Context<'_>) -> Flow {
+                replies.echo();
+                replies.send(format!("hello {}", context.peer()).as_bytes());
+                self.0
+            }
+
+            fn serve(&mut self, _: Message<'_>, _: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+                unreachable!("nothing was sent")
+            }
+        }
+        for (flow, verdict) in [
+            (Flow::Continue, Verdict::Continue),
+            (Flow::Again, Verdict::Continue),
+            (Flow::Close, Verdict::Close),
+        ] {
+            let mut session = Session::new(framed(Framing::LengthPrefixed), Greeting(flow));
+            let mut scratch = Scratch::default();
+            let answer = session.open(&mut scratch, &context());
+            assert_eq!(&answer.bytes[..], b"\0\0\0\x11hello 192.0.2.1:9");
+            assert_eq!(answer.verdict, verdict);
+        }
+    }
+
+    #[test]
+    fn a_reply_that_is_not_what_it_was_begun_with_is_a_panic() {
+        let panics = |reply: fn(&mut Replies<'_>)| {
+            let service = service_fn(move |_, replies, _| {
+                reply(replies);
+                Flow::Continue
+            });
+            let mut session = Session::new(framed(Framing::Lines), service);
+            receive(&mut session, b"x\n", usize::MAX).0 == Verdict::Panicked
+        };
+        assert!(!panics(|replies| replies.begin(0)));
+        assert!(panics(|replies| replies.begin(1)));
+        assert!(panics(|replies| replies.push(b"a")));
+        for another in [
+            |replies: &mut Replies<'_>| replies.begin(0),
+            |replies: &mut Replies<'_>| replies.echo(),
+            |replies: &mut Replies<'_>| replies.send(b""),
+            |replies: &mut Replies<'_>| replies.send_with(|_| {}),
+        ] {
+            let mut session = Session::new(
+                framed(Framing::Lines),
+                service_fn(move |_, replies, _| {
+                    replies.begin(2);
+                    replies.push(b"a");
+                    another(replies);
+                    replies.push(b"b");
+                    Flow::Continue
+                }),
+            );
+            assert_eq!(receive(&mut session, b"x\n", usize::MAX).0, Verdict::Panicked);
+        }
+    }
+
+    #[test]
+    fn a_large_reply_leaves_nothing_behind() {
+        let mut scratch = Scratch::default();
+        let service = service_fn(|message, replies, _| {
+            replies.send_with(|reply| reply.resize(message.len() << 20, b'x'));
+            Flow::Continue
+        });
+        let mut session = Session::new(framed(Framing::Raw), service);
+        for (megabytes, kept) in [(3, 0), (1, MIB)] {
+            let input = vec![0; megabytes];
+            let answer = session.receive(&input, 0, &mut scratch, &context());
+            assert_eq!(answer.bytes.len(), megabytes * MIB);
+            scratch.trim();
+            assert_eq!(scratch.joined.capacity(), kept);
         }
     }
 }
