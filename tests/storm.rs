@@ -49,6 +49,10 @@ struct Storm<'a> {
 #[test]
 fn a_storm_of_clients_leaves_nothing_behind() {
     storms(config());
+    // As little memory as there may be: whoever behaves gets all its bytes all the same.
+    let mut little = config();
+    little.limits.max_buffered = evecho::config::MIN_MAX_BUFFERED;
+    storms(little);
     storms(config_with(|config| {
         config.protocol.framing = Framing::Lines;
         config.protocol.max_frame = MAX_FRAME;
@@ -58,6 +62,7 @@ fn a_storm_of_clients_leaves_nothing_behind() {
 
 fn storms(config: Config) {
     let framed = config.protocol.framing == Framing::Lines;
+    let max_buffered = config.limits.max_buffered;
     let server = TestServer::start(config);
     let datagrams = Mutex::new(udp(server.address()));
     let done = Done::default();
@@ -75,12 +80,20 @@ fn storms(config: Config) {
     let mut allocated = None;
     for round in 0..3 {
         thread::scope(|scope| {
-            for index in 0..THREADS {
+            let rage = |index| {
                 let mut storm = storm(1 + round * THREADS + index);
-                scope.spawn(move || storm.rage());
+                scope.spawn(move || storm.rage())
+            };
+            let raging: Vec<_> = (0..THREADS).map(rage).collect();
+            // What all of them hold together is bounded, at any time.
+            while raging.iter().any(|storm| !storm.is_finished()) {
+                let held = server.stats().buffered;
+                assert!(held <= max_buffered, "{held} bytes held");
+                thread::yield_now();
             }
         });
         wait_until("all are gone", || server.stats().open() == 1);
+        assert_eq!(server.stats().buffered, 0);
         // A connection is counted as closed a moment before its descriptor is.
         wait_until("no descriptor is left over", || open_files() == descriptors);
         // The first storm takes what the later ones use again.
@@ -97,7 +110,11 @@ fn storms(config: Config) {
     assert_eq!((stats.udp_received, stats.udp_answered), (datagrams, datagrams), "{stats}");
     assert_eq!(stats.closed_by_frame_error, counted(&done.frame_errors), "{stats}");
     assert!(stats.closed_by_reset <= counted(&done.resets), "{stats}");
-    let others = stats.closed_by_error + stats.closed_idle + stats.accept_errors + stats.udp_errors;
+    let others = stats.closed_for_memory
+        + stats.closed_by_error
+        + stats.closed_idle
+        + stats.accept_errors
+        + stats.udp_errors;
     assert_eq!(others, 0, "{stats}");
 }
 

@@ -199,6 +199,11 @@ impl Scratch {
         }
     }
 
+    /// The bytes of memory that it holds.
+    pub fn held(&self) -> usize {
+        self.reply.capacity() + self.joined.capacity()
+    }
+
     pub(super) fn check_complete(&self) {
         assert!(self.owed == 0, "a reply lacks {} of the bytes it was begun with", self.owed);
     }

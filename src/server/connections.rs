@@ -134,13 +134,13 @@ impl<L: Listener, V: Service> Connections<L, V> {
             acceptor: Acceptor { listeners, pause: None, first: 0 },
             slab: Slab::new(),
             admission: Admission::new(&rules, Arc::clone(&stats)),
-            stats,
             last_generation: 0,
             ready: ReadyQueues::default(),
             sweep_at: None,
             draining: None,
             traffic: Traffic::default(),
-            memory: Arc::new(Memory::new(rules.max_buffered)),
+            memory: Arc::new(Memory::new(rules.max_buffered, Arc::clone(&stats))),
+            stats,
             room: vec![0; CHUNK].into_boxed_slice(),
             batch: Vec::with_capacity(BATCH),
             scratch: Scratch::default(),
@@ -204,8 +204,8 @@ impl<L: Listener, V: Service> Connections<L, V> {
                 }
             }
         }
+        self.scratch.trim();
         std::mem::take(&mut self.traffic).count(&self.stats);
-        self.stats.buffered.store(self.memory.held(), Ordering::Relaxed);
         self.stats.accept_paused.store(self.acceptor.pause.is_some(), Ordering::Relaxed);
     }
 

@@ -9,11 +9,12 @@ use std::cmp::Ordering::{Equal, Greater, Less};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
 
 use crate::buffer::Buffer;
+use crate::stats::Stats;
 
 /// The most that one turn reads, whatever is free.
 pub(crate) const CHUNK: usize = 256 << 10;
@@ -31,7 +32,8 @@ const LEAST: usize = 64 << 10;
 #[derive(Debug)]
 pub(crate) struct Memory {
     limit: usize,
-    held: AtomicUsize,
+    /// [`Stats::buffered`] is what is held.
+    stats: Arc<Stats>,
 }
 
 /// There is no room left, of ours or in the system.
@@ -39,14 +41,14 @@ pub(crate) struct Memory {
 pub(crate) struct NoRoom;
 
 impl Memory {
-    pub(crate) fn new(limit: usize) -> Self {
-        Memory { limit, held: AtomicUsize::new(0) }
+    pub(crate) fn new(limit: usize, stats: Arc<Stats>) -> Self {
+        Memory { limit, stats }
     }
 
     /// How many bytes are held.
     pub(crate) fn held(&self) -> usize {
         // No order is promised with anything else.
-        self.held.load(Ordering::Relaxed)
+        self.stats.buffered.load(Ordering::Relaxed)
     }
 
     /// How many bytes are free.
@@ -82,7 +84,7 @@ impl Memory {
     /// Takes so many bytes, if they are free.
     pub(crate) fn take(&self, bytes: usize) -> Result<(), NoRoom> {
         let more = |held: usize| held.checked_add(bytes).filter(|&held| held <= self.limit);
-        let taken = self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        let taken = self.stats.buffered.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
         taken.map(drop).map_err(|_| NoRoom)
     }
 
@@ -90,8 +92,8 @@ impl Memory {
     pub(crate) fn adjust(&self, before: usize, after: usize) {
         match after.cmp(&before) {
             Equal => {}
-            Greater => _ = self.held.fetch_add(after - before, Ordering::Relaxed),
-            Less => _ = self.held.fetch_sub(before - after, Ordering::Relaxed),
+            Greater => _ = self.stats.buffered.fetch_add(after - before, Ordering::Relaxed),
+            Less => _ = self.stats.buffered.fetch_sub(before - after, Ordering::Relaxed),
         }
     }
 }
@@ -177,9 +179,13 @@ mod tests {
 
     const LIMIT: usize = 64 << 20;
 
+    fn memory(limit: usize) -> Arc<Memory> {
+        Arc::new(Memory::new(limit, Arc::default()))
+    }
+
     #[test]
     fn what_is_held_is_counted_and_given_back() {
-        let memory = Arc::new(Memory::new(10));
+        let memory = memory(10);
         let held = Held::copy(b"123456", &memory).unwrap();
         assert_eq!((&held[..], memory.held(), memory.free()), (&b"123456"[..], 6, 4));
         assert_eq!(Held::copy(b"12345", &memory).unwrap_err(), NoRoom);
@@ -192,7 +198,7 @@ mod tests {
 
     #[test]
     fn reads_get_smaller_and_never_use_up_what_is_left() {
-        let memory = Arc::new(Memory::new(LIMIT));
+        let memory = memory(LIMIT);
         assert_eq!(memory.read_room(10_000), CHUNK);
         // Nobody of them reads, and each answer is as large as any can be.
         for open in 1..=10_000 {
@@ -205,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_small_limit_keeps_its_promises_too() {
-        let memory = Memory::new(1 << 20);
+        let memory = memory(1 << 20);
         for open in 1..=1_000 {
             assert!(memory.take(3 * memory.read_room(open)).is_ok(), "{open}");
         }
@@ -220,7 +226,7 @@ mod tests {
 
     #[test]
     fn what_grows_leaves_room_for_others() {
-        let memory = Memory::new(LIMIT);
+        let memory = memory(LIMIT);
         for _ in 0..20 {
             assert!(memory.take(memory.growth()).is_ok());
         }
@@ -232,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_burst_does_not_stay_on_the_heap() {
-        let memory = Arc::new(Memory::new(LIMIT));
+        let memory = memory(LIMIT);
         let piece = vec![b'x'; 20_000];
         let held: Vec<Held> = (0..1_000).map(|_| Held::copy(&piece, &memory).unwrap()).collect();
         let on_the_heap = held.iter().filter(|held| matches!(held.bytes, Buffer::Heap(_)));

@@ -36,10 +36,10 @@ impl<'a> Client<'a> {
         let stream = Waiting { client: &self, fin_sent: false };
         let mut connection =
             Connection::new(stream, 0, self.slot.peer, session, clients.clock().now());
-        let (mut room, mut scratch) = (vec![0; FIRST_ROOM], Scratch::default());
+        let mut work = Workspace::new(&clients.memory);
         let mut turn = clients.rules.idle_timeout.map_or(Ok(()), |time| self.allow(time));
         if turn.is_ok() {
-            turn = connection.open(&mut scratch, &clients.memory, clients.clock().now());
+            turn = connection.open(&mut work.scratch, &clients.memory, clients.clock().now());
             connection.traffic().count(&clients.stats);
         }
         let reason = loop {
@@ -47,13 +47,12 @@ impl<'a> Client<'a> {
                 break reason;
             }
             let before = connection.traffic();
-            turn = self.turn(&mut connection, &mut room, &mut scratch);
+            turn = self.turn(&mut connection, &mut work);
+            work.count();
             (connection.traffic() - before).count(&clients.stats);
-            clients.note_held();
         };
         connection.end(reason, &clients.memory, clients.clock().now());
-        clients.memory.adjust(room.len() - FIRST_ROOM, 0);
-        clients.note_held();
+        drop(work);
         clients.ended(self.slot.peer, reason);
         drop(self);
         // Counted last: a connection that counts as closed is gone, with all that it held.
@@ -64,19 +63,19 @@ impl<'a> Client<'a> {
     fn turn<V: Service>(
         &self,
         connection: &mut Connection<Waiting<'_>, V>,
-        room: &mut Vec<u8>,
-        scratch: &mut Scratch,
+        work: &mut Workspace<'_>,
     ) -> Turn {
         let clients = self.slot.clients;
+        let (memory, clock) = (&clients.memory, clients.clock());
         connection.hint(READY);
-        let read =
-            connection.receive(room, scratch, &clients.memory, None, clients.clock().now())?;
-        let now = clients.clock().now();
+        let Workspace { room, scratch, .. } = work;
+        let read = connection.receive(room, scratch, memory, None, clock.now())?;
+        let now = clock.now();
         if read > 0 {
-            connection.answer(&room[..read], scratch, &clients.memory, now)?;
+            connection.answer(&room[..read], scratch, memory, now)?;
         }
         if read == room.len() && read < CHUNK {
-            double(room, &clients.memory);
+            work.double_room();
         }
         let closing = connection.deadline(None).is_some();
         if !connection.can_act() {
@@ -107,14 +106,43 @@ impl<'a> Client<'a> {
     }
 }
 
-/// Doubles the room, if there is memory for that.
-fn double(room: &mut Vec<u8>, memory: &Memory) {
-    let more = room.len();
-    if memory.take(more).is_ok() {
-        match room.try_reserve_exact(more) {
-            Ok(()) => room.resize(2 * more, 0),
-            Err(_) => memory.adjust(more, 0),
+/// What the thread of a client works with. Beyond the first room it counts as memory that is held.
+struct Workspace<'a> {
+    room: Vec<u8>,
+    scratch: Scratch,
+    memory: &'a Memory,
+    counted: usize,
+}
+
+impl<'a> Workspace<'a> {
+    fn new(memory: &'a Memory) -> Self {
+        Workspace { room: vec![0; FIRST_ROOM], scratch: Scratch::default(), memory, counted: 0 }
+    }
+
+    /// Doubles the room for reads, if there is memory for that.
+    fn double_room(&mut self) {
+        let more = self.room.len();
+        if more <= self.memory.growth() && self.room.try_reserve_exact(more).is_ok() {
+            self.room.resize(2 * more, 0);
         }
+    }
+
+    /// Counts what it has become. Where nothing is free it goes back to what it was at first.
+    fn count(&mut self) {
+        if self.memory.free() == 0 {
+            self.room.truncate(FIRST_ROOM);
+            self.room.shrink_to_fit();
+            self.scratch = Scratch::default();
+        }
+        let counted = self.room.capacity() - FIRST_ROOM + self.scratch.held();
+        self.memory.adjust(self.counted, counted);
+        self.counted = counted;
+    }
+}
+
+impl Drop for Workspace<'_> {
+    fn drop(&mut self) {
+        self.memory.adjust(self.counted, 0);
     }
 }
 

@@ -59,8 +59,8 @@ impl Clients {
         };
         Clients {
             rules,
+            memory: Arc::new(Memory::new(rules.max_buffered, Arc::clone(&stats))),
             stats,
-            memory: Arc::new(Memory::new(rules.max_buffered)),
             clock: Clock::start(),
             phase: AtomicU8::new(Phase::Serving as u8),
             slots: Mutex::new(slots),
@@ -101,11 +101,6 @@ impl Clients {
     pub(super) fn report(&self) {
         let now = if self.phase() == Phase::Over { Moment::LAST } else { self.clock.now() };
         self.lock().admission.incidents().report(now);
-    }
-
-    /// Shows outside how much is held.
-    pub(super) fn note_held(&self) {
-        self.stats.buffered.store(self.memory.held(), Ordering::Relaxed);
     }
 
     /// Waits until there is a slot for a client; false when there is to be none any more.

@@ -102,7 +102,7 @@ fn bench<V: Service>(protocol: Protocol, service: V) -> Bench<V> {
     let (now, peer) = (Moment::default() + SECOND, SocketAddr::from(([192, 0, 2, 1], 5)));
     let session = Session::new(protocol, service);
     let connection = Connection::new(script.clone(), 1, peer.into(), session, now);
-    Bench { connection, script, memory: Arc::new(Memory::new(LIMIT)), now }
+    Bench { connection, script, memory: Arc::new(Memory::new(LIMIT, Arc::default())), now }
 }
 
 impl<V: Service> Bench<V> {
