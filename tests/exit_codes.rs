@@ -168,7 +168,7 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
         (
             "evecho compare",
             1,
-            "it could not start, or its results could not be written",
+            "it could not start, was stopped, or its results could not be written",
             vec![("no directory", compare(&["--output", "/dev/null/results"]))],
         ),
         ("evecho compare", 2, USAGE, vec![("no connections", run(&["compare", "-c", "0"]))]),

@@ -24,14 +24,14 @@ use super::{CommandResult, cancel_at_signals, supervise, units, usage};
 /// Compare echo servers under the same load: the three designs of evecho, and any others
 ///
 /// Each server is started on loopback, loaded and ended, in several rounds in which all take turns,
-/// and every byte that it answers is verified. The table gives for each the messages per second, how
-/// long half of them and 99 % of them took at most, and what the server used for them.
+/// and every byte that comes back is verified. The table has the messages per second, the median (p50)
+/// and p99 of the latency, and what each server used: CPU, switches between threads, memory.
 ///
-/// A server that dies, answers wrong bytes or leaves clients without an answer has that in its row,
-/// and the rest goes on. Ctrl-C ends the comparison and prints what was measured so far.
+/// When a server dies, answers wrong bytes or leaves clients without an answer, its row says so, and
+/// the comparison goes on. Ctrl-C ends it and prints what was measured so far.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Designs of evecho that take part
+    /// Designs of evecho to compare
     #[arg(
         long,
         value_enum,
@@ -39,26 +39,26 @@ pub(crate) struct Args {
         default_value = "event-loop,threaded,iterative"
     )]
     design: Vec<DesignArg>,
-    /// Another echo server that takes part, like socat='socat TCP-LISTEN:{port},fork PIPE'; may be
+    /// Another echo server to compare, like socat='socat TCP-LISTEN:{port},fork PIPE'; may be
     /// given several times
     #[arg(long, value_name = "NAME=COMMAND", value_parser = peer)]
     peer: Vec<Contender>,
-    /// Connections that stay: one measurement for each number
+    /// How many lasting connections: one measurement for each number
     #[arg(short, long, value_name = "NUMBER,...", value_delimiter = ',', default_value = "1,10,100,1000", value_parser = clap::value_parser!(u32).range(1..))]
     connections: Vec<u32>,
     /// Bytes in each message
     #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = units::size)]
     size: u64,
-    /// Messages in flight on each connection that stays
+    /// Messages in flight on each lasting connection
     #[arg(short, long, value_name = "NUMBER", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
     depth: u16,
-    /// Rounds in which all take turns
+    /// How many rounds; in each of them the servers take turns
     #[arg(short, long, value_name = "NUMBER", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Measure each server for this time in each round
     #[arg(short, long, value_name = "TIME", default_value = "400ms", value_parser = units::timeout)]
     time: Duration,
-    /// Leave out what comes after --connections: a slow client, idle ones, short connections
+    /// Leave out the other measurements: with a slow client, idle clients, short connections
     #[arg(long)]
     no_scenes: bool,
     /// How long a reply, or the start of a server, may take
@@ -268,16 +268,16 @@ fn heading(report: &Report) -> String {
         report.version,
         "",
         "messages",
-        "half",
-        "99 %",
+        "p50",
+        "p99",
         "CPU per",
         "switches",
         "",
         "resident",
         "",
         "per second",
-        "within",
-        "within",
+        "",
+        "",
         "message",
         "/message",
         "threads",
@@ -342,5 +342,5 @@ fn orders(report: &Report) -> String {
     if text.is_empty() {
         return text;
     }
-    format!("\nMessages per second, where > is in every round and ≈ is not:\n{text}")
+    format!("\nMessages per second (>: more in every round; ≈: not clearly more):\n{text}")
 }

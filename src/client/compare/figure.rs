@@ -57,7 +57,7 @@ pub fn svg(report: &Report) -> Option<String> {
             label: short_number,
         },
         Panel {
-            title: "Latency: median, and 99 % (dashed)",
+            title: "Latency: p50, and p99 (dashed)",
             left: PANELS[1],
             across,
             up: Axis::logarithmic(latencies)?,

@@ -124,41 +124,38 @@ impl Config {
         let udp = self.transport == Transport::Udp;
         let rules = [
             (self.connections == 0, "at least one connection is needed"),
-            (self.size == 0, "a message has at least one byte"),
-            (self.size > 1 << 30, "a message has at most 1 GiB"),
+            (self.size == 0, "the size must be at least 1 byte"),
+            (self.size > 1 << 30, "the size must be at most 1 GiB"),
             (
                 udp && !(datagram::HEADER..=MAX_DATAGRAM).contains(&self.size),
-                "a UDP message has 16 bytes (for the sequence number) to 65507",
+                "over UDP the size must be from 16 bytes, for the sequence number, to 65507",
             ),
-            (self.depth == 0, "at least one message has to be in flight"),
-            (
-                self.depth > 1 && self.mode != Mode::PingPong,
-                "a depth belongs to ping-pong: the other modes know none",
-            ),
-            (udp && self.mode != Mode::PingPong, "over UDP there is only ping-pong"),
+            (self.depth == 0, "the depth must be at least 1 message in flight"),
+            (self.depth > 1 && self.mode != Mode::PingPong, "a depth over 1 is for ping-pong only"),
+            (udp && self.mode != Mode::PingPong, "over UDP the mode must be ping-pong"),
             (
                 self.rate.is_some() && matches!(self.mode, Mode::Stream | Mode::Idle),
-                "a rate belongs to ping-pong and churn: the other modes know none",
+                "a rate is for ping-pong and churn only",
             ),
             (
                 self.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)),
-                "a rate is more than nothing",
+                "the rate must be above 0",
             ),
             (self.length == Length::Messages(0), "at least one message is needed"),
-            (self.length == Length::Time(Duration::ZERO), "the run needs some time"),
+            (self.length == Length::Time(Duration::ZERO), "the time must be above 0"),
             (
                 self.mode == Mode::Idle && !matches!(self.length, Length::Time(_)),
-                "idle connections need a time to be silent, not a number of messages",
+                "idle mode needs a time in which connections are silent, not a number of messages",
             ),
             (
                 !(1..=self.connections).contains(&self.threads),
-                "there are as many threads as connections at most, and at least one",
+                "the number of threads must be from 1 to the number of connections",
             ),
-            (self.every < SHORTEST_INTERVAL, "an interval has at least 10 ms"),
-            (self.timeout.is_zero(), "a reply needs some time: the timeout cannot be zero"),
+            (self.every < SHORTEST_INTERVAL, "an interval must be at least 10 ms"),
+            (self.timeout.is_zero(), "the timeout must be above 0"),
             (
                 self.sources.iter().any(|source| source.is_ipv4() != self.address.is_ipv4()),
-                "source addresses are of the same family (IPv4 or IPv6) as the server's address",
+                "source addresses must be of the same family (IPv4 or IPv6) as the server's address",
             ),
         ];
         rules.iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, rule)| Err(Invalid(rule)))
