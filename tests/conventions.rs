@@ -278,3 +278,41 @@ fn a_source_address_of_another_machine_is_told() {
     let sentence = "evecho: --from 192.0.2.1: this machine has no such address\n";
     assert_eq!((outcome.code, &*outcome.stderr), (Some(1), sentence));
 }
+
+/// Waits until a process has a handler for a signal.
+fn wait_for_handler(pid: Pid, signal: Signal) {
+    let path = format!("/proc/{pid}/status");
+    let catches = || {
+        let status = std::fs::read_to_string(&path).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+        u64::from_str_radix(caught.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1
+    };
+    let start = Instant::now();
+    while !catches() {
+        assert!(start.elapsed() < tool::DEADLINE, "{pid} does not catch {signal}");
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_signal_that_is_meant_for_servers_ends_no_client() {
+    let (silent, _server) = tcp_session(|stream| stream);
+    let server = Server::evecho(&[]);
+    for (args, ends_by) in [
+        (&["send", &server.address, "--raw"][..], None),
+        (&["ping", &silent, "-W", "1h"], Some(Signal::SIGTERM)),
+        (&["load", &server.address, "-c", "1", "-t", "1h"], Some(Signal::SIGTERM)),
+        (&["check", &server.address], Some(Signal::SIGTERM)),
+    ] {
+        let mut child = tool::spawn(evecho(args));
+        let input = child.stdin.take();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        for signal in [Some(Signal::SIGUSR1), ends_by].into_iter().flatten() {
+            wait_for_handler(pid, signal);
+            kill(pid, signal).unwrap();
+        }
+        drop(input);
+        let outcome = finish(child);
+        assert_ne!(outcome.code, None, "{args:?} was ended by a signal: {outcome:?}");
+    }
+}

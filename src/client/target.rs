@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
+use super::wait::is_not_now;
 use crate::config::DEFAULT_PORT;
 use crate::units;
 
@@ -134,7 +135,8 @@ impl Target {
         // The resolver cannot be interrupted: it gets a thread, and we stop waiting for that.
         let (host, port) = (self.host.clone(), self.port);
         let (sender, answer) = mpsc::sync_channel(1);
-        thread::spawn(move || sender.send((host.as_str(), port).to_socket_addrs()));
+        thread::Builder::new()
+            .spawn(move || sender.send((host.as_str(), port).to_socket_addrs()))?;
         let found =
             answer.recv_timeout(timeout).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
         Ok(found.collect())
@@ -240,8 +242,7 @@ fn await_echo(socket: &UdpSocket, timeout: Duration) -> io::Result<()> {
 
 /// What a socket with a timeout says when the time is over, or a signal came in between.
 fn is_timeout(error: &io::Error) -> bool {
-    use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
-    matches!(error.kind(), WouldBlock | TimedOut | Interrupted)
+    error.kind() == io::ErrorKind::TimedOut || is_not_now(error)
 }
 
 impl FromStr for Target {

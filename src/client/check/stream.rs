@@ -9,7 +9,7 @@ use nix::poll::PollFlags;
 use socket2::{Domain, SockRef, Socket, Type};
 
 use super::seen::Seen;
-use crate::client::wait::ready;
+use crate::client::wait::{is_not_now, ready};
 use crate::units::size;
 
 /// The receive buffer of a narrow connection. The kernel doubles it and keeps a minimum.
@@ -62,7 +62,7 @@ impl TcpClient {
     /// Writes what fits now; zero when nothing does.
     fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self.stream.write(bytes) {
-            Err(error) if passing(&error) => Ok(0),
+            Err(error) if is_not_now(&error) => Ok(0),
             other => other,
         }
     }
@@ -72,7 +72,7 @@ impl TcpClient {
         match self.stream.read(buffer) {
             Ok(0) => Ok(Got::End),
             Ok(length) => Ok(Got::Bytes(length)),
-            Err(error) if passing(&error) => Ok(Got::Nothing),
+            Err(error) if is_not_now(&error) => Ok(Got::Nothing),
             Err(error) => Err(error),
         }
     }
@@ -241,11 +241,6 @@ impl<'a> Reading<'a> {
             _ => Seen::error("the exchange", error),
         }
     }
-}
-
-/// Nothing now, or a signal came in between.
-fn passing(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }
 
 /// The time until `deadline`; a connection attempt needs some.

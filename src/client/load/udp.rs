@@ -12,6 +12,7 @@ use super::datagram::{Exchange, Freed};
 use super::run::Run;
 use super::socket::{Opener, unreachable};
 use super::worker::Driver;
+use crate::client::wait::is_not_now;
 use crate::protocol::MAX_DATAGRAM;
 
 /// All sockets of a run.
@@ -122,11 +123,8 @@ impl Driver for Udp {
                     one.exchange.unbuild(slot);
                     run.put_back();
                     one.blocked = true;
-                    let passes = matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                    ) || error.raw_os_error()
-                        == Some(nix::errno::Errno::ENOBUFS as i32);
+                    let full = error.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32);
+                    let passes = full || is_not_now(&error);
                     if !passes && !run.heard {
                         return Err(unreachable(run.config, 0, &error));
                     }

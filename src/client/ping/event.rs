@@ -115,3 +115,26 @@ impl From<&OpenError> for Reason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::errno::Errno;
+
+    #[test]
+    fn each_error_of_a_socket_has_its_reason() {
+        for (errno, reason) in [
+            (Errno::ETIMEDOUT, Reason::Timeout),
+            (Errno::ECONNREFUSED, Reason::Refused),
+            (Errno::ECONNRESET, Reason::Reset),
+            (Errno::EPIPE, Reason::Reset),
+            (Errno::EHOSTUNREACH, Reason::Unreachable),
+            (Errno::ENETUNREACH, Reason::Unreachable),
+            (Errno::ENETDOWN, Reason::Unreachable),
+            (Errno::EMFILE, Reason::Failed),
+        ] {
+            assert_eq!(Reason::from(io::Error::from(errno).kind()), reason, "{errno}");
+        }
+        assert_eq!(Reason::from(io::ErrorKind::UnexpectedEof), Reason::Closed);
+    }
+}
