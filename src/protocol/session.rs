@@ -55,6 +55,7 @@ struct Pending {
 
 /// What a session says to some input.
 #[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Answer<'a> {
     /// The bytes to send: a piece of the input wherever nothing had to be copied, and a buffer of
     /// their own where a large frame is handed over.
@@ -178,7 +179,8 @@ impl<V: Service> Session<V> {
     }
 
     /// Answers the next bytes of a stream, however it was cut into reads. `room` is by how many bytes
-    /// the session may grow ([`held`](Session::held)); where it has to grow by more the verdict is
+    /// of memory the session may grow: for a frame that is not complete, and for input that waits. It
+    /// grows as bytes come, never on an announcement alone. Where the room is too small, the verdict is
     /// [`FrameError::NoRoom`].
     pub fn receive<'a>(
         &mut self,
@@ -200,7 +202,8 @@ impl<V: Service> Session<V> {
         Answer { bytes: lent.bytes(), verdict }
     }
 
-    /// Answers more of what was received, after [`Verdict::Again`].
+    /// Answers more of what was received, after [`Verdict::Again`]; with `room` as in
+    /// [`receive`](Session::receive).
     pub fn resume<'a>(
         &mut self,
         room: usize,
@@ -261,7 +264,7 @@ impl<V: Service> Session<V> {
     }
 
     /// The bytes of memory that it holds on the heap: unfinished frames, and input that waits.
-    pub fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.held
             .as_ref()
             .map_or(0, |held| size_of::<Held>() + held.frame.capacity() + held.rest.capacity())
