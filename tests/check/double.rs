@@ -76,6 +76,8 @@ pub(crate) enum Fault {
     KeepsThreads,
     /// Keeps the descriptor of a connection that has ended.
     KeepsDescriptors,
+    /// Keeps the descriptor of a connection that was reset after 100 bytes.
+    KeepsReset,
     /// Stops accepting for ever at the limit of descriptors.
     StopsAccepting,
     /// Tries to accept without a pause at the limit of descriptors.
@@ -95,6 +97,8 @@ pub(crate) enum Fault {
     DiesOfPortZero,
     /// Answers other echo services.
     AnswersEchoPorts,
+    /// Answers broadcasts.
+    AnswersBroadcasts,
 
     /// Does not know the capital of the German sharp s.
     KeepsSharpS,
@@ -132,6 +136,8 @@ const ALL: &[Fault] = &[
     Fault::AnswersItself,
     Fault::DiesOfPortZero,
     Fault::AnswersEchoPorts,
+    Fault::AnswersBroadcasts,
+    Fault::KeepsReset,
 ];
 
 /// Much, for a client of which others must not suffer.
@@ -213,6 +219,10 @@ impl Double {
             changed: Condvar::new(),
             writing: Mutex::default(),
         });
+        if fault == Fault::AnswersBroadcasts {
+            let everyone = UdpSocket::bind(on(Ipv4Addr::new(127, 255, 255, 255).into()))?;
+            pairs.push((home.try_clone()?, everyone));
+        }
         for (speaker, socket) in pairs {
             let double = double.clone();
             thread::spawn(move || double.datagrams(&socket, &speaker));
@@ -284,10 +294,15 @@ impl Double {
         let double = self.clone();
         thread::spawn(move || {
             let mut connection = Connection::new(&double, stream);
-            if connection.run().is_err() {
+            let ended = connection.run();
+            if ended.is_err() {
                 double.state().resets += 1;
             }
-            let Connection { stream, much, .. } = connection;
+            let Connection { stream, much, total, .. } = connection;
+            if ended.is_err() && total > 100 && double.fault == Fault::KeepsReset {
+                let kept = stream.try_clone().unwrap();
+                double.state().kept.push(kept);
+            }
             if much {
                 double.state().with_much -= 1;
             }

@@ -61,6 +61,7 @@ const PROCESS: &[Row] = &[
     (Fault::SpinsBlocked, "process-blocked-cpu", "% of a CPU"),
     (Fault::KeepsThreads, "process-threads", "before, "),
     (Fault::KeepsDescriptors, "process-descriptors", "before, "),
+    (Fault::KeepsReset, "process-reset", "before, "),
     (Fault::StopsAccepting, "process-exhaustion", "clients were left waiting"),
     (Fault::SpinsAccepting, "process-exhaustion", "% of a CPU"),
     (Fault::DiesAtLimit, "process-exhaustion", "turned away unanswered"),
@@ -72,6 +73,7 @@ const LOOP: &[Row] = &[
     (Fault::AnswersItself, "loop-self", "it had answered itself"),
     (Fault::DiesOfPortZero, "loop-port-zero", "no datagram came back"),
     (Fault::AnswersEchoPorts, "loop-echo-port", "was answered"),
+    (Fault::AnswersBroadcasts, "loop-broadcast", "was answered by 127.0.0.1:"),
 ];
 
 const UPPER: &[Row] = &[
@@ -160,7 +162,10 @@ fn timeout_of(fault: Fault) -> Duration {
         | Fault::DiesOfRefusal
         | Fault::DiesOfPortZero => SHORT,
         // These have to be under way before they wait.
-        Fault::StopsAccepting | Fault::KeepsThreads | Fault::KeepsDescriptors => 2 * SHORT,
+        Fault::StopsAccepting
+        | Fault::KeepsThreads
+        | Fault::KeepsDescriptors
+        | Fault::KeepsReset => 2 * SHORT,
         _ => LONG,
     }
 }

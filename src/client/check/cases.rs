@@ -240,6 +240,16 @@ pub static CASES: &[Case] = &[
         run: process::descriptors,
     },
     Case {
+        name: "process-reset",
+        group: Process,
+        rule: "when 10 clients that do not read have half-closed and then reset, at most 8 more open \
+               descriptors than before remain, at no CPU",
+        source: "RFC 9293 section 3.10.7.4 (a reset ends the connection in every state); epoll(7), \
+                 EPOLLRDHUP and EPOLLHUP",
+        needs: Needs { process: Look, ..TCP },
+        run: process::reset,
+    },
+    Case {
         name: "process-exhaustion",
         group: Process,
         rule: "with 32 descriptors and 80 clients: those without room wait in the backlog at no \
@@ -279,6 +289,15 @@ pub static CASES: &[Case] = &[
         source: "CERT CA-1996-01; CERT VU#417980",
         needs: UDP_ON_LOOPBACK,
         run: loops::echo_port,
+    },
+    Case {
+        name: "loop-broadcast",
+        group: Loop,
+        rule: "a datagram to a broadcast address is not answered: one would bring an answer of every \
+               host",
+        source: "CERT CA-1998-01; RFC 1122 section 3.2.1.3",
+        needs: UDP_ON_LOOPBACK,
+        run: loops::broadcast,
     },
     Case {
         name: "upper-text",

@@ -41,6 +41,17 @@ impl UdpClient {
         Ok(Self { socket, server, deadline })
     }
 
+    /// Its own port.
+    pub(super) fn port(&self) -> Result<u16, Seen> {
+        let address = self.socket.local_addr();
+        address.map(|address| address.port()).map_err(|error| Seen::error("looking it up", &error))
+    }
+
+    /// Lets it send to broadcast addresses (`SO_BROADCAST`, socket(7)).
+    pub(super) fn allow_broadcast(&self) -> Result<(), Seen> {
+        self.socket.set_broadcast(true).map_err(|error| Seen::error("allowing broadcasts", &error))
+    }
+
     pub(super) fn send(&self, bytes: &[u8]) -> Result<(), Seen> {
         match self.socket.send_to(bytes, self.server) {
             Ok(_) => Ok(()),

@@ -1,8 +1,9 @@
 //! The cases about datagrams that must not be answered. They forge datagrams, so they stay on
 //! loopback.
 
+use std::fs;
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
@@ -11,6 +12,7 @@ use super::Stop;
 use super::context::{Context, payload};
 use super::datagram::UdpClient;
 use super::seen::{Expecting, Seen};
+use super::stream::left;
 
 /// `loop-self`: a server that answers goes on for ever, so it gets one of its own, which ends with
 /// the case.
@@ -68,6 +70,59 @@ pub(super) fn echo_port(cx: &Context<'_>) -> Result<(), Stop> {
         }
     }
     Ok(())
+}
+
+/// `loop-broadcast`: on the loopback interface, which has a broadcast address too.
+pub(super) fn broadcast(cx: &Context<'_>) -> Result<(), Stop> {
+    let everyone = SocketAddr::from((LOOPBACK_BROADCAST, cx.address().port()));
+    if !cx.address().is_ipv4() {
+        return Err(Stop::skipped("needs a server on IPv4 loopback"));
+    }
+    if !hears_broadcasts(everyone.port()) {
+        return Err(Stop::skipped(
+            "its sockets are bound to one address each: no broadcast comes there",
+        ));
+    }
+    let shout = |to: SocketAddr| {
+        let client = UdpClient::to(to, cx.deadline).expecting("a socket to send datagrams from")?;
+        client
+            .allow_broadcast()
+            .and_then(|()| client.send(&payload(43, 50)))
+            .map(|()| client)
+            .map_err(|_| Stop::skipped("a broadcast cannot be sent on this machine's loopback"))
+    };
+    let ours = UdpClient::from((Ipv4Addr::UNSPECIFIED, 0).into(), cx.address(), cx.deadline)
+        .expecting("a socket that hears broadcasts")?;
+    let here = SocketAddr::new(LOOPBACK_BROADCAST.into(), ours.port().expecting("it has a port")?);
+    let _heard_by_us = shout(here)?;
+    let patience = left(cx.deadline).min(Duration::from_millis(500));
+    if ours.receive_within(patience).expecting("a broadcast is heard")?.is_none() {
+        return Err(Stop::skipped("no broadcast is heard on this machine's loopback"));
+    }
+    let client = shout(everyone)?;
+    fenced(cx)?;
+    let expected = "a datagram to a broadcast address is not answered";
+    match client.receive_within(Duration::ZERO).expecting(expected)? {
+        Some((_, from)) if from.port() == everyone.port() => {
+            Err(Stop::failed(expected, format!("one to {everyone} was answered by {from}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The broadcast address of the network 127.0.0.0/8.
+const LOOPBACK_BROADCAST: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 255);
+
+/// Whether a UDP socket of this machine hears what comes to the loopback's broadcast address at
+/// the port: one that is bound to every address, or to that one (proc_net(5)).
+fn hears_broadcasts(port: u16) -> bool {
+    let tables = ["/proc/net/udp", "/proc/net/udp6"].map(fs::read_to_string);
+    let wanted = ["00000000", "FFFFFF7F", "00000000000000000000000000000000"]
+        .map(|address| format!("{address}:{port:04X}"));
+    tables.into_iter().flatten().any(|table| {
+        let mut local = table.lines().filter_map(|line| line.split_whitespace().nth(1));
+        local.any(|local| wanted.iter().any(|wanted| wanted == local))
+    })
 }
 
 /// So many ordinary exchanges: on a busy machine, one CPU's packets may overtake another's.

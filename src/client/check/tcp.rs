@@ -117,10 +117,13 @@ pub(super) fn never_reader(cx: &Context<'_>) -> Result<(), Stop> {
 
 /// A peer that has sent all that is taken and read nothing.
 pub(super) fn blocked(cx: &Context<'_>) -> Result<TcpClient, Stop> {
+    blocked_by(cx, &payload(6, OVERFLOWING))
+}
+
+/// The same with these bytes, of which there are more than are taken.
+pub(super) fn blocked_by(cx: &Context<'_>, bytes: &[u8]) -> Result<TcpClient, Stop> {
     let mut client = cx.connect_narrow()?;
-    client
-        .stuff(&payload(6, OVERFLOWING), STALLED)
-        .expecting("a peer that never reads may send")?;
+    client.stuff(bytes, STALLED).expecting("a peer that never reads may send")?;
     Ok(client)
 }
 
