@@ -158,7 +158,8 @@ pub struct Limits {
     pub idle_timeout: Option<Duration>,
     /// The longest time from being told to stop to the end. For most of it those who are here may
     /// go on; in its last quarter, at most 2 s, they are asked to leave, and then cut off. Zero cuts
-    /// them off at once. Default: 8 s, less than the 10 s after which container engines kill.
+    /// them off at once. A service that computes for longer holds up the end. Default: 8 s, less than the
+    /// 10 s after which container engines kill.
     pub drain_timeout: Duration,
     /// How many bytes all TCP conversations may hold together: output that their peers have not taken
     /// yet, and the beginnings of frames. As it is approached reads get smaller, and a conversation

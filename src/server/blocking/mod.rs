@@ -93,7 +93,7 @@ fn spawn<'scope>(
     report: Report,
     work: impl FnOnce() -> io::Result<()> + Send + 'scope,
 ) -> io::Result<()> {
-    let work = move || report.of(work());
+    let work = move || report.send(work());
     thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, work).map(drop)
 }
 
@@ -105,7 +105,7 @@ struct Report {
 }
 
 impl Report {
-    fn of(self, outcome: io::Result<()>) {
+    fn send(self, outcome: io::Result<()>) {
         if let (Err(error), Some(failures)) = (outcome, &self.failures) {
             // Where nobody listens any more, the server has ended already.
             let _ = failures.send(error);
