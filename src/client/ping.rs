@@ -170,12 +170,15 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
     /// Whether no further ping has to be sent.
     fn all_sent(&self) -> bool {
         // With a deadline, pings go on until so many are answered.
-        let count = if self.end.is_some() { self.tracker.received() } else { self.tracker.sent() };
+        let count = match self.config.deadline {
+            Some(_) => self.tracker.received(),
+            None => self.tracker.sent(),
+        };
         self.config.count.is_some_and(|enough| count >= enough)
     }
 
     fn done(&self) -> bool {
-        self.all_sent() && (self.tracker.waiting() == 0 || self.end.is_some())
+        self.all_sent() && (self.tracker.waiting() == 0 || self.config.deadline.is_some())
     }
 
     fn late(&self) -> bool {

@@ -27,12 +27,13 @@ pub struct Config {
     pub count: Option<u64>,
     /// How long the run lasts at most, whatever has been sent and answered. Default: no limit.
     pub deadline: Option<Duration>,
-    /// The time from one ping to the next. Zero sends each as soon as the one before is answered
-    /// or given up. Default: 1 s.
+    /// The time from one ping to the next, a day at most. Zero sends each as soon as the one before
+    /// is answered or given up. Default: 1 s.
     pub interval: Duration,
     /// The length of each. Default: 56 bytes.
     pub size: Size,
-    /// How long connecting may take, and after what time a ping counts as lost. Default: 1 s.
+    /// How long connecting may take, and after what time a ping counts as lost, a day at most.
+    /// Default: 1 s.
     pub wait: Duration,
     /// Whether each ping that the one before has not been answered for is told, before it is sent.
     /// Default: no.

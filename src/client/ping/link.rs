@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread;
 
 use nix::poll::PollFlags;
@@ -49,7 +49,13 @@ impl Opening {
 
     /// The link, or why there is none, once it is known.
     pub(super) fn result(&self) -> Option<Result<Link, OpenError>> {
-        self.result.try_recv().ok()
+        match self.result.try_recv() {
+            Ok(result) => Some(result),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => {
+                Some(Err(OpenError::Socket(io::Error::other("the thread that connects is gone"))))
+            }
+        }
     }
 }
 
