@@ -242,3 +242,112 @@ impl Service for Echo {
         Flow::Continue
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::protocol::oracle::context;
+    use crate::protocol::{Framing, Protocol, Scratch, Session, Upper, Verdict, answer_datagram};
+
+    /// Notes what it is called for.
+    #[derive(Clone, Default)]
+    struct Noting(Arc<Mutex<Vec<String>>>);
+
+    impl Noting {
+        fn note(&self, call: String) {
+            self.0.lock().unwrap().push(call);
+        }
+    }
+
+    impl Service for Noting {
+        fn open(&mut self, _: &mut Replies<'_>, context: &Context<'_>) -> Flow {
+            self.note(format!("open {}", context.peer()));
+            Flow::Close
+        }
+
+        fn serve(
+            &mut self,
+            message: Message<'_>,
+            replies: &mut Replies<'_>,
+            context: &Context<'_>,
+        ) -> Flow {
+            self.note(format!("{message:?} at {}", context.local().unwrap()));
+            replies.echo();
+            Flow::Continue
+        }
+
+        fn broken(&mut self, error: FrameError, replies: &mut Replies<'_>, _: &Context<'_>) {
+            self.note(error.to_string());
+            replies.send(b"!");
+        }
+
+        fn close(&mut self, context: &Context<'_>) {
+            self.note(format!("close, datagram: {}", context.is_datagram()));
+        }
+
+        fn read_limit(&self) -> usize {
+            7
+        }
+    }
+
+    #[test]
+    fn a_boxed_service_is_the_service() {
+        let noting = Noting::default();
+        let boxed: Box<dyn Service> = Box::new(noting.clone());
+        let mut protocol = Protocol::default();
+        (protocol.framing, protocol.max_frame) = (Framing::LengthPrefixed, 1);
+        let (mut session, mut scratch) = (Session::new(protocol, boxed), Scratch::default());
+        assert_eq!(session.read_limit(), 7);
+        assert_eq!(session.open(&mut scratch, &context()).verdict, Verdict::Close);
+        let input = b"\0\0\0\x01a\0\0\0\x02";
+        let answer = session.receive(input, usize::MAX, &mut scratch, &context());
+        assert_eq!(&answer.bytes[..], b"\0\0\0\x01a\0\0\0\x01!");
+        session.close(&context());
+        let calls = noting.0.lock().unwrap();
+        assert_eq!(
+            calls[..],
+            [
+                "open 192.0.2.1:9",
+                "Whole([97]) at 192.0.2.2:7",
+                "a frame of 2 bytes, longer than `max_frame`",
+                "close, datagram: false",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_datagram_is_a_whole_conversation() {
+        let (noting, mut scratch) = (Noting::default(), Scratch::default());
+        let nowhere = || Err(io::ErrorKind::Unsupported.into());
+        let context = Context::datagram(([192, 0, 2, 1], 9).into(), &nowhere);
+        let service = noting.clone();
+        assert_eq!(answer_datagram(service, b"x", &mut scratch, &context).unwrap().count(), 0);
+        assert_eq!(*noting.0.lock().unwrap(), ["open 192.0.2.1:9", "close, datagram: true"]);
+        let panicking = service_fn(|_, replies, _| {
+            replies.send(b"never sent");
+            panic!("as it should")
+        });
+        let error = answer_datagram(panicking, b"x", &mut scratch, &context).unwrap_err();
+        assert_eq!(error.to_string(), "the service panicked");
+    }
+
+    #[test]
+    fn a_service_that_says_nothing_else_is_asked_for_nothing_else() {
+        let closure = service_fn(|message, replies, _| {
+            replies.send(&message.to_ascii_uppercase());
+            Flow::Continue
+        });
+        let mut session = Session::new(Protocol::default(), closure);
+        assert_eq!(session.read_limit(), usize::MAX);
+        let mut scratch = Scratch::default();
+        let answer = session.open(&mut scratch, &context());
+        assert_eq!((answer.verdict, answer.bytes.len()), (Verdict::Continue, 0));
+        let answer = session.receive(b"abc", 0, &mut scratch, &context());
+        assert_eq!((&answer.bytes[..], answer.verdict), (&b"ABC"[..], Verdict::Continue));
+        let answer = session.finish(&mut scratch, &context());
+        assert_eq!((&answer.bytes[..], answer.verdict), (&b""[..], Verdict::Finished));
+        assert_eq!(Session::new(Protocol::default(), Upper::default()).read_limit(), 32 << 10);
+    }
+}
