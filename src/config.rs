@@ -1,4 +1,4 @@
-//! What a server is told to do: plain values with their defaults, checked once.
+//! The configuration of a server: plain values with their defaults, checked once.
 
 use std::fmt;
 use std::num::{NonZeroU32, NonZeroUsize};
@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::address::BindAddress;
 use crate::protocol::{Framing, Protocol};
 
-/// The port of an echo server of ours that is not told another.
+/// The default port.
 pub const DEFAULT_PORT: u16 = 12000;
 
-/// Everything that a [`Server`](crate::Server) is told.
+/// The configuration of a [`Server`](crate::Server).
 ///
 /// ```
 /// use evecho::{Config, Transport};
@@ -26,7 +26,7 @@ pub const DEFAULT_PORT: u16 = 12000;
 pub struct Config {
     /// How the server is built.
     pub design: Design,
-    /// The port of each address that has none of its own; 0 picks a free one, the same for TCP and
+    /// The port of each address that has no port of its own; 0 picks a free port, the same for TCP and
     /// UDP. Default: 12000.
     pub port: u16,
     /// The addresses to bind. Default: none, which is every interface, IPv4 and IPv6, through one
@@ -38,15 +38,15 @@ pub struct Config {
     pub service: ServiceKind,
     /// Framing, the longest frame, and whether one message is enough.
     pub protocol: Protocol,
-    /// What clients are allowed.
+    /// Limits on what clients may do.
     pub limits: Limits,
     /// How many connections may wait to be accepted, as far as the system allows
     /// (net.core.somaxconn). Default: 4096.
     pub backlog: u32,
     /// Whether several processes may share the port (SO_REUSEPORT). Default: no.
     pub reuse_port: bool,
-    /// How long the event loop polls before it sleeps, while that pays; zero switches it off.
-    /// Default: 50 µs.
+    /// How long the event loop polls before it sleeps, while polling finds new messages; zero
+    /// switches it off. Default: 50 µs.
     pub busy_poll: Duration,
     /// Whether UDP segmentation offload is used where the kernel has it. Default: yes.
     pub udp_offload: bool,
@@ -92,7 +92,7 @@ pub enum Design {
     /// A connection's thread has a stack of 128 KiB instead of the usual 2 MiB, and the service runs on
     /// it: one that needs more overflows it, which ends the process.
     Threaded,
-    /// One client at a time, the others wait; and a thread for UDP.
+    /// One client at a time, while the others wait; and a thread for UDP.
     Iterative,
 }
 
@@ -141,35 +141,35 @@ pub enum ServiceKind {
     Upper,
 }
 
-/// What clients are allowed.
+/// Limits on what clients may do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Limits {
-    /// TCP connections at a time; further ones wait in the backlog. Kept below the limit on open
-    /// files. Default: as many as that allows.
+    /// The most TCP connections at a time; further ones wait in the backlog. Kept below the limit on
+    /// open files. Default: as many as that allows.
     pub max_connections: Option<NonZeroUsize>,
     /// Descriptors that are left to the rest of the process, whatever `max_connections` says. Those
     /// that are open when the server runs are not counted. Default: 32.
     pub spare_files: usize,
-    /// TCP connections at a time from one source (an IPv4 address or an IPv6 /64); further ones are
-    /// closed. Default: no limit.
+    /// The most TCP connections at a time from one source (an IPv4 address or an IPv6 /64); further
+    /// ones are closed. Default: no limit.
     pub per_source_connections: Option<NonZeroUsize>,
-    /// A connection on which nothing moves for so long is closed. Default: never.
+    /// A connection on which no bytes have moved for this time is closed. Default: never.
     pub idle_timeout: Option<Duration>,
-    /// The longest time from being told to stop to the end. For most of it those who are here may
-    /// go on; in its last quarter, at most 2 s, they are asked to leave, and then cut off. Zero cuts
-    /// them off at once. A service that computes for longer holds up the end. Default: 8 s, less than the
-    /// 10 s after which container engines kill.
+    /// The longest time from being told to stop to the end. Until its last quarter (at most 2 s)
+    /// connections may go on; then the server closes its side of them, and at the end it cuts off
+    /// those that are left. Zero cuts them off at once. A service that computes for longer delays the
+    /// end. Default: 8 s, less than the 10 s after which container engines kill.
     pub drain_timeout: Duration,
-    /// How many bytes all TCP conversations may hold together: output that their peers have not taken
-    /// yet, and the beginnings of frames. As it is approached reads get smaller, and a conversation
-    /// that has to grow where no room is left is closed. At least 1 MiB, and with a framing four times
+    /// The most bytes that all TCP conversations hold together: answers that their peers have not read
+    /// yet, and frames that are not complete. Near this limit reads get smaller, and a connection that
+    /// needs more when nothing is left is closed. At least 1 MiB, and with a framing four times
     /// [`Protocol::max_frame`]. Default: 64 MiB.
     pub max_buffered: usize,
-    /// Datagrams per second that one remote source may have answered; loopback is not limited.
+    /// The most datagrams per second that are answered to one remote source; loopback is not limited.
     /// Default: 10,000.
     pub udp_rate: Option<NonZeroU32>,
-    /// Source ports whose datagrams are not answered, beside our own port.
+    /// Source ports whose datagrams are not answered; those from our own port never are.
     pub guard_ports: GuardPorts,
 }
 
@@ -188,9 +188,9 @@ impl Default for Limits {
     }
 }
 
-/// Source ports whose datagrams are not answered: services there answer anything, so that an answer
-/// would be answered, and so on (CERT CA-1996-01), or our answer would be taken for one to a question
-/// that somebody else asked.
+/// Source ports whose datagrams are not answered. Some of these services answer anything, so that two
+/// servers would answer each other without end (CERT CA-1996-01). Others would take our answer for the
+/// answer to a question of theirs.
 ///
 /// The default holds no port (0), echo (7), daytime (13), qotd (17), chargen (19), time (37), domain
 /// (53), tftp (69) and ntp (123).
@@ -245,7 +245,7 @@ impl fmt::Display for GuardPorts {
     }
 }
 
-/// Why a text is not a value of a config: one sentence.
+/// Why a text cannot be read as a configuration value: one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ParseError(String);
 
@@ -269,11 +269,11 @@ pub const MAX_MAX_FRAME: u32 = 16 << 20;
 pub const MIN_MAX_BUFFERED: usize = 1 << 20;
 /// The hop limit that UDP answers leave with (IP_TTL, IPV6_UNICAST_HOPS).
 ///
-/// Nobody who asks begins with it: systems begin with 64, 128 or 255, and no path is 55 hops long. So
-/// an answer is known wherever it arrives, and is not answered again: two servers of this kind cannot
-/// be made to talk to each other, whatever their ports.
+/// No client starts with this value: systems start with 64, 128 or 255, and no path is 55 hops long.
+/// So a server that receives such an answer recognises it and does not answer it: two servers of this
+/// kind cannot be made to answer each other, on whatever ports.
 pub const ANSWER_HOP_LIMIT: u8 = 200;
-/// The longest that [`Config::busy_poll`] may be: a longer wait is no latency any more.
+/// The longest that [`Config::busy_poll`] may be.
 pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
 /// Why a configuration is invalid: one sentence, which names the field.

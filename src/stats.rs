@@ -1,4 +1,4 @@
-//! The counters, what happened since the server started, and the gauges, how it stands now.
+//! Counters: what has happened since the server started. Gauges: the state of the server now.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -26,16 +26,16 @@ macro_rules! counters {
             }
         }
 
-        /// What the counters and gauges of a server say at one time. Counters only grow.
+        /// The counters and gauges of a server at one time. Counters only grow.
         ///
-        /// Shown, it is the counters that are not zero, by name; with `{:#}` all counters and gauges,
+        /// `{}` prints the counters that are not zero, by name; `{:#}` prints all counters and gauges,
         /// always in the same order.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Snapshot {
             $($(#[$doc])* pub $name: u64,)*
-            /// Gauge: bytes that all conversations hold together: output that is not taken yet, and
-            /// the beginnings of frames.
+            /// Gauge: bytes that all conversations hold together: answers that are not read
+            /// yet, and frames that are not complete.
             pub buffered: usize,
             /// Gauge: whether new TCP clients wait because there is no room for them.
             pub accept_paused: bool,
@@ -88,23 +88,23 @@ counters! {
     /// TCP connections taken from the backlog and closed at once:
     /// [`Limits::per_source_connections`](crate::Limits::per_source_connections).
     refused,
-    /// Connections that the peer ended with its FIN, every byte answered.
+    /// Connections that the peer closed (FIN), after every byte was answered.
     closed_by_peer,
-    /// Connections that the peer ended with an RST.
+    /// Connections that the peer reset (RST).
     closed_by_reset,
-    /// Connections that we ended because nothing moved for
+    /// Connections that we closed because no bytes had moved for
     /// [`Limits::idle_timeout`](crate::Limits::idle_timeout).
     closed_idle,
-    /// Connections that we ended because the server was draining.
+    /// Connections that we closed because the server was draining.
     closed_draining,
-    /// Connections that we ended because a frame was too long or cut short.
+    /// Connections that we closed because a frame was too long or incomplete.
     closed_by_frame_error,
     /// Connections that the service, or [`Protocol::once`](crate::Protocol::once), ended.
     closed_by_service,
-    /// Connections that we ended because there was no room for what they needed:
+    /// Connections that we closed because no memory was left for them:
     /// [`Limits::max_buffered`](crate::Limits::max_buffered).
     closed_for_memory,
-    /// Connections that ended since the service panicked.
+    /// Connections that ended because the service panicked.
     closed_by_panic,
     /// Connections that ended with any other error.
     closed_by_error,
@@ -112,19 +112,20 @@ counters! {
     bytes_in,
     /// Bytes sent over TCP.
     bytes_out,
-    /// Reads from TCP streams that brought bytes.
+    /// Reads from TCP streams that returned bytes.
     reads,
-    /// Writes to TCP streams that took bytes.
+    /// Writes to TCP streams that took at least a byte.
     writes,
     /// Writes of which the socket took only a part.
     short_writes,
-    /// Connections that were gone, or spoilt, when accept took them from the backlog.
+    /// Connections that had already failed when accept took them from the backlog.
     accept_errors,
-    /// Connections that were accepted and closed at once, since the poll would not watch them.
+    /// Connections that were accepted and closed at once, because epoll refused to watch them.
     registration_errors,
-    /// Times that accept stopped for want of a slot, a descriptor or memory.
+    /// Times that accept paused: the limit on connections was reached, or descriptors or memory ran
+    /// out.
     accept_pauses,
-    /// Events for connections that no longer stood.
+    /// Events for connections that had already ended.
     stale_events,
     /// Datagrams received.
     udp_received,
@@ -134,28 +135,28 @@ counters! {
     udp_bytes_in,
     /// Bytes in the datagrams answered.
     udp_bytes_out,
-    /// Datagrams not answered because of their source, a guarded port, a group or everyone, or because
-    /// they were sent to a group or to everyone.
+    /// Datagrams not answered because the answer could start a loop: a guarded source port, a multicast
+    /// or broadcast address on either side, or the answer of another echo server.
     udp_guarded,
-    /// Datagrams not answered because their source had had its share:
+    /// Datagrams not answered because their source had reached its limit:
     /// [`Limits::udp_rate`](crate::Limits::udp_rate).
     udp_rate_limited,
-    /// Datagrams that came cut, and were not answered.
+    /// Datagrams that were cut when they were received, and not answered.
     udp_truncated,
     /// Datagrams not answered because the answer would be longer than a datagram can be.
     udp_too_long,
     /// Answers dropped because the network did not take them in time.
     udp_dropped,
-    /// Datagrams not answered since the service panicked.
+    /// Datagrams not answered because the service panicked.
     udp_panics,
     /// Errors in receiving or sending a datagram.
     udp_errors,
     /// Times that answers had to wait for room in the send buffer of a UDP socket.
     udp_paused,
-    /// Waits that polling ended before the loop had to sleep:
+    /// Waits in which polling found events before the loop had to sleep:
     /// [`Config::busy_poll`](crate::Config::busy_poll).
     busy_poll_wins,
-    /// Waits in which polling found nothing and the loop slept after all.
+    /// Waits in which polling found nothing, so that the loop slept after all.
     busy_poll_losses,
 }
 

@@ -282,7 +282,8 @@ fn read(document: &str) -> String {
 
 // ---- the table of flags
 
-const FLAGS: &str = "docs/operate.md";
+/// The document with all that can be set and read.
+const REFERENCE: &str = "docs/operate.md";
 
 /// The flags that `evecho --help` lists, each with its default, if it has one.
 fn flags() -> Vec<(String, Option<String>)> {
@@ -306,7 +307,7 @@ fn flags() -> Vec<(String, Option<String>)> {
 
 #[test]
 fn the_table_has_every_flag_with_its_default() {
-    let (flags, table) = (flags(), read(FLAGS));
+    let (flags, table) = (flags(), read(REFERENCE));
     assert!(flags.len() > 15, "{flags:?}");
     for (name, default) in flags {
         let in_row = |row: &&str| {
@@ -329,13 +330,27 @@ fn the_table_has_every_flag_with_its_default() {
 #[test]
 fn the_table_has_no_other_flag() {
     let flags = flags();
-    for row in read(FLAGS).lines().filter(|line| line.starts_with("| `-")) {
+    for row in read(REFERENCE).lines().filter(|line| line.starts_with("| `-")) {
         let column = row.split('|').nth(1).unwrap();
         for name in column.split('`').filter(|part| part.starts_with("--")) {
             let name = name.split(' ').next().unwrap();
             assert!(flags.iter().any(|(flag, _)| flag == name), "{name}: {row}");
         }
     }
+}
+
+// ---- the tables of counters and gauges
+
+#[test]
+fn the_tables_have_every_counter_and_gauge_in_the_order_of_the_log() {
+    let logged = format!("{:#}", evecho::Snapshot::default());
+    let logged: Vec<&str> = logged.split(", ").map(|one| one.split(' ').next().unwrap()).collect();
+    let text = read(REFERENCE);
+    let (_, section) = text.split_once("\n## Counters\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `"));
+    let told: Vec<&str> = rows.map(|row| row.split('`').next().unwrap()).collect();
+    assert_eq!(told, logged);
 }
 
 // ---- numbers and names
