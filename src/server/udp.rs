@@ -8,6 +8,7 @@
 //!
 //! Pure but for its [`Socket`]: `now` is an argument.
 
+mod fairness;
 mod route;
 mod send_queue;
 mod socket;
@@ -27,6 +28,7 @@ use log::{debug, error, warn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 
+use self::fairness::Fairness;
 use self::send_queue::{Call, Joining, MAX_SEGMENTS, Piece, Place, SendQueue};
 use super::clock::{Episode, Moment};
 use super::guard::{Arrival, Guard, Refusal};
@@ -102,8 +104,13 @@ pub(super) struct Endpoint<S, V> {
     /// Replies that are not what was received, one after the other.
     written: Vec<u8>,
     scratch: Scratch,
+    /// How much of the room is used.
+    used: usize,
     /// Those that have not left yet.
     queue: SendQueue,
+    fairness: Fairness,
+    /// Whether they wait for a moment, so that everyone has a turn.
+    holding: bool,
     /// Errors in receiving since it last went well.
     failures: u32,
     /// The socket is left alone until then.
@@ -194,7 +201,10 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             room: vec![0; ROOM].into_boxed_slice(),
             written: Vec::new(),
             scratch: Scratch::default(),
+            used: 0,
             queue: SendQueue::new(),
+            fairness: Fairness::default(),
+            holding: false,
             failures: 0,
             resume_at: None,
             warnings: Warnings::default(),
@@ -229,10 +239,11 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     /// Sends what had to wait, then receives and answers one batch.
     pub(super) fn turn(&mut self, guard: &mut Guard, now: Moment) {
         self.resume_at = self.resume_at.filter(|&at| now < at);
-        self.send(now);
-        if self.queue.is_empty() && self.may_receive() {
-            self.receive(guard, now);
+        if !self.holding {
             self.send(now);
+        }
+        if self.holding || self.queue.is_empty() {
+            self.take_batch(guard, now);
         }
         self.count();
     }
@@ -240,8 +251,32 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     /// Answers what is in the queue, and no more than the socket takes: the last turns of a socket.
     pub(super) fn finish(&mut self, guard: &mut Guard, now: Moment) {
         for _ in 0..LAST_TURNS {
+            self.holding = false;
             self.turn(guard, now);
         }
+    }
+
+    /// Receives a batch, or what has come since to the one that is held, and answers it.
+    fn take_batch(&mut self, guard: &mut Guard, now: Moment) {
+        if !self.holding {
+            self.clear_batch();
+        }
+        if self.may_receive() {
+            self.receive(guard, now);
+        }
+        // While there is more to receive, nobody waits for nothing.
+        self.holding = !self.readable && !self.queue.is_empty() && self.fairness.holds(now);
+        if !self.holding {
+            self.fairness.release();
+            self.send(now);
+        }
+    }
+
+    fn clear_batch(&mut self) {
+        self.queue.clear();
+        self.used = 0;
+        self.written.clear();
+        self.written.shrink_to(ROOM);
     }
 
     /// The bytes that are held on the heap, by capacity.
@@ -265,20 +300,17 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     // ---- receive
 
     fn receive(&mut self, guard: &mut Guard, now: Moment) {
-        self.queue.clear();
-        self.written.clear();
-        self.written.shrink_to(ROOM);
-        let mut used = 0;
         for _ in 0..BATCH {
-            let full = self.room.len() - used < MAX_RECEIVE || self.written.len() >= ROOM;
+            let full = self.room.len() - self.used < MAX_RECEIVE || self.written.len() >= ROOM;
             if full || self.tally.received >= MAX_TURN {
                 return;
             }
-            match self.socket.receive(&mut self.room[used..]) {
+            match self.socket.receive(&mut self.room[self.used..]) {
                 Ok(received) => {
                     self.failures = 0;
-                    let bytes = used..used + received.length;
-                    used = bytes.end;
+                    self.fairness.note(received.route.peer, now);
+                    let bytes = self.used..self.used + received.length;
+                    self.used = bytes.end;
                     self.answer(received, bytes, guard, now);
                 }
                 Err(Errno::EAGAIN) => {

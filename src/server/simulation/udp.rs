@@ -141,6 +141,7 @@ impl UdpBench {
             (world.broken_calls, world.tally.errors)
         };
         self.endpoint.turn(&mut self.guard, now);
+        self.world.borrow_mut().pass(Duration::from_micros(1));
         let world = self.world.borrow();
         let Tally { receives_in_turn, sends_in_turn, .. } = world.tally;
         assert!(receives_in_turn <= BATCH, "{receives_in_turn} receives in a turn");
