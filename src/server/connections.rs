@@ -3,7 +3,8 @@
 //! It decides and does not wait. What it needs of the world (a stream, a listener, the time) comes in
 //! from outside, so that a simulation can stand in for it.
 
-use std::io;
+use std::collections::TryReserveError;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
@@ -267,11 +268,27 @@ impl<L: Listener, V: Service> Connections<L, V> {
                 if self.slab.len() >= self.rules.max_connections {
                     self.acceptor.pause = Some(Pause::Full);
                     self.admission.pause_full(self.slab.len(), now);
+                } else if self.reserve_slot().is_err() {
+                    let error = ErrorKind::OutOfMemory.into();
+                    self.admission.pause_starved(&error, self.slab.len(), now);
+                    self.acceptor.pause = Some(Pause::starved(now));
                 } else {
                     self.accept_one(index, now);
                 }
             }
         }
+    }
+
+    /// Makes sure that there is memory to serve one more: else it waits in the backlog.
+    fn reserve_slot(&mut self) -> Result<(), TryReserveError> {
+        let slots = self.slab.len() + 1;
+        self.ready.reserve(slots)?;
+        if self.slab.capacity() < slots {
+            // A slab cannot be asked to try. It doubles; whether it can, this tells.
+            Vec::<Option<Connection<L::Stream, V>>>::new().try_reserve_exact(2 * slots)?;
+            self.slab.reserve(slots);
+        }
+        Ok(())
     }
 
     fn accept_one(&mut self, index: usize, now: Moment) {
@@ -391,7 +408,6 @@ impl<L: Listener, V: Service> Connections<L, V> {
             self.settle(slot, before, turn, now);
         }
         self.batch = batch;
-        self.scratch.trim();
     }
 
     /// After a turn: the connection waits for its next one, or is over.

@@ -4,7 +4,7 @@
 //! those that always have more to do. These are served one after the other, some of them in every pass,
 //! so that nobody waits for ever.
 
-use std::collections::VecDeque;
+use std::collections::{TryReserveError, VecDeque};
 
 use super::connections::ConnectionId;
 
@@ -51,6 +51,14 @@ impl ReadyQueues {
             Queue::Sparse => &self.sparse,
             Queue::Greedy => &self.greedy,
         }
+    }
+
+    /// Makes sure that so many find a place on either queue.
+    pub(crate) fn reserve(&mut self, connections: usize) -> Result<(), TryReserveError> {
+        for queue in [&mut self.sparse, &mut self.greedy] {
+            queue.try_reserve(connections.saturating_sub(queue.len()))?;
+        }
+        Ok(())
     }
 
     pub(crate) fn push(&mut self, queue: Queue, id: ConnectionId) {
