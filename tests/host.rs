@@ -77,14 +77,20 @@ impl Drop for Process {
 /// Says that the signal is due, and waits for it.
 fn await_signal() -> ! {
     println!("ready");
-    std::thread::sleep(DEADLINE);
-    panic!("no signal came, or it was swallowed");
+    loop {
+        std::thread::park();
+    }
 }
 
 /// What the processes of the other tests do.
 #[test]
 fn a_part() {
     let Ok(part) = env::var(PART) else { return };
+    // Nobody waits for a part for ever.
+    std::thread::spawn(|| {
+        std::thread::sleep(DEADLINE);
+        std::process::exit(99);
+    });
     match part.as_str() {
         "runs" => {
             let server = Server::bind(with_signals()).unwrap();
@@ -233,4 +239,29 @@ fn a_quiet_server_answers_who_asks_for_its_counters() {
     assert!(child.wait().unwrap().success());
     line.clear();
     assert_eq!(log.read_to_string(&mut line).unwrap(), 0, "{line}");
+}
+
+/// In a network of its own, where a link-local address can be had.
+#[cfg(feature = "cli")]
+#[test]
+fn a_link_local_address_is_bound_with_its_zone() {
+    let script = r#"
+        ip link set lo up && ip address add fe80::1/64 dev lo nodad && echo ready || exit 77
+        "$0" -q --bind fe80::1%lo --bind 127.0.0.1:7 --port 5000 & server=$!
+        for address in '[fe80::1%lo]:5000' 127.0.0.1:7; do
+            until "$0" send --udp "$address" hello 2> /dev/null; do :; done
+            "$0" send "$address" hello
+        done
+        kill $server && wait $server
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["--map-root-user", "--net", "timeout", "30", "sh", "-c", script]);
+    let output = command.arg(env!("CARGO_BIN_EXE_evecho")).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    if !printed.starts_with("ready") {
+        println!("skipped, since it needs a network namespace: {output:?}");
+        return;
+    }
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(printed.matches("hello").count(), 4, "{output:?}");
 }
