@@ -22,9 +22,9 @@ fn every_command_ends_quietly_when_nobody_reads_on() {
         &["ping", &server.address, "-c", "1"],
         &["load", &server.address, "-n", "10", "-c", "1"],
         &["load", &server.address, "-n", "10", "-c", "1", "--json"],
-        &["check", &server.address, "--only", "tcp-half-close"],
-        &["check", &server.address, "--only", "tcp-half-close", "--format", "tap"],
-        &["check", &server.address, "--only", "tcp-half-close", "--format", "json"],
+        &["check", &server.address, "--only", "tcp-bytes"],
+        &["check", &server.address, "--only", "tcp-bytes", "--format", "tap"],
+        &["check", &server.address, "--only", "tcp-bytes", "--format", "json"],
         &["check", "--list"],
         &["compare", "--rounds", "1", "-t", "10ms", "-c", "1", "--no-scenes"],
         &["--help"],
@@ -36,6 +36,20 @@ fn every_command_ends_quietly_when_nobody_reads_on() {
         let outcome = finish(child);
         assert_eq!(outcome.code, Some(0), "{args:?}: {}", outcome.stderr);
         assert!(!outcome.stderr.contains("evecho: "), "{args:?}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn grading_ends_when_nobody_reads_on() {
+    let server = Server::evecho(&[]);
+    for format in ["text", "tap"] {
+        let cases = "tcp-bytes,tcp-half-close,udp-sizes";
+        let mut child =
+            tool::spawn(evecho(&["check", &server.address, "--only", cases, "--format", format]));
+        drop(child.stdout.take());
+        let outcome = finish(child);
+        // Without all its cases, it has no verdict.
+        assert_eq!((outcome.code, &*outcome.stderr), (Some(1), ""), "{format}");
     }
 }
 

@@ -147,6 +147,10 @@ pub(crate) fn run(args: &Args) -> CommandResult {
             report
         }
     };
+    if out.is_closed() && report.not_graded > 0 {
+        // Nobody reads on: no verdict, and not a word.
+        return Ok(ExitCode::from(1));
+    }
     if report.passed + report.failed == 0 {
         return Err(
             "nothing was graded: no case that was asked for says anything about this server".into(),
@@ -179,7 +183,7 @@ const ODD: Style = AnsiColor::Yellow.on_default();
 const NAME: usize = 20;
 
 fn text(
-    out: &mut impl Write,
+    out: &mut Output<impl Write>,
     config: &Config,
     cancel: &Cancel,
 ) -> Result<Report, Box<dyn std::error::Error>> {
@@ -189,6 +193,7 @@ fn text(
         if written.is_ok() {
             written = lines.write(out, case);
         }
+        cancel_unread(out, cancel);
     })?;
     written?;
     let Report { passed, failed, skipped, not_graded, address, took, .. } = &report;
@@ -257,8 +262,15 @@ fn text_case(out: &mut impl Write, report: &CaseReport) -> io::Result<()> {
     }
 }
 
+/// Grades no further once nobody reads it.
+fn cancel_unread(out: &Output<impl Write>, cancel: &Cancel) {
+    if out.is_closed() {
+        cancel.cancel();
+    }
+}
+
 fn tap(
-    out: &mut impl Write,
+    out: &mut Output<impl Write>,
     config: &Config,
     cancel: &Cancel,
 ) -> Result<Report, Box<dyn std::error::Error>> {
@@ -270,6 +282,7 @@ fn tap(
         if written.is_ok() {
             written = tap_case(out, number, case);
         }
+        cancel_unread(out, cancel);
     })?;
     written?;
     Ok(report)
