@@ -50,7 +50,9 @@ const FEWEST_EACH: u64 = 20;
 /// where so few would say little.
 fn timed(load: &load::Config, messages: u64) -> Duration {
     let enough = messages.max(FEWEST_EACH * u64::from(load.connections));
-    let report = run(&load::Config { length: Length::Messages(enough), ..load.clone() });
+    let mut load = load.clone();
+    load.length = Length::Messages(enough);
+    let report = run(&load);
     assert!(report.is_clean(), "{:?}: {:?}", report.errors, report.first_error);
     assert_eq!(report.bytes, enough * load.size as u64);
     report.duration.mul_f64(messages as f64 / enough as f64)
@@ -77,8 +79,9 @@ fn connections_that_stay(c: &mut Criterion) {
                     // Until everyone has been served: the kernel takes connections in long before a
                     // thread has been started for each of them.
                     let warmup = Duration::from_micros(200) * connections;
-                    let load = load(&server, Transport::Tcp);
-                    let load = load::Config { connections, size, depth, warmup, ..load };
+                    let mut load = load(&server, Transport::Tcp);
+                    (load.connections, load.warmup) = (connections, warmup);
+                    (load.size, load.depth) = (size, depth);
                     let id = BenchmarkId::new(design.to_string(), connections);
                     bench(c, &format!("tcp {way} {name}"), id, &load);
                 }
@@ -91,8 +94,8 @@ fn connections_that_end(c: &mut Criterion) {
     for connections in [1, 10] {
         for design in DESIGNS {
             let server = server(design);
-            let load =
-                load::Config { connections, mode: Mode::Churn, ..load(&server, Transport::Tcp) };
+            let mut load = load(&server, Transport::Tcp);
+            (load.connections, load.mode) = (connections, Mode::Churn);
             let id = BenchmarkId::new(design.to_string(), connections);
             bench(c, "tcp connect-exchange-close 64B", id, &load);
         }
@@ -104,8 +107,8 @@ fn datagrams(c: &mut Criterion) {
         for (way, depth) in [("ping-pong", 1), ("pipelined", in_flight)] {
             for design in DESIGNS {
                 let server = server(design);
-                let load =
-                    load::Config { connections: 1, size, depth, ..load(&server, Transport::Udp) };
+                let mut load = load(&server, Transport::Udp);
+                (load.connections, load.size, load.depth) = (1, size, depth);
                 bench(c, &format!("udp {way} {name}"), BenchmarkId::from_parameter(design), &load);
             }
         }
@@ -117,8 +120,9 @@ fn datagrams(c: &mut Criterion) {
 fn iterative(_: &mut Criterion) {
     let server = server(Design::Iterative);
     let timeout = Duration::from_millis(100);
-    let length = Length::Time(timeout);
-    let load = load::Config { connections: 10, length, timeout, ..load(&server, Transport::Tcp) };
+    let mut load = load(&server, Transport::Tcp);
+    load.connections = 10;
+    (load.length, load.timeout) = (Length::Time(timeout), timeout);
     let report = run(&load);
     assert_eq!((report.opened, report.starved, report.errors.unanswered), (10, 9, 9));
     println!(

@@ -98,6 +98,11 @@ fn every_server_has_its_row_and_its_numbers() {
     assert!(json["machine"]["kernel"].as_str().unwrap().starts_with("Linux "));
     assert_eq!(json["command"][1], "compare");
     assert_eq!(json["version"], env!("CARGO_PKG_VERSION"));
+    // What each was told, and what it is, where that is known.
+    let event_loop = &json["servers"][0];
+    assert!(event_loop["command"].as_str().unwrap().ends_with("--design event-loop"));
+    assert_eq!(event_loop["version"], env!("CARGO_PKG_VERSION"));
+    assert!(json["servers"][3]["version"].is_null());
     let threaded = json["cells"].as_array().unwrap().iter().find(|cell| {
         cell["server"] == "threaded" && cell["trial"] == "idle" && cell["connections"] == 1000
     });

@@ -178,15 +178,23 @@ impl Double {
     }
 }
 
+/// A config with other values in some of its fields.
+macro_rules! with {
+    ($config:expr; $($field:ident $(: $value:expr)?),*) => {{
+        let mut config = $config;
+        $(with!(@set config $field $($value)?);)*
+        config
+    }};
+    (@set $config:ident $field:ident) => { $config.$field = $field };
+    (@set $config:ident $field:ident $value:expr) => { $config.$field = $value };
+}
+
 /// One connection, 20 messages.
 fn config(transport: Transport, address: SocketAddr) -> Config {
-    Config {
-        connections: 1,
+    with!(Config::new(transport, address); connections: 1,
         size: SIZE,
         length: Length::Messages(20),
-        timeout: LONG,
-        ..Config::new(transport, address)
-    }
+        timeout: LONG)
 }
 
 fn run(config: &Config) -> Report {
@@ -217,7 +225,7 @@ fn a_server_that_does_right_is_clean_over_tcp() {
     let double = Double::new(Fault::None);
     let address = double.serve_tcp();
     for (connections, depth) in [(1, 1), (3, 1), (1, 7), (5, 3)] {
-        let report = run(&Config { connections, depth, ..config(Tcp, address) });
+        let report = run(&with!(config(Tcp, address); connections, depth));
         assert_eq!((report.messages, report.errors), (20, Errors::default()));
         assert_eq!((report.bytes, report.opened), (20 * SIZE as u64, connections));
         let latency = report.latency.unwrap();
@@ -233,7 +241,7 @@ fn a_server_that_does_right_is_clean_over_udp() {
     let double = Double::new(Fault::None);
     let address = double.serve_udp();
     for (connections, depth, size) in [(1, 1, 16), (3, 1, 64), (1, 1, 65_507), (5, 3, 1000)] {
-        let report = run(&Config { connections, depth, size, ..config(Udp, address) });
+        let report = run(&with!(config(Udp, address); connections, depth, size));
         assert_eq!((report.messages, report.errors), (20, Errors::default()));
     }
     assert_eq!(double.seen(), 80);
@@ -398,7 +406,7 @@ fn a_rate_is_kept_and_warm_up_is_left_out() {
         assert_eq!(seen, (100, Errors::default()));
     }
     let address = Double::new(Fault::None).serve_tcp();
-    let report = run(&Config { rate: Some(200.0), ..config(Tcp, address) });
+    let report = run(&with!(config(Tcp, address); rate: Some(200.0)));
     // From the first of 20 messages to the last, at 5 ms each.
     assert!(report.duration >= Duration::from_millis(95), "{report:?}");
     assert_eq!(report.unsent, 0);
@@ -407,7 +415,7 @@ fn a_rate_is_kept_and_warm_up_is_left_out() {
 #[test]
 fn a_pause_of_the_server_counts_for_all_that_were_due_in_it() {
     let address = Double::new(Fault::Sleep(Duration::from_millis(400))).serve_tcp();
-    let report = run(&Config { rate: Some(50.0), ..config(Tcp, address) });
+    let report = run(&with!(config(Tcp, address); rate: Some(50.0)));
     // Message 3 is answered 400 ms after it came; the 16 after it are due every 20 ms, and wait.
     let latency = report.latency.unwrap();
     assert!(latency.p50 >= Some(Duration::from_millis(100)), "{latency:?}");
@@ -424,7 +432,7 @@ fn what_was_due_and_never_sent_is_later_than_all_others() {
             Udp => double.serve_udp(),
         };
         let length = Length::Time(Duration::from_millis(100));
-        let report = run(&Config { rate: Some(rate), length, ..config(transport, address) });
+        let report = run(&with!(config(transport, address); rate: Some(rate), length));
         assert!(report.messages > 0 && report.errors == Errors::default(), "{report:?}");
         assert!(report.unsent as f64 > rate * 0.05, "{report:?}");
         assert!(!report.is_clean());
@@ -469,7 +477,7 @@ fn what_comes_back_in_the_measured_time_counts() {
 #[test]
 fn a_run_stops_when_it_is_cancelled() {
     let double = Double::new(Fault::Lose);
-    let config = Config { length: Length::Time(LONG), ..config(Tcp, double.serve_tcp()) };
+    let config = with!(config(Tcp, double.serve_tcp()); length: Length::Time(LONG));
     let cancel = Cancel::default();
     let cancel_then = |_: &load::Progress| {
         if double.seen() > VICTIM {
@@ -486,7 +494,7 @@ fn sources_are_used_in_turn() {
     let double = Double::new(Fault::None);
     let address = double.serve_tcp();
     let sources: Vec<IpAddr> = ["127.0.0.2", "127.0.0.3"].map(|ip| ip.parse().unwrap()).to_vec();
-    run(&Config { connections: 4, sources: sources.clone(), ..config(Tcp, address) });
+    run(&with!(config(Tcp, address); connections: 4, sources: sources.clone()));
     assert_eq!(*double.peers.lock().unwrap(), sources.into_iter().collect());
 }
 
@@ -511,7 +519,7 @@ fn a_refused_port_is_an_error() {
     let (_socket, address) = closed_port();
     for mode in [Mode::PingPong, Mode::Stream, Mode::Churn, Mode::Idle] {
         let length = Length::Time(LONG);
-        let error = error(&Config { mode, length, ..config(Tcp, address) });
+        let error = error(&with!(config(Tcp, address); mode, length));
         assert!(error.starts_with(&format!("{address} refused the connection")), "{error}");
     }
     // Connected to itself, a socket takes nothing from others, and its port is nobody else's.
@@ -644,7 +652,7 @@ fn threads_add_up_exactly() {
             };
             let connections = 7;
             let report =
-                run(&Config { mode, connections, threads, length, ..config(transport, address) });
+                run(&with!(config(transport, address); mode, connections, threads, length));
             let messages = if mode == Mode::Idle { 2 * u64::from(connections) } else { 1_000 };
             assert_eq!(report.errors, Errors::default());
             assert_eq!((report.messages, report.opened), (messages, connections));
@@ -671,7 +679,7 @@ fn a_rate_is_that_of_all_threads() {
     let address = Double::new(Fault::None).serve_tcp();
     let (connections, threads) = (4, 2);
     let rate = Some(200.0);
-    let report = run(&Config { connections, threads, rate, ..config(Tcp, address) });
+    let report = run(&with!(config(Tcp, address); connections, threads, rate));
     assert_eq!((report.messages, report.unsent), (20, 0));
     // From the first of 20 messages to the last, at 5 ms each.
     assert!(report.duration >= Duration::from_millis(95), "{report:?}");
@@ -680,7 +688,7 @@ fn a_rate_is_that_of_all_threads() {
 #[test]
 fn a_thread_that_cannot_reach_the_server_ends_the_run() {
     let (_socket, address) = closed_port();
-    let error = error(&Config { connections: 4, threads: 3, ..config(Tcp, address) });
+    let error = error(&with!(config(Tcp, address); connections: 4, threads: 3));
     assert!(error.starts_with(&format!("{address} refused the connection")), "{error}");
 }
 
@@ -714,7 +722,7 @@ fn merged_reports_are_exact_sums() {
     let mut reports = Vec::new();
     for fault in [Fault::None, Fault::Corrupt, Fault::Duplicate] {
         let address = Double::new(fault).serve_tcp();
-        reports.push(run(&Config { connections: 2, ..config(Tcp, address) }));
+        reports.push(run(&with!(config(Tcp, address); connections: 2)));
     }
     let sum = Report::merge(reports.clone()).unwrap();
     assert_eq!((sum.runs, sum.messages, sum.opened), (3, 59, 6));
@@ -725,7 +733,7 @@ fn merged_reports_are_exact_sums() {
     assert_eq!(sum.latency.unwrap().max, max);
 
     let address = Double::new(Fault::None).serve_tcp();
-    let other = run(&Config { depth: 2, ..config(Tcp, address) });
+    let other = run(&with!(config(Tcp, address); depth: 2));
     let error = Report::merge([sum, other]).unwrap_err().to_string();
     assert!(error.ends_with("they differ in their depth"), "{error}");
     assert!(Report::merge([]).is_err());

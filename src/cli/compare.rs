@@ -69,9 +69,6 @@ pub(crate) struct Args {
     output: Option<PathBuf>,
 }
 
-/// Load before each measurement: time for a thread to start for each of a thousand connections.
-const WARMUP: Duration = Duration::from_millis(150);
-
 /// In fewer rounds than this, an order may well be chance.
 const CLEAR: u32 = 3;
 /// More CPUs than this in use by others make a comparison doubtful.
@@ -90,10 +87,8 @@ fn peer(text: &str) -> Result<Contender, String> {
     else {
         return Err(format!("'{text}' has no name: write NAME='COMMAND with {{port}}'"));
     };
-    Ok(Contender {
-        name: name.trim().to_owned(),
-        command: command.parse().map_err(|error: CommandError| error.to_string())?,
-    })
+    let command = command.parse().map_err(|error: CommandError| error.to_string())?;
+    Ok(Contender::new(name.trim(), command))
 }
 
 /// Compares, and prints what came of it.
@@ -125,7 +120,9 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
     let mut contenders = Vec::new();
     for design in args.design {
         let command = design_command(&program, design.into())?;
-        contenders.push(Contender { name: Design::from(design).to_string(), command });
+        let mut contender = Contender::new(Design::from(design).to_string(), command);
+        contender.version = Some(env!("CARGO_PKG_VERSION").to_owned());
+        contenders.push(contender);
     }
     contenders.extend(args.peer);
     for (index, contender) in contenders.iter().enumerate() {
@@ -145,17 +142,14 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
     connections.dedup();
     let plain = connections.into_iter().map(|connections| Trial::Connections { connections });
     let scenes = if args.no_scenes { &[][..] } else { &SCENES };
-    Ok(Config {
-        contenders,
-        trials: plain.chain(scenes.iter().copied()).collect(),
-        rounds: args.rounds,
-        time: args.time,
-        warmup: WARMUP,
-        size: usize::try_from(args.size).unwrap_or(usize::MAX),
-        depth: args.depth,
-        timeout: args.timeout,
-        supervisor: supervise::words()?,
-    })
+    let mut config = Config::new(contenders, plain.chain(scenes.iter().copied()).collect());
+    config.rounds = args.rounds;
+    config.time = args.time;
+    config.size = usize::try_from(args.size).unwrap_or(usize::MAX);
+    config.depth = args.depth;
+    config.timeout = args.timeout;
+    config.supervisor = supervise::words()?;
+    Ok(config)
 }
 
 /// This program again, as a server.
@@ -175,7 +169,7 @@ struct Status {
 
 impl Status {
     fn show(&mut self, progress: &Progress<'_>) {
-        let Progress { done, total, round, name, trial } = *progress;
+        let Progress { done, total, round, name, trial, .. } = *progress;
         let mut out = io::stderr();
         // Nobody to tell is no reason to end.
         let _ = if self.terminal {

@@ -111,13 +111,11 @@ fn started(fault: Fault, upper: bool) -> Subject {
 }
 
 fn grade(subject: Subject, upper: bool, only: &str, skip: &[&str], timeout: Duration) -> Report {
-    let config = Config {
-        service: if upper { Service::Upper } else { Service::Echo },
-        only: vec![only.to_owned()],
-        skip: skip.iter().map(|&name| name.to_owned()).collect(),
-        timeout,
-        ..Config::new(subject)
-    };
+    let mut config = Config::new(subject);
+    config.service = if upper { Service::Upper } else { Service::Echo };
+    config.only = vec![only.to_owned()];
+    config.skip = skip.iter().map(|&name| name.to_owned()).collect();
+    config.timeout = timeout;
     check::run(&config, &Cancel::default(), |_| {}).unwrap()
 }
 

@@ -43,6 +43,7 @@ pub use self::cases::CASES;
 
 /// What is graded.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Subject {
     /// A server at an address, seen from outside.
     Address(Target),
@@ -55,6 +56,7 @@ pub enum Subject {
 /// What the server does with what it gets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Service {
     /// Sends it back (RFC 862).
     Echo,
@@ -64,6 +66,7 @@ pub enum Service {
 
 /// What to grade, and how.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
     /// The server.
     pub subject: Subject,
@@ -124,6 +127,7 @@ impl Config {
 /// Cases that belong together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Group {
     /// Streams.
     Tcp,
@@ -264,6 +268,7 @@ pub enum Outcome {
 
 /// A case and how it ended.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct CaseReport {
     /// The name of the case.
     pub name: &'static str,
@@ -283,6 +288,7 @@ pub struct CaseReport {
 
 /// All that a run found.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// Where the server was asked.
     pub address: SocketAddr,
@@ -322,6 +328,7 @@ fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok
 
 /// Why a run could not begin, or could not go on: one sentence.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Error {
     /// The name does not resolve, or its only address is not reached.
     Target(target::Error),

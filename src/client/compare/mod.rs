@@ -25,16 +25,27 @@ use super::{Cancel, load};
 
 /// A server that takes part.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Contender {
     /// What it is called in the report: each has a name of its own.
     pub name: String,
     /// How it is started.
     pub command: ServerCommand,
+    /// Its version, where that is known.
+    pub version: Option<String>,
+}
+
+impl Contender {
+    /// A server of this name, started by this command.
+    pub fn new(name: impl Into<String>, command: ServerCommand) -> Self {
+        Self { name: name.into(), command, version: None }
+    }
 }
 
 /// What the servers are put under.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "trial")]
+#[non_exhaustive]
 pub enum Trial {
     /// So many connections that stay, each with messages in flight all the time.
     Connections {
@@ -89,29 +100,49 @@ impl fmt::Display for Trial {
 
 /// What a comparison is asked to do.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Config {
     /// Who takes part.
     pub contenders: Vec<Contender>,
     /// What they are put under, in this order.
     pub trials: Vec<Trial>,
-    /// How often each server is put under each trial: at least 1.
+    /// How often each server is put under each trial: at least 1. Default: 5.
     pub rounds: u32,
-    /// How long each trial is measured.
+    /// How long each trial is measured. Default: 400 ms.
     pub time: Duration,
-    /// Load before that.
+    /// Load before that. Default: 150 ms, time for a thread to start for each of a thousand
+    /// connections.
     pub warmup: Duration,
-    /// Bytes in a message: at least 1.
+    /// Bytes in a message: at least 1. Default: 64.
     pub size: usize,
-    /// Messages in flight on each connection that stays: at least 1.
+    /// Messages in flight on each connection that stays: at least 1. Default: 1.
     pub depth: u16,
-    /// How long a reply, or the start of a server, may take.
+    /// How long a reply, or the start of a server, may take. Default: 1 s.
     pub timeout: Duration,
-    /// See [`Start::supervisor`](super::process::Start::supervisor).
+    /// See [`Start::supervisor`](super::process::Start::supervisor). Default: none.
     pub supervisor: Vec<OsString>,
+}
+
+impl Config {
+    /// The defaults, for these servers under these trials.
+    pub fn new(contenders: Vec<Contender>, trials: Vec<Trial>) -> Self {
+        Self {
+            contenders,
+            trials,
+            rounds: 5,
+            time: Duration::from_millis(400),
+            warmup: Duration::from_millis(150),
+            size: 64,
+            depth: 1,
+            timeout: Duration::from_secs(1),
+            supervisor: Vec::new(),
+        }
+    }
 }
 
 /// How far a comparison has come: what is about to be measured.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Progress<'a> {
     /// Measurements before this one.
     pub done: u32,
@@ -156,9 +187,9 @@ pub fn run(
                     let name = &contender.name;
                     progress(&Progress { done, total, round: round + 1, name, trial });
                     match trial::measure(config, contender, trial, cancel)? {
-                        trial::Outcome::Measured(measurement) => cell.rounds.push(measurement),
-                        trial::Outcome::Failed(fault) => cell.fault = Some(fault),
-                        trial::Outcome::Stopped => {
+                        trial::TrialResult::Measured(measurement) => cell.rounds.push(measurement),
+                        trial::TrialResult::Failed(fault) => cell.fault = Some(fault),
+                        trial::TrialResult::Stopped => {
                             report.stopped = true;
                             return Ok(report);
                         }

@@ -10,6 +10,7 @@ use super::{Config, Contender, Trial};
 
 /// What came of a comparison.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Report {
     /// Where it was made.
     pub machine: Machine,
@@ -35,15 +36,20 @@ pub struct Report {
 
 /// A server and how it was started.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Server {
     /// Its name.
     pub name: String,
-    /// The command; `{port}` stands for its port.
+    /// The command with its flags; `{port}` stands for its port. Its environment has no variables of
+    /// evecho.
     pub command: String,
+    /// Its version, where that is known.
+    pub version: Option<String>,
 }
 
 /// The machine that everything ran on.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Machine {
     /// What the processor calls itself.
     pub cpu: String,
@@ -59,6 +65,7 @@ pub struct Machine {
 
 /// One server under one trial.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Cell {
     /// The server's name.
     pub server: String,
@@ -73,12 +80,13 @@ pub struct Cell {
 
 /// What was measured of one server under one trial in one round.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Measurement {
     /// Messages that came back per second, whole, correct and in order.
     pub messages_per_second: f64,
-    /// Half of the messages came back within so many microseconds.
+    /// The median time of a message, in microseconds.
     pub p50_us: f64,
-    /// 99 % came back within so many microseconds.
+    /// The 99th percentile, in microseconds.
     pub p99_us: f64,
     /// CPU time of the server for each message, in microseconds.
     pub cpu_us_per_message: f64,
@@ -96,6 +104,7 @@ pub struct Measurement {
 
 /// What a server did while nobody said anything.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Silence {
     /// Share of one CPU.
     pub cpu_percent: f64,
@@ -152,6 +161,7 @@ impl Report {
         let server = |contender: &Contender| Server {
             name: contender.name.clone(),
             command: contender.command.to_string(),
+            version: contender.version.clone(),
         };
         let names = || config.contenders.iter().map(|contender| contender.name.clone());
         let cell = |trial, server| Cell { server, trial, rounds: Vec::new(), fault: None };

@@ -21,7 +21,7 @@ const STUCK: Duration = Duration::from_millis(20);
 const DYING: Duration = Duration::from_millis(100);
 
 /// What came of it.
-pub(super) enum Outcome {
+pub(super) enum TrialResult {
     Measured(Measurement),
     /// Why it could not be measured: a sentence without a full stop.
     Failed(String),
@@ -35,7 +35,7 @@ pub(super) fn measure(
     contender: &Contender,
     trial: Trial,
     cancel: &Cancel,
-) -> Result<Outcome, load::Error> {
+) -> Result<TrialResult, load::Error> {
     let start = Start {
         supervisor: config.supervisor.clone(),
         transport: Transport::Tcp,
@@ -44,11 +44,11 @@ pub(super) fn measure(
     };
     let mut server = match contender.command.start(&start) {
         Ok(server) => server,
-        Err(error) => return Ok(Outcome::Failed(error.sentence())),
+        Err(error) => return Ok(TrialResult::Failed(error.sentence())),
     };
     let mut crowd = Crowd::default();
     if let Err(fault) = crowd.gather(trial, &server, config.timeout) {
-        return Ok(Outcome::Failed(blame(&mut server, fault)));
+        return Ok(TrialResult::Failed(blame(&mut server, fault)));
     }
     let load = load_of(config, trial, server.address());
     let mut watch = Watch { pid: server.pid(), begin: None, end: None };
@@ -56,19 +56,19 @@ pub(super) fn measure(
     let report = match report {
         Ok(report) => report,
         Err(error @ load::Error::Unreachable { .. }) => {
-            return Ok(Outcome::Failed(blame(&mut server, error.to_string())));
+            return Ok(TrialResult::Failed(blame(&mut server, error.to_string())));
         }
         Err(error) => return Err(error),
     };
     if report.stopped {
-        return Ok(Outcome::Stopped);
+        return Ok(TrialResult::Stopped);
     }
     if let Some(fault) = fault_of(&report) {
-        return Ok(Outcome::Failed(blame(&mut server, fault)));
+        return Ok(TrialResult::Failed(blame(&mut server, fault)));
     }
     match watch.measurement(&report, crowd.silence) {
-        Some(measurement) => Ok(Outcome::Measured(measurement)),
-        None => Ok(Outcome::Failed(blame(&mut server, "its process is gone".to_owned()))),
+        Some(measurement) => Ok(TrialResult::Measured(measurement)),
+        None => Ok(TrialResult::Failed(blame(&mut server, "its process is gone".to_owned()))),
     }
 }
 

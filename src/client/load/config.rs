@@ -43,6 +43,7 @@ pub enum Length {
 
 /// What a run is asked to do. [`Config::new`] has defaults for all but the server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Config {
     /// TCP or UDP.
     pub transport: Transport,
@@ -123,7 +124,7 @@ impl Config {
     pub fn check(&self) -> Result<(), Invalid> {
         let udp = self.transport == Transport::Udp;
         let rules = [
-            (self.connections == 0, "at least one connection is needed"),
+            (self.connections == 0, "there must be at least 1 connection"),
             (self.size == 0, "the size must be at least 1 byte"),
             (self.size > 1 << 30, "the size must be at most 1 GiB"),
             (
@@ -141,7 +142,7 @@ impl Config {
                 self.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)),
                 "the rate must be above 0",
             ),
-            (self.length == Length::Messages(0), "at least one message is needed"),
+            (self.length == Length::Messages(0), "there must be at least 1 message"),
             (self.length == Length::Time(Duration::ZERO), "the time must be above 0"),
             (
                 self.mode == Mode::Idle && !matches!(self.length, Length::Time(_)),

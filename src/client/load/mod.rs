@@ -207,12 +207,21 @@ impl fmt::Display for Error {
             Self::Unreachable { error, opened, asked } => {
                 write!(f, "only {opened} of {asked} connections opened: {error}")
             }
-            Self::System { what, error } => write!(f, "cannot {what}: {error}"),
+            Self::System { what, .. } => write!(f, "cannot {what}"),
         }
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Invalid(_) | Self::TooManyConnections { .. } => None,
+            // The sentence is that of the cause.
+            Self::Unreachable { error, .. } => error.source(),
+            Self::System { error, .. } => Some(error),
+        }
+    }
+}
 
 impl From<Invalid> for Error {
     fn from(invalid: Invalid) -> Self {

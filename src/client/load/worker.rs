@@ -54,9 +54,9 @@ pub(super) trait Driver {
     fn finish(&mut self, run: &mut Run, start: u64) -> u32;
 }
 
-/// Why the loop was left.
+/// Why the event loop was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum LoopExit {
     /// What it was to wait for is there.
     Reached,
     /// The time is over.
@@ -136,19 +136,19 @@ impl<'a> Worker<'a> {
     /// Opens, warms up, measures and drains.
     pub(super) fn measure<D: Driver>(mut self, mut driver: D) -> Result<Part, Error> {
         let mut end = self.open(&mut driver)?;
-        if end == End::Reached && !self.run.config.warmup.is_zero() {
+        if end == LoopExit::Reached && !self.run.config.warmup.is_zero() {
             self.enter(Phase::WarmUp);
             let start = self.crew.meet();
             self.kick(&mut driver, start, u64::MAX)?;
             let warm = start + nanoseconds(self.run.config.warmup);
             end = self.pump(&mut driver, Some(warm), |_| false)?;
         }
-        let is_measured = matches!(end, End::Reached | End::Elapsed);
+        let is_measured = matches!(end, LoopExit::Reached | LoopExit::Elapsed);
         if is_measured {
             end = self.measure_window(&mut driver)?;
         }
         self.enter(Phase::Draining);
-        if end != End::Stopped {
+        if end != LoopExit::Stopped {
             end = self.drain(&mut driver)?;
         }
         self.run.give_up_backlog();
@@ -159,7 +159,7 @@ impl<'a> Worker<'a> {
             self.crew.leave();
         }
         self.enter(Phase::Over);
-        self.run.stopped = end == End::Stopped;
+        self.run.stopped = end == LoopExit::Stopped;
         Ok(self.conclude(driver))
     }
 
@@ -169,27 +169,27 @@ impl<'a> Worker<'a> {
         self.enter(Phase::Measuring);
         let start = self.crew.meet();
         self.begin_window(start);
-        if end == End::Reached {
+        if end == LoopExit::Reached {
             end = self.echo_once(&mut driver)?;
         }
-        if end == End::Reached
+        if end == LoopExit::Reached
             && let Length::Time(silence) = self.run.config.length
         {
             let over = self.run.look_at_clock() + nanoseconds(silence);
             end = self.pump(&mut driver, Some(over), |_| false)?;
         }
-        if end == End::Elapsed {
+        if end == LoopExit::Elapsed {
             end = self.echo_once(&mut driver)?;
         }
-        self.run.stopped = end == End::Stopped;
+        self.run.stopped = end == LoopExit::Stopped;
         Ok(self.conclude(driver))
     }
 
-    fn open<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
+    fn open<D: Driver>(&mut self, driver: &mut D) -> Result<LoopExit, Error> {
         let asked = self.run.config.connections;
         driver.open(&mut self.run)?;
         let end = self.pump(driver, None, |run| run.opened >= asked)?;
-        if end == End::Stalled {
+        if end == LoopExit::Stalled {
             let timed_out = io::ErrorKind::TimedOut.into();
             return Err(super::socket::unreachable(self.run.config, self.run.opened, &timed_out));
         }
@@ -197,7 +197,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Measures for the time, or until the messages have been begun.
-    fn measure_window<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
+    fn measure_window<D: Driver>(&mut self, driver: &mut D) -> Result<LoopExit, Error> {
         // Before the window opens: what the caller does now delays no message that counts.
         self.enter(Phase::Measuring);
         let start = self.crew.meet();
@@ -232,13 +232,13 @@ impl<'a> Worker<'a> {
     }
 
     /// Waits for what is out, and first sends what is due, as far as there is time for it.
-    fn drain<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
+    fn drain<D: Driver>(&mut self, driver: &mut D) -> Result<LoopExit, Error> {
         self.run.close_schedule();
         if let Length::Time(time) = self.run.config.length {
             let grace = nanoseconds((time / 10).clamp(GRACE[0], GRACE[1]));
             let until = self.run.now.saturating_add(grace);
             match self.pump(driver, Some(until), |run| run.all_begun())? {
-                End::Stopped => return Ok(End::Stopped),
+                LoopExit::Stopped => return Ok(LoopExit::Stopped),
                 _ => self.run.give_up_backlog(),
             }
         }
@@ -246,7 +246,7 @@ impl<'a> Worker<'a> {
     }
 
     /// Lets every place send one message, and waits for the echoes.
-    fn echo_once<D: Driver>(&mut self, driver: &mut D) -> Result<End, Error> {
+    fn echo_once<D: Driver>(&mut self, driver: &mut D) -> Result<LoopExit, Error> {
         let start = self.run.look_at_clock();
         self.kick(driver, start, u64::MAX)?;
         self.run.close_schedule();
@@ -266,7 +266,7 @@ impl<'a> Worker<'a> {
         driver: &mut D,
         deadline: Option<u64>,
         done: impl Fn(&Run) -> bool,
-    ) -> Result<End, Error> {
+    ) -> Result<LoopExit, Error> {
         let mut events = Events::with_capacity(1024);
         self.run.moved = self.run.look_at_clock();
         let mut more = driver.turn(&mut self.run)?;
@@ -279,16 +279,16 @@ impl<'a> Worker<'a> {
                 self.end_interval();
             }
             if self.crew.is_over() {
-                return Ok(End::Stopped);
+                return Ok(LoopExit::Stopped);
             }
             if done(&self.run) {
-                return Ok(End::Reached);
+                return Ok(LoopExit::Reached);
             }
             if deadline.is_some_and(|deadline| now >= deadline) {
-                return Ok(End::Elapsed);
+                return Ok(LoopExit::Elapsed);
             }
             if self.is_stalled::<D>() {
-                return Ok(End::Stalled);
+                return Ok(LoopExit::Stalled);
             }
             self.follow_schedule(driver)?;
             if now >= self.next_sweep {
