@@ -363,7 +363,7 @@ fn nothing_back_is_failure() {
     let outcome = run(&["ping", &damaged, "-u", "-c", "1", "-W", "20s", "-q"], b"");
     assert_eq!(outcome.code, Some(1));
     assert!(outcome.text().contains("0 received, 0 lost (0%), 1 cut"), "{}", outcome.text());
-    assert!(outcome.stderr.contains("is not what it was sent"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("does not send back what it receives"), "{}", outcome.stderr);
 }
 
 #[test]

@@ -17,15 +17,15 @@ use serde::Serialize;
 use super::output::Output;
 use super::{CommandResult, FamilyArgs, cancel_at_signals, supervise, units};
 
-/// Grade any echo server against the rules that it has to keep
+/// Grade any echo server by the rules that it must follow
 ///
 /// Each rule is a case with a name and a source (RFC, manual page or advisory). A case passes,
 /// fails, is skipped with the reason, or is not graded because the server is gone. The exit code is 0
 /// when cases passed and none failed, 1 when one failed, was not graded, or all were skipped, and 2
 /// on usage.
 ///
-/// Several cases measure: grade a server that nobody else uses at the time. Those that need its
-/// process run with --pid or --start, those that forge datagrams as root and on loopback only.
+/// Some cases measure, so nobody else should use the server at the time. Cases that look at its process
+/// need --pid or --start. Cases that forge datagrams need root, and a server on loopback.
 #[derive(clap::Args)]
 #[command(override_usage = "evecho check [OPTIONS] <HOST[:PORT]>\n       \
                             evecho check [OPTIONS] --start <COMMAND>\n       \
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     target: Option<Target>,
     #[command(flatten)]
     family: FamilyArgs,
-    /// Process of that server, on this machine, to look at
+    /// Also look at this process, which is the server, on this machine
     #[arg(long, requires = "target", conflicts_with = "start")]
     pid: Option<u32>,
     /// Start the server to grade, on loopback; {port} in the command stands for its port
@@ -49,22 +49,22 @@ pub(crate) struct Args {
     /// The server ends each TCP connection after the first message: skip what needs more
     #[arg(long)]
     once: bool,
-    /// Grade TCP alone
+    /// Grade TCP only
     #[arg(long, conflicts_with = "udp_only")]
     tcp_only: bool,
-    /// Grade UDP alone
+    /// Grade UDP only
     #[arg(long)]
     udp_only: bool,
-    /// Run only these cases: names, or how names begin, like tcp or 'udp-re*'
+    /// Run only these cases, by name or by the start of a name, like tcp or 'udp-re*'
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = pattern)]
     only: Vec<String>,
     /// Leave out these cases
     #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = pattern)]
     skip: Vec<String>,
-    /// How long one case may wait in all
+    /// Most time that one case may wait
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
     timeout: Duration,
-    /// How to print the outcome
+    /// How to print the result
     #[arg(long, value_name = "FORMAT", default_value = "text")]
     format: Format,
     /// List the cases with their rules and sources, and run none
@@ -87,12 +87,12 @@ fn pattern(text: &str) -> Result<String, String> {
     if CASES.iter().any(|case| case.is_among(&[text.to_owned()])) {
         return Ok(text.to_owned());
     }
-    Err("no case has a name that begins so; --list shows the names".to_owned())
+    Err("no case has a name that starts like this; --list shows the names".to_owned())
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
     match units::duration(text)? {
-        Duration::ZERO => Err("a case needs some time, like 10s".to_owned()),
+        Duration::ZERO => Err("the timeout must be above 0, like 10s".to_owned()),
         timeout => Ok(timeout),
     }
 }
@@ -152,9 +152,7 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         return Ok(ExitCode::from(1));
     }
     if report.passed + report.failed == 0 {
-        return Err(
-            "nothing was graded: no case that was asked for says anything about this server".into(),
-        );
+        return Err("nothing was graded: none of the chosen cases applies to this server".into());
     }
     Ok(ExitCode::from(u8::from(!report.all_passed())))
 }

@@ -1,4 +1,4 @@
-//! `evecho load`: keep an echo server busy, verify what it answers, and measure.
+//! `evecho load`: load an echo server, verify what comes back, and measure.
 
 mod status;
 mod text;
@@ -20,7 +20,7 @@ use status::Status;
 pub(super) use status::json;
 pub(super) use text::describe;
 
-/// Keep an echo server busy, verify every byte that it answers, and measure.
+/// Load an echo server, verify every byte that comes back, and measure.
 ///
 /// The exit code is 0 when messages came back and nothing was wrong. It is 1 when nothing came back,
 /// when anything was wrong (lost, cut, duplicated, corrupted, reordered, late, unanswered or
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     /// How the connections are used
     #[arg(short, long, value_enum, default_value = "ping-pong")]
     mode: ModeArg,
-    /// Connections (with --udp, sockets) side by side
+    /// How many connections (with --udp, sockets) at the same time
     #[arg(short, long, value_name = "NUMBER", default_value = "50")]
     connections: u32,
     /// Bytes in each message; in stream mode, in each write [default: 64, in stream mode 64k]
@@ -82,7 +82,7 @@ fn threads(text: &str) -> Result<u32, String> {
         "auto" => Ok(std::thread::available_parallelism()
             .map_or(1, |cpus| u32::try_from(cpus.get()).unwrap_or(u32::MAX))),
         _ => match text.parse() {
-            Ok(0) | Err(_) => Err("it is a number, at least 1, or auto".to_owned()),
+            Ok(0) | Err(_) => Err("give a number, at least 1, or auto".to_owned()),
             Ok(number) => Ok(number),
         },
     }
@@ -92,7 +92,7 @@ fn threads(text: &str) -> Result<u32, String> {
 enum ModeArg {
     /// Send the next message when one comes back
     PingPong,
-    /// Send and receive as fast as it goes
+    /// Send and receive as fast as possible
     Stream,
     /// Connect, exchange one message, half-close, wait for the server's FIN, close, again
     Churn,

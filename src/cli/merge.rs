@@ -13,10 +13,10 @@ use super::CommandResult;
 use super::load::{describe, json};
 use super::output::Output;
 
-/// Add up reports of 'evecho load --json' that ran at the same time, on many machines, say
+/// Add up reports of 'evecho load --json', for example from many machines
 ///
 /// Counts and rates are sums, and percentiles are those of all messages: each report carries its
-/// histogram. Everything but reports, such as the lines of --every, is passed over.
+/// histogram. Other lines, such as those of --every, are ignored.
 ///
 /// The exit code is 0 when messages came back and nothing was wrong in any of them, and 1 otherwise.
 #[derive(clap::Args)]

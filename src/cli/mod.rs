@@ -59,7 +59,7 @@ enum Command {
 /// The server that a client talks to.
 #[derive(clap::Args)]
 struct TargetArgs {
-    /// The server: a name or address, and its port unless that is 12000, as in localhost:7 or [::1]:7
+    /// The server: a name or address, with a port if that is not 12000, as in localhost:7 or [::1]:7
     #[arg(value_name = "HOST[:PORT]")]
     target: Target,
     #[command(flatten)]

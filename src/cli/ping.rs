@@ -20,15 +20,15 @@ use evecho::client::ping::{
 use evecho::client::target::{LONGEST_WAIT, Target, Transport};
 use evecho::units::{milliseconds, time};
 
-/// Measure round-trip times, and tell loss, duplicates, reordering and corruption apart.
+/// Measure round-trip times, and find loss, duplicates, reordering and corruption.
 ///
 /// Goes on while the server is not there, with a line for each try, and connects again when it is
 /// back. Ends after --count pings, at the --deadline or at Ctrl-C, with a summary; SIGUSR1 prints the
 /// summary so far.
 ///
-/// The exit code is 0 when a ping was answered, unharmed and in time (with --count and --deadline:
-/// when so many were), 1 when not, and 2 on wrong usage or when this machine fails. As a health check
-/// use -c 1 -q, to wait until a server is up -c 1 -w 60.
+/// The exit code is 0 when a ping was answered, whole and in time (with --count and --deadline: when
+/// that many were), 1 when not, and 2 on wrong usage or when this machine fails. For a health check
+/// use -c 1 -q; to wait until a server is up, -c 1 -w 60.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -36,13 +36,13 @@ pub(crate) struct Args {
     /// Send each ping as a datagram
     #[arg(short, long)]
     udp: bool,
-    /// Where a ping, and its reply, ends in a TCP stream
+    /// How the end of a ping is marked in a TCP stream
     #[arg(short, long, value_enum, default_value_t = FramingArg::Raw, conflicts_with = "udp")]
     framing: FramingArg,
     /// Send this many pings; with --deadline, until this many are answered
     #[arg(short, long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
-    /// End after this time, whatever has been sent and answered
+    /// End after this time, whatever was sent and answered
     #[arg(short = 'w', long, value_name = "TIME", value_parser = units::timeout)]
     deadline: Option<Duration>,
     /// Time from one ping to the next; 0 sends each as soon as the one before is answered
@@ -178,7 +178,7 @@ fn unanswered(config: &Config, summary: &Summary, trouble: Option<&(Reason, Stri
     }
     match trouble {
         Some((Reason::Corrupt | Reason::Cut, _)) => {
-            format!("no ping came back whole: what {target} answers is not what it was sent")
+            format!("no ping came back whole: {target} does not send back what it receives")
         }
         Some((Reason::Timeout, _)) => format!(
             "{target} did not answer within {}; is an echo server running there, and on that port?",
@@ -268,7 +268,7 @@ impl Printer {
             }
             Event::Lost { seq, detail, .. } => format!("seq={seq}: {detail}"),
             Event::Outstanding { seq } => format!("seq={seq}: no reply yet"),
-            Event::Disconnected { detail, .. } => format!("{detail}; the next ping connects anew"),
+            Event::Disconnected { detail, .. } => format!("{detail}; the next ping connects again"),
             _ => return,
         };
         let stamp = match self.style.timestamps {

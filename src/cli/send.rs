@@ -18,8 +18,8 @@ use evecho::client::target::Transport;
 /// Send messages, or standard input, and print what comes back.
 ///
 /// Without a MESSAGE, each line of standard input is one: on a terminal, type a line and see its
-/// echo. A message waits for the reply to the one before, and each reply is printed on a line of
-/// its own.
+/// echo. A message is sent when the reply to the one before has come. Each reply is printed on its
+/// own line.
 ///
 /// The exit code is 0 when everything came back: a reply to each message or, where nothing marks
 /// the end of a message (--raw, --framing raw), as many bytes as were sent. Otherwise it is 1, and 2
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// Send each message as a datagram, from a port of its own
     #[arg(short, long)]
     udp: bool,
-    /// Where a message, and its reply, ends in a TCP stream
+    /// How the end of a message is marked in a TCP stream
     #[arg(short, long, value_enum, default_value_t = FramingArg::Lines)]
     #[arg(conflicts_with_all = ["udp", "raw"])]
     framing: FramingArg,

@@ -71,7 +71,7 @@ struct ConversationArgs {
     /// What comes back
     #[arg(long, env = "EVECHO_SERVICE", value_enum, default_value_t = ServiceArg::Echo)]
     service: ServiceArg,
-    /// Where a message of a TCP stream ends; each datagram is a message
+    /// How the end of a message is marked in a TCP stream; each datagram is a message
     #[arg(long, env = "EVECHO_FRAMING", value_enum, default_value_t = FramingArg::Raw)]
     framing: FramingArg,
     /// Longest frame that is answered: a longer one ends the connection
