@@ -65,16 +65,19 @@ impl Drain {
     /// Says what comes, with so many connections open.
     pub(super) fn log(&self, open: usize) {
         let Drain { ask_after, timeout, .. } = self;
+        let s = if open == 1 { "" } else { "s" };
         log::info!(
-            "draining: {open} connections may finish; after {ask_after:?} the server closes its side of them, after {timeout:?} it cuts off what is left"
+            "draining: {open} connection{s} may finish; after {ask_after:?} the server closes its side, after {timeout:?} it cuts off what is left"
         );
     }
 }
 
 /// Says how many connections did not end by themselves, where there are any.
 pub(super) fn log_cut(connections: usize) {
-    if connections > 0 {
-        log::warn!("{connections} connections were cut off: they had not ended in time");
+    match connections {
+        0 => {}
+        1 => log::warn!("1 connection was cut off: it had not ended in time"),
+        _ => log::warn!("{connections} connections were cut off: they had not ended in time"),
     }
 }
 

@@ -169,12 +169,16 @@ impl<V: Service> EventLoop<V> {
                 Stop::Drain => self.drain(now),
                 Stop::Now => break,
             }
+            // Before those who linger are let go: they did not leave either.
+            if self.drain.is_some_and(|drain| now >= drain.end_at) {
+                break;
+            }
             for datagrams in &mut self.datagrams {
                 datagrams.turn(&mut self.guard, now);
             }
             let clock = self.clock;
             self.connections.turn(now, || clock.now() - now >= PASS);
-            if self.drain.is_some_and(|drain| now >= drain.end_at || self.connections.open() == 0) {
+            if self.drain.is_some() && self.connections.open() == 0 {
                 break;
             }
         }
