@@ -31,7 +31,7 @@ impl Fairness {
     /// Others were here just now when it is no longer ago than this.
     pub(super) const JUST_NOW: Duration = Duration::from_millis(100);
     /// How long answers wait for a further datagram: a client looks again at a socket sooner.
-    pub(super) const MOMENT: Duration = Duration::from_micros(20);
+    pub(super) const MOMENT: Duration = Duration::from_micros(40);
 
     /// A datagram has come, or a run of them.
     pub(super) fn note(&mut self, peer: SocketAddr, now: Moment) {
