@@ -330,10 +330,10 @@ impl<S: Stream, V: Service> Connection<S, V> {
         self.traffic.reads = self.traffic.reads.saturating_add(u32::from(read > 0));
         self.traffic.bytes_in += read as u64;
         match self.phase {
-            Phase::Lingering(end, _) if read == 0 => Err(end),
-            Phase::Lingering(end, left) => {
-                let left = left.checked_sub(u32::try_from(read).unwrap_or(u32::MAX)).ok_or(end)?;
-                self.phase = Phase::Lingering(end, left);
+            Phase::Lingering(reason, _) if read == 0 => Err(reason),
+            Phase::Lingering(reason, left) => {
+                let read = u32::try_from(read).unwrap_or(u32::MAX);
+                self.phase = Phase::Lingering(reason, left.checked_sub(read).ok_or(reason)?);
                 Ok(0)
             }
             _ if read == 0 => {
@@ -390,7 +390,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
 
     /// Sends an answer, and does what follows from it.
     fn conclude(&mut self, answer: Answer<'_>, memory: &Arc<Memory>, now: Moment) -> Turn {
-        let end = match answer.verdict {
+        let reason = match answer.verdict {
             Verdict::Continue | Verdict::Again => None,
             Verdict::Close => Some(CloseReason::Service),
             Verdict::Finished => Some(CloseReason::Peer),
@@ -398,20 +398,20 @@ impl<S: Stream, V: Service> Connection<S, V> {
             Verdict::Panicked => Some(CloseReason::Panicked),
         };
         self.send(answer.bytes, memory, now)?;
-        match end {
+        match reason {
             // It is to end anyway.
             _ if self.phase != Phase::Open => self.advance(),
             None => Ok(()),
-            Some(end) => self.close(end, now),
+            Some(reason) => self.close(reason, now),
         }
     }
 
     /// Our side wants to end it: what is owed is still sent, then our FIN, then we linger.
-    pub(crate) fn close(&mut self, end: CloseReason, now: Moment) -> Turn {
+    pub(crate) fn close(&mut self, reason: CloseReason, now: Moment) -> Turn {
         if !matches!(self.phase, Phase::Lingering(..)) {
             // Where the peer's FIN was read already, lingering finds it again and is over at once.
             self.ready.readable |= self.phase != Phase::Open;
-            self.phase = Phase::Flushing(end);
+            self.phase = Phase::Flushing(reason);
             self.active = now;
         }
         self.advance()
@@ -430,8 +430,8 @@ impl<S: Stream, V: Service> Connection<S, V> {
     /// Its deadline has passed. That only means to look once more: what came while nobody looked was
     /// in time. A turn that finds nothing then is the last one.
     pub(crate) fn expire(&mut self) -> Turn {
-        if let Phase::Lingering(end, _) = self.phase {
-            return Err(end);
+        if let Phase::Lingering(reason, _) = self.phase {
+            return Err(reason);
         }
         self.ready.writable |= self.unsent.is_some();
         self.ready.readable |= self.unsent.is_none();
@@ -444,7 +444,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             Phase::Open if self.unsent.is_none() => self.close(CloseReason::Idle, now),
             // The peer does not take what it is owed: a FIN would tell it that this was all.
             Phase::Open | Phase::Flushing(CloseReason::Peer) => Err(CloseReason::Idle),
-            Phase::Flushing(end) | Phase::Lingering(end, _) => Err(end),
+            Phase::Flushing(reason) | Phase::Lingering(reason, _) => Err(reason),
         }
     }
 
@@ -544,10 +544,10 @@ impl<S: Stream, V: Service> Connection<S, V> {
             Phase::Flushing(_) if self.unsent.is_some() || self.session.is_pending() => Ok(()),
             Phase::Flushing(CloseReason::Peer) => Err(CloseReason::Peer),
             // Both sides are done: there is nothing to linger for.
-            Phase::Flushing(end @ CloseReason::FrameTruncated) => Err(end),
-            Phase::Flushing(end) => {
+            Phase::Flushing(reason @ CloseReason::FrameTruncated) => Err(reason),
+            Phase::Flushing(reason) => {
                 self.stream.shutdown_write()?;
-                self.phase = Phase::Lingering(end, LINGER_BYTES);
+                self.phase = Phase::Lingering(reason, LINGER_BYTES);
                 Ok(())
             }
             Phase::Open | Phase::Lingering(..) => Ok(()),

@@ -84,7 +84,7 @@ struct Read {
 
 #[derive(Debug, Clone, Copy)]
 struct Drain {
-    /// Who has not left by then is asked to.
+    /// The connections that are still open then are closed.
     until: Moment,
     over: bool,
 }
@@ -93,7 +93,7 @@ struct Drain {
 struct Acceptor<L> {
     listeners: Vec<ReadyListener<L>>,
     pause: Option<Pause>,
-    /// Who is asked first in this turn.
+    /// The one that is asked first in this turn.
     first: usize,
 }
 
@@ -227,7 +227,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
         self.draining = Some(Drain { until, over: false });
     }
 
-    /// Ends all who are still here, at once; how many.
+    /// Ends all connections at once; how many these were.
     pub(crate) fn cut(&mut self, now: Moment) -> usize {
         let slots: Vec<usize> = self.slab.iter().map(|(slot, _)| slot).collect();
         for &slot in &slots {
@@ -421,7 +421,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
                 }
                 self.enqueue(slot, Queue::Greedy);
             }
-            Err(end) => self.remove(slot, end, now),
+            Err(reason) => self.remove(slot, reason, now),
         }
     }
 
@@ -488,12 +488,12 @@ impl<L: Listener, V> Connections<L, V> {
         &self.memory
     }
 
-    /// Who stands on the ready queues.
+    /// Those that can act.
     pub(crate) fn ready(&self) -> &ReadyQueues {
         &self.ready
     }
 
-    /// The connection that a id names, if it still stands.
+    /// The connection that an id names, if it is still open.
     pub(crate) fn connection(&self, id: ConnectionId) -> Option<&Connection<L::Stream, V>> {
         let connection = self.slab.get(id.slot as usize);
         connection.filter(|connection| connection.generation == id.generation)

@@ -105,12 +105,12 @@ pub(crate) fn possible(wanted: usize) -> usize {
     let limit = limits.into_iter().filter_map(|limit| getrlimit(limit).ok()).map(|(soft, _)| soft);
     match limit.min() {
         None | Some(RLIM_INFINITY) => wanted,
-        Some(limit) => wanted.min(share_of(limit, address_space())).max(LEAST),
+        Some(limit) => wanted.min(share_of(limit, address_space())),
     }
 }
 
 fn share_of(limit: u64, used: u64) -> usize {
-    usize::try_from(limit.saturating_sub(used) / 2).unwrap_or(usize::MAX)
+    usize::try_from(limit.saturating_sub(used) / 2).unwrap_or(usize::MAX).max(LEAST)
 }
 
 /// The bytes of address space that this process has (proc(5)); 0 where nothing tells.
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn a_limit_on_address_space_leaves_room_for_the_rest() {
         assert_eq!(share_of(24 << 20, 10 << 20), 7 << 20);
-        assert_eq!(share_of(1 << 20, 10 << 20), 0);
+        assert_eq!(share_of(1 << 20, 10 << 20), 64 << 10);
         assert!(address_space() > 1 << 20);
     }
 
@@ -242,8 +242,35 @@ mod tests {
         let piece = vec![b'x'; 20_000];
         let held: Vec<Held> = (0..1_000).map(|_| Held::copy(&piece, &memory).unwrap()).collect();
         let on_the_heap = held.iter().filter(|held| matches!(held.bytes, Buffer::Heap(_)));
-        assert_eq!(on_the_heap.count(), HEAP_PART / piece.len() + 1);
+        assert_eq!(on_the_heap.count(), (4 << 20) / piece.len() + 1);
         drop(held);
         assert_eq!(memory.held(), 0);
+    }
+
+    #[test]
+    fn shares_are_what_they_are_said_to_be() {
+        let memory = memory(8_000);
+        assert_eq!(
+            (memory.batch_room(), memory.read_room(10), memory.growth()),
+            (1_000, 1_000, 3_000)
+        );
+        memory.take(3_999).unwrap();
+        assert_eq!((memory.free(), memory.read_room(10), memory.growth()), (4_001, 500, 1_000));
+        memory.take(1).unwrap();
+        assert_eq!((memory.batch_room(), memory.read_room(10), memory.growth()), (500, 50, 1_000));
+        assert_eq!((memory.read_room(0), memory.read_room(1_000)), (500, 16));
+        memory.take(2_000).unwrap();
+        assert_eq!((memory.growth(), memory.held()), (0, 6_000));
+        memory.adjust(6_000, 10);
+        assert_eq!(memory.held(), 10);
+    }
+
+    #[test]
+    fn mappings_are_for_what_comes_on_top() {
+        let memory = memory(LIMIT);
+        memory.take(4 << 20).unwrap();
+        assert!(!memory.prefers_mappings());
+        memory.take(1).unwrap();
+        assert!(memory.prefers_mappings());
     }
 }
