@@ -54,7 +54,7 @@ struct Pending {
 }
 
 /// What a session says to some input.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 #[non_exhaustive]
 pub struct Answer<'a> {
     /// The bytes to send: a piece of the input wherever nothing had to be copied, and a buffer of
@@ -87,14 +87,6 @@ impl Deref for Bytes<'_> {
         }
     }
 }
-
-impl PartialEq for Bytes<'_> {
-    fn eq(&self, other: &Self) -> bool {
-        **self == **other
-    }
-}
-
-impl Eq for Bytes<'_> {}
 
 /// Whether a conversation goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -537,7 +529,7 @@ impl<'a> Iterator for Messages<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::oracle::context;
+    use crate::protocol::oracle::{Conversation, context};
     use crate::protocol::{Echo, service_fn};
 
     const MIB: usize = 1 << 20;
@@ -675,6 +667,28 @@ mod tests {
         assert_eq!(receive(&mut session, &line[1..9], usize::MAX), (Verdict::Continue, 0));
         let verdict = receive(&mut session, &line, usize::MAX);
         assert_eq!(verdict, (Verdict::Continue, line.len() + 8 + 1));
+    }
+
+    #[test]
+    fn a_large_frame_may_be_echoed_in_a_later_turn() {
+        let line = [&vec![b'x'; HANDED_OVER][..], b"\n"].concat();
+        for behind in [&b""[..], b"next\n", b"next\nlast"] {
+            let mut waited = false;
+            let hesitant = service_fn(move |_, replies, _| {
+                waited = !waited;
+                if waited {
+                    return Flow::Again;
+                }
+                replies.echo();
+                Flow::Continue
+            });
+            let expected = [&line[..], behind.strip_suffix(b"last").unwrap_or(behind)].concat();
+            let (head, tail) = line.split_at(100);
+            let mut conversation = Conversation::new(framed(Framing::Lines), hesitant);
+            assert_eq!(conversation.read(head), Verdict::Continue);
+            assert_eq!(conversation.read(&[tail, behind].concat()), Verdict::Continue);
+            assert!(conversation.bytes == expected, "{} bytes", conversation.bytes.len());
+        }
     }
 
     #[test]
