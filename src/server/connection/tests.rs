@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::*;
-use crate::protocol::{Echo, Framing, Protocol, Upper};
+use crate::protocol::{Echo, Flow, Framing, Message, Protocol, Replies, Upper};
 
 /// A call that is to come next, and what it returns.
 #[derive(Debug)]
@@ -438,6 +438,92 @@ fn traffic_is_counted() {
         line.starts_with("192.0.2.1:5 closed by the peer's RST: 17 bytes in 2 reads"),
         "{line}"
     );
+}
+
+#[test]
+fn traffic_adds_up() {
+    let some =
+        Traffic { bytes_in: 1, bytes_out: 20, reads: 3, writes: 40, short_writes: 5, paused: 60 };
+    let more = Traffic {
+        bytes_in: 700,
+        bytes_out: 8,
+        reads: 900,
+        writes: 10,
+        short_writes: 110,
+        paused: 12,
+    };
+    let all = Traffic {
+        bytes_in: 701,
+        bytes_out: 28,
+        reads: 903,
+        writes: 50,
+        short_writes: 115,
+        paused: 72,
+    };
+    let mut sum = some;
+    sum += more;
+    assert_eq!(sum, all);
+    assert_eq!((all - some, all - more), (more, some));
+}
+
+#[test]
+fn the_summary_tells_what_moved_and_what_did_not() {
+    let mut bench = raw();
+    let calls = [Reads(b"12345"), Takes(2), WriteFails(WouldBlock)];
+    assert_eq!(bench.event(READABLE, calls), Ok(()));
+    bench.now = bench.now + 2 * SECOND;
+    let summary = |bench: &Bench<Echo>| {
+        let line = bench.connection.summary(CloseReason::Idle, bench.now).to_string();
+        line.rsplit_once(": ").unwrap().1.to_owned()
+    };
+    let line = "5 bytes in 1 read, 2 bytes out in 1 write (1 short), 3 bytes unsent, \
+                paused 2 s by back-pressure, open 2 s";
+    assert_eq!(summary(&bench), line);
+    assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
+    bench.now = bench.now + SECOND;
+    assert_eq!(bench.event(WRITABLE, [Takes(2)]), Ok(()));
+    assert_eq!(bench.connection.traffic().paused, 30_000);
+    bench.now = bench.now + SECOND;
+    let line = "5 bytes in 1 read, 5 bytes out in 3 writes (2 short), \
+                paused 3 s by back-pressure, open 4 s";
+    assert_eq!(summary(&bench), line);
+}
+
+#[test]
+fn what_is_dropped_is_read_whatever_the_share() {
+    let mut bench = raw();
+    assert_eq!(bench.connection.read_limit(7), 7);
+    assert_eq!(bench.close(CloseReason::Drain, [Shutdown]), Ok(()));
+    assert_eq!(bench.connection.read_limit(7), 16 << 10);
+}
+
+/// Never done with a message.
+#[derive(Clone)]
+struct Endless;
+
+impl Service for Endless {
+    fn serve(&mut self, _: Message<'_>, _: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+        Flow::Again
+    }
+}
+
+#[test]
+fn only_a_drain_does_not_wait_for_what_is_computed() {
+    let mut bench = bench(Protocol::default(), Endless);
+    bench.connection.hint(READABLE);
+    bench.script.0.borrow_mut().calls.push_back(Reads(b"a"));
+    let (mut room, mut scratch) = ([0; 16], Scratch::default());
+    assert_eq!(bench.receive(&mut room, &mut scratch), Ok(1));
+    let Bench { connection, memory, now, .. } = &mut bench;
+    assert_eq!(connection.answer(b"a", &mut scratch, memory, *now), Ok(()));
+    bench.now = bench.now + 2 * IDLE_TIME;
+    assert_eq!(bench.receive(&mut room, &mut scratch), Ok(0));
+    assert_eq!(bench.connection.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
+    assert_eq!(bench.close(CloseReason::Drain, []), Ok(()));
+    bench.now = bench.now + SECOND;
+    assert_eq!(bench.receive(&mut room, &mut scratch), Ok(0));
+    bench.now = bench.now + SECOND;
+    assert_eq!(bench.receive(&mut room, &mut scratch), Err(CloseReason::Drain));
 }
 
 /// As large as a stream in a release build: a descriptor.
