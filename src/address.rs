@@ -6,8 +6,6 @@ use std::str::FromStr;
 
 use nix::net::if_::if_nametoindex;
 
-use crate::config::ParseError;
-
 /// An address to bind: an IP address, with a zone where it is a link-local one, and with a port where
 /// it has one of its own.
 ///
@@ -162,6 +160,24 @@ impl fmt::Display for BindAddress {
         }
     }
 }
+
+/// Why a text cannot be read as a configuration value: one sentence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParseError(String);
+
+impl ParseError {
+    pub(crate) fn new(sentence: impl Into<String>) -> Self {
+        ParseError(sentence.into())
+    }
+}
+
+impl fmt::Display for ParseError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for ParseError {}
 
 #[cfg(test)]
 mod tests {

@@ -5,7 +5,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::address::BindAddress;
+use crate::address::{BindAddress, ParseError};
 use crate::protocol::{Framing, Protocol};
 
 /// The default port.
@@ -226,7 +226,7 @@ impl FromStr for GuardPorts {
         }
         let port = |port: &str| {
             port.trim().parse().map_err(|_| {
-                ParseError(format!(
+                ParseError::new(format!(
                     "'{port}' is not a port; ports are 0 to 65535, separated by commas, or 'none'"
                 ))
             })
@@ -244,24 +244,6 @@ impl fmt::Display for GuardPorts {
         f.write_str(&ports.join(","))
     }
 }
-
-/// Why a text cannot be read as a configuration value: one sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ParseError(String);
-
-impl ParseError {
-    pub(crate) fn new(sentence: impl Into<String>) -> Self {
-        ParseError(sentence.into())
-    }
-}
-
-impl fmt::Display for ParseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ParseError {}
 
 /// The longest that [`Protocol::max_frame`] may be.
 pub const MAX_MAX_FRAME: u32 = 16 << 20;

@@ -77,8 +77,8 @@ pub mod fuzzing {
     }
 }
 
-pub use address::BindAddress;
-pub use config::{Config, Design, GuardPorts, Limits, ParseError, ServiceKind, Transport};
+pub use address::{BindAddress, ParseError};
+pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, Transport};
 pub use protocol::{Framing, Protocol, Service};
 pub use server::{Error, Handle, Server};
 pub use socket::{AdoptError, BindError, raise_open_file_limit};

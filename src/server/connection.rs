@@ -15,7 +15,6 @@ use log::debug;
 use super::clock::Moment;
 use super::memory::{Held, Memory, NoRoom};
 use super::peer::Peer;
-use super::ready::Standing;
 use crate::protocol::{
     Answer, Bytes, Context, Frame, FrameError, Scratch, Service, Session, Verdict,
 };
@@ -191,6 +190,25 @@ impl Sub for Traffic {
 
 /// The turn of a connection that is over gives the reason instead of going on.
 pub(crate) type Turn<T = ()> = Result<T, CloseReason>;
+
+/// Names a connection in events: its slot, and which of the connections that had the slot it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConnectionId {
+    pub(crate) slot: u32,
+    /// Never 0.
+    pub(crate) generation: u32,
+}
+
+/// What a connection remembers of the ready queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It stands on a queue.
+    Queued,
+    /// It does not, and asked for little when it had its last turn.
+    Sparse,
+    /// It does not, and asked for much.
+    Greedy,
+}
 
 /// One TCP stream and its conversation.
 pub(crate) struct Connection<S, V> {

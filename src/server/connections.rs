@@ -15,20 +15,14 @@ use slab::Slab;
 
 use super::admission::{ACCEPT_RETRY, AcceptError, Admission, Rules};
 use super::clock::Moment;
-use super::connection::{CloseReason, Connection, Readiness, Stream, Traffic, Turn};
+use super::connection::{
+    CloseReason, Connection, ConnectionId, Readiness, Standing, Stream, Traffic, Turn,
+};
 use super::memory::{CHUNK, Memory};
 use super::peer::Peer;
-use super::ready::{Queue, ReadyQueues, SMALL_TURN, SPARSE_READ, Standing};
+use super::ready::{Queue, ReadyQueues, SMALL_TURN, SPARSE_READ};
 use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
-
-/// Names a connection in events: its slot, and which of the connections that had the slot it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ConnectionId {
-    pub(crate) slot: u32,
-    /// Never 0.
-    pub(crate) generation: u32,
-}
 
 /// What the connections need of a listener.
 pub(crate) trait Listener {

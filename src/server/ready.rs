@@ -6,7 +6,7 @@
 
 use std::collections::{TryReserveError, VecDeque};
 
-use super::connections::ConnectionId;
+use super::connection::ConnectionId;
 
 /// A connection that reads no more than this in a turn, and leaves nothing to do, asks for little.
 pub(crate) const SMALL_TURN: usize = 4 << 10;
@@ -27,17 +27,6 @@ pub(crate) struct ReadyQueues {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Queue {
     Sparse,
-    Greedy,
-}
-
-/// What a connection remembers of the queues.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
-    /// It stands on a queue.
-    Queued,
-    /// It does not, and asked for little when it had its last turn.
-    Sparse,
-    /// It does not, and asked for much.
     Greedy,
 }
 

@@ -12,10 +12,10 @@ use super::world::{Edges, Wire, World};
 use crate::protocol::{Service, Verdict};
 use crate::server::admission::ACCEPT_RETRY;
 use crate::server::clock::Moment;
-use crate::server::connection::LINGER_TIME;
-use crate::server::connections::{ACCEPTS_PER_TURN, ConnectionId, Connections, SWEEP_GAP};
+use crate::server::connection::{ConnectionId, LINGER_TIME, Standing};
+use crate::server::connections::{ACCEPTS_PER_TURN, Connections, SWEEP_GAP};
 use crate::server::memory::CHUNK;
-use crate::server::ready::{Queue, Standing};
+use crate::server::ready::Queue;
 use crate::stats::Stats;
 
 /// The server under test, and the world around it.

@@ -12,8 +12,8 @@ use super::world::{Edges, Wire, World};
 use crate::config::MIN_MAX_BUFFERED;
 use crate::protocol::Framing;
 use crate::server::admission::Rules;
-use crate::server::connection::{LINGER_BYTES, LINGER_TIME, Stream};
-use crate::server::connections::{ConnectionId, Listener};
+use crate::server::connection::{ConnectionId, LINGER_BYTES, LINGER_TIME, Stream};
+use crate::server::connections::Listener;
 
 impl World {
     fn violation(&mut self, wire: usize, what: impl std::fmt::Display) {

@@ -6,8 +6,7 @@ use std::time::Duration;
 use super::script::answers_one_read;
 use super::world::{Edges, Habit, Settings, Wire, World};
 use crate::protocol::oracle::Expected;
-use crate::server::connection::Readiness;
-use crate::server::connections::ConnectionId;
+use crate::server::connection::{ConnectionId, Readiness};
 
 impl World {
     /// A client connects.

@@ -12,8 +12,7 @@ use crate::protocol::Verdict;
 use crate::protocol::oracle::Expected;
 use crate::server::admission::Rules;
 use crate::server::clock::Moment;
-use crate::server::connection::Readiness;
-use crate::server::connections::ConnectionId;
+use crate::server::connection::{ConnectionId, Readiness};
 
 /// What one seed plays.
 #[derive(Debug, Clone)]
