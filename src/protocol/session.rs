@@ -752,6 +752,24 @@ mod tests {
     }
 
     #[test]
+    fn where_there_is_no_memory_for_a_reply_nothing_more_is_said() {
+        let unlucky = || {
+            service_fn(|_, replies, _| {
+                replies.send(b"one");
+                // As when the allocator has no more.
+                replies.scratch.failed = true;
+                Flow::Continue
+            })
+        };
+        let mut session = Session::new(framed(Framing::Lines), unlucky());
+        let no_room = Verdict::Broken(FrameError::NoRoom);
+        assert_eq!(receive(&mut session, b"x\n", usize::MAX).0, no_room);
+        let mut scratch = Scratch::default();
+        let replies = answer_datagram(unlucky(), b"x", &mut scratch, &context());
+        assert_eq!(replies.map(Iterator::count), Ok(0));
+    }
+
+    #[test]
     fn a_large_reply_leaves_nothing_behind() {
         let mut scratch = Scratch::default();
         let service = service_fn(|message, replies, _| {
