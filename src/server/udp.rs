@@ -258,7 +258,10 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
 
     /// Receives a batch, or what has come since to the one that is held, and answers it.
     fn take_batch(&mut self, guard: &mut Guard, now: Moment) {
-        if !self.holding {
+        if self.holding {
+            // Nobody may have asked for events meanwhile.
+            self.readable = true;
+        } else {
             self.clear_batch();
         }
         if self.may_receive() {
