@@ -118,13 +118,38 @@ mod tests {
     use super::*;
 
     #[test]
+    fn moments_are_so_far_from_the_start() {
+        let start = Moment::default();
+        let later = start + Duration::from_nanos(7);
+        assert_eq!((start.nanos(), later.nanos()), (0, 7));
+        assert_eq!((later - start, start - later), (Duration::from_nanos(7), Duration::ZERO));
+        assert_eq!(start + Duration::MAX, Moment::LAST);
+    }
+
+    #[test]
+    fn the_clock_goes_on() {
+        let clock = Clock::start();
+        let first = clock.now();
+        while clock.now() == first {}
+        assert!(clock.now() - first < Duration::from_secs(3_600));
+    }
+
+    #[test]
+    fn the_poll_counts_in_milliseconds() {
+        for (micros, millis) in [(0, 0), (1, 1), (1_000, 1), (1_001, 2)] {
+            let rounded = round_up(Duration::from_micros(micros));
+            assert_eq!(rounded, Duration::from_millis(millis), "{micros}");
+        }
+    }
+
+    #[test]
     fn an_episode_lasts_until_a_gap() {
         let start = Moment::default();
         let mut episode = Episode::default();
         assert!(episode.begins(start));
         assert!(!episode.begins(start + Duration::from_secs(9)));
         assert!(!episode.begins(start + Duration::from_secs(18)));
-        assert!(episode.begins(start + Duration::from_secs(29)));
+        assert!(episode.begins(start + Duration::from_secs(28)));
     }
 
     #[test]
