@@ -73,7 +73,8 @@ impl Rules {
 
 /// How long accept waits for descriptors or memory when no connection leaves before.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_secs(1);
-/// After so many errors in a row, each about one connection, it is no longer believed that they are.
+/// After this many errors in a row that seem to be about one connection each, accept pauses all the
+/// same.
 const ERRORS_IN_A_ROW: u32 = 64;
 
 /// What to do after accept(2) has failed.
@@ -134,7 +135,7 @@ impl Admission {
         self.incidents.deadline()
     }
 
-    /// Judges an error of accept(2), with so many connections open.
+    /// Decides what an error of accept(2) means, with this many connections open.
     pub(super) fn judge(&mut self, error: &io::Error, open: usize, now: Moment) -> AcceptError {
         if error.kind() == ErrorKind::WouldBlock {
             self.errors_in_a_row = 0;
@@ -150,7 +151,7 @@ impl Admission {
         AcceptError::Starved
     }
 
-    /// Accept stops with so many connections open: there may be no more.
+    /// Accept pauses with this many connections open: the limit is reached.
     pub(super) fn pause_full(&mut self, open: usize, now: Moment) {
         if self.pause(now) {
             let (limit, advice) = match self.set_by {
@@ -165,7 +166,7 @@ impl Admission {
         }
     }
 
-    /// Accept stops with so many connections open, for want of something that an error tells of.
+    /// Accept pauses with this many connections open, because of this error: no descriptors, no memory.
     pub(super) fn pause_starved(&mut self, error: &io::Error, open: usize, now: Moment) {
         if self.pause(now) {
             warn!(

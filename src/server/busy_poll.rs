@@ -1,9 +1,8 @@
-//! Whether to keep asking for events before going to sleep for them. Pure: it is told what happened.
+//! Busy polling: whether to ask for events again before sleeping. Pure: it is told what happened.
 //!
-//! Falling asleep and being woken costs several times what an echo costs. Where the next event is
-//! microseconds away, asking again is cheaper for both sides; where it is not, asking burns CPU for
-//! nothing. So the loop polls only while that has been paying, much as a hypervisor polls before it
-//! halts a virtual CPU.
+//! To sleep and be woken costs several times what an echo costs. When the next event is microseconds
+//! away, asking again is cheaper for both sides; when it is not, asking wastes CPU. So the loop polls
+//! only while polling has found events lately, as a hypervisor does before it halts a virtual CPU.
 
 use std::time::Duration;
 
@@ -21,14 +20,14 @@ pub(crate) struct BusyPoll {
 enum State {
     /// Polls before each sleep; `misses` of the last polls in a row found nothing.
     Polling { misses: u32 },
-    /// Sleeps at once, until so many more waits have been short enough to give polling another try.
+    /// Sleeps at once, until this many more waits have been short enough to try polling again.
     Sleeping { wanted: u32 },
 }
 
 /// How a wait went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// Events were there already, which is no merit of polling: a sleep would have been none. Where
+    /// Events were there already, without any polling: a sleep would have returned at once. When
     /// client and server share a CPU, this is all that polling ever finds.
     AtOnce,
     /// Polling found events in time: no sleep was needed.
@@ -66,8 +65,8 @@ impl BusyPoll {
             (_, Wait::AtOnce) => {}
             (State::Polling { .. }, Wait::Win) => {
                 self.state = State::Polling { misses: 0 };
-                // Trust comes back slowly, so that an alternation of wins and losses does not pay
-                // for its losses again and again.
+                // Misses are forgotten slowly: when wins and losses alternate, the losses would cost
+                // more than the wins save.
                 self.patience = (self.patience - self.patience / 64).saturating_sub(1).max(1);
             }
             (State::Polling { misses }, _) if misses + 1 < Self::MISSES => {

@@ -55,8 +55,8 @@ impl Clock {
     }
 }
 
-/// A stretch of the same trouble, so that it is told of twice at most, however often it happens: when
-/// it begins, and, with a count, when it is over.
+/// An episode of one kind of trouble. However often it happens, it is logged twice at most: when it
+/// begins and, with a count, when it is over.
 #[derive(Debug, Default)]
 pub(crate) struct Episode {
     span: Option<Span>,
@@ -70,12 +70,12 @@ struct Span {
 }
 
 impl Episode {
-    /// An episode is over after this time without trouble.
+    /// An episode is over when nothing has happened for this time.
     const GAP: Duration = Duration::from_secs(10);
-    /// Trouble that goes on for longer than this is told of again.
+    /// An episode that lasts longer than this is logged again.
     const LONGEST: Duration = Duration::from_secs(600);
 
-    /// Notes the trouble; true where a new episode begins with it.
+    /// Notes that it happened; true when a new episode begins.
     pub(crate) fn begins(&mut self, now: Moment) -> bool {
         match &mut self.span {
             Some(span) if now < span.end() => {
