@@ -406,9 +406,9 @@ impl<V: Service> Session<V> {
     /// Puts more bytes to the frame that comes in pieces.
     fn grow_frame(&mut self, bytes: &[u8], lent: &Lent<'_, '_>) -> Result<(), FrameError> {
         let held = self.held.get_or_insert_default();
-        let others = size_of::<Held>() + held.rest.capacity();
         let most = self.protocol.most(&held.frame, bytes);
-        grow(&mut held.frame, bytes, most, lent.limit.checked_sub(others))
+        // No input waits any more when a frame grows.
+        grow(&mut held.frame, bytes, most, lent.limit.checked_sub(size_of::<Held>()))
     }
 
     /// Keeps input that has to wait.
@@ -594,6 +594,16 @@ mod tests {
         let no_room = Verdict::Broken(FrameError::NoRoom);
         assert_eq!(receive(&mut session, b"a", size_of::<Held>()), (no_room, 0));
         assert_eq!(receive(&mut session, b"a", size_of::<Held>() - 1), (no_room, 0));
+    }
+
+    #[test]
+    fn a_frame_doubles_its_room_when_it_needs_more() {
+        let mut session = Session::new(framed(Framing::Lines), Echo);
+        for (length, capacity) in [(1_000, 1_000), (1, 2_000), (999, 2_000), (1, 4_000)] {
+            let verdict = receive(&mut session, &vec![b'a'; length], MIB);
+            assert_eq!(verdict, (Verdict::Continue, 0));
+            assert_eq!(session.held(), size_of::<Held>() + capacity, "{length}");
+        }
     }
 
     /// Tells what it was told.
