@@ -99,7 +99,7 @@ impl fmt::Debug for Context<'_> {
 ///
 /// A server makes a service for each conversation: for each TCP connection one, and for each datagram
 /// one. What a service remembers therefore belongs to one connection, and nothing passes from one UDP
-/// peer to another unseen. What conversations are to share lives behind an [`Arc`](std::sync::Arc).
+/// peer to another by accident. What conversations are to share lives behind an [`Arc`](std::sync::Arc).
 ///
 /// The calls come in this order: [`open`](Service::open) once; [`serve`](Service::serve) for each
 /// message; [`broken`](Service::broken) at most once, and nothing is served after it;

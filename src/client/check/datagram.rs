@@ -37,7 +37,7 @@ impl UdpClient {
         deadline: Instant,
     ) -> Result<Self, Seen> {
         let socket = UdpSocket::bind(from)
-            .map_err(|error| Seen::Here(format!("a socket at {from} cannot be had: {error}")))?;
+            .map_err(|error| Seen::Here(format!("cannot open a socket at {from}: {error}")))?;
         Ok(Self { socket, server, deadline })
     }
 
