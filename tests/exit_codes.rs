@@ -164,12 +164,15 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
             ],
         ),
         ("evecho check", 2, USAGE, vec![("no such case", run(&["check", "--only", "cake", "a"]))]),
-        ("evecho compare", 0, "the comparison is complete", vec![("small", compare(&[]))]),
+        ("evecho compare", 0, "every server was measured", vec![("small", compare(&[]))]),
         (
             "evecho compare",
             1,
-            "it could not start, was stopped, or its results could not be written",
-            vec![("no directory", compare(&["--output", "/dev/null/results"]))],
+            "it could not start, was stopped, a server was never measured, or the results could not be written",
+            vec![
+                ("no directory", compare(&["--output", "/dev/null/results"])),
+                ("a server that never starts", compare(&["--peer", "bad=false {port}"])),
+            ],
         ),
         ("evecho compare", 2, USAGE, vec![("no connections", run(&["compare", "-c", "0"]))]),
     ]

@@ -112,7 +112,7 @@ pub(crate) fn run(args: Args) -> CommandResult {
         write_files(&report, directory)
             .map_err(|error| format!("cannot write into '{}': {error}", directory.display()))?;
     }
-    Ok(ExitCode::from(u8::from(report.stopped)))
+    Ok(ExitCode::from(u8::from(report.stopped || !report.measured_all())))
 }
 
 fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {

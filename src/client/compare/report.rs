@@ -157,6 +157,14 @@ impl Cell {
 }
 
 impl Report {
+    /// Whether every server was measured at least once: it started, and answered what it was asked.
+    pub fn measured_all(&self) -> bool {
+        let measured = |server: &Server| {
+            self.cells.iter().any(|cell| cell.server == server.name && !cell.rounds.is_empty())
+        };
+        self.servers.iter().all(measured)
+    }
+
     pub(super) fn new(config: &Config) -> Report {
         let server = |contender: &Contender| Server {
             name: contender.name.clone(),
