@@ -194,6 +194,20 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_is_not_long_is_answered_at_once() {
+        let mut protocol = Protocol::default();
+        (protocol.framing, protocol.max_frame) = (Framing::Lines, u32::MAX);
+        for (length, verdict) in [(PIECE, Verdict::Continue), (PIECE + 1, Verdict::Again)] {
+            let line = [&vec![b'a'; length - 1][..], b"\n"].concat();
+            let (mut session, mut scratch) =
+                (Session::new(protocol, Upper::default()), Scratch::default());
+            let answer = session.receive(&line, usize::MAX, &mut scratch, &context());
+            assert_eq!(answer.verdict, verdict);
+            assert_eq!(session.read_limit(), PIECE);
+        }
+    }
+
+    #[test]
     fn a_long_message_is_answered_piece_by_piece() {
         let text = "naïve ß ŉ ὐ 😀 ǆ ΐ".repeat(20 << 10);
         let frame = [&(text.len() as u32).to_be_bytes(), text.as_bytes()].concat();
