@@ -683,10 +683,9 @@ mod tests {
     fn a_large_frame_may_be_echoed_in_a_later_turn() {
         let line = [&vec![b'x'; HANDED_OVER][..], b"\n"].concat();
         for behind in [&b""[..], b"next\n", b"next\nlast"] {
-            let mut waited = false;
+            let mut hesitates = true;
             let hesitant = service_fn(move |_, replies, _| {
-                waited = !waited;
-                if waited {
+                if std::mem::take(&mut hesitates) {
                     return Flow::Again;
                 }
                 replies.echo();
