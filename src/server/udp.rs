@@ -12,6 +12,8 @@ mod fairness;
 mod route;
 mod send_queue;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 #[cfg(any(test, fuzzing))]
 pub(super) use route::Local;

@@ -1,0 +1,219 @@
+//! One turn after the other, with a socket that does as it is told.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use super::*;
+use crate::protocol::Echo;
+
+/// What the socket is asked for, and what it says.
+#[derive(Default)]
+struct Script {
+    /// Datagrams to be received: length, and the length of each where they are a run.
+    incoming: VecDeque<(usize, Option<usize>)>,
+    /// What every receive says where there are any; what the next sends say.
+    broken: Option<Errno>,
+    refusals: VecDeque<Errno>,
+    receives: usize,
+    /// The segment and the length of each call that went well.
+    sent: Vec<(Option<u16>, usize)>,
+    sends: usize,
+}
+
+#[derive(Clone, Default)]
+struct Scripted(Rc<RefCell<Script>>);
+
+impl Socket for Scripted {
+    fn receive(&mut self, _: &mut [u8]) -> Result<Received, Errno> {
+        let mut script = self.0.borrow_mut();
+        script.receives += 1;
+        if let Some(error) = script.broken {
+            return Err(error);
+        }
+        let (length, segment) = script.incoming.pop_front().ok_or(Errno::EAGAIN)?;
+        let route = Route { peer: ([192, 0, 2, 1], 5).into(), local: None };
+        let arrival = Arrival { to_us_alone: true, hop_limit: Some(64) };
+        Ok(Received { length, segment, truncated: false, arrival, route })
+    }
+
+    fn send(
+        &mut self,
+        pieces: &[IoSlice<'_>],
+        segment: Option<u16>,
+        _: &Route,
+    ) -> Result<(), Errno> {
+        let mut script = self.0.borrow_mut();
+        script.sends += 1;
+        if let Some(error) = script.refusals.pop_front() {
+            return Err(error);
+        }
+        script.sent.push((segment, pieces.iter().map(|piece| piece.len()).sum()));
+        Ok(())
+    }
+
+    fn local_addr(&self, _: &Route) -> io::Result<SocketAddr> {
+        Err(Errno::ENOTSUP.into())
+    }
+}
+
+struct Bench {
+    script: Scripted,
+    endpoint: Endpoint<Scripted, Echo>,
+    guard: Guard,
+}
+
+impl Bench {
+    /// With so many datagrams of this kind to be received.
+    fn new(count: usize, length: usize, segment: Option<usize>) -> Self {
+        let script = Scripted::default();
+        script.0.borrow_mut().incoming = vec![(length, segment); count].into();
+        let stats = Arc::new(Stats::default());
+        let mut endpoint = Endpoint::new(script.clone(), || Echo, true, stats);
+        endpoint.hint(true, true);
+        Bench { script, endpoint, guard: Guard::new(vec![], None) }
+    }
+
+    fn turn(&mut self, at: Duration) {
+        self.endpoint.turn(&mut self.guard, Moment::default() + at);
+    }
+
+    fn sent(&self) -> usize {
+        self.script.0.borrow().sent.iter().map(|&(_, length)| length).sum()
+    }
+
+    fn left(&self) -> usize {
+        self.script.0.borrow().incoming.len()
+    }
+
+    fn stats(&self) -> crate::stats::Snapshot {
+        self.endpoint.stats.snapshot()
+    }
+}
+
+#[test]
+fn a_turn_takes_a_batch_of_what_an_ethernet_carries() {
+    let mut bench = Bench::new(BATCH + 1, 1_400, None);
+    bench.turn(Duration::ZERO);
+    assert_eq!((bench.left(), bench.sent()), (1, BATCH * 1_400));
+    assert!(bench.endpoint.can_act());
+    bench.turn(Duration::ZERO);
+    assert_eq!((bench.left(), bench.sent()), (0, (BATCH + 1) * 1_400));
+    assert!(!bench.endpoint.can_act());
+}
+
+#[test]
+fn a_turn_takes_four_of_the_longest() {
+    let mut bench = Bench::new(9, MAX_DATAGRAM, None);
+    bench.turn(Duration::ZERO);
+    assert_eq!((bench.left(), bench.sent()), (5, 4 * MAX_DATAGRAM));
+}
+
+/// Each of a run may need a call of its own.
+#[test]
+fn a_turn_takes_few_runs() {
+    let mut bench = Bench::new(64, 1_600, Some(100));
+    bench.turn(Duration::ZERO);
+    assert_eq!(bench.left(), 64 - MAX_TURN / 16);
+    assert_eq!(bench.stats().udp_answered, 512);
+}
+
+#[test]
+fn the_last_turns_answer_what_is_there() {
+    let count = BATCH * LAST_TURNS;
+    let mut bench = Bench::new(count + 1, 1, None);
+    bench.endpoint.finish(&mut bench.guard, Moment::default());
+    assert_eq!((bench.left(), bench.sent()), (1, count));
+}
+
+#[test]
+fn what_finds_no_room_waits_and_is_then_dropped() {
+    let mut bench = Bench::new(3, 100, None);
+    bench.endpoint.offload = false;
+    bench.script.0.borrow_mut().refusals = [Errno::EAGAIN; 2].into();
+    bench.turn(Duration::ZERO);
+    assert!(!bench.endpoint.can_act());
+    assert_eq!(bench.endpoint.deadline(), Some(Moment::default() + MAX_WAIT));
+    let early = MAX_WAIT - Duration::from_nanos(1);
+    bench.turn(early);
+    assert_eq!((bench.script.0.borrow().sends, bench.stats().udp_paused), (1, 1));
+    // One more finds no room, and the others go.
+    bench.turn(MAX_WAIT);
+    assert_eq!((bench.sent(), bench.stats().udp_dropped), (200, 1));
+    assert_eq!(bench.endpoint.deadline(), None);
+    // Nobody waits again before there is room.
+    bench.script.0.borrow_mut().incoming.push_back((100, None));
+    bench.script.0.borrow_mut().refusals.push_back(Errno::EAGAIN);
+    bench.endpoint.hint(true, false);
+    assert!(bench.endpoint.can_act());
+    bench.turn(MAX_WAIT);
+    assert_eq!((bench.stats().udp_dropped, bench.stats().udp_paused), (2, 1));
+    bench.script.0.borrow_mut().incoming.push_back((100, None));
+    bench.script.0.borrow_mut().refusals.push_back(Errno::EAGAIN);
+    bench.endpoint.hint(true, true);
+    bench.turn(MAX_WAIT);
+    assert_eq!((bench.stats().udp_dropped, bench.stats().udp_paused), (2, 2));
+    // And there is room again.
+    bench.endpoint.hint(false, true);
+    assert!(bench.endpoint.can_act());
+    bench.turn(MAX_WAIT);
+    assert_eq!((bench.sent(), bench.stats().udp_answered), (300, 3));
+}
+
+#[test]
+fn a_lasting_error_is_tried_seldom() {
+    let mut bench = Bench::new(0, 0, None);
+    bench.script.0.borrow_mut().broken = Some(Errno::EPERM);
+    bench.turn(Duration::ZERO);
+    assert_eq!(bench.script.0.borrow().receives, MAX_FAILURES as usize);
+    assert!(!bench.endpoint.can_act());
+    assert_eq!(bench.endpoint.deadline(), Some(Moment::default() + RETRY));
+    bench.turn(RETRY - Duration::from_nanos(1));
+    assert_eq!(bench.script.0.borrow().receives, MAX_FAILURES as usize);
+    bench.turn(RETRY);
+    assert_eq!(bench.script.0.borrow().receives, MAX_FAILURES as usize + 1);
+    assert_eq!(bench.stats().udp_errors, u64::from(MAX_FAILURES) + 1);
+    // It ends as it came.
+    bench.script.0.borrow_mut().broken = None;
+    bench.script.0.borrow_mut().incoming.push_back((10, None));
+    bench.turn(2 * RETRY);
+    assert_eq!((bench.sent(), bench.endpoint.deadline()), (10, None));
+    bench.script.0.borrow_mut().broken = Some(Errno::EPERM);
+    bench.endpoint.hint(true, false);
+    bench.turn(2 * RETRY);
+    assert_eq!(bench.stats().udp_errors, 2 * u64::from(MAX_FAILURES) + 1);
+}
+
+/// A call that was interrupted, or heard of an earlier one's fate, is made again, but not for ever.
+#[test]
+fn a_send_is_repeated_for_what_is_not_about_it() {
+    for error in [Errno::EINTR, Errno::ECONNREFUSED] {
+        let mut bench = Bench::new(1, 10, None);
+        bench.script.0.borrow_mut().refusals = vec![error; REPEATS].into();
+        bench.turn(Duration::ZERO);
+        assert_eq!((bench.sent(), bench.stats().udp_errors), (10, 0));
+        let mut bench = Bench::new(1, 10, None);
+        bench.script.0.borrow_mut().refusals = vec![error; REPEATS + 1].into();
+        bench.turn(Duration::ZERO);
+        assert_eq!((bench.sent(), bench.stats().udp_errors), (0, 1));
+    }
+}
+
+/// A datagram longer than an Ethernet frame carries leaves alone, but for one that came joined, or
+/// where the way is not an Ethernet.
+#[test]
+fn long_ones_are_not_joined_unasked() {
+    for (length, segment, calls) in [
+        (2 * MAX_JOINED_SEGMENT, Some(MAX_JOINED_SEGMENT), 1),
+        (2 * MAX_JOINED_SEGMENT + 2, Some(MAX_JOINED_SEGMENT + 1), 1),
+    ] {
+        let mut bench = Bench::new(1, length, segment);
+        bench.turn(Duration::ZERO);
+        assert_eq!(bench.script.0.borrow().sends, calls, "{segment:?}");
+    }
+    for (length, calls) in [(MAX_JOINED_SEGMENT, 1), (MAX_JOINED_SEGMENT + 1, 2)] {
+        let mut bench = Bench::new(2, length, None);
+        bench.turn(Duration::ZERO);
+        assert_eq!(bench.script.0.borrow().sends, calls, "{length}");
+    }
+}
