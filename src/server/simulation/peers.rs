@@ -52,7 +52,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, id: usize, length: usize) {
+    pub(super) fn send(&mut self, id: usize, length: usize) {
         let urgent = self.random.one_in(16);
         let wire = &mut self.wires[id];
         let silent = matches!(wire.habit, Habit::Silent | Habit::Vanishing);

@@ -114,7 +114,7 @@ fn who_asks_for_little_does_not_wait_for_those_who_ask_for_much() {
     for _ in 0..greedy {
         bench.client(0, Habit::Steady, &much);
     }
-    bench.client(0, Habit::Steady, b"ping");
+    bench.client(0, Habit::Steady, b"pingpong");
     let passes = |bench: &mut Bench<Echo>, until: &dyn Fn(&Wire, usize) -> bool| {
         for pass in 0..10_000 {
             if until(&bench.world.borrow().wires[greedy], pass) {
@@ -130,8 +130,26 @@ fn who_asks_for_little_does_not_wait_for_those_who_ask_for_much() {
     }
     // By then they all have had a turn, and go on.
     passes(&mut bench, &|_, pass| pass == greedy);
-    bench.world.borrow_mut().act_in_full(greedy);
-    assert_eq!(passes(&mut bench, &|ping, _| ping.has_all_written()), 1);
+    // Whether it comes for the first time or again.
+    for written in [4, 8] {
+        bench.world.borrow_mut().send(greedy, 4);
+        assert_eq!(passes(&mut bench, &|ping, _| ping.written == written), 1);
+    }
     bench.settle();
     bench.check_settled();
+}
+
+#[test]
+fn who_comes_with_much_reads_little_of_it_at_first() {
+    let mut bench = bench(settings());
+    bench.client(0, Habit::Steady, &[b'x'; 100_000]);
+    while !bench.world.borrow().wires[0].accepted {
+        assert!(bench.iterate());
+    }
+    bench.world.borrow_mut().send(0, 100_000);
+    bench.world.borrow_mut().wires[0].mark = None;
+    for bytes in [16 << 10, 100_000 - (16 << 10)] {
+        assert!(bench.iterate());
+        assert_eq!(bench.world.borrow().wires[0].bytes, bytes);
+    }
 }
