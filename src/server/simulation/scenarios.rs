@@ -10,6 +10,7 @@ use super::world::{Habit, Settings, Wire};
 use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol};
 use crate::server::admission::{MaxSetBy, Rules};
+use crate::server::connection::Standing;
 use crate::server::connections::ACCEPTS_PER_TURN;
 use crate::server::memory::CHUNK;
 
@@ -151,5 +152,24 @@ fn who_comes_with_much_reads_little_of_it_at_first() {
     for bytes in [16 << 10, 100_000 - (16 << 10)] {
         assert!(bench.iterate());
         assert_eq!(bench.world.borrow().wires[0].bytes, bytes);
+    }
+}
+
+#[test]
+fn what_a_connection_asked_for_is_remembered() {
+    let mut bench = bench(settings());
+    bench.client(0, Habit::Steady, &[b'x'; 10_000]);
+    while !bench.world.borrow().wires[0].accepted {
+        assert!(bench.iterate());
+    }
+    // The first of them in one read, which empties the socket.
+    for (bytes, standing) in
+        [(5_000, Standing::Greedy), (4, Standing::Sparse), (4_096, Standing::Sparse)]
+    {
+        bench.world.borrow_mut().send(0, bytes);
+        bench.world.borrow_mut().wires[0].mark = None;
+        assert!(bench.iterate());
+        let id = bench.world.borrow().wires[0].connection_id.unwrap();
+        assert_eq!(bench.connections.connection(id).unwrap().standing, standing, "{bytes}");
     }
 }
