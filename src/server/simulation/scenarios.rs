@@ -173,3 +173,22 @@ fn what_a_connection_asked_for_is_remembered() {
         assert_eq!(bench.connections.connection(id).unwrap().standing, standing, "{bytes}");
     }
 }
+
+#[test]
+fn whoever_is_left_in_the_end_is_cut_off_and_counted() {
+    let mut bench = bench(settings());
+    for _ in 0..3 {
+        bench.client(0, Habit::Silent, b"");
+    }
+    while bench.connections.open() < 3 {
+        assert!(bench.iterate());
+    }
+    let now = {
+        let mut world = bench.world.borrow_mut();
+        world.drain_until = Some(world.now);
+        world.wires.iter_mut().for_each(|wire| wire.excuse = Some("drained"));
+        world.now
+    };
+    assert_eq!((bench.connections.cut(now), bench.connections.open()), (3, 0));
+    assert_eq!(bench.stats.snapshot().closed_draining, 3);
+}
