@@ -102,7 +102,7 @@ pub(super) fn descriptors(cx: &Context<'_>) -> Result<(), Stop> {
 
 /// `process-reset`
 pub(super) fn reset(cx: &Context<'_>) -> Result<(), Stop> {
-    const CLIENTS: usize = 10;
+    const CLIENTS: usize = 20;
     let before = cx.usage()?.descriptors;
     let bytes = payload(32, OVERFLOWING);
     let clients: Result<Vec<TcpClient>, Stop> = thread::scope(|scope| {
