@@ -275,7 +275,8 @@ fn what_is_hidden_is_not_suggested() {
 #[test]
 fn short_help_fits_narrow_terminals() {
     for width in [56, 64, 80] {
-        let names = ["check", "compare", "load", "merge", "ping", "send"].map(|name| [name]);
+        let names =
+            ["check", "compare", "completions", "load", "merge", "ping", "send"].map(|name| [name]);
         for command in names.iter().map(|name| &name[..]).chain([&[][..]]) {
             let mut evecho = Command::new(env!("CARGO_BIN_EXE_evecho"));
             let output = evecho.args(command).arg("-h").env("COLUMNS", width.to_string()).output();

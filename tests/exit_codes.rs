@@ -101,12 +101,7 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
             "wrong usage, or a failure of this machine",
             vec![
                 ("two families", run(&["ping", address, "-4", "-6"])),
-                ("a full disk", {
-                    let mut command = evecho(&["ping", address, "-c", "1"]);
-                    command.stdout(File::options().write(true).open("/dev/full").unwrap());
-                    command.stderr(Stdio::piped());
-                    finish(command.spawn().unwrap())
-                }),
+                ("a full disk", onto_a_full_disk(&["ping", address, "-c", "1"])),
             ],
         ),
         (
@@ -128,13 +123,13 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
         (
             "evecho merge",
             0,
-            "the same, in each of the reports",
+            "everything came back, and nothing was wrong, in each of the reports",
             vec![("twice the same", merge(&run(&["load", address, "-n", "100", "--json"])))],
         ),
         (
             "evecho merge",
             1,
-            "the same, in any of the reports; or one cannot be read",
+            "nothing came back, or anything was wrong, in any of the reports; or one cannot be read",
             vec![
                 ("a bad run", merge(&run(&["load", &refused, "-n", "1", "-c", "1", "--json"]))),
                 ("no file", run(&["merge", "/no/such/file"])),
@@ -175,6 +170,19 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
             ],
         ),
         ("evecho compare", 2, USAGE, vec![("no connections", run(&["compare", "-c", "0"]))]),
+        (
+            "evecho completions",
+            0,
+            "the completions were printed",
+            vec![("for bash", run(&["completions", "bash"]))],
+        ),
+        (
+            "evecho completions",
+            1,
+            "they could not be written",
+            vec![("a full disk", onto_a_full_disk(&["completions", "bash"]))],
+        ),
+        ("evecho completions", 2, USAGE, vec![("no such shell", run(&["completions", "cmd"]))]),
     ]
 }
 
@@ -192,6 +200,14 @@ fn serve_until_sigterm() -> Outcome {
     let outcome = finish(child);
     rest.join().unwrap().unwrap();
     outcome
+}
+
+/// Runs a command that cannot write to its standard output.
+fn onto_a_full_disk(args: &[&str]) -> Outcome {
+    let mut command = evecho(args);
+    command.stdout(File::options().write(true).open("/dev/full").unwrap());
+    command.stderr(Stdio::piped());
+    finish(command.spawn().unwrap())
 }
 
 fn taken_port() -> Outcome {

@@ -5,10 +5,13 @@
 
 mod check;
 mod compare;
+mod completions;
 mod environment;
 mod flags;
 mod load;
 mod log;
+#[cfg(test)]
+mod manual;
 mod merge;
 mod output;
 mod ping;
@@ -23,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, ValueHint};
 use evecho::client::Cancel;
 use evecho::client::target::{Family, Target};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
@@ -47,6 +50,7 @@ struct Cli {
 enum Command {
     Check(check::Args),
     Compare(compare::Args),
+    Completions(completions::Args),
     Load(load::Args),
     Merge(merge::Args),
     Ping(ping::Args),
@@ -60,7 +64,7 @@ enum Command {
 #[derive(clap::Args)]
 struct TargetArgs {
     /// The server: a name or address, with a port if that is not 12000, as in localhost:7 or [::1]:7
-    #[arg(value_name = "HOST[:PORT]")]
+    #[arg(value_name = "HOST[:PORT]", value_hint = ValueHint::Hostname)]
     target: Target,
     #[command(flatten)]
     family: FamilyArgs,
@@ -120,6 +124,7 @@ fn command(arguments: Vec<OsString>) -> CommandResult {
         Some(Command::Serve(args)) => serve::run(args, &environment),
         Some(Command::Check(args)) => check::run(&args),
         Some(Command::Compare(args)) => compare::run(args),
+        Some(Command::Completions(args)) => completions::run(&args),
         Some(Command::Load(args)) => load::run(args),
         Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Ping(args)) => ping::run(args),

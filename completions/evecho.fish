@@ -1,0 +1,152 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_evecho_global_optspecs
+    string join \n p/port= bind= tcp-only udp-only backlog= reuse-port service= framing= max-frame= once max-connections= spare-files= per-source-connections= idle-timeout= drain-timeout= max-buffered= udp-rate= guard-ports= design= busy-poll= no-udp-offload v/verbose q/quiet h/help V/version
+end
+
+function __fish_evecho_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_evecho_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_evecho_using_subcommand
+    set -l cmd (__fish_evecho_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c evecho -n "__fish_evecho_needs_command" -s p -l port -d 'TCP and UDP port; 0 picks a free one and prints it' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l bind -d 'Bind this address; may be given several times [default: every interface, IPv4 and IPv6]' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l backlog -d 'Connections that may wait to be accepted, as far as the system allows' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l service -d 'What comes back' -r -f -a "echo\t'The same bytes (RFC 862)'
+upper\t'Text in Unicode upper case; bytes that are not UTF-8 unchanged'"
+complete -c evecho -n "__fish_evecho_needs_command" -l framing -d 'How the end of a message is marked in a TCP stream; each datagram is a message' -r -f -a "raw\t'Bytes are answered as they come'
+lines\t'Whole lines, up to a line feed; without one there is no answer'
+length\t'Whole frames, behind a length in four bytes, big-endian'"
+complete -c evecho -n "__fish_evecho_needs_command" -l max-frame -d 'Longest frame that is answered: a longer one ends the connection' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l max-connections -d 'Most TCP connections at a time; others wait in the backlog [default: what the limit on open files allows]' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l spare-files -d 'Leave this many descriptors of the limit on open files to others' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l per-source-connections -d 'Most TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l idle-timeout -d 'Close a connection when no bytes have moved for this time; 0 never does' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l drain-timeout -d 'Longest time from SIGTERM, SIGINT or SIGHUP to the exit; a second signal ends at once' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l max-buffered -d 'Most memory that all TCP conversations hold together; near this limit, reads get smaller' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l udp-rate -d 'Most datagrams per second that are answered to one remote IPv4 address or IPv6 /64; 0 is no limit' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l guard-ports -d 'Do not answer datagrams from these ports, nor from our own; or \'none\'' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l design -d 'How the server is built' -r -f -a "event-loop\t'One thread, one poll loop, nothing blocks'
+threaded\t'A thread for each connection, and one for UDP'
+iterative\t'One client at a time, the others wait until it leaves; and a thread for UDP'"
+complete -c evecho -n "__fish_evecho_needs_command" -l busy-poll -d 'Poll for up to this time before sleeping, while this finds new messages; 0 switches it off' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l tcp-only -d 'Serve no UDP'
+complete -c evecho -n "__fish_evecho_needs_command" -l udp-only -d 'Serve no TCP'
+complete -c evecho -n "__fish_evecho_needs_command" -l reuse-port -d 'Let several processes share the port (SO_REUSEPORT)'
+complete -c evecho -n "__fish_evecho_needs_command" -l once -d 'Answer the first message of a connection, then close it'
+complete -c evecho -n "__fish_evecho_needs_command" -l no-udp-offload -d 'Receive and send each datagram alone, without segmentation offload'
+complete -c evecho -n "__fish_evecho_needs_command" -s v -l verbose -d 'Log more: -v how each connection ended, -vv everything'
+complete -c evecho -n "__fish_evecho_needs_command" -s q -l quiet -d 'Log errors only, whatever -v says'
+complete -c evecho -n "__fish_evecho_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evecho -n "__fish_evecho_needs_command" -s V -l version -d 'Print version'
+complete -c evecho -n "__fish_evecho_needs_command" -f -a "check" -d 'Grade any echo server by the rules that it must follow'
+complete -c evecho -n "__fish_evecho_needs_command" -f -a "compare" -d 'Compare echo servers under the same load: the three designs of evecho, and any others'
+complete -c evecho -n "__fish_evecho_needs_command" -f -a "completions" -d 'Print what a shell needs to complete the command line'
+complete -c evecho -n "__fish_evecho_needs_command" -f -a "load" -d 'Load an echo server, verify every byte that comes back, and measure'
+complete -c evecho -n "__fish_evecho_needs_command" -f -a "merge" -d 'Add up reports of \'evecho load --json\', for example from many machines'
+complete -c evecho -n "__fish_evecho_needs_command" -f -a "ping" -d 'Measure round-trip times, and find loss, duplicates, reordering and corruption'
+complete -c evecho -n "__fish_evecho_needs_command" -f -a "send" -d 'Send messages, or standard input, and print what comes back'
+complete -c evecho -n "__fish_evecho_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l pid -d 'Also look at this process, which is the server, on this machine' -r
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l start -d 'Start the server to grade, on loopback; {port} in the command stands for its port' -r
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l only -d 'Run only these cases, by name or by the start of a name, like tcp or \'udp-re*\'' -r
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l skip -d 'Leave out these cases' -r
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l timeout -d 'Most time that one case may wait' -r
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l format -d 'How to print the result' -r -f -a "text\t'For people, grouped'
+tap\t'Test Anything Protocol, version 14'
+json\t'One JSON document'"
+complete -c evecho -n "__fish_evecho_using_subcommand check" -s 4 -l ipv4 -d 'Use IPv4 only'
+complete -c evecho -n "__fish_evecho_using_subcommand check" -s 6 -l ipv6 -d 'Use IPv6 only'
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l upper -d 'Grade the upper-case service'
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l once -d 'The server ends each TCP connection after the first message: skip what needs more'
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l tcp-only -d 'Grade TCP only'
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l udp-only -d 'Grade UDP only'
+complete -c evecho -n "__fish_evecho_using_subcommand check" -l list -d 'List the cases with their rules and sources, and run none'
+complete -c evecho -n "__fish_evecho_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -l design -d 'Designs of evecho to compare' -r -f -a "event-loop\t'One thread, one poll loop, nothing blocks'
+threaded\t'A thread for each connection, and one for UDP'
+iterative\t'One client at a time, the others wait until it leaves; and a thread for UDP'"
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -l peer -d 'Another echo server to compare, like socat=\'socat TCP-LISTEN:{port},fork PIPE\'; may be given several times' -r
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -s c -l connections -d 'How many lasting connections: one measurement for each number' -r
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -s s -l size -d 'Bytes in each message' -r
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -s d -l depth -d 'Messages in flight on each lasting connection' -r
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -s r -l rounds -d 'How many rounds; in each of them the servers take turns' -r
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -s t -l time -d 'Measure each server for this time in each round' -r
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -l timeout -d 'How long a reply, or the start of a server, may take' -r
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -s o -l output -d 'Write compare.svg, compare.csv and compare.json into this directory' -r -F
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -l no-scenes -d 'Leave out the other measurements: with a slow client, idle clients, short connections'
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evecho -n "__fish_evecho_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s m -l mode -d 'How the connections are used' -r -f -a "ping-pong\t'Send the next message when one comes back'
+stream\t'Send and receive as fast as possible'
+churn\t'Connect, exchange one message, half-close, wait for the server\'s FIN, close, again'
+idle\t'Echo one message on each connection, be silent for --time, echo one more'"
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s c -l connections -d 'How many connections (with --udp, sockets) at the same time' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s s -l size -d 'Bytes in each message; in stream mode, in each write [default: 64, in stream mode 64k]' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s d -l depth -d 'Messages in flight on each connection: the depth, not the duration, which is --time' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s t -l time -d 'Measure for this time' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s n -l messages -d 'Measure this many messages, instead of a time' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -l warmup -d 'Load for this time before measuring' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s r -l rate -d 'Send this many messages a second over all connections, whether or not earlier ones have come back; each latency then starts when the message was due' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -l timeout -d 'How long a connection or a reply may take [default: 5s, with --udp 500ms]' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -l from -d 'Source addresses to use in turn; each has some 28,000 ports' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -l threads -d 'Threads that share the connections, or auto for one for each CPU' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -l every -d 'Print a line for each interval of this length; with --json, a line of JSON' -r
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s 4 -l ipv4 -d 'Use IPv4 only'
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s 6 -l ipv6 -d 'Use IPv6 only'
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s u -l udp -d 'Send datagrams; those that do not come back within --timeout are lost'
+complete -c evecho -n "__fish_evecho_using_subcommand load" -l json -d 'Print the report as a line of JSON, with times in nanoseconds; evecho merge adds up several'
+complete -c evecho -n "__fish_evecho_using_subcommand load" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evecho -n "__fish_evecho_using_subcommand merge" -l json -d 'Print the sum as a line of JSON, which can be added again'
+complete -c evecho -n "__fish_evecho_using_subcommand merge" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s f -l framing -d 'How the end of a ping is marked in a TCP stream' -r -f -a "raw\t'Bytes are answered as they come'
+lines\t'Whole lines, up to a line feed; without one there is no answer'
+length\t'Whole frames, behind a length in four bytes, big-endian'"
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s c -l count -d 'Send this many pings; with --deadline, until this many are answered' -r
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s w -l deadline -d 'End after this time, whatever was sent and answered' -r
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s i -l interval -d 'Time from one ping to the next; 0 sends each as soon as the one before is answered' -r
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s s -l size -d 'Bytes in each ping, 24 to 65507' -r
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -l pattern -d 'What the pings are made of' -r -f -a "ascii\t'Lower-case letters and digits'
+binary\t'All byte values'"
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s W -l wait -d 'Give up on a ping, or on connecting, after this time' -r
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s 4 -l ipv4 -d 'Use IPv4 only'
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s 6 -l ipv6 -d 'Use IPv6 only'
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s u -l udp -d 'Send each ping as a datagram'
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -l upper -d 'Expect the replies in upper case'
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s O -l outstanding -d 'Before each ping, say when the one before has no reply yet'
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s D -l timestamps -d 'Print the time before each line, in seconds since 1970'
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s q -l quiet -d 'Print only the summary'
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -l json -d 'Print each event, and the summary, as a line of JSON, with times in nanoseconds'
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evecho -n "__fish_evecho_using_subcommand send" -s f -l framing -d 'How the end of a message is marked in a TCP stream' -r -f -a "raw\t'Bytes are answered as they come'
+lines\t'Whole lines, up to a line feed; without one there is no answer'
+length\t'Whole frames, behind a length in four bytes, big-endian'"
+complete -c evecho -n "__fish_evecho_using_subcommand send" -s t -l timeout -d 'Give up when connecting takes this long, or the server then does nothing for this long' -r
+complete -c evecho -n "__fish_evecho_using_subcommand send" -s 4 -l ipv4 -d 'Use IPv4 only'
+complete -c evecho -n "__fish_evecho_using_subcommand send" -s 6 -l ipv6 -d 'Use IPv6 only'
+complete -c evecho -n "__fish_evecho_using_subcommand send" -s u -l udp -d 'Send each message as a datagram, from a port of its own'
+complete -c evecho -n "__fish_evecho_using_subcommand send" -s r -l raw -d 'Send all of standard input as it is: over TCP as a stream, half-closed at its end, over UDP as one datagram'
+complete -c evecho -n "__fish_evecho_using_subcommand send" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "check" -d 'Grade any echo server by the rules that it must follow'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "compare" -d 'Compare echo servers under the same load: the three designs of evecho, and any others'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "completions" -d 'Print what a shell needs to complete the command line'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "load" -d 'Load an echo server, verify every byte that comes back, and measure'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "merge" -d 'Add up reports of \'evecho load --json\', for example from many machines'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "ping" -d 'Measure round-trip times, and find loss, duplicates, reordering and corruption'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "send" -d 'Send messages, or standard input, and print what comes back'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

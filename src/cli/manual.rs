@@ -1,0 +1,303 @@
+//! The manual pages in `man/`: what the help says, and what belongs into a manual beside it.
+//!
+//! They are written by a test. After a change that is meant, run `cargo test manual` with
+//! `SNAPSHOTS=overwrite` and look at the difference. `man/evecho-protocol.7` is written by hand.
+
+use clap::{Command, CommandFactory};
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+use snapbox::{Data, assert_data_eq};
+
+use super::Cli;
+
+const README: &str = include_str!("../../README.md");
+const VERSION: &str = concat!("evecho ", env!("CARGO_PKG_VERSION"));
+
+/// A command line, and what it does.
+type Example = (&'static str, &'static str);
+
+/// What the help of a command does not say.
+struct Page {
+    /// As in `evecho-ping`, or `evecho` for the server.
+    name: &'static str,
+    examples: &'static [Example],
+    /// Pages of others.
+    see_also: &'static [&'static str],
+}
+
+const PAGES: [Page; 8] = [
+    Page {
+        name: "evecho",
+        examples: &[
+            ("evecho", "Serve TCP and UDP on port 12000, for everyone who reaches this machine."),
+            ("evecho --bind 127.0.0.1 --bind ::1", "Serve this machine only."),
+            (
+                "evecho --framing lines --idle-timeout 5m",
+                "Answer whole lines, and close connections that were silent for five minutes.",
+            ),
+            (
+                "evecho --service upper --once",
+                "Answer one message in upper case, then close: what textbook clients expect.",
+            ),
+        ],
+        see_also: &["nc(1)", "socat(1)", "systemd.service(5)", "tcp(7)", "udp(7)"],
+    },
+    Page {
+        name: "evecho-check",
+        examples: &[
+            ("evecho check localhost:12000", "Grade a server that runs."),
+            (
+                "evecho check --start 'evecho --port {port}'",
+                "Start a server on a free port, and grade it and its process.",
+            ),
+            ("evecho check --list", "List the rules, with their sources."),
+        ],
+        see_also: &["tcp(7)", "udp(7)"],
+    },
+    Page {
+        name: "evecho-compare",
+        examples: &[
+            ("evecho compare", "Compare the three designs, in a minute."),
+            (
+                "evecho compare --peer socat='socat TCP-LISTEN:{port},fork PIPE' --output results",
+                "Compare with another server, and write the figure, CSV and JSON.",
+            ),
+        ],
+        see_also: &["socat(1)"],
+    },
+    Page {
+        name: "evecho-completions",
+        examples: &[
+            ("evecho completions zsh > ~/.zfunc/_evecho", "For zsh, where ~/.zfunc is in $fpath."),
+            (
+                "evecho completions fish > ~/.config/fish/completions/evecho.fish",
+                "For fish, from the next shell on.",
+            ),
+        ],
+        see_also: &["bash(1)", "fish(1)", "zsh(1)"],
+    },
+    Page {
+        name: "evecho-load",
+        examples: &[
+            ("evecho load localhost:12000", "50 connections, 64-byte messages, 10 seconds."),
+            ("evecho load localhost:12000 --udp -d 4", "Datagrams, 4 in flight on each socket."),
+            (
+                "evecho load localhost:12000 --rate 20000",
+                "20,000 messages a second; each latency starts when the message was due.",
+            ),
+            ("evecho load localhost:12000 -m churn", "Each message is a connection."),
+            (
+                "evecho load localhost:12000 --json > one.json",
+                "A report that evecho-merge(1) can add up with others.",
+            ),
+        ],
+        see_also: &[],
+    },
+    Page {
+        name: "evecho-merge",
+        examples: &[("evecho merge one.json two.json", "One report of two.")],
+        see_also: &[],
+    },
+    Page {
+        name: "evecho-ping",
+        examples: &[
+            ("evecho ping localhost:12000 -c 3", "Three pings over one TCP connection."),
+            ("evecho ping localhost:12000 -c 1 -q --udp", "A health check over UDP."),
+            (
+                "evecho ping localhost:12000 -c 1 -w 60",
+                "Wait until the server is up, for a minute at most.",
+            ),
+            (
+                "evecho ping localhost:12000 -c 1000 -i 0 -q",
+                "Each ping as soon as the one before is answered; print only the summary.",
+            ),
+        ],
+        see_also: &["ping(8)"],
+    },
+    Page {
+        name: "evecho-send",
+        examples: &[
+            ("evecho send localhost:12000 hello 'two words'", "Print the echo of each message."),
+            (
+                "evecho send localhost:12000 --raw < FILE | cmp - FILE",
+                "Test that a file of any size comes back as it was.",
+            ),
+            ("evecho send --udp localhost:12000 hello", "Send a datagram."),
+        ],
+        see_also: &["nc(1)"],
+    },
+];
+
+/// What the server is, in paragraphs.
+const DESCRIPTION: &str = "\
+Serves TCP and UDP on one port, and sends back what it receives, until a signal ends it. One thread runs one event \
+loop, and nothing in it blocks. Two classic designs are built in for comparison: a thread for each connection, and \
+one client after the other.
+
+The other commands are clients that test, measure and grade any echo server, of whatever make.
+
+Sizes are in bytes: 4096, 64k, 1m. Times are in seconds, or have a unit: 0.2, 50us, 10s, 5m.";
+
+const SIGNALS: [(&str, &str); 2] = [
+    (
+        "SIGTERM, SIGINT, SIGHUP",
+        "Drain: accept no new clients, answer what was received, and let those who are connected finish. In the \
+         last quarter of --drain-timeout (at most 2 s) ask those who are still here to leave, then cut them off. A \
+         second signal ends the server at once. SIGHUP is ignored where it was ignored at the start, as under \
+         nohup(1).",
+    ),
+    ("SIGUSR1", "Log all counters and gauges in one line, with --quiet too."),
+];
+
+const ENVIRONMENT: &str = "\
+Each flag of the server can come from the environment. The command line wins, and an empty variable counts as not \
+set. Flags without a value take 1, yes, on or true, and 0, no, off or false. Where several values are possible, \
+commas separate them. The other commands read none of these.";
+
+const RUST_LOG: &str = "What to log, as in RUST_LOG=evecho=debug; overrides --verbose and --quiet.";
+
+/// The command as its page shows it, with the pages of its commands behind it.
+fn commands() -> Vec<Command> {
+    let mut evecho = Cli::command()
+        .long_about(DESCRIPTION)
+        .subcommand_help_heading("COMMANDS")
+        .disable_help_subcommand(true);
+    evecho.build();
+    let others = evecho.get_subcommands().filter(|command| !command.is_hide_set());
+    let others: Vec<Command> = others.cloned().collect();
+    [evecho].into_iter().chain(others).collect()
+}
+
+fn name(command: &Command) -> &str {
+    command.get_display_name().unwrap_or(command.get_name())
+}
+
+/// The text of a page.
+fn page(command: Command) -> String {
+    let written = PAGES.iter().find(|page| page.name == name(&command));
+    let written = written.unwrap_or_else(|| panic!("{} has no examples", name(&command)));
+    let mut text = start(&command);
+    text += &flags(&command);
+    text += &exit_status(&command);
+    if command.has_subcommands() {
+        text += &terms("SIGNALS", "", &SIGNALS);
+        text += &environment(&command);
+    }
+    text += &examples(written);
+    text += &see_also(written);
+    // Each part has come with a preamble.
+    let preamble = Roff::new().render();
+    preamble.clone() + &text.replace(&preamble, "")
+}
+
+/// The page up to its name.
+fn start(command: &Command) -> String {
+    let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+    let (first, rest) = about.split_at(1);
+    let about = first.to_lowercase() + rest.trim_end_matches('.');
+    // No date: it would be that of the last release at best.
+    Roff::new()
+        .control("TH", [name(command), "1", "\"\"", VERSION, "evecho"])
+        .control("SH", ["NAME"])
+        .text([roman(format!("{} - {about}", name(command)))])
+        .render()
+}
+
+/// What clap knows.
+fn flags(command: &Command) -> String {
+    let usage = command.clone().render_usage().to_string();
+    let usage = usage.strip_prefix("Usage: ").expect("clap begins so").to_string();
+    let man = Man::new(command.clone().override_usage(usage));
+    let mut text = Vec::new();
+    man.render_synopsis_section(&mut text).unwrap();
+    man.render_description_section(&mut text).unwrap();
+    man.render_options_section(&mut text).unwrap();
+    if command.has_subcommands() {
+        man.render_subcommands_section(&mut text).unwrap();
+    }
+    String::from_utf8(text).unwrap()
+}
+
+/// The command's row in the README, which another test tries.
+fn exit_status(command: &Command) -> String {
+    let start = format!("| `{}` |", name(command).replace('-', " "));
+    let row = README.lines().find_map(|line| line.strip_prefix(&start));
+    let row = row.unwrap_or_else(|| panic!("the README has no exit codes of {}", name(command)));
+    let cells: Vec<String> =
+        row.split('|').map(|cell| cell.trim().replace('`', "")).filter(|c| !c.is_empty()).collect();
+    let codes: Vec<(&str, &str)> =
+        ["0", "1", "2"].into_iter().zip(cells.iter().map(String::as_str)).collect();
+    terms("EXIT STATUS", "", &codes)
+}
+
+fn environment(command: &Command) -> String {
+    let flags = command.get_arguments().filter_map(|argument| {
+        let (variable, flag) = (argument.get_env()?.to_str()?, argument.get_long()?);
+        Some((variable.to_string(), format!("--{flag}")))
+    });
+    let variables: Vec<(String, String)> =
+        flags.chain([("RUST_LOG".to_string(), RUST_LOG.to_string())]).collect();
+    let variables: Vec<(&str, &str)> =
+        variables.iter().map(|(name, flag)| (name.as_str(), flag.as_str())).collect();
+    terms("ENVIRONMENT", ENVIRONMENT, &variables)
+}
+
+/// A section with a paragraph, and terms with what they mean.
+fn terms(heading: &str, paragraph: &str, terms: &[(&str, &str)]) -> String {
+    let mut section = Roff::new();
+    section.control("SH", [heading]);
+    if !paragraph.is_empty() {
+        section.text([roman(paragraph)]);
+    }
+    for (term, meaning) in terms {
+        section.control("TP", []).text([bold(*term)]).text([roman(*meaning)]);
+    }
+    section.render()
+}
+
+fn examples(page: &Page) -> String {
+    let mut section = Roff::new();
+    section.control("SH", ["EXAMPLES"]);
+    for (line, meaning) in page.examples {
+        section.control("PP", []).text([roman(*meaning)]);
+        section.control("PP", []).control("RS", ["4"]).text([bold(*line)]).control("RE", []);
+    }
+    section.render()
+}
+
+/// All other pages of ours, and those of others.
+fn see_also(page: &Page) -> String {
+    let ours = PAGES.iter().filter(|other| other.name != page.name);
+    let ours = ours.map(|other| format!("{}(1)", other.name));
+    let others = page.see_also.iter().map(ToString::to_string);
+    let pages: Vec<String> = ours.chain(["evecho-protocol(7)".to_string()]).chain(others).collect();
+    Roff::new().control("SH", ["SEE ALSO"]).text([roman(pages.join(", "))]).render()
+}
+
+#[test]
+fn the_pages_in_man_are_of_today() {
+    for command in commands() {
+        let path = format!("{}/man/{}.1", env!("CARGO_MANIFEST_DIR"), name(&command));
+        assert_data_eq!(page(command), Data::read_from(path.as_ref(), None).raw());
+    }
+}
+
+#[test]
+fn no_page_has_what_the_help_hides() {
+    for command in commands() {
+        let name = name(&command).to_string();
+        let page = page(command);
+        assert!(!page.contains("supervise") && !page.contains(r"evecho\-serve"), "{name}");
+    }
+}
+
+#[test]
+fn the_examples_are_command_lines() {
+    for (line, _) in PAGES.iter().flat_map(|page| page.examples) {
+        let words = shlex::split(line).unwrap();
+        let ours = words.iter().take_while(|word| !["|", "<", ">"].contains(&word.as_str()));
+        if let Err(error) = Cli::command().try_get_matches_from(ours) {
+            panic!("{line}: {error}");
+        }
+    }
+}
