@@ -156,7 +156,11 @@ pub struct Limits {
     pub per_source_connections: Option<NonZeroUsize>,
     /// A connection on which no bytes have moved for this time is closed. Default: never.
     pub idle_timeout: Option<Duration>,
-    /// The longest time from being told to stop to the end. Until its last quarter (at most 2 s)
+    /// How long everybody is still served, new clients too, after the server was told to stop. It is
+    /// [not ready](crate::Handle::is_ready) any more: this is for load balancers that take a while to
+    /// notice. Default: not at all.
+    pub drain_delay: Duration,
+    /// The longest time from then on to the end. Until its last quarter (at most 2 s)
     /// connections may go on; then the server closes its side of them, and at the end it cuts off
     /// those that are left. Zero cuts them off at once. A service that computes for longer delays the
     /// end. Default: 8 s, less than the 10 s after which container engines kill.
@@ -180,6 +184,7 @@ impl Default for Limits {
             spare_files: 32,
             per_source_connections: None,
             idle_timeout: None,
+            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(8),
             max_buffered: 64 << 20,
             udp_rate: NonZeroU32::new(10_000),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{
     Client, DEADLINE, LOCALHOST, TestServer, assert_same, config_with, exchange_datagram, pattern,
-    udp,
+    udp, wait_until,
 };
 use evecho::{Config, Design, Framing, GuardPorts, Limits, Server, ServiceKind, Transport};
 
@@ -55,6 +55,8 @@ conformance! {
     datagrams_are_answered_while_a_stream_is_silent;
     udp_alone_is_served;
     both_addresses_are_served;
+    everybody_is_served_until_the_drain_begins;
+    a_delay_is_over_though_nothing_happens;
     who_is_here_may_finish_the_drain;
     who_waits_in_the_backlog_is_served_in_the_drain;
     who_does_not_finish_the_drain_is_closed;
@@ -368,6 +370,36 @@ fn what_is_held_shows(design: Design) {
 }
 
 // ---- the end
+
+fn everybody_is_served_until_the_drain_begins(design: Design) {
+    let drain_delay = Duration::from_secs(3_600);
+    let bound = Server::bind(limited(design, |limits| limits.drain_delay = drain_delay)).unwrap();
+    let handle = bound.handle();
+    assert!(!handle.is_ready());
+    let server = TestServer::of(bound);
+    wait_until("ready", || handle.is_ready());
+    handle.drain();
+    assert!(!handle.is_ready());
+    for _ in 0..3 {
+        let mut client = server.connect();
+        client.exchange(b"a new one");
+        exchange_datagram(&server.udp(), b"and this");
+    }
+    handle.drain();
+    server.connect().exchange(b"told twice");
+    handle.abort();
+    server.ended();
+    assert!(!handle.is_ready());
+}
+
+fn a_delay_is_over_though_nothing_happens(design: Design) {
+    let drain_delay = Duration::from_millis(50);
+    let server = TestServer::start(limited(design, |limits| limits.drain_delay = drain_delay));
+    let start = Instant::now();
+    server.handle().drain();
+    server.ended();
+    assert!(start.elapsed() >= drain_delay);
+}
 
 fn who_is_here_may_finish_the_drain(design: Design) {
     let drain_timeout = Duration::from_secs(3_600);

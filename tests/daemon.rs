@@ -411,6 +411,18 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
+#[test]
+fn a_second_signal_ends_the_delay_of_a_drain_at_once() {
+    let mut daemon = Daemon::start(&["--drain-delay", "1h"]);
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait_for("told to stop: not ready any more, and serving on for 3600s");
+    assert_echo(&daemon.connect());
+    assert_datagram(&daemon.udp(), b"hello");
+    daemon.assert_sleeps();
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
 // ---- limits
 
 #[test]

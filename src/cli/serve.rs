@@ -102,9 +102,14 @@ struct LimitArgs {
     /// Close a connection when no bytes have moved for this time; 0 never does
     #[arg(long, value_name = "TIME", env = "EVECHO_IDLE_TIMEOUT", default_value = "0", value_parser = units::duration)]
     idle_timeout: Duration,
-    /// Longest time from SIGTERM, SIGINT or SIGHUP to the exit; a second signal ends at once
+    /// Serve on for this time after SIGTERM, SIGINT or SIGHUP, before the drain; a second signal ends at once
     ///
-    /// Until then connections may finish. In the last quarter of the time (at most 2 s) the server closes
+    /// For load balancers that take a while to notice that the server is not ready any more.
+    #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_DELAY", default_value = "0", value_parser = units::duration)]
+    drain_delay: Duration,
+    /// Longest time of the drain, up to the exit; a second signal ends at once
+    ///
+    /// No new clients are served, and connections may finish. In the last quarter of the time (at most 2 s) the server closes
     /// its side of those that are still open.
     #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_TIMEOUT", default_value = "8s", value_parser = units::duration)]
     drain_timeout: Duration,
@@ -265,6 +270,7 @@ fn config(args: Args, environment: &Environment) -> Config {
     config.limits.spare_files = limits.spare_files;
     config.limits.per_source_connections = limits.per_source_connections;
     config.limits.idle_timeout = Some(limits.idle_timeout).filter(|time| !time.is_zero());
+    config.limits.drain_delay = limits.drain_delay;
     config.limits.drain_timeout = limits.drain_timeout;
     config.limits.max_buffered = usize::try_from(limits.max_buffered).unwrap_or(usize::MAX);
     config.limits.udp_rate = NonZeroU32::new(limits.udp_rate);

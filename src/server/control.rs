@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use mio::{Events, Poll, Token, Waker};
@@ -10,6 +10,7 @@ use mio::{Events, Poll, Token, Waker};
 use super::clock::Moment;
 use super::connection::LINGER_TIME;
 use super::signals::{Request, Signals};
+use crate::config::Config;
 use crate::stats::{Snapshot, Stats};
 
 /// The token of a handle that wants to be heard.
@@ -26,6 +27,8 @@ pub struct Handle {
 #[derive(Debug)]
 struct Shared {
     waker: Waker,
+    /// The server runs: everything is polled.
+    running: AtomicBool,
     stop: AtomicU8,
     stats: Arc<Stats>,
 }
@@ -34,7 +37,7 @@ struct Shared {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stop {
     No,
-    /// No new clients; those who are here may finish.
+    /// After the delay: no new clients; those who are here may finish.
     Drain,
     /// At once.
     Now,
@@ -43,8 +46,8 @@ pub(super) enum Stop {
 /// The log target of the counters that a signal asked for: a log that is otherwise quiet shows it.
 const REPORT_TARGET: &str = "evecho::report";
 
-/// When a drain does what. Everything is over when the timeout is, from the signal on.
-#[derive(Debug, Clone, Copy)]
+/// When a drain does what. Everything is over when the timeout is, from the drain's beginning on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Drain {
     /// Who has not left by then is asked to, by our FIN.
     pub(super) ask_at: Moment,
@@ -55,9 +58,9 @@ pub(super) struct Drain {
 }
 
 impl Drain {
-    /// Begins a drain. The last quarter of the time, but no more than a connection may linger, is for
+    /// A drain that begins now. The last quarter of the time, but no more than a connection may linger, is for
     /// those who leave only when asked.
-    pub(super) fn begin(timeout: Duration, now: Moment) -> Self {
+    fn begin(timeout: Duration, now: Moment) -> Self {
         let ask_after = timeout - LINGER_TIME.min(timeout / 4);
         Drain { ask_at: now + ask_after, end_at: now + timeout, ask_after, timeout }
     }
@@ -72,6 +75,63 @@ impl Drain {
     }
 }
 
+/// What a server that may have been told to stop does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// It goes on as it is.
+    GoOn,
+    /// It begins to drain.
+    Drain(Drain),
+    /// It ends, whoever is still here.
+    End,
+}
+
+/// The way to the end. Who is told to stop serves everybody for a while, though it is not ready any
+/// more: others need time to notice. Then it drains.
+#[derive(Debug)]
+struct Ending {
+    delay: Duration,
+    timeout: Duration,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Serving,
+    Delayed { until: Moment },
+    Draining { end_at: Moment },
+}
+
+impl Ending {
+    fn step(&mut self, stop: Stop, now: Moment) -> Step {
+        match (stop, self.stage) {
+            (Stop::Now, _) => return Step::End,
+            (Stop::Drain, Stage::Serving) => {
+                self.stage = Stage::Delayed { until: now + self.delay };
+            }
+            _ => {}
+        }
+        match self.stage {
+            Stage::Delayed { until } if now >= until => {
+                let drain = Drain::begin(self.timeout, now);
+                self.stage = Stage::Draining { end_at: drain.end_at };
+                Step::Drain(drain)
+            }
+            Stage::Draining { end_at } if now >= end_at => Step::End,
+            _ => Step::GoOn,
+        }
+    }
+
+    /// When there is a step to take, whatever happens.
+    fn deadline(&self) -> Option<Moment> {
+        match self.stage {
+            Stage::Serving => None,
+            Stage::Delayed { until } => Some(until),
+            Stage::Draining { end_at } => Some(end_at),
+        }
+    }
+}
+
 /// Says how many connections did not end by themselves, where there are any.
 pub(super) fn log_cut(connections: usize) {
     match connections {
@@ -83,8 +143,9 @@ pub(super) fn log_cut(connections: usize) {
 
 impl Handle {
     /// Tells the server to drain: no new clients, those who are here may finish, up to
-    /// [`Limits::drain_timeout`](crate::Limits::drain_timeout). Does not wait. Once it drains, or has
-    /// ended, this changes nothing.
+    /// [`Limits::drain_timeout`](crate::Limits::drain_timeout). For
+    /// [`Limits::drain_delay`](crate::Limits::drain_delay) before that, it only is not
+    /// [ready](Handle::is_ready). Does not wait. Once it drains, or has ended, this changes nothing.
     pub fn drain(&self) {
         self.stop(Stop::Drain);
     }
@@ -106,6 +167,14 @@ impl Handle {
         }
     }
 
+    /// Whether new clients are welcome, as a readiness probe wants to know: the server runs, and has
+    /// not been told to stop. It may serve them all the same: see
+    /// [`Limits::drain_delay`](crate::Limits::drain_delay).
+    pub fn is_ready(&self) -> bool {
+        let Shared { running, stop, .. } = &*self.shared;
+        running.load(Ordering::Acquire) && stop.load(Ordering::Acquire) == Stop::No as u8
+    }
+
     /// The counters as they stand.
     pub fn stats(&self) -> Snapshot {
         self.shared.stats.snapshot()
@@ -117,24 +186,52 @@ impl Handle {
 pub(super) struct Control {
     handle: Handle,
     signals: Option<Signals>,
-    /// A signal has begun the drain: the next one ends it.
+    /// A signal has told us to stop: the next one ends everything.
     stop_signal: bool,
+    ending: Ending,
 }
 
 impl Control {
     /// Registers a waker with `poll`, and the signals of the process where they are ours to take.
-    pub(super) fn new(poll: &Poll, with_signals: bool, stats: Arc<Stats>) -> io::Result<Self> {
+    pub(super) fn new(poll: &Poll, config: &Config, stats: Arc<Stats>) -> io::Result<Self> {
         let waker = Waker::new(poll.registry(), WAKE)?;
-        let signals = match with_signals {
+        let signals = match config.signals {
             false => None,
             true => Some(Signals::take(poll.registry(), SIGNAL)?),
         };
-        let shared = Shared { waker, stop: AtomicU8::new(0), stats };
-        Ok(Control { handle: Handle { shared: Arc::new(shared) }, signals, stop_signal: false })
+        let stop = AtomicU8::new(Stop::No as u8);
+        let shared = Arc::new(Shared { waker, running: AtomicBool::new(false), stop, stats });
+        let (delay, timeout) = (config.limits.drain_delay, config.limits.drain_timeout);
+        let ending = Ending { delay, timeout, stage: Stage::Serving };
+        Ok(Control { handle: Handle { shared }, signals, stop_signal: false, ending })
     }
 
     pub(super) fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// Everything is polled.
+    pub(super) fn begin(&mut self) {
+        self.handle.shared.running.store(true, Ordering::Release);
+    }
+
+    /// What to do now, by what we have been told; to be called when something was told, and at the
+    /// deadline.
+    pub(super) fn step(&mut self, now: Moment) -> Step {
+        let before = self.ending.stage;
+        let step = self.ending.step(self.stop(), now);
+        if before == Stage::Serving && matches!(self.ending.stage, Stage::Delayed { .. }) {
+            log::info!(
+                "told to stop: not ready any more, and serving on for {:?}",
+                self.ending.delay
+            );
+        }
+        step
+    }
+
+    /// When there is a step to take, whatever happens.
+    pub(super) fn deadline(&self) -> Option<Moment> {
+        self.ending.deadline()
     }
 
     /// Takes the signals that have come; to be called when the signal token has an event.
@@ -159,6 +256,12 @@ impl Control {
             1 => Stop::Drain,
             _ => Stop::Now,
         }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.handle.shared.running.store(false, Ordering::Release);
     }
 }
 
@@ -188,6 +291,48 @@ mod tests {
             let drain = Drain::begin(Duration::from_millis(timeout), now);
             assert_eq!(drain.ask_at - now, Duration::from_millis(ask_after));
             assert_eq!(drain.end_at - now, Duration::from_millis(timeout));
+        }
+    }
+
+    fn ending(delay: u64, timeout: u64) -> Ending {
+        let [delay, timeout] = [delay, timeout].map(Duration::from_millis);
+        Ending { delay, timeout, stage: Stage::Serving }
+    }
+
+    fn at(millis: u64) -> Moment {
+        Moment::default() + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn everybody_is_served_until_the_delay_is_over() {
+        let mut ending = ending(5_000, 8_000);
+        assert_eq!((ending.step(Stop::No, at(1_000)), ending.deadline()), (Step::GoOn, None));
+        let told = ending.step(Stop::Drain, at(2_000));
+        assert_eq!((told, ending.deadline()), (Step::GoOn, Some(at(7_000))));
+        // To be told again changes nothing.
+        assert_eq!(ending.step(Stop::Drain, at(6_999)), Step::GoOn);
+        let drain = Drain::begin(Duration::from_secs(8), at(7_001));
+        assert_eq!(ending.step(Stop::Drain, at(7_001)), Step::Drain(drain));
+        assert_eq!((drain.end_at, ending.deadline()), (at(15_001), Some(at(15_001))));
+        assert_eq!(ending.step(Stop::Drain, at(15_000)), Step::GoOn);
+        assert_eq!(ending.step(Stop::Drain, at(15_001)), Step::End);
+    }
+
+    #[test]
+    fn without_a_delay_the_drain_begins_at_once_and_without_time_it_is_over_at_once() {
+        let mut ending = ending(0, 0);
+        assert!(matches!(ending.step(Stop::Drain, at(1)), Step::Drain(_)));
+        assert_eq!(ending.step(Stop::Drain, at(1)), Step::End);
+    }
+
+    #[test]
+    fn who_is_told_to_end_at_once_does_at_any_time() {
+        for told in [0, 1, 2] {
+            let mut ending = ending(1_000, 1_000);
+            for step in 0..told {
+                ending.step(Stop::Drain, at(1_000 * step));
+            }
+            assert_eq!(ending.step(Stop::Now, at(1_001)), Step::End);
         }
     }
 }

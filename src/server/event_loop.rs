@@ -17,7 +17,7 @@ use super::busy_poll::{BusyPoll, Wait};
 use super::clock::{Clock, Moment, round_up};
 use super::connection::{self, ConnectionId, Readiness};
 use super::connections::{self, Connections};
-use super::control::{self, Control, Drain, Stop, poll};
+use super::control::{self, Control, Drain, Step, poll};
 use super::guard::Guard;
 use super::udp::{BoundSocket, Endpoint};
 use crate::protocol::Service;
@@ -112,8 +112,7 @@ pub(super) struct EventLoop<V> {
     busy_poll: BusyPoll,
     clock: Clock,
     stats: Arc<Stats>,
-    drain_timeout: Duration,
-    drain: Option<Drain>,
+    draining: bool,
 }
 
 impl<V: Service> EventLoop<V> {
@@ -152,25 +151,24 @@ impl<V: Service> EventLoop<V> {
             busy_poll: BusyPoll::new(config.busy_poll),
             clock: Clock::start(),
             stats,
-            drain_timeout: config.limits.drain_timeout,
-            drain: None,
+            draining: false,
         })
     }
 
     /// Serves until it is told to stop and everyone has left.
     pub(super) fn run(mut self) -> io::Result<()> {
+        self.control.begin();
         loop {
             self.wait()?;
             self.dispatch();
             let now = self.clock.now();
-            match self.control.stop() {
-                Stop::No => {}
-                Stop::Drain if self.drain.is_some() => {}
-                Stop::Drain => self.drain(now),
-                Stop::Now => break,
+            let mut step = self.control.step(now);
+            if let Step::Drain(drain) = step {
+                self.drain(drain, now);
+                step = self.control.step(now);
             }
             // Before those who linger are let go: they did not leave either.
-            if self.drain.is_some_and(|drain| now >= drain.end_at) {
+            if step == Step::End {
                 break;
             }
             for datagrams in &mut self.datagrams {
@@ -178,7 +176,7 @@ impl<V: Service> EventLoop<V> {
             }
             let clock = self.clock;
             self.connections.turn(now, || clock.now() - now >= PASS);
-            if self.drain.is_some() && self.connections.open() == 0 {
+            if self.draining && self.connections.open() == 0 {
                 break;
             }
         }
@@ -208,7 +206,8 @@ impl<V: Service> EventLoop<V> {
             waited = self.clock.now() - start;
         }
         let deadlines = self.datagrams.iter().filter_map(Endpoint::deadline);
-        let deadline = deadlines.chain(self.connections.deadline()).min();
+        let others = [self.connections.deadline(), self.control.deadline()];
+        let deadline = deadlines.chain(others.into_iter().flatten()).min();
         let timeout = deadline.map(|deadline| round_up(deadline - self.clock.now()));
         poll(&mut self.poll, &mut self.events, timeout)?;
         let how = if window.is_zero() { Wait::Slept } else { Wait::Loss };
@@ -223,7 +222,7 @@ impl<V: Service> EventLoop<V> {
     fn dispatch(&mut self) {
         for event in &self.events {
             match event.token().into() {
-                // Whoever woke us has said why: see `Control::stop`.
+                // Whoever woke us has said why: see `Control::step`.
                 Token::Wake => {}
                 Token::Signal => self.control.take_signals(),
                 Token::Listener(index) => self.connections.hint_backlog(index),
@@ -239,9 +238,8 @@ impl<V: Service> EventLoop<V> {
     }
 
     /// Lets nobody in any more. What is already in a queue of ours is still answered.
-    fn drain(&mut self, now: Moment) {
-        let drain = Drain::begin(self.drain_timeout, now);
-        self.drain = Some(drain);
+    fn drain(&mut self, drain: Drain, now: Moment) {
+        self.draining = true;
         self.connections.drain(drain.ask_at, now);
         for mut datagrams in self.datagrams.drain(..) {
             datagrams.hint(true, true);

@@ -128,8 +128,7 @@ impl Server {
         config.check()?;
         let stats = Arc::new(Stats::default());
         let poll = Poll::new().map_err(Error::Poll)?;
-        let control =
-            Control::new(&poll, config.signals, Arc::clone(&stats)).map_err(Error::Poll)?;
+        let control = Control::new(&poll, &config, Arc::clone(&stats)).map_err(Error::Poll)?;
         let sockets = sockets(&mut config)?;
         Ok(Server { config, sockets, poll, control, stats })
     }

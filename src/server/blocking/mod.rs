@@ -35,7 +35,7 @@ use self::clients::{Clients, Phase};
 use super::Server;
 use super::admission::Rules;
 use super::clock::{Moment, round_up};
-use super::control::{self, Control, Drain, Handle, Stop};
+use super::control::{self, Control, Handle, Step, Stop};
 use super::guard::Guard;
 use super::udp::{BoundSocket, Endpoint};
 use crate::protocol::Service;
@@ -57,7 +57,6 @@ pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
     let (until_stop, open_until_stop) = io::pipe()?;
     let (failures, reports) = channel();
     let report = Report { failures: Some(failures), handle: control.handle() };
-    let drain_timeout = config.limits.drain_timeout;
     let controller =
         Controller { poll, events: Events::with_capacity(8), control, reports, clients };
     thread::scope(|scope| {
@@ -78,7 +77,7 @@ pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
             }
             Ok(())
         };
-        let outcome = start().and_then(|()| controller.run(open_until_stop, drain_timeout));
+        let outcome = start().and_then(|()| controller.run(open_until_stop));
         // Whatever the outcome: nobody is waited for any more.
         control::log_cut(clients.enter(Phase::Over));
         clients.report();
@@ -137,16 +136,22 @@ struct Controller<'a> {
 impl Controller<'_> {
     /// Waits until all threads have ended, or are not to be waited for any longer. Closing the pipe
     /// wakes every thread that polls its other end, now and later.
-    fn run(mut self, open_until_stop: PipeWriter, drain_timeout: Duration) -> io::Result<()> {
-        while self.control.stop() == Stop::No {
-            self.wait(self.clients.clock().now() + REPORT_GAP)?;
+    fn run(mut self, open_until_stop: PipeWriter) -> io::Result<()> {
+        self.control.begin();
+        let drain = loop {
+            let now = self.clients.clock().now();
+            match self.control.step(now) {
+                Step::GoOn => {}
+                Step::Drain(drain) => break drain,
+                Step::End => return Ok(()),
+            }
+            self.wait(now + REPORT_GAP)?;
             self.clients.report();
             if self.is_over()? {
                 return Ok(());
             }
-        }
+        };
         drop(open_until_stop);
-        let drain = Drain::begin(drain_timeout, self.clients.clock().now());
         drain.log(self.clients.enter(Phase::Draining));
         if !self.is_over_by(drain.ask_at)? {
             self.clients.enter(Phase::Asked);
@@ -166,8 +171,9 @@ impl Controller<'_> {
         Ok(false)
     }
 
-    /// Waits for a signal, a handle or a report, up to a time.
+    /// Waits for a signal, a handle or a report, up to a time, or for the next step before that.
     fn wait(&mut self, until: Moment) -> io::Result<()> {
+        let until = self.control.deadline().map_or(until, |deadline| deadline.min(until));
         let timeout = round_up(until - self.clients.clock().now());
         control::poll(&mut self.poll, &mut self.events, Some(timeout))?;
         if self.events.iter().any(|event| event.token() == control::SIGNAL) {
