@@ -260,21 +260,34 @@ mod tests {
 
     use super::*;
 
-    fn admission(per_source: usize) -> (Admission, Arc<Stats>) {
-        let stats = Arc::new(Stats::default());
-        let rules = Rules {
+    fn rules(per_source: usize) -> Rules {
+        Rules {
             protocol: Protocol::default(),
             max_connections: 9,
             max_set_by: MaxSetBy::Config,
             per_source_connections: NonZeroUsize::new(per_source),
             idle_timeout: None,
             max_buffered: 1 << 20,
-        };
-        (Admission::new(&rules, Arc::clone(&stats)), stats)
+        }
+    }
+
+    fn admission(per_source: usize) -> (Admission, Arc<Stats>) {
+        let stats = Arc::new(Stats::default());
+        (Admission::new(&rules(per_source), Arc::clone(&stats)), stats)
     }
 
     fn peer(address: &str) -> Peer {
         address.parse::<SocketAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn a_design_may_allow_fewer_connections_than_the_config() {
+        for (most, expected) in
+            [(8, (8, MaxSetBy::Threads)), (9, (9, MaxSetBy::Config)), (10, (9, MaxSetBy::Config))]
+        {
+            let rules = rules(0).at_most(most, MaxSetBy::Threads);
+            assert_eq!((rules.max_connections, rules.max_set_by), expected);
+        }
     }
 
     #[test]

@@ -251,12 +251,25 @@ mod tests {
         now = now + Duration::from_secs(4);
         assert_eq!(guard.admit_answer(remote, 0, MAX_DATAGRAM, now), Ok(()));
         assert_eq!(guard.admit_answer(remote, 0, 1, now), Err(Refusal::Rate));
-        assert_eq!(guard.admit_answer(remote, 100, 0, now), Ok(()));
-        assert_eq!(guard.admit_answer(remote, 0, 101, now), Err(Refusal::Rate));
-        assert_eq!(guard.admit_answer(remote, 0, 100, now), Ok(()));
+        assert_eq!(guard.admit_answer(remote, 130, 30, now), Ok(()));
+        assert_eq!(guard.admit_answer(remote, 20, 121, now), Err(Refusal::Rate));
+        assert_eq!(guard.admit_answer(remote, 20, 120, now), Ok(()));
         assert_eq!(guard.admit_answer(remote, 0, 1, now), Err(Refusal::Rate));
         let mut unlimited = Guard::new(vec![], None);
         assert!((0..9).all(|_| unlimited.admit_answer(remote, 0, MAX_DATAGRAM, now).is_ok()));
+    }
+
+    #[test]
+    fn a_burst_is_answered_at_once() {
+        for (rate, burst) in [(1, 1), (100, 10), (1_000, 100)] {
+            let mut limit = RateLimit::new(NonZeroU32::new(rate).unwrap());
+            let source = Source::V4([192, 0, 2, 1]);
+            let mut admitted = |now| (0..200).filter(|_| limit.admit(source, now)).count();
+            assert_eq!(admitted(Moment::default()), burst, "{rate}");
+            // And then one after the other.
+            let interval = Duration::from_secs(1) / rate;
+            assert_eq!(admitted(Moment::default() + interval), 1, "{rate}");
+        }
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crate::protocol::Echo;
 /// What the socket is asked for, and what it says.
 #[derive(Default)]
 struct Script {
-    /// Datagrams to be received: length, and the length of each where they are a run.
-    incoming: VecDeque<(usize, Option<usize>)>,
+    /// Datagrams to be received: the peer's port, length, and the length of each where they are a run.
+    incoming: VecDeque<(u16, usize, Option<usize>)>,
     /// What every receive says where there are any; what the next sends say.
     broken: Option<Errno>,
     refusals: VecDeque<Errno>,
@@ -31,8 +31,8 @@ impl Socket for Scripted {
         if let Some(error) = script.broken {
             return Err(error);
         }
-        let (length, segment) = script.incoming.pop_front().ok_or(Errno::EAGAIN)?;
-        let route = Route { peer: ([192, 0, 2, 1], 5).into(), local: None };
+        let (port, length, segment) = script.incoming.pop_front().ok_or(Errno::EAGAIN)?;
+        let route = Route { peer: ([192, 0, 2, 1], port).into(), local: None };
         let arrival = Arrival { to_us_alone: true, hop_limit: Some(64) };
         Ok(Received { length, segment, truncated: false, arrival, route })
     }
@@ -67,11 +67,16 @@ impl Bench {
     /// With so many datagrams of this kind to be received.
     fn new(count: usize, length: usize, segment: Option<usize>) -> Self {
         let script = Scripted::default();
-        script.0.borrow_mut().incoming = vec![(length, segment); count].into();
+        script.0.borrow_mut().incoming = vec![(5, length, segment); count].into();
         let stats = Arc::new(Stats::default());
         let mut endpoint = Endpoint::new(script.clone(), || Echo, true, stats);
         endpoint.hint(true, true);
         Bench { script, endpoint, guard: Guard::new(vec![], None) }
+    }
+
+    /// A datagram of so many bytes is there to be received.
+    fn arrive(&mut self, port: u16, length: usize) {
+        self.script.0.borrow_mut().incoming.push_back((port, length, None));
     }
 
     fn turn(&mut self, at: Duration) {
@@ -119,6 +124,33 @@ fn a_turn_takes_few_runs() {
 }
 
 #[test]
+fn who_has_the_turn_alone_waits_a_moment_for_the_others() {
+    let mut bench = Bench::new(0, 0, None);
+    bench.arrive(6, 10);
+    (0..Fairness::MANY).for_each(|_| bench.arrive(5, 10));
+    bench.turn(Duration::ZERO);
+    assert_eq!((bench.left(), bench.sent()), (0, 0));
+    assert!(bench.endpoint.can_act());
+    // What comes meanwhile waits, too, whether an event tells of it or not.
+    bench.arrive(5, 10);
+    let late = Fairness::MOMENT - Duration::from_nanos(1);
+    bench.turn(late);
+    assert_eq!((bench.left(), bench.sent()), (0, 0));
+    bench.turn(late + Fairness::MOMENT);
+    assert_eq!(bench.sent(), 10 * (Fairness::MANY + 2));
+    assert!(!bench.endpoint.can_act());
+}
+
+#[test]
+fn nobody_waits_while_there_is_more_to_receive() {
+    let mut bench = Bench::new(0, 0, None);
+    (0..BATCH - Fairness::MANY).for_each(|_| bench.arrive(6, 10));
+    (0..=Fairness::MANY).for_each(|_| bench.arrive(5, 10));
+    bench.turn(Duration::ZERO);
+    assert_eq!((bench.left(), bench.sent()), (1, 10 * BATCH));
+}
+
+#[test]
 fn the_last_turns_answer_what_is_there() {
     let count = BATCH * LAST_TURNS;
     let mut bench = Bench::new(count + 1, 1, None);
@@ -142,13 +174,13 @@ fn what_finds_no_room_waits_and_is_then_dropped() {
     assert_eq!((bench.sent(), bench.stats().udp_dropped), (200, 1));
     assert_eq!(bench.endpoint.deadline(), None);
     // Nobody waits again before there is room.
-    bench.script.0.borrow_mut().incoming.push_back((100, None));
+    bench.arrive(5, 100);
     bench.script.0.borrow_mut().refusals.push_back(Errno::EAGAIN);
     bench.endpoint.hint(true, false);
     assert!(bench.endpoint.can_act());
     bench.turn(MAX_WAIT);
     assert_eq!((bench.stats().udp_dropped, bench.stats().udp_paused), (2, 1));
-    bench.script.0.borrow_mut().incoming.push_back((100, None));
+    bench.arrive(5, 100);
     bench.script.0.borrow_mut().refusals.push_back(Errno::EAGAIN);
     bench.endpoint.hint(true, true);
     bench.turn(MAX_WAIT);
@@ -175,7 +207,7 @@ fn a_lasting_error_is_tried_seldom() {
     assert_eq!(bench.stats().udp_errors, u64::from(MAX_FAILURES) + 1);
     // It ends as it came.
     bench.script.0.borrow_mut().broken = None;
-    bench.script.0.borrow_mut().incoming.push_back((10, None));
+    bench.arrive(5, 10);
     bench.turn(2 * RETRY);
     assert_eq!((bench.sent(), bench.endpoint.deadline()), (10, None));
     bench.script.0.borrow_mut().broken = Some(Errno::EPERM);
