@@ -64,25 +64,17 @@ fn answer<V: Service>(
     verdict
 }
 
-/// Messages of `length` bytes, as many as fit a read, each with what its framing needs.
-fn messages(framing: Framing, length: usize) -> Vec<u8> {
-    let message: Vec<u8> = match framing {
-        Framing::Raw => vec![b'x'; length],
-        Framing::Lines => [vec![b'x'; length - 1], vec![b'\n']].concat(),
-        Framing::LengthPrefixed => {
-            [(length as u32).to_be_bytes().to_vec(), vec![b'x'; length]].concat()
-        }
-        framing => unimplemented!("{framing:?}"),
-    };
-    message.repeat(READ / message.len())
-}
-
 fn framing(c: &mut Criterion) {
-    let framings =
-        [("raw", Framing::Raw), ("lines", Framing::Lines), ("length", Framing::LengthPrefixed)];
-    for (name, framing) in framings {
-        for length in [64, 1024] {
-            let input = messages(framing, length);
+    for length in [64, 1024] {
+        let text = vec![b'x'; length];
+        let line = [&text[1..], b"\n"].concat();
+        let frame = [&(length as u32).to_be_bytes()[..], &text].concat();
+        for (name, framing, message) in [
+            ("raw", Framing::Raw, text),
+            ("lines", Framing::Lines, line),
+            ("length", Framing::LengthPrefixed, frame),
+        ] {
+            let input = message.repeat(READ / message.len());
             let case = Case { name, service: Echo, expected: input.clone(), input };
             case.bench(c, &format!("framing/{length}B"), framing);
         }
@@ -90,7 +82,7 @@ fn framing(c: &mut Criterion) {
 }
 
 fn services(c: &mut Criterion) {
-    let input = messages(Framing::Raw, READ);
+    let input = vec![b'x'; READ];
     Case { name: "echo", service: Echo, expected: input.clone(), input }.bench(
         c,
         "service",
