@@ -45,6 +45,10 @@ pub struct Config {
     pub backlog: u32,
     /// Whether several processes may share the port (SO_REUSEPORT). Default: no.
     pub reuse_port: bool,
+    /// Whether somebody else keeps the sockets open, as a service manager does, and hands them to the
+    /// next server. Then a drain leaves who waits in them to that one: clients in the backlog,
+    /// datagrams in the queue. Otherwise they would be lost, and are served first. Default: no.
+    pub hand_over: bool,
     /// How long the event loop polls before it sleeps, while polling finds new messages; zero
     /// switches it off. Default: 50 µs.
     pub busy_poll: Duration,
@@ -73,6 +77,7 @@ impl Default for Config {
             limits: Limits::default(),
             backlog: 4096,
             reuse_port: false,
+            hand_over: false,
             busy_poll: Duration::from_micros(50),
             udp_offload: true,
             signals: false,

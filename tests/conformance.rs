@@ -4,8 +4,9 @@
 mod common;
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,9 @@ conformance! {
     a_delay_is_over_though_nothing_happens;
     who_is_here_may_finish_the_drain;
     who_waits_in_the_backlog_is_served_in_the_drain;
+    who_comes_in_the_drain_is_refused: not for iterative, since "it sees nobody while it has a client";
+    what_waits_is_left_to_the_next_server;
+    a_row_of_servers_loses_nobody;
     who_does_not_finish_the_drain_is_closed;
     who_does_not_read_does_not_hold_up_the_drain;
     who_does_not_leave_when_asked_is_cut_off;
@@ -431,6 +435,109 @@ fn who_waits_in_the_backlog_is_served_in_the_drain(design: Design) {
     }
     running.join().unwrap().unwrap();
     assert_eq!(handle.stats().closed_by_peer, 10);
+}
+
+fn who_comes_in_the_drain_is_refused(design: Design) {
+    let drain_timeout = Duration::from_secs(3_600);
+    let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
+    let mut client = server.connect();
+    client.exchange(b"hello");
+    server.handle().drain();
+    wait_until("refused", || TcpStream::connect(server.address()).is_err());
+    client.exchange(b"still here");
+    drop(client);
+    server.ended();
+}
+
+/// A listener and a UDP socket, as a service manager keeps them.
+struct Kept(TcpListener, UdpSocket);
+
+impl Kept {
+    fn new() -> Kept {
+        Kept(TcpListener::bind((LOCALHOST, 0)).unwrap(), UdpSocket::bind((LOCALHOST, 0)).unwrap())
+    }
+
+    /// A server that is handed the sockets, and does not bind them.
+    fn server(&self, design: Design) -> Server {
+        let Kept(listener, socket) = self;
+        let mut config = of(design);
+        config.hand_over = true;
+        let sockets = [listener.try_clone().unwrap().into(), socket.try_clone().unwrap().into()];
+        Server::adopt(config, sockets).unwrap()
+    }
+
+    fn connect(&self) -> Client {
+        Client::connect(self.0.local_addr().unwrap())
+    }
+
+    fn udp(&self) -> UdpSocket {
+        udp(self.1.local_addr().unwrap())
+    }
+}
+
+fn what_waits_is_left_to_the_next_server(design: Design) {
+    let kept = Kept::new();
+    // As the service manager has it: options are set again, by each server.
+    let first = kept.server(design);
+    let mut clients: Vec<Client> = (0..10).map(|_| kept.connect()).collect();
+    for client in &mut clients {
+        client.send(b"whoever you are");
+        client.half_close();
+    }
+    let sockets: Vec<UdpSocket> = (0..10).map(|_| kept.udp()).collect();
+    for socket in &sockets {
+        socket.send(b"and you").unwrap();
+    }
+    // Told to stop before it runs: it has seen nobody yet.
+    let handle = first.handle();
+    handle.drain();
+    first.run().unwrap();
+    if design == Design::EventLoop {
+        assert_eq!((handle.stats().accepted, handle.stats().udp_received), (0, 0));
+    }
+    let next = TestServer::of(kept.server(design));
+    for client in &mut clients {
+        assert_same(&client.rest(), b"whoever you are");
+    }
+    for socket in &sockets {
+        let mut room = [0; 16];
+        assert_eq!(socket.recv(&mut room).unwrap(), 7);
+    }
+    let (one, other) = (handle.stats(), next.stop());
+    assert_eq!((one.accepted + other.accepted, one.refused + other.refused), (10, 0));
+    assert_eq!(one.udp_answered + other.udp_answered, 10);
+}
+
+fn a_row_of_servers_loses_nobody(design: Design) {
+    let kept = Kept::new();
+    let (done, mut last) = (AtomicBool::new(false), None);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let mut client = kept.connect();
+                client.send(b"hello");
+                client.half_close();
+                assert_same(&client.rest(), b"hello");
+            }
+        });
+        scope.spawn(|| {
+            let socket = kept.udp();
+            while !done.load(Ordering::Relaxed) {
+                exchange_datagram(&socket, b"hello");
+            }
+        });
+        for _ in 0..5 {
+            let server = TestServer::of(kept.server(design));
+            server.wait_for("served", |stats| stats.closed_by_peer > 9 && stats.udp_answered > 9);
+            let stats = server.stop();
+            assert_eq!(stats.closed(), stats.closed_by_peer);
+            assert_eq!(stats.udp_received, stats.udp_answered);
+        }
+        // Who is in the middle of something needs one more.
+        last = Some(TestServer::of(kept.server(design)));
+        done.store(true, Ordering::Relaxed);
+    });
+    drop(last);
 }
 
 fn who_does_not_finish_the_drain_is_closed(design: Design) {

@@ -204,9 +204,8 @@ impl<L: Listener, V: Service> Connections<L, V> {
         self.stats.accept_paused.store(self.acceptor.pause.is_some(), Ordering::Relaxed);
     }
 
-    /// Takes the rest of the backlog, then lets nobody in any more. Who is here may go on until
-    /// `until`.
-    pub(crate) fn drain(&mut self, until: Moment, now: Moment) {
+    /// Takes the rest of the backlog.
+    pub(crate) fn take_backlog(&mut self, now: Moment) {
         for listener in &mut self.acceptor.listeners {
             listener.ready = true;
         }
@@ -216,6 +215,10 @@ impl<L: Listener, V: Service> Connections<L, V> {
             }
             self.accept(now);
         }
+    }
+
+    /// Lets nobody in any more. Who is here may go on until `until`.
+    pub(crate) fn drain(&mut self, until: Moment) {
         self.acceptor.listeners.clear();
         self.acceptor.pause = None;
         self.draining = Some(Drain { until, over: false });

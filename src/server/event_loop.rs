@@ -91,6 +91,14 @@ impl connections::Listener for Listener {
     }
 }
 
+/// Where another process has the socket too, epoll would not forget it with our descriptor (epoll(7)).
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Nothing is lost where this fails: events without a listener are ignored.
+        let _ = self.registry.deregister(&mut self.listener);
+    }
+}
+
 impl connection::Stream for TcpStream {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.shutdown(std::net::Shutdown::Write)
@@ -112,6 +120,7 @@ pub(super) struct EventLoop<V> {
     busy_poll: BusyPoll,
     clock: Clock,
     stats: Arc<Stats>,
+    hand_over: bool,
     draining: bool,
 }
 
@@ -151,6 +160,7 @@ impl<V: Service> EventLoop<V> {
             busy_poll: BusyPoll::new(config.busy_poll),
             clock: Clock::start(),
             stats,
+            hand_over: config.hand_over,
             draining: false,
         })
     }
@@ -176,7 +186,8 @@ impl<V: Service> EventLoop<V> {
             }
             let clock = self.clock;
             self.connections.turn(now, || clock.now() - now >= PASS);
-            if self.draining && self.connections.open() == 0 {
+            self.close_sockets();
+            if self.draining && self.connections.open() == 0 && self.datagrams.is_empty() {
                 break;
             }
         }
@@ -237,15 +248,33 @@ impl<V: Service> EventLoop<V> {
         }
     }
 
-    /// Lets nobody in any more. What is already in a queue of ours is still answered.
+    /// Lets nobody in any more. Who waits in a socket of ours is still served, unless the next server
+    /// has the socket.
     fn drain(&mut self, drain: Drain, now: Moment) {
         self.draining = true;
-        self.connections.drain(drain.ask_at, now);
-        for mut datagrams in self.datagrams.drain(..) {
-            datagrams.hint(true, true);
-            datagrams.finish(&mut self.guard, now);
+        if !self.hand_over {
+            self.connections.take_backlog(now);
+        }
+        self.connections.drain(drain.ask_at);
+        for datagrams in &mut self.datagrams {
+            if !self.hand_over {
+                datagrams.hint(true, true);
+                datagrams.finish(&mut self.guard, now);
+            }
+            datagrams.close();
         }
         drain.log(self.connections.open());
+    }
+
+    /// In a drain: closes the UDP sockets, once all that was received is answered.
+    fn close_sockets(&mut self) {
+        if self.draining && self.datagrams.iter().all(Endpoint::is_done) {
+            for datagrams in self.datagrams.drain(..) {
+                // As for listeners.
+                let socket = datagrams.as_fd().as_raw_fd();
+                let _ = self.poll.registry().deregister(&mut SourceFd(&socket));
+            }
+        }
     }
 }
 

@@ -89,7 +89,8 @@ impl Server {
 
     /// Takes over sockets that were bound elsewhere, as by a service manager: TCP listeners and UDP
     /// sockets, over IPv4 or IPv6, in any order and number. `port`, `bind`, `transport` and
-    /// `reuse_port` of the config do not matter.
+    /// `reuse_port` of the config do not matter. Where others keep them open, see
+    /// [`Config::hand_over`].
     ///
     /// ```
     /// use std::net::{TcpListener, UdpSocket};

@@ -54,7 +54,7 @@ where
     V: Service,
     F: FnMut() -> V + Clone + Send + 'static,
 {
-    thread::scope(|scope| {
+    thread::scope(move |scope| {
         while let Some(client) = backlog.accept()? {
             match start_thread(scope, &backlog, &make) {
                 // It waits for this.
@@ -62,6 +62,8 @@ where
                 None => break,
             }
         }
+        // Who comes now is refused, and does not wait for those who are here.
+        drop(backlog);
         Ok(())
     })
 }

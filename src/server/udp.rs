@@ -23,6 +23,7 @@ pub(super) use socket::BoundSocket;
 use std::io::{self, IoSlice};
 use std::net::{SocketAddr, UdpSocket};
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -117,6 +118,8 @@ pub(super) struct Endpoint<S, V> {
     failures: u32,
     /// The socket is left alone until then.
     resume_at: Option<Moment>,
+    /// Nothing is received any more.
+    closed: bool,
     warnings: Warnings,
     /// What happened in this turn.
     tally: Tally,
@@ -175,6 +178,11 @@ impl<V: Service> Endpoint<BoundSocket, V> {
         Endpoint::new(socket, make, offload, stats)
     }
 
+    /// The socket, for who polls it.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// What a thread that has nothing else to do waits for, until [`Endpoint::deadline`].
     pub(super) fn poll_fd(&self) -> PollFd<'_> {
         self.socket.poll_fd(match (self.outlet, self.resume_at) {
@@ -209,6 +217,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             holding: false,
             failures: 0,
             resume_at: None,
+            closed: false,
             warnings: Warnings::default(),
             tally: Tally::default(),
         }
@@ -250,12 +259,24 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.count();
     }
 
-    /// Answers what is in the queue, and no more than the socket takes: the last turns of a socket.
+    /// Receives what is in the queue, and answers as much as the socket takes: the last turns of a
+    /// socket.
     pub(super) fn finish(&mut self, guard: &mut Guard, now: Moment) {
         for _ in 0..LAST_TURNS {
             self.holding = false;
             self.turn(guard, now);
         }
+    }
+
+    /// Receives nothing any more. What was received is still answered.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+        self.holding = false;
+    }
+
+    /// Whether it is closed, and nothing waits to be sent.
+    pub(super) fn is_done(&self) -> bool {
+        self.closed && self.queue.is_empty()
     }
 
     /// Receives a batch, or what has come since to the one that is held, and answers it.
@@ -291,7 +312,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     }
 
     fn may_receive(&self) -> bool {
-        self.readable && self.resume_at.is_none()
+        self.readable && self.resume_at.is_none() && !self.closed
     }
 
     fn count(&mut self) {

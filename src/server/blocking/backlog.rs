@@ -13,6 +13,8 @@ use crate::server::admission::AcceptError;
 /// The listeners of a blocking design, as one.
 pub(in crate::server) struct Backlog<'a> {
     listeners: Vec<TcpListener>,
+    /// The first phase in which nobody is accepted.
+    closed_in: Phase,
     until_stop: PipeReader,
     clients: &'a Clients,
     /// The listener that is asked first: each in turn.
@@ -22,19 +24,21 @@ pub(in crate::server) struct Backlog<'a> {
 impl<'a> Backlog<'a> {
     pub(super) fn new(
         listeners: Vec<TcpListener>,
+        hand_over: bool,
         until_stop: PipeReader,
         clients: &'a Clients,
     ) -> io::Result<Self> {
         // Who waits for one of several cannot wait inside accept(2). What is accepted blocks.
         listeners.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
-        Ok(Backlog { listeners, until_stop, clients, first: 0 })
+        let closed_in = if hand_over { Phase::Draining } else { Phase::Asked };
+        Ok(Backlog { listeners, closed_in, until_stop, clients, first: 0 })
     }
 
     /// Waits for the next client, when there is a slot to put it in; `None` when no more are to be
     /// served.
     pub(in crate::server) fn accept(&mut self) -> io::Result<Option<Client<'a>>> {
         let clients = self.clients;
-        while clients.wait_for_slot() && clients.phase() < Phase::Asked {
+        while clients.wait_for_slot() && clients.phase() < self.closed_in {
             match self.try_accept() {
                 Ok((stream, address)) => {
                     if let Some(client) = clients.admit(stream, address.into()) {

@@ -34,7 +34,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout};
 use self::clients::{Clients, Phase};
 use super::Server;
 use super::admission::Rules;
-use super::clock::{Moment, round_up};
+use super::clock::{Clock, Moment, round_up};
 use super::control::{self, Control, Handle, Step, Stop};
 use super::guard::Guard;
 use super::udp::{BoundSocket, Endpoint};
@@ -63,7 +63,7 @@ pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
         let start = move || {
             if !sockets.listeners.is_empty() {
                 let (stop, make) = (until_stop.try_clone()?, make.clone());
-                let backlog = Backlog::new(sockets.listeners, stop, clients)?;
+                let backlog = Backlog::new(sockets.listeners, config.hand_over, stop, clients)?;
                 spawn(scope, "accept", report.clone(), move || serve(backlog, make))?;
             }
             for socket in sockets.datagrams {
@@ -72,7 +72,7 @@ pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
                 let make = make.clone();
                 spawn(scope, "udp", report.clone(), move || {
                     let datagrams = Endpoint::bound(socket, make, config.udp_offload, stats);
-                    answer(datagrams, &stop, guard, clients)
+                    answer(datagrams, config.hand_over, &stop, guard, clients)
                 })?;
             }
             Ok(())
@@ -192,9 +192,11 @@ impl Controller<'_> {
     }
 }
 
-/// Answers the datagrams of a socket, until the server is to stop.
+/// Answers the datagrams of a socket, until the server is to stop; then those that wait in it, unless
+/// the next server has it.
 fn answer<V: Service>(
     mut datagrams: Endpoint<BoundSocket, V>,
+    hand_over: bool,
     until_stop: &PipeReader,
     guard: &Mutex<Guard>,
     clients: &Clients,
@@ -206,17 +208,37 @@ fn answer<V: Service>(
         if datagrams.can_act() {
             continue;
         }
-        let stop = PollFd::new(until_stop.as_fd(), PollFlags::POLLIN);
-        let mut both = [datagrams.poll_fd(), stop];
-        let left = datagrams.deadline().map(|deadline| deadline - clock.now());
-        wait_for_any(&mut both, left)?;
-        let events = both[0].revents().unwrap_or(PollFlags::all());
-        let failed = events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
-        let readable = failed || events.contains(PollFlags::POLLIN);
-        datagrams.hint(readable, failed || events.contains(PollFlags::POLLOUT));
+        wait_for_datagrams(&mut datagrams, Some(until_stop), clock)?;
     }
-    datagrams.hint(true, true);
-    datagrams.finish(&mut guard(), clock.now());
+    if !hand_over {
+        datagrams.hint(true, true);
+        datagrams.finish(&mut guard(), clock.now());
+    }
+    datagrams.close();
+    while !datagrams.is_done() && clients.phase() < Phase::Over {
+        datagrams.turn(&mut guard(), clock.now());
+        if !datagrams.is_done() && !datagrams.can_act() {
+            wait_for_datagrams(&mut datagrams, None, clock)?;
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a socket has something to do, or the server is to stop.
+fn wait_for_datagrams<V: Service>(
+    datagrams: &mut Endpoint<BoundSocket, V>,
+    until_stop: Option<&PipeReader>,
+    clock: Clock,
+) -> io::Result<()> {
+    let socket = datagrams.poll_fd();
+    let stop = until_stop.map(|stop| PollFd::new(stop.as_fd(), PollFlags::POLLIN));
+    let mut all = [socket.clone(), stop.unwrap_or(socket)];
+    let left = datagrams.deadline().map(|deadline| deadline - clock.now());
+    wait_for_any(&mut all, left)?;
+    let events = all[0].revents().unwrap_or(PollFlags::all());
+    let failed = events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
+    let readable = failed || events.contains(PollFlags::POLLIN);
+    datagrams.hint(readable, failed || events.contains(PollFlags::POLLOUT));
     Ok(())
 }
 

@@ -197,7 +197,8 @@ impl<V: Service + Clone + 'static> Bench<V> {
     fn drain(&mut self, time: Duration) {
         let now = self.world.borrow().now;
         self.world.borrow_mut().drain_until = Some(now + time);
-        self.connections.drain(now + time, now);
+        self.connections.take_backlog(now);
+        self.connections.drain(now + time);
         self.check();
     }
 

@@ -66,6 +66,21 @@ fn those_in_the_backlog_are_served_when_a_drain_begins() {
 }
 
 #[test]
+fn those_in_the_backlog_are_left_to_the_next_server() {
+    let mut bench = bench(settings());
+    bench.client(0, Habit::Steady, b"in time");
+    assert!(bench.iterate());
+    bench.client(0, Habit::Steady, b"too late");
+    let until = bench.world.borrow().now + Duration::from_secs(1);
+    bench.world.borrow_mut().drain_until = Some(until);
+    bench.connections.drain(until);
+    bench.settle();
+    assert_eq!(bench.stats.snapshot().closed_by_peer, 1);
+    let accepted: Vec<bool> = bench.world.borrow().wires.iter().map(|wire| wire.accepted).collect();
+    assert_eq!(accepted, [true, false]);
+}
+
+#[test]
 fn a_room_full_of_reads_is_answered_and_lent_again() {
     // More than a batch of them, of very different length.
     let mut settings = settings();

@@ -48,6 +48,8 @@ struct UdpBench {
     endpoint: Endpoint<SimulatedSocket, Table>,
     guard: Guard,
     stats: Arc<Stats>,
+    /// How many datagrams had been received when the endpoint was closed.
+    closed_after: Option<u64>,
 }
 
 /// Plays the history that chance decides.
@@ -57,6 +59,10 @@ pub(super) fn play(mut random: Random) {
     for _ in 0..steps {
         bench.step();
         bench.check();
+    }
+    // Some sockets go on with the next server.
+    if bench.world.borrow_mut().random.one_in(2) {
+        bench.close();
     }
     bench.settle();
 }
@@ -79,7 +85,18 @@ impl UdpBench {
         let stats = Arc::new(Stats::default());
         let socket = SimulatedSocket(Rc::clone(&world));
         let endpoint = Endpoint::new(socket, || Table, offload, Arc::clone(&stats));
-        UdpBench { world, endpoint, guard: guard(), stats }
+        UdpBench { world, endpoint, guard: guard(), stats, closed_after: None }
+    }
+
+    fn close(&mut self) {
+        self.closed_after = Some(self.world.borrow().tally.received);
+        self.endpoint.close();
+        // What was held is sent now.
+        assert!(
+            self.endpoint.is_done()
+                || self.endpoint.can_act()
+                || self.endpoint.deadline().is_some()
+        );
     }
 
     /// Something happens.
@@ -191,7 +208,8 @@ impl UdpBench {
     fn check_asleep(&self) {
         let world = self.world.borrow();
         let woken = self.endpoint.deadline().is_some();
-        assert!(world.incoming.is_empty() || woken, "asleep with datagrams to receive");
+        let all_received = world.incoming.is_empty() || self.closed_after.is_some();
+        assert!(all_received || woken, "asleep with datagrams to receive");
         let owed = world.peers.iter().any(|peer| !peer.owed.is_empty());
         assert!(!owed || woken, "asleep with answers to send");
     }
@@ -209,7 +227,11 @@ impl UdpBench {
             let now = world.now;
             let next = [self.endpoint.deadline(), world.next_departure()];
             let Some(next) = next.into_iter().flatten().min() else {
-                assert!(world.incoming.is_empty());
+                match self.closed_after {
+                    None => assert!(world.incoming.is_empty()),
+                    Some(received) => assert_eq!(world.tally.received, received),
+                }
+                assert_eq!(self.endpoint.is_done(), self.closed_after.is_some());
                 assert!(world.peers.iter().all(|peer| peer.owed.is_empty()));
                 return;
             };

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::cmsg_space;
 use nix::errno::Errno;
@@ -30,8 +30,9 @@ pub(in crate::server) struct BoundSocket {
 impl BoundSocket {
     /// Takes the socket; `offload` becomes false where the kernel has no segmentation offload.
     pub(super) fn new(socket: UdpSocket, offload: &mut bool) -> Self {
-        // A kernel that knows one of the two knows both (udp(7)).
-        *offload = *offload && setsockopt(&socket, sockopt::UdpGroSegment, &true).is_ok();
+        // A kernel that knows one of the two knows both (udp(7)). Who had the socket before may have
+        // wanted it otherwise.
+        *offload = setsockopt(&socket, sockopt::UdpGroSegment, offload).is_ok() && *offload;
         let address = socket.local_addr().ok();
         BoundSocket {
             wildcard: address.is_none_or(|address| address.ip().is_unspecified()),
@@ -39,6 +40,10 @@ impl BoundSocket {
             control: cmsg_space!(in_pktinfo, in6_pktinfo, i32, i32),
             socket,
         }
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 
     /// What a thread that has nothing else to do waits for.
