@@ -31,7 +31,10 @@ struct Process {
 
 impl Process {
     fn playing(part: &str) -> Process {
-        Process::playing_under(part, Command::new(env::current_exe().unwrap()))
+        // Where tests run in the background, signals may be ignored (signal(7): it is inherited).
+        let mut command = Command::new("env");
+        command.arg("--default-signal").arg(env::current_exe().unwrap());
+        Process::playing_under(part, command)
     }
 
     fn playing_under(part: &str, command: Command) -> Process {
