@@ -253,13 +253,17 @@ fn datagram_options(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     if socket.recv_buffer_size()? < 2 * DATAGRAM_BUFFER {
         socket.set_recv_buffer_size(DATAGRAM_BUFFER)?;
     }
-    // Where the process may (CAP_NET_ADMIN), as much as is asked for.
-    if socket.send_buffer_size()? < 2 * DATAGRAM_BUFFER
-        && setsockopt(socket, sockopt::SndBufForce, &DATAGRAM_BUFFER).is_err()
-    {
-        socket.set_send_buffer_size(DATAGRAM_BUFFER)?;
+    if socket.send_buffer_size()? < 2 * DATAGRAM_BUFFER {
+        set_send_buffer_size(socket, DATAGRAM_BUFFER)?;
     }
     prepare_datagrams(socket, address.is_ipv6())
+}
+
+/// Where the process may (CAP_NET_ADMIN), as much as is asked for; else as much as the system allows.
+pub(crate) fn set_send_buffer_size(socket: &Socket, size: usize) -> io::Result<()> {
+    setsockopt(socket, sockopt::SndBufForce, &size)
+        .map_err(io::Error::from)
+        .or_else(|_| socket.set_send_buffer_size(size))
 }
 
 fn listen<'a>(listener: impl Into<SockRef<'a>>, backlog: u32) -> io::Result<()> {

@@ -145,7 +145,7 @@ counters! {
     udp_truncated,
     /// Datagrams not answered because the answer would be longer than a datagram can be.
     udp_too_long,
-    /// Answers dropped because the network did not take them in time.
+    /// Answers dropped because the network did not take them in time, or their neighbour does not exist.
     udp_dropped,
     /// Datagrams not answered because the service panicked.
     udp_panics,

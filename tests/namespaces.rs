@@ -306,12 +306,12 @@ fn as_neighbours() {
     println!("RESULT {} {}", count(&asked[..end]), count(&asked[end..]));
 }
 
-/// 32 and 180 datagrams a second in the name of neighbours that do not exist: the answers to them wait
-/// for ARP in the send buffer, which others need.
+/// 32 and 180 datagrams a second in the name of neighbours that do not exist, and so many that they fill
+/// any send buffer: the answers to them wait for ARP there, and others need it.
 #[test]
 fn neighbours_that_do_not_exist_stop_nobody() {
     thread::scope(|scope| {
-        for (sources, burst) in [(2, 48), (9, 60)] {
+        for (sources, burst) in [(2, 48), (9, 60), (60, 100)] {
             scope.spawn(move || {
                 let Some(networks) = Networks::new(&format!("arp{sources}")) else { return };
                 let server = Server::start(&networks, 0, PORT, &["--no-udp-offload"]);

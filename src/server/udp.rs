@@ -9,19 +9,22 @@
 //! Pure but for its [`Socket`]: `now` is an argument.
 
 mod fairness;
+mod neighbours;
 mod route;
+mod rtnetlink;
 mod send_queue;
 mod socket;
 #[cfg(test)]
 mod tests;
 
+pub(super) use neighbours::Neighbours;
 #[cfg(any(test, fuzzing))]
 pub(super) use route::Local;
 pub(super) use route::{Route, Unjoinable};
 pub(super) use socket::BoundSocket;
 
 use std::io::{self, IoSlice};
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -55,6 +58,8 @@ const LAST_TURNS: usize = 64;
 pub(super) const ROOM: usize = 4 * MAX_RECEIVE;
 /// How long answers wait for room in the send buffer: a link of 100 Mbit/s sends 250 KB meanwhile.
 pub(super) const MAX_WAIT: Duration = Duration::from_millis(20);
+/// How long a full send buffer is taken for full before it is looked at again, without a wait.
+pub(super) const STUCK_FOR: Duration = Duration::from_millis(100);
 /// So many errors in a row are no accidents.
 pub(super) const MAX_FAILURES: u32 = 8;
 /// How long the socket is left alone when receiving fails again and again.
@@ -75,6 +80,12 @@ pub(super) trait Socket {
         segment: Option<u16>,
         route: &Route,
     ) -> Result<(), Errno>;
+
+    /// Lets answers use the whole send buffer, or no more than half of it, as in the beginning.
+    fn use_reserve(&mut self, whole: bool);
+
+    /// Neighbours that the kernel is looking for: answers to them stay in the send buffer.
+    fn missing_neighbours(&mut self) -> Vec<IpAddr>;
 
     /// The address of ours that a datagram on `route` was sent to.
     fn local_addr(&self, route: &Route) -> io::Result<SocketAddr>;
@@ -99,6 +110,7 @@ pub(super) struct Endpoint<S, V> {
     stats: Arc<Stats>,
     readable: bool,
     outlet: Outlet,
+    neighbours: Neighbours,
     /// Whether runs of equal datagrams leave in one call.
     offload: bool,
     unjoinable: Unjoinable,
@@ -133,8 +145,11 @@ enum Outlet {
     /// There is none. Answers wait, in their order, and nothing is received meanwhile.
     Full { until: Moment },
     /// Waiting was in vain: somebody's answers stay in the buffer, as those to a neighbour that does
-    /// not exist. What finds no room is dropped, until half of the buffer is free again.
-    Stuck,
+    /// not exist. Such neighbours get no more, and the others have the reserve. What finds no room there
+    /// is dropped.
+    Stuck { until: Moment },
+    /// Perhaps it is over. What finds no room has the reserve again, without a wait.
+    Recovering { until: Moment },
 }
 
 /// One line for what happens again and again.
@@ -206,6 +221,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             stats,
             readable: false,
             outlet: Outlet::Open,
+            neighbours: Neighbours::default(),
             offload,
             unjoinable: Unjoinable::new(),
             room: vec![0; ROOM].into_boxed_slice(),
@@ -226,7 +242,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     /// An event of the socket.
     pub(super) fn hint(&mut self, readable: bool, writable: bool) {
         self.readable |= readable;
-        if writable {
+        if writable && matches!(self.outlet, Outlet::Full { .. }) {
             self.outlet = Outlet::Open;
         }
     }
@@ -235,7 +251,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     pub(super) fn can_act(&self) -> bool {
         match self.outlet {
             Outlet::Full { .. } => false,
-            Outlet::Open | Outlet::Stuck => !self.queue.is_empty() || self.may_receive(),
+            _ => !self.queue.is_empty() || self.may_receive(),
         }
     }
 
@@ -243,7 +259,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self.outlet {
             Outlet::Full { until } => Some(until),
-            Outlet::Open | Outlet::Stuck => self.resume_at,
+            _ => self.resume_at,
         }
     }
 
@@ -305,10 +321,15 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.written.shrink_to(ROOM);
     }
 
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn has_sent_all(&self) -> bool {
+        self.queue.is_empty()
+    }
+
     /// The bytes that are held on the heap, by capacity.
     #[cfg(any(test, fuzzing))]
     pub(super) fn held(&self) -> usize {
-        self.room.len() + self.written.capacity() + self.queue.held()
+        self.room.len() + self.written.capacity() + self.queue.held() + self.neighbours.held()
     }
 
     fn may_receive(&self) -> bool {
@@ -459,16 +480,18 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     // ---- send
 
     fn send(&mut self, now: Moment) {
-        if let Outlet::Full { until } = self.outlet {
-            if now < until {
-                return;
-            }
-            self.outlet = Outlet::Stuck;
-        }
+        self.look_at_outlet(now);
         let mut repeats = REPEATS;
         while let Some(call) =
             self.queue.next_call(|route| self.offload && !self.unjoinable.holds(route, now))
         {
+            if matches!(self.outlet, Outlet::Full { .. }) {
+                return;
+            }
+            if self.is_in_vain(&call.route, now) {
+                self.drop_late(call, now);
+                continue;
+            }
             let outcome = self.make(call);
             // The second is what an earlier datagram met.
             if let Err(Errno::EINTR | Errno::ECONNREFUSED) = outcome
@@ -479,13 +502,8 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             }
             repeats = REPEATS;
             match outcome {
-                Ok(()) => self.note_sent(call),
-                Err(Errno::EAGAIN) if self.outlet == Outlet::Open => {
-                    self.outlet = Outlet::Full { until: now + MAX_WAIT };
-                    self.stats.udp_paused.increment();
-                    return;
-                }
-                Err(Errno::EAGAIN) => self.drop_late(call, now),
+                Ok(()) => self.note_sent(call, now),
+                Err(Errno::EAGAIN) => self.note_full(call, now),
                 Err(error @ (Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE))
                     if call.segment.is_some() =>
                 {
@@ -498,6 +516,45 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                 Err(error) => self.give_up(call, error, now),
             }
         }
+    }
+
+    /// Time may have changed what is known of the send buffer.
+    fn look_at_outlet(&mut self, now: Moment) {
+        match self.outlet {
+            Outlet::Full { until } if until <= now => self.take_reserve(now),
+            Outlet::Stuck { until } if until <= now => {
+                self.socket.use_reserve(false);
+                self.outlet = Outlet::Recovering { until: now + STUCK_FOR };
+            }
+            Outlet::Recovering { until } if until <= now => self.outlet = Outlet::Open,
+            _ => {}
+        }
+    }
+
+    fn take_reserve(&mut self, now: Moment) {
+        self.socket.use_reserve(true);
+        self.outlet = Outlet::Stuck { until: now + STUCK_FOR };
+    }
+
+    /// An answer found no room: it waits, is sent again at once, or is dropped.
+    fn note_full(&mut self, call: Call, now: Moment) {
+        match self.outlet {
+            Outlet::Open | Outlet::Full { .. } => {
+                self.outlet = Outlet::Full { until: now + MAX_WAIT };
+                self.stats.udp_paused.increment();
+            }
+            Outlet::Recovering { .. } => self.take_reserve(now),
+            Outlet::Stuck { .. } => self.drop_late(call, now),
+        }
+    }
+
+    /// Whether an answer would only stay in a buffer that others need.
+    fn is_in_vain(&mut self, route: &Route, now: Moment) -> bool {
+        if self.outlet == Outlet::Open {
+            return false;
+        }
+        let missing = || self.socket.missing_neighbours();
+        !self.neighbours.may_answer(route.peer.ip(), now, missing)
     }
 
     fn make(&mut self, call: Call) -> Result<(), Errno> {
@@ -514,7 +571,10 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.socket.send(&slices[..used], call.segment, &call.route)
     }
 
-    fn note_sent(&mut self, call: Call) {
+    fn note_sent(&mut self, call: Call, now: Moment) {
+        if self.outlet != Outlet::Open {
+            self.neighbours.note_sent(call.route.peer.ip(), now);
+        }
         self.tally.answered += call.count;
         self.tally.bytes_out += call.length;
         self.queue.advance(call);
@@ -525,7 +585,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.stats.udp_dropped.add(call.count as u64);
         if self.warnings.stuck.begins(now) {
             warn!(
-                "the send buffer is full, since the network does not take datagrams: answers without room in it are dropped"
+                "the send buffer is full of answers that the network does not take: those to neighbours that do not exist are dropped, and those without room"
             );
         }
         self.queue.advance(call);

@@ -158,6 +158,9 @@ impl UdpBench {
             (world.broken_calls, world.tally.errors)
         };
         self.endpoint.turn(&mut self.guard, now);
+        if self.endpoint.has_sent_all() {
+            self.world.borrow_mut().note_sent_all();
+        }
         self.world.borrow_mut().pass(Duration::from_micros(1));
         let world = self.world.borrow();
         let Tally { receives_in_turn, sends_in_turn, .. } = world.tally;

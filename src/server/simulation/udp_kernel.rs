@@ -15,7 +15,8 @@ use crate::server::clock::Moment;
 use crate::server::guard::{Arrival, Guard};
 use crate::server::peer::Peer;
 use crate::server::udp::{
-    Local, MAX_JOINED_SEGMENT, MAX_RECEIVE, MAX_WAIT, Received, Route, Socket, Unjoinable,
+    Local, MAX_JOINED_SEGMENT, MAX_RECEIVE, MAX_WAIT, Neighbours, Received, Route, Socket,
+    Unjoinable,
 };
 
 /// What a history is about.
@@ -23,7 +24,7 @@ pub(super) struct Settings {
     pub(super) offload: bool,
     /// One call in so many goes wrong; none with 0.
     pub(super) trouble: usize,
-    /// How much fits the send buffer.
+    /// How much fits half of the send buffer.
     pub(super) send_buffer: usize,
 }
 
@@ -89,6 +90,13 @@ pub(super) struct Tally {
     pub(super) sends_in_turn: usize,
 }
 
+/// What has not left yet.
+struct Sent {
+    to: IpAddr,
+    size: usize,
+    until: Moment,
+}
+
 pub(super) struct UdpWorld {
     pub(super) random: Random,
     pub(super) now: Moment,
@@ -96,12 +104,18 @@ pub(super) struct UdpWorld {
     pub(super) peers: Vec<PeerModel>,
     pub(super) incoming: VecDeque<Incoming>,
     /// What stands in the send buffer, and until when.
-    sent: Vec<(usize, Moment)>,
+    sent: Vec<Sent>,
     /// The server has not been told yet.
     pub(super) read_edge: bool,
     pub(super) write_edge: bool,
-    /// When the server met the full buffer first, since it was told that there is room.
+    /// When the server met the full buffer first, since it was told that there is room, or has the reserve.
     full_since: Option<Moment>,
+    /// Whether the server uses the whole buffer.
+    reserve: bool,
+    /// Hosts of which the server was told that they are missing.
+    missing: Vec<IpAddr>,
+    /// When it asked for them last.
+    asked_at: Option<Moment>,
     /// What an earlier datagram met, to be told at the next call.
     pub(super) pending_error: Option<Errno>,
     /// Every receive fails until then.
@@ -149,6 +163,9 @@ impl UdpWorld {
             read_edge: false,
             write_edge: true,
             full_since: None,
+            reserve: false,
+            missing: Vec::new(),
+            asked_at: None,
             pending_error: None,
             broken_until: None,
             broken_calls: 0,
@@ -169,7 +186,7 @@ impl UdpWorld {
     }
 
     fn used(&self) -> usize {
-        self.sent.iter().map(|&(size, _)| size).sum()
+        self.sent.iter().map(|sent| sent.size).sum()
     }
 
     /// Time goes on; what has left the buffer makes room.
@@ -177,18 +194,61 @@ impl UdpWorld {
         self.now = self.now + time;
         let was_writable = self.is_writable();
         let now = self.now;
-        self.sent.retain(|&(_, until)| until > now);
+        self.sent.retain(|sent| sent.until > now);
         self.write_edge |= !was_writable && self.is_writable();
     }
 
     /// poll(2) says so from half of the buffer on (sock_writeable).
     fn is_writable(&self) -> bool {
-        2 * self.used() <= self.settings.send_buffer
+        2 * self.used() <= self.room()
+    }
+
+    fn room(&self) -> usize {
+        self.settings.send_buffer * if self.reserve { 2 } else { 1 }
+    }
+
+    /// The hosts that the kernel is looking for.
+    fn missing_neighbours(&mut self) -> Vec<IpAddr> {
+        let waiting = self.sent.iter().map(|sent| sent.to);
+        let dead = |ip: &IpAddr| {
+            let mut there = self.peers.iter().filter(|peer| peer.address.ip() == *ip);
+            there.any(|peer| peer.path == Path::Dead)
+        };
+        let missing: Vec<IpAddr> = waiting.filter(dead).collect();
+        self.missing.extend(&missing);
+        self.asked_at = Some(self.now);
+        missing
+    }
+
+    /// Whether the server may keep answers from a host: it is missing, or the server may not ask yet.
+    /// Which answers, shows when the next one comes, or none.
+    fn may_be_kept_from(&self, ip: IpAddr) -> bool {
+        let just_now = self.asked_at.is_some_and(|at| self.now < at + Neighbours::ASK_GAP);
+        just_now || self.missing.contains(&ip)
+    }
+
+    /// The server has nothing left to send: what is still owed was dropped.
+    pub(super) fn note_sent_all(&mut self) {
+        for index in 0..self.peers.len() {
+            if self.may_be_kept_from(self.peers[index].address.ip()) {
+                self.tally.dropped += self.peers[index].owed.drain(..).count() as u64;
+            }
+        }
+    }
+
+    /// What was owed before this was dropped.
+    fn skip_to(&mut self, index: usize, bytes: &[u8], route: &Route) {
+        if !self.may_be_kept_from(route.peer.ip()) {
+            return;
+        }
+        let owed = &mut self.peers[index].owed;
+        let place = owed.iter().position(|owed| owed.bytes == bytes && owed.route == *route);
+        self.tally.dropped += owed.drain(..place.unwrap_or(0)).count() as u64;
     }
 
     /// When something leaves the buffer next.
     pub(super) fn next_departure(&self) -> Option<Moment> {
-        self.sent.iter().map(|&(_, until)| until).min()
+        self.sent.iter().map(|sent| sent.until).min()
     }
 
     /// What epoll_wait(2) says: nothing without an edge, and then how it is.
@@ -293,6 +353,8 @@ impl UdpWorld {
             self.violation(format!("an answer to {}, who is nobody", route.peer));
             return Ok(());
         };
+        let first = segment.map_or(bytes.len(), |size| usize::from(size).min(bytes.len()));
+        self.skip_to(index, &bytes[..first], route);
         let count = self.check_call(index, bytes, segment, route);
         if self.trouble() {
             return Err(Errno::EINTR);
@@ -312,7 +374,7 @@ impl UdpWorld {
             self.peers[index].owed.drain(..count);
             return Err(error);
         }
-        if self.used() >= self.settings.send_buffer {
+        if self.used() >= self.room() {
             self.note_full(index, count);
             return Err(Errno::EAGAIN);
         }
@@ -323,7 +385,8 @@ impl UdpWorld {
         };
         if !stays.is_zero() {
             // As skbs count: with their headers.
-            self.sent.push((bytes.len() + 700 * count, self.now + stays));
+            let size = bytes.len() + 700 * count;
+            self.sent.push(Sent { to: route.peer.ip(), size, until: self.now + stays });
         }
         self.tally.answered += count as u64;
         self.tally.bytes_out += bytes.len() as u64;
@@ -399,19 +462,22 @@ impl UdpWorld {
         }
     }
 
-    /// The buffer is full: the first that meets that waits, and once that was long enough, those that
-    /// meet it are dropped.
+    /// The buffer is full: who meets that waits, or takes the reserve. What has no room there, either,
+    /// is dropped.
     fn note_full(&mut self, index: usize, count: usize) {
-        match self.full_since {
-            None => self.full_since = Some(self.now),
-            Some(since) if self.now < since + MAX_WAIT => {
-                self.violation("a try while it has to wait");
-            }
-            Some(_) => {
-                self.tally.dropped += count as u64;
-                self.peers[index].owed.drain(..count);
-            }
+        if self.reserve {
+            self.tally.dropped += count as u64;
+            self.peers[index].owed.drain(..count);
+        } else if self.full_since.is_some_and(|since| self.now < since + MAX_WAIT) {
+            self.violation("a try while it has to wait");
+        } else {
+            self.full_since = Some(self.now);
         }
+    }
+
+    fn use_reserve(&mut self, whole: bool) {
+        self.reserve = whole;
+        self.full_since = None;
     }
 }
 
@@ -440,6 +506,14 @@ impl Socket for SimulatedSocket {
     ) -> Result<(), Errno> {
         let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
         self.0.borrow_mut().send(&bytes, segment, route)
+    }
+
+    fn use_reserve(&mut self, whole: bool) {
+        self.0.borrow_mut().use_reserve(whole);
+    }
+
+    fn missing_neighbours(&mut self) -> Vec<IpAddr> {
+        self.0.borrow_mut().missing_neighbours()
     }
 
     fn local_addr(&self, _: &Route) -> io::Result<SocketAddr> {

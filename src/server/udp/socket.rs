@@ -1,9 +1,10 @@
 //! The one place where datagrams meet the system: recvmsg(2) and sendmmsg(2), with their control data.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use log::debug;
 use nix::cmsg_space;
 use nix::errno::Errno;
 use nix::libc::{cmsghdr, in_addr, in_pktinfo, in6_addr, in6_pktinfo};
@@ -13,15 +14,21 @@ use nix::sys::socket::{
     sendmmsg, setsockopt, sockopt,
 };
 
+use socket2::SockRef;
+
 use super::route::{Local, Route};
+use super::rtnetlink;
 use super::{Received, Socket};
 use crate::server::guard::Arrival;
+use crate::socket::set_send_buffer_size;
 
 /// A bound, non-blocking UDP socket.
 pub(in crate::server) struct BoundSocket {
     socket: UdpSocket,
     /// Whether it has several addresses, so that replies have to name theirs.
     wildcard: bool,
+    /// Half of the send buffer, in bytes as setsockopt(2) takes them.
+    half_buffer: usize,
     /// Room for what comes beside a datagram.
     control: Vec<u8>,
     headers: Headers,
@@ -34,12 +41,17 @@ impl BoundSocket {
         // wanted it otherwise.
         *offload = setsockopt(&socket, sockopt::UdpGroSegment, offload).is_ok() && *offload;
         let address = socket.local_addr().ok();
-        BoundSocket {
+        // The system shows twice what it was asked for (socket(7)).
+        let half_buffer = SockRef::from(&socket).send_buffer_size().unwrap_or(0) / 4;
+        let mut socket = BoundSocket {
+            half_buffer,
             wildcard: address.is_none_or(|address| address.ip().is_unspecified()),
             headers: Headers::new(address.is_some_and(|address| address.is_ipv6())),
             control: cmsg_space!(in_pktinfo, in6_pktinfo, i32, i32),
             socket,
-        }
+        };
+        socket.use_reserve(false);
+        socket
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -86,6 +98,20 @@ impl Socket for BoundSocket {
         route: &Route,
     ) -> Result<(), Errno> {
         self.headers.send(&self.socket, pieces, segment, route)
+    }
+
+    fn use_reserve(&mut self, whole: bool) {
+        let size = if whole { 2 * self.half_buffer } else { self.half_buffer };
+        if let Err(error) = set_send_buffer_size(&SockRef::from(&self.socket), size) {
+            debug!("the send buffer stays as it is: {error}");
+        }
+    }
+
+    fn missing_neighbours(&mut self) -> Vec<IpAddr> {
+        rtnetlink::missing_neighbours().unwrap_or_else(|error| {
+            debug!("the kernel does not tell which neighbours are missing: {error}");
+            Vec::new()
+        })
     }
 
     fn local_addr(&self, route: &Route) -> io::Result<SocketAddr> {

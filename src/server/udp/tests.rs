@@ -19,6 +19,9 @@ struct Script {
     /// The segment and the length of each call that went well.
     sent: Vec<(Option<u16>, usize)>,
     sends: usize,
+    /// Whether it was told to use the whole send buffer, or half of it.
+    reserve: Vec<bool>,
+    missing: Vec<IpAddr>,
 }
 
 #[derive(Clone, Default)]
@@ -50,6 +53,14 @@ impl Socket for Scripted {
         }
         script.sent.push((segment, pieces.iter().map(|piece| piece.len()).sum()));
         Ok(())
+    }
+
+    fn use_reserve(&mut self, whole: bool) {
+        self.0.borrow_mut().reserve.push(whole);
+    }
+
+    fn missing_neighbours(&mut self) -> Vec<IpAddr> {
+        self.0.borrow().missing.clone()
     }
 
     fn local_addr(&self, _: &Route) -> io::Result<SocketAddr> {
@@ -158,38 +169,81 @@ fn the_last_turns_answer_what_is_there() {
     assert_eq!((bench.left(), bench.sent()), (1, count));
 }
 
+impl Bench {
+    /// Something comes, and the next sends say this; then there is a turn.
+    fn serve(&mut self, refusals: &[Errno], at: Duration) {
+        self.arrive(5, 100);
+        self.script.0.borrow_mut().refusals = refusals.to_vec().into();
+        self.endpoint.hint(true, false);
+        assert!(self.endpoint.can_act());
+        self.turn(at);
+    }
+
+    fn reserve(&self) -> Vec<bool> {
+        self.script.0.borrow().reserve.clone()
+    }
+}
+
 #[test]
-fn what_finds_no_room_waits_and_is_then_dropped() {
-    let mut bench = Bench::new(3, 100, None);
+fn what_finds_no_room_waits_then_has_the_reserve_and_is_then_dropped() {
+    let mut bench = Bench::new(2, 100, None);
     bench.endpoint.offload = false;
-    bench.script.0.borrow_mut().refusals = [Errno::EAGAIN; 2].into();
-    bench.turn(Duration::ZERO);
+    bench.serve(&[Errno::EAGAIN; 2], Duration::ZERO);
     assert!(!bench.endpoint.can_act());
     assert_eq!(bench.endpoint.deadline(), Some(Moment::default() + MAX_WAIT));
     let early = MAX_WAIT - Duration::from_nanos(1);
     bench.turn(early);
     assert_eq!((bench.script.0.borrow().sends, bench.stats().udp_paused), (1, 1));
-    // One more finds no room, and the others go.
+    assert!(bench.reserve().is_empty());
+    // One finds no room in the reserve, and the others go.
     bench.turn(MAX_WAIT);
     assert_eq!((bench.sent(), bench.stats().udp_dropped), (200, 1));
-    assert_eq!(bench.endpoint.deadline(), None);
-    // Nobody waits again before there is room.
-    bench.arrive(5, 100);
-    bench.script.0.borrow_mut().refusals.push_back(Errno::EAGAIN);
-    bench.endpoint.hint(true, false);
-    assert!(bench.endpoint.can_act());
-    bench.turn(MAX_WAIT);
-    assert_eq!((bench.stats().udp_dropped, bench.stats().udp_paused), (2, 1));
-    bench.arrive(5, 100);
-    bench.script.0.borrow_mut().refusals.push_back(Errno::EAGAIN);
+    assert_eq!((bench.reserve(), bench.endpoint.deadline()), (vec![true], None));
+    // It stays so, whatever an event says.
+    let mut now = MAX_WAIT + (STUCK_FOR - Duration::from_nanos(1));
     bench.endpoint.hint(true, true);
-    bench.turn(MAX_WAIT);
+    bench.serve(&[Errno::EAGAIN], now);
+    assert_eq!((bench.stats().udp_dropped, bench.stats().udp_paused), (2, 1));
+    // Half of the buffer is tried again: where that is in vain, nobody waits a second time.
+    now = MAX_WAIT + STUCK_FOR;
+    bench.serve(&[Errno::EAGAIN], now);
+    assert_eq!((bench.stats().udp_dropped, bench.sent()), (2, 300));
+    assert_eq!(bench.reserve(), [true, false, true]);
+    now += STUCK_FOR;
+    bench.serve(&[], now);
+    assert_eq!(bench.reserve(), [true, false, true, false]);
+    now += STUCK_FOR - Duration::from_nanos(1);
+    bench.serve(&[Errno::EAGAIN], now);
+    assert_eq!((bench.stats().udp_dropped, bench.stats().udp_paused), (2, 1));
+    assert_eq!(bench.reserve(), [true, false, true, false, true]);
+    // And then it is over: what finds no room waits again.
+    now += STUCK_FOR;
+    bench.serve(&[], now);
+    now += STUCK_FOR;
+    bench.serve(&[Errno::EAGAIN], now);
     assert_eq!((bench.stats().udp_dropped, bench.stats().udp_paused), (2, 2));
-    // And there is room again.
+    assert!(!bench.endpoint.can_act());
     bench.endpoint.hint(false, true);
     assert!(bench.endpoint.can_act());
+    bench.turn(now);
+    assert_eq!((bench.stats().udp_answered, bench.stats().udp_dropped), (7, 2));
+}
+
+/// Answers to a neighbour that does not exist have no room while the buffer is full of them.
+#[test]
+fn a_missing_neighbour_has_no_reserve() {
+    let mut bench = Bench::new(0, 100, None);
+    bench.script.0.borrow_mut().missing = vec![[192, 0, 2, 1].into()];
+    bench.serve(&[Errno::EAGAIN], Duration::ZERO);
+    // One is sent, since the kernel may not have looked for it yet.
     bench.turn(MAX_WAIT);
-    assert_eq!((bench.sent(), bench.stats().udp_answered), (300, 3));
+    assert_eq!((bench.stats().udp_answered, bench.stats().udp_dropped), (1, 0));
+    bench.serve(&[], MAX_WAIT);
+    assert_eq!((bench.stats().udp_answered, bench.stats().udp_dropped), (1, 1));
+    bench.script.0.borrow_mut().missing.clear();
+    bench.serve(&[], MAX_WAIT + Neighbours::MEMORY);
+    bench.serve(&[], MAX_WAIT + Neighbours::MEMORY);
+    assert_eq!((bench.stats().udp_answered, bench.stats().udp_dropped), (3, 1));
 }
 
 #[test]
