@@ -526,6 +526,36 @@ fn only_a_drain_does_not_wait_for_what_is_computed() {
     assert_eq!(bench.receive(&mut room, &mut scratch), Err(CloseReason::Drain));
 }
 
+/// Has to compute first, and then echoes.
+#[derive(Clone, Default)]
+struct Hesitant {
+    computed: bool,
+}
+
+impl Service for Hesitant {
+    fn serve(&mut self, _: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+        if !std::mem::replace(&mut self.computed, true) {
+            return Flow::Again;
+        }
+        replies.echo();
+        Flow::Continue
+    }
+}
+
+#[test]
+fn a_drain_sends_what_is_computed_in_time_and_then_our_fin() {
+    let mut bench = bench(LINES, Hesitant::default());
+    bench.connection.hint(READABLE);
+    bench.script.0.borrow_mut().calls.push_back(Reads(b"one\n"));
+    let (mut room, mut scratch) = ([0; 16], Scratch::default());
+    assert_eq!(bench.receive(&mut room, &mut scratch), Ok(4));
+    let Bench { connection, memory, now, .. } = &mut bench;
+    assert_eq!(connection.answer(b"one\n", &mut scratch, memory, *now), Ok(()));
+    assert_eq!(bench.close(CloseReason::Drain, []), Ok(()));
+    assert_eq!(bench.turns([Takes(4), Shutdown]), Ok(()));
+    assert_eq!(bench.event(CLOSED, [Reads(b"")]), Err(CloseReason::Drain));
+}
+
 /// As large as a stream in a release build: a descriptor.
 type Fd = std::os::fd::RawFd;
 
