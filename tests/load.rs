@@ -205,6 +205,12 @@ fn error(config: &Config) -> String {
     load::run(config, &Cancel::default(), |_| {}).unwrap_err().to_string()
 }
 
+fn errors(set: impl FnOnce(&mut Errors)) -> Errors {
+    let mut errors = Errors::default();
+    set(&mut errors);
+    errors
+}
+
 /// The messages that came back and the errors, of a run against a server with this fault.
 fn against(fault: Fault, transport: Transport, change: impl FnOnce(&mut Config)) -> (u64, Errors) {
     let double = Double::new(fault);
@@ -249,20 +255,20 @@ fn a_server_that_does_right_is_clean_over_udp() {
 
 #[test]
 fn a_loss_is_reported() {
-    let lost = Errors { lost: 1, ..Errors::default() };
+    let lost = errors(|errors| errors.lost = 1);
     assert_eq!(against(Fault::Lose, Tcp, |config| config.depth = 4), (19, lost));
     assert_eq!(against(Fault::Lose, Udp, |config| config.timeout = SHORT), (19, lost));
 }
 
 #[test]
 fn what_is_never_answered_is_reported() {
-    let unanswered = Errors { unanswered: 1, ..Errors::default() };
+    let unanswered = errors(|errors| errors.unanswered = 1);
     assert_eq!(against(Fault::Lose, Tcp, |config| config.timeout = SHORT), (3, unanswered));
 }
 
 #[test]
 fn a_cut_is_reported() {
-    let cut = Errors { cut: 1, ..Errors::default() };
+    let cut = errors(|errors| errors.cut = 1);
     assert_eq!(against(Fault::Cut, Tcp, |config| config.depth = 4), (19, cut));
     assert_eq!(against(Fault::Cut, Tcp, |config| config.timeout = SHORT), (3, cut));
     assert_eq!(against(Fault::Cut, Udp, |config| config.depth = 4), (19, cut));
@@ -270,7 +276,7 @@ fn a_cut_is_reported() {
 
 #[test]
 fn a_duplicate_is_reported() {
-    let duplicated = Errors { duplicated: 1, ..Errors::default() };
+    let duplicated = errors(|errors| errors.duplicated = 1);
     for (transport, depth) in [(Tcp, 1), (Tcp, 4), (Udp, 1), (Udp, 4)] {
         let seen = against(Fault::Duplicate, transport, |config| config.depth = depth);
         assert_eq!(seen, (20, duplicated));
@@ -279,7 +285,7 @@ fn a_duplicate_is_reported() {
 
 #[test]
 fn a_corruption_is_reported() {
-    let corrupted = Errors { corrupted: 1, ..Errors::default() };
+    let corrupted = errors(|errors| errors.corrupted = 1);
     for (transport, depth) in [(Tcp, 1), (Tcp, 4), (Udp, 1), (Udp, 4)] {
         let seen = against(Fault::Corrupt, transport, |config| config.depth = depth);
         assert_eq!(seen, (19, corrupted));
@@ -288,7 +294,7 @@ fn a_corruption_is_reported() {
 
 #[test]
 fn another_order_is_reported() {
-    let reordered = Errors { reordered: 1, ..Errors::default() };
+    let reordered = errors(|errors| errors.reordered = 1);
     assert_eq!(against(Fault::Swap, Tcp, |config| config.depth = 4), (19, reordered));
     // Over UDP each message is one by itself, and this one came back.
     assert_eq!(against(Fault::Swap, Udp, |config| config.depth = 4), (20, reordered));
@@ -296,7 +302,7 @@ fn another_order_is_reported() {
 
 #[test]
 fn a_delay_is_reported() {
-    let late = Errors { late: 1, ..Errors::default() };
+    let late = errors(|errors| errors.late = 1);
     // With one in flight, the next message tells that the one before was given up.
     assert_eq!(against(Fault::Swap, Udp, |config| config.timeout = SHORT), (19, late));
     // The other connection's messages are due at 100 a second: 200 of them are 2 seconds.
@@ -311,10 +317,10 @@ fn a_delay_is_reported() {
 
 #[test]
 fn an_early_close_is_reported() {
-    let closed = Errors { closed: 1, unanswered: 1, ..Errors::default() };
+    let closed = errors(|errors| (errors.closed, errors.unanswered) = (1, 1));
     assert_eq!(against(Fault::Close, Tcp, |_| {}), (3, closed));
     assert_eq!(against(Fault::Reset, Tcp, |_| {}), (3, closed));
-    let cut = Errors { closed: 1, cut: 1, ..Errors::default() };
+    let cut = errors(|errors| (errors.closed, errors.cut) = (1, 1));
     assert_eq!(against(Fault::CutAndClose, Tcp, |_| {}), (3, cut));
     // The other connections go on.
     let seen = against(Fault::Close, Tcp, |config| config.connections = 4);
@@ -329,16 +335,16 @@ fn churn_opens_and_closes() {
     };
     assert_eq!(against(Fault::None, Tcp, churn), (20, Errors::default()));
     for (fault, errors) in [
-        (Fault::Corrupt, Errors { corrupted: 1, ..Errors::default() }),
-        (Fault::Close, Errors { closed: 1, unanswered: 1, ..Errors::default() }),
-        (Fault::Reset, Errors { closed: 1, unanswered: 1, ..Errors::default() }),
-        (Fault::CutAndClose, Errors { closed: 1, cut: 1, ..Errors::default() }),
+        (Fault::Corrupt, errors(|errors| errors.corrupted = 1)),
+        (Fault::Close, errors(|errors| (errors.closed, errors.unanswered) = (1, 1))),
+        (Fault::Reset, errors(|errors| (errors.closed, errors.unanswered) = (1, 1))),
+        (Fault::CutAndClose, errors(|errors| (errors.closed, errors.cut) = (1, 1))),
     ] {
         assert_eq!(against(fault, Tcp, churn), (19, errors), "{fault:?}");
     }
-    let duplicated = Errors { duplicated: 1, ..Errors::default() };
+    let duplicated = errors(|errors| errors.duplicated = 1);
     assert_eq!(against(Fault::Duplicate, Tcp, churn), (20, duplicated));
-    let unanswered = Errors { unanswered: 1, ..Errors::default() };
+    let unanswered = errors(|errors| errors.unanswered = 1);
     let seen = against(Fault::Lose, Tcp, |config| {
         churn(config);
         config.timeout = SHORT;
@@ -353,7 +359,7 @@ fn churn_notices_a_server_that_does_not_close() {
         config.length = Length::Messages(1);
         config.timeout = SHORT;
     });
-    assert_eq!(seen, (0, Errors { unclosed: 1, ..Errors::default() }));
+    assert_eq!(seen, (0, errors(|errors| errors.unclosed = 1)));
 }
 
 #[test]
@@ -364,7 +370,7 @@ fn idle_connections_answer_twice() {
         config.length = Length::Time(Duration::from_millis(20));
     };
     assert_eq!(against(Fault::None, Tcp, idle), (400, Errors::default()));
-    let closed = Errors { closed: 1, unanswered: 1, ..Errors::default() };
+    let closed = errors(|errors| (errors.closed, errors.unanswered) = (1, 1));
     assert_eq!(against(Fault::Close, Tcp, idle), (398, closed));
 }
 
@@ -377,11 +383,11 @@ fn streams_are_checked_to_the_last_byte() {
     };
     assert_eq!(against(Fault::None, Tcp, stream), (20_000, Errors::default()));
     for (fault, whole, errors) in [
-        (Fault::Corrupt, 19_999, Errors { corrupted: 1, ..Errors::default() }),
-        (Fault::Lose, 19_999, Errors { lost: 1, ..Errors::default() }),
-        (Fault::Cut, 19_999, Errors { cut: 1, ..Errors::default() }),
-        (Fault::Duplicate, 20_000, Errors { duplicated: 1, ..Errors::default() }),
-        (Fault::Swap, 19_999, Errors { reordered: 1, ..Errors::default() }),
+        (Fault::Corrupt, 19_999, errors(|errors| errors.corrupted = 1)),
+        (Fault::Lose, 19_999, errors(|errors| errors.lost = 1)),
+        (Fault::Cut, 19_999, errors(|errors| errors.cut = 1)),
+        (Fault::Duplicate, 20_000, errors(|errors| errors.duplicated = 1)),
+        (Fault::Swap, 19_999, errors(|errors| errors.reordered = 1)),
     ] {
         assert_eq!(against(fault, Tcp, stream), (whole, errors), "{fault:?}");
     }
@@ -726,7 +732,7 @@ fn merged_reports_are_exact_sums() {
     }
     let sum = Report::merge(reports.clone()).unwrap();
     assert_eq!((sum.runs, sum.messages, sum.opened), (3, 59, 6));
-    assert_eq!(sum.errors, Errors { corrupted: 1, duplicated: 1, ..Errors::default() });
+    assert_eq!(sum.errors, errors(|errors| (errors.corrupted, errors.duplicated) = (1, 1)));
     assert_eq!(sum.rate, reports.iter().map(|report| report.rate).sum::<f64>());
     assert_eq!(histogram(&serde_json::to_value(&sum).unwrap()), 59);
     let max = reports.iter().filter_map(|report| report.latency?.max).max();

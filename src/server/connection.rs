@@ -105,7 +105,7 @@ impl From<NoRoom> for CloseReason {
 impl From<FrameError> for CloseReason {
     fn from(error: FrameError) -> Self {
         match error {
-            // Its length is not kept: a connection is small on purpose.
+            // Its length is logged and not kept: a connection is small on purpose.
             FrameError::TooLong { .. } => CloseReason::FrameTooLong,
             FrameError::Truncated => CloseReason::FrameTruncated,
             FrameError::NoRoom => CloseReason::NoRoom,
@@ -412,7 +412,10 @@ impl<S: Stream, V: Service> Connection<S, V> {
             Verdict::Continue | Verdict::Again => None,
             Verdict::Close => Some(CloseReason::Service),
             Verdict::Finished => Some(CloseReason::Peer),
-            Verdict::Broken(error) => Some(error.into()),
+            Verdict::Broken(error) => {
+                debug!("{}: {error}", self.peer);
+                Some(error.into())
+            }
             Verdict::Panicked => Some(CloseReason::Panicked),
         };
         self.send(answer.bytes, memory, now)?;

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// How often each kind of fault was seen, over the whole run: warm-up and end included.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Errors {
     /// Messages that never came back although later ones did (TCP), or that did not come back
     /// within the timeout (UDP).

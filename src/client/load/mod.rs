@@ -34,6 +34,7 @@
 
 mod churn;
 mod config;
+mod counts;
 mod crew;
 mod datagram;
 mod faults;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
-use super::crew::Counts;
+use super::counts::Counts;
 use super::faults::Errors;
 use crate::client::histogram::Histogram;
 use crate::client::nanoseconds;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use mio::Registry;
 
 use super::config::{Config, Length, Share};
-use super::crew::Counts;
+use super::counts::Counts;
 use super::faults::Faults;
 use super::schedule::Schedule;
 
