@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_evecho_global_optspecs
-    string join \n p/port= bind= tcp-only udp-only backlog= reuse-port service= framing= max-frame= once max-connections= spare-files= per-source-connections= idle-timeout= drain-timeout= max-buffered= udp-rate= guard-ports= design= busy-poll= no-udp-offload v/verbose q/quiet h/help V/version
+    string join \n p/port= bind= tcp-only udp-only backlog= reuse-port service= framing= max-frame= once max-connections= spare-files= per-source-connections= idle-timeout= drain-delay= drain-timeout= max-buffered= udp-rate= guard-ports= design= busy-poll= no-udp-offload v/verbose q/quiet h/help V/version
 end
 
 function __fish_evecho_needs_command
@@ -37,7 +37,8 @@ complete -c evecho -n "__fish_evecho_needs_command" -l max-connections -d 'Most 
 complete -c evecho -n "__fish_evecho_needs_command" -l spare-files -d 'Leave this many descriptors of the limit on open files to others' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l per-source-connections -d 'Most TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l idle-timeout -d 'Close a connection when no bytes have moved for this time; 0 never does' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l drain-timeout -d 'Longest time from SIGTERM, SIGINT or SIGHUP to the exit; a second signal ends at once' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l drain-delay -d 'Serve on for this time after SIGTERM, SIGINT or SIGHUP, before the drain; a second signal ends at once' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l drain-timeout -d 'Longest time of the drain, up to the exit; a second signal ends at once' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l max-buffered -d 'Most memory that all TCP conversations hold together; near this limit, reads get smaller' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l udp-rate -d 'Most datagrams per second that are answered to one remote IPv4 address or IPv6 /64; 0 is no limit' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l guard-ports -d 'Do not answer datagrams from these ports, nor from our own; or \'none\'' -r
