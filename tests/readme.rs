@@ -407,8 +407,19 @@ fn the_files_that_documents_name_exist() {
         let packaged = !Path::new(ROOT).join("fuzz").exists();
         let named = text.split('`').filter(|word| !word.contains([' ', '*', '\n']));
         let named = named.filter(|word| !(packaged && word.starts_with("fuzz/")));
-        let of_ours =
-            ["src/", "tests/", "fuzz/", "benches/", "examples/", "docs/", ".ci/", ".cargo/"];
+        let of_ours = [
+            "src/",
+            "tests/",
+            "fuzz/",
+            "benches/",
+            "examples/",
+            "docs/",
+            "packaging/",
+            "man/",
+            "completions/",
+            ".ci/",
+            ".cargo/",
+        ];
         for name in named.filter(|word| of_ours.iter().any(|start| word.starts_with(start))) {
             assert!(Path::new(ROOT).join(name).exists(), "{document} names {name}");
         }
