@@ -143,10 +143,8 @@ fn upper_into(reply: &mut Vec<u8>, bytes: &[u8]) {
 
 /// The beginning of `bytes`, not cut inside a character.
 fn first_piece(bytes: &[u8]) -> &[u8] {
-    match bytes.get(..PIECE) {
-        Some(piece) if bytes.len() > PIECE => &piece[..PIECE - unfinished(piece)],
-        _ => bytes,
-    }
+    let Some(piece) = bytes.get(..PIECE) else { return bytes };
+    &piece[..PIECE - unfinished(piece)]
 }
 
 /// How many bytes at the end of `bytes` may still become a character: 0 to 3.

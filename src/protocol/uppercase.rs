@@ -121,7 +121,7 @@ fn one_to_upper(bytes: &[u8], to: &mut [u8]) -> (usize, usize) {
 
 /// The place in a table that the bits of a leading byte and of the byte behind it name.
 fn index(leading: u8, following: u8) -> usize {
-    usize::from(leading) << 6 | usize::from(following & 0x3f)
+    usize::from(leading) * 64 + usize::from(following % 64)
 }
 
 #[cfg(test)]

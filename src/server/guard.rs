@@ -299,6 +299,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { max_shrink_iters: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
         /// For any datagrams at any times: in every stretch of time, answers ≤ burst + rate × time.
         #[test]
         fn answers_are_bounded(

@@ -480,6 +480,7 @@ fn the_summary_tells_what_moved_and_what_did_not() {
                 paused 2 s by back-pressure, open 2 s";
     assert_eq!(summary(&bench), line);
     assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
+    assert!(summary(&bench).contains("(2 short), 2 bytes unsent"), "{}", summary(&bench));
     bench.now = bench.now + SECOND;
     assert_eq!(bench.event(WRITABLE, [Takes(2)]), Ok(()));
     assert_eq!(bench.connection.traffic().paused, 30_000);

@@ -2,14 +2,16 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::*;
-use crate::protocol::Echo;
+use crate::protocol::{Echo, Flow, service_fn};
 
 /// What the socket is asked for, and what it says.
 #[derive(Default)]
 struct Script {
+    is_ipv6: bool,
     /// Datagrams to be received: the peer's port, length, and the length of each where they are a run.
     incoming: VecDeque<(u16, usize, Option<usize>)>,
     /// What every receive says where there are any; what the next sends say.
@@ -35,7 +37,8 @@ impl Socket for Scripted {
             return Err(error);
         }
         let (port, length, segment) = script.incoming.pop_front().ok_or(Errno::EAGAIN)?;
-        let route = Route { peer: ([192, 0, 2, 1], port).into(), local: None };
+        let ip: IpAddr = if script.is_ipv6 { [1; 16].into() } else { [192, 0, 2, 1].into() };
+        let route = Route { peer: (ip, port).into(), local: None };
         let arrival = Arrival { to_us_alone: true, hop_limit: Some(64) };
         Ok(Received { length, segment, truncated: false, arrival, route })
     }
@@ -285,6 +288,29 @@ fn a_send_is_repeated_for_what_is_not_about_it() {
         bench.script.0.borrow_mut().refusals = vec![error; REPEATS + 1].into();
         bench.turn(Duration::ZERO);
         assert_eq!((bench.sent(), bench.stats().udp_errors), (0, 1));
+    }
+}
+
+/// An IPv6 header does not count (RFC 8200).
+#[test]
+fn an_answer_is_as_long_as_a_datagram_can_be() {
+    for (is_ipv6, longest) in [(false, 65_507), (true, 65_527)] {
+        for (length, sent) in [(longest, 1), (longest + 1, 0)] {
+            let script = Scripted::default();
+            let incoming = [(5, 1, None)].into();
+            *script.0.borrow_mut() = Script { is_ipv6, incoming, ..Script::default() };
+            let make = move || {
+                service_fn(move |_, replies, _| {
+                    replies.send(&vec![b'x'; length]);
+                    Flow::Continue
+                })
+            };
+            let mut endpoint = Endpoint::new(script.clone(), make, true, Arc::default());
+            endpoint.hint(true, true);
+            endpoint.turn(&mut Guard::new(vec![], None), Moment::default());
+            let too_long = endpoint.stats.snapshot().udp_too_long;
+            assert_eq!((script.0.borrow().sends, too_long), (sent, 1 - sent as u64), "{length}");
+        }
     }
 }
 
