@@ -555,8 +555,8 @@ fn the_command_reports_to_people() {
     let report = text(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{report}");
     assert!(report.starts_with("TCP ping-pong with localhost:"), "{report}");
-    for part in ["messages     1,000 in ", "latency      mean ", ", p99.9 ", "errors       none\n"]
-    {
+    let parts = ["messages     1,000 in ", "each  ", "/s, mean ", "latency      mean ", ", p99.9 "];
+    for part in parts.into_iter().chain(["errors       none\n"]) {
         assert!(report.contains(part), "{part}: {report}");
     }
     assert_eq!(text(&output.stderr), "");
@@ -572,6 +572,9 @@ fn the_command_reports_to_programs() {
     assert_eq!(report["config"]["transport"], "udp");
     assert_eq!(report["config"]["length"]["messages"], 1000);
     assert_eq!(report["errors"]["lost"], 0);
+    let rate = |name: &str| report[name].as_f64().unwrap();
+    assert!(rate("slowest") > 0.0 && rate("slowest") <= rate("fastest"), "{report}");
+    assert!((rate("slowest") + rate("fastest") - rate("rate")).abs() < 1.0, "{report}");
     assert!(report["latency"]["p99_ns"].as_u64().unwrap() > 0);
 }
 
@@ -735,6 +738,10 @@ fn merged_reports_are_exact_sums() {
     assert_eq!(sum.errors, errors(|errors| (errors.corrupted, errors.duplicated) = (1, 1)));
     assert_eq!(sum.rate, reports.iter().map(|report| report.rate).sum::<f64>());
     assert_eq!(histogram(&serde_json::to_value(&sum).unwrap()), 59);
+    let all =
+        |of: fn(&Report) -> Option<f64>| reports.iter().map(move |report| of(report).unwrap());
+    assert_eq!(sum.slowest, all(|report| report.slowest).reduce(f64::min));
+    assert_eq!(sum.fastest, all(|report| report.fastest).reduce(f64::max));
     let max = reports.iter().filter_map(|report| report.latency?.max).max();
     assert_eq!(sum.latency.unwrap().max, max);
 

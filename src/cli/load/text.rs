@@ -14,6 +14,7 @@ pub(in crate::cli) fn describe(report: &Report, target: &Target) -> String {
         let bytes = report.bytes as f64 / duration;
         text += &format!(": {}/s, {} each way", grouped(report.rate as u64), throughput(bytes));
     }
+    text += &describe_shares(report).unwrap_or_default();
     if let Some(latency) = &report.latency {
         text += &format!("\n  {:<13}{}", "latency", describe_latency(latency));
     }
@@ -57,6 +58,18 @@ fn headline(report: &Report, target: &Target) -> String {
         text += "; stopped early";
     }
     text
+}
+
+/// How the connections shared the messages.
+fn describe_shares(report: &Report) -> Option<String> {
+    let Config { mode, connections, .. } = report.config;
+    let (slowest, fastest) = (report.slowest?, report.fastest?);
+    if mode == Mode::Idle || connections < 2 || report.messages == 0 {
+        return None;
+    }
+    let [slowest, mean, fastest] =
+        [slowest, report.rate / f64::from(connections), fastest].map(|rate| grouped(rate as u64));
+    Some(format!("\n  {:<13}{slowest}/s to {fastest}/s, mean {mean}/s", "each"))
 }
 
 fn describe_latency(latency: &Latency) -> String {

@@ -112,7 +112,7 @@ impl Churn {
             Turn::Complete => {
                 cycle.checker.close(cycle.sent, &mut run.faults);
                 if cycle.checker.is_whole(0) {
-                    run.record(cycle.due);
+                    run.record(place, cycle.due);
                 }
                 return;
             }
@@ -238,10 +238,9 @@ impl Driver for Churn {
         Ok(())
     }
 
-    fn finish(&mut self, run: &mut Run, _start: u64) -> u32 {
+    fn finish(&mut self, run: &mut Run) {
         if !run.stopped {
             (0..self.places.len() as u32).for_each(|place| self.end(run, place, Turn::Waits));
         }
-        0
     }
 }

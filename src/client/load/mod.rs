@@ -138,13 +138,21 @@ fn conclude(crew: Crew<'_>, parts: Vec<Part>, progress: &mut dyn FnMut(&Progress
     worker::report(&crew, progress, Phase::Over, elapsed, duration);
     let config = crew.config.clone();
     let total = crew.into_total();
+    let by_connection = || parts.iter().flat_map(|part| &part.by_connection).copied();
+    let keeps_connections = config.mode != Mode::Churn;
+    let share = |messages: Option<u64>| {
+        messages.filter(|_| keeps_connections).map(|messages| per_second(messages, duration))
+    };
     let mut errors = Errors::default();
     parts.iter().for_each(|part| errors.add(&part.errors));
     Report {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         runs: 1,
         opened: parts.iter().map(|part| part.opened).sum(),
-        starved: parts.iter().map(|part| part.starved).sum(),
+        starved: by_connection().filter(|&messages| keeps_connections && messages == 0).count()
+            as u32,
+        slowest: share(by_connection().min()),
+        fastest: share(by_connection().max()),
         duration,
         messages: total.messages,
         bytes: total.messages * config.size as u64,

@@ -25,6 +25,10 @@ pub struct Report {
     pub opened: u32,
     /// Connections on which no message came back in the measured part. Churn knows none.
     pub starved: u32,
+    /// Messages a second on the connection with the fewest of them. Churn knows none.
+    pub slowest: Option<f64>,
+    /// Messages a second on the connection with the most of them. Churn knows none.
+    pub fastest: Option<f64>,
     /// Length of the measured part: when a number of messages was asked for, until the last of
     /// them came back.
     #[serde(rename = "duration_ns", with = "nanoseconds")]
@@ -71,6 +75,8 @@ impl Report {
             sum.runs += other.runs;
             sum.opened += other.opened;
             sum.starved += other.starved;
+            sum.slowest = either(sum.slowest, other.slowest, f64::min);
+            sum.fastest = either(sum.fastest, other.fastest, f64::max);
             sum.duration = sum.duration.max(other.duration);
             sum.messages += other.messages;
             sum.bytes += other.bytes;
@@ -90,6 +96,11 @@ impl Report {
     pub fn is_clean(&self) -> bool {
         self.messages > 0 && self.errors.total() == 0 && self.unsent == 0
     }
+}
+
+/// One of two where both are known, else none.
+fn either(one: Option<f64>, other: Option<f64>, pick: fn(f64, f64) -> f64) -> Option<f64> {
+    Some(pick(one?, other?))
 }
 
 /// Why reports cannot be added.

@@ -41,6 +41,8 @@ pub(super) struct Run<'a> {
     /// Which places these are.
     is_vacant: Box<[bool]>,
     pub(super) window: Window,
+    /// Messages that came back in the measured part on each connection.
+    pub(super) by_connection: Box<[u64]>,
 }
 
 /// The measured part.
@@ -86,6 +88,7 @@ impl<'a> Run<'a> {
                 all_messages: 0,
                 counts: Counts::new(),
             },
+            by_connection: vec![0; config.connections as usize].into_boxed_slice(),
         }
     }
 
@@ -201,27 +204,23 @@ impl<'a> Run<'a> {
         self.moved = self.now;
     }
 
-    /// A message that was due at `due` came back whole, now.
-    pub(super) fn record(&mut self, due: u64) {
+    /// A message that was due at `due` came back whole on the connection at `place`, now.
+    pub(super) fn record(&mut self, place: u32, due: u64) {
+        // What was begun before the window may have waited for it to open.
+        if due >= self.window.start {
+            self.window.counts.times.record(self.now - due);
+        }
+        self.count(place, due);
+    }
+
+    /// The same, where how long it took says nothing.
+    pub(super) fn count(&mut self, place: u32, due: u64) {
         let window = &mut self.window;
         window.all_messages += 1;
-        // What was begun before the window may have waited for it to open.
-        if due >= window.start {
-            window.counts.times.record(self.now - due);
-        }
         if due >= window.first_due && (window.start..=window.end).contains(&self.now) {
             window.counts.messages += 1;
             window.last = self.now;
-        }
-    }
-
-    /// A message came back whole, now, and how long it took says nothing.
-    pub(super) fn count(&mut self) {
-        let window = &mut self.window;
-        window.all_messages += 1;
-        if (window.start..=window.end).contains(&self.now) {
-            window.counts.messages += 1;
-            window.last = self.now;
+            self.by_connection[place as usize] += 1;
         }
     }
 }

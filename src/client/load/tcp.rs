@@ -49,8 +49,6 @@ struct Connection {
     sent: u64,
     /// When each message that is out was due; not kept in stream mode.
     due: VecDeque<u64>,
-    /// When the last whole message came back.
-    latest: u64,
     /// What the last events and calls said, in stream mode.
     readable: bool,
     writable: bool,
@@ -101,7 +99,6 @@ impl Tcp {
             settled: 0,
             sent: 0,
             due: VecDeque::new(),
-            latest: 0,
             readable: false,
             writable: true,
             ending: false,
@@ -226,11 +223,11 @@ impl Tcp {
             if !connection.checker.is_whole(message) {
                 continue;
             }
-            connection.latest = run.now;
             match due {
-                None => run.count(),
+                // A number of messages counts in no stream.
+                None => run.count(place as u32, run.now),
                 Some(due) => {
-                    run.record(due);
+                    run.record(place as u32, due);
                     if u128::from(run.now - due) > timeout {
                         run.faults.errors.late += 1;
                         let number = self.first + place as u32;
@@ -342,7 +339,7 @@ impl Driver for Tcp {
         Ok(!self.unfinished.is_empty())
     }
 
-    fn finish(&mut self, run: &mut Run, start: u64) -> u32 {
+    fn finish(&mut self, run: &mut Run) {
         for connection in self.connections.iter_mut().filter(|one| one.socket.is_some()) {
             if run.stopped {
                 connection.checker.close(connection.sent, &mut run.faults);
@@ -350,6 +347,5 @@ impl Driver for Tcp {
                 connection.checker.finish(connection.begun * self.size, &mut run.faults);
             }
         }
-        self.connections.iter().filter(|connection| connection.latest < start).count() as u32
     }
 }

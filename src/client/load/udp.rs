@@ -34,8 +34,6 @@ struct Socket {
     exchange: Exchange,
     /// Slots with nothing in flight.
     free: Vec<u16>,
-    /// When the last whole message came back.
-    latest: u64,
     /// Whether the last send did not work out: the next sweep tries again.
     blocked: bool,
 }
@@ -56,7 +54,7 @@ impl Udp {
 
     /// Takes in what came back. Once nothing is in flight, the next datagram will be a new event.
     fn receive(&mut self, run: &mut Run, place: u32) -> Result<(), Error> {
-        let Socket { socket, exchange, free, latest, .. } = &mut self.sockets[place as usize];
+        let Socket { socket, exchange, free, .. } = &mut self.sockets[place as usize];
         while free.len() < usize::from(self.depth) {
             let count = match socket.recv(&mut self.incoming) {
                 Ok(count) => count,
@@ -74,8 +72,7 @@ impl Udp {
             free.push(freed.slot);
             run.out -= 1;
             if freed.whole {
-                run.record(freed.intended);
-                *latest = run.now;
+                run.record(place, freed.intended);
             }
         }
         Ok(())
@@ -98,7 +95,6 @@ impl Driver for Udp {
                 socket,
                 exchange: Exchange::new(run.first + place, self.size, self.depth),
                 free: (0..self.depth).rev().collect(),
-                latest: 0,
                 blocked: false,
             });
             run.count_opened(true);
@@ -159,9 +155,5 @@ impl Driver for Udp {
             }
         }
         Ok(())
-    }
-
-    fn finish(&mut self, _run: &mut Run, start: u64) -> u32 {
-        self.sockets.iter().filter(|one| one.latest < start).count() as u32
     }
 }

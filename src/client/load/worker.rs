@@ -50,8 +50,8 @@ pub(super) trait Driver {
         Ok(())
     }
 
-    /// Judges what is still out. Returns how many connections got nothing since `start`.
-    fn finish(&mut self, run: &mut Run, start: u64) -> u32;
+    /// Judges what is still out.
+    fn finish(&mut self, _run: &mut Run) {}
 }
 
 /// Why the event loop was left.
@@ -75,7 +75,8 @@ const GRACE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) opened: u32,
-    pub(super) starved: u32,
+    /// Messages that came back in the measured part on each connection.
+    pub(super) by_connection: Box<[u64]>,
     /// The measured part, in nanoseconds of the run: its end, or when the last message came back.
     pub(super) start: u64,
     pub(super) end: u64,
@@ -375,15 +376,15 @@ impl<'a> Worker<'a> {
 
     fn conclude<D: Driver>(mut self, mut driver: D) -> Part {
         let start = self.run.window.start;
-        let starved = driver.finish(&mut self.run, start);
+        driver.finish(&mut self.run);
         self.count_interval(true);
-        let Run { config, opened, faults, window, stopped, .. } = self.run;
+        let Run { config, opened, faults, window, by_connection, stopped, .. } = self.run;
         let end = match config.length {
             Length::Time(_) if window.end < u64::MAX => window.end,
             _ => window.last,
         };
         let (errors, first_error) = (faults.errors, faults.first);
-        Part { opened, starved, start, end, errors, first_error, stopped }
+        Part { opened, by_connection, start, end, errors, first_error, stopped }
     }
 }
 
