@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::address::{BindAddress, ParseError};
 use crate::protocol::{Framing, Protocol};
+use crate::service_manager::ServiceManager;
 
 /// The default port.
 pub const DEFAULT_PORT: u16 = 12000;
@@ -63,6 +64,9 @@ pub struct Config {
     /// called, and where there was none the signal ends the process again. Do not install a handler
     /// for one of these later on: it would be called, and the process would end all the same.
     pub signals: bool,
+    /// Who is told when the server serves and when it stops, and, where there is a watchdog, that it
+    /// is alive. Default: nobody, whatever the environment says.
+    pub service_manager: Option<ServiceManager>,
 }
 
 impl Default for Config {
@@ -81,6 +85,7 @@ impl Default for Config {
             busy_poll: Duration::from_micros(50),
             udp_offload: true,
             signals: false,
+            service_manager: None,
         }
     }
 }

@@ -29,8 +29,8 @@
 //! # Features
 //!
 //! The binary's default is `cli`, all of it. `default-features = false` leaves the server alone;
-//! `client` adds the tools as a library, `daemon` what a service manager and a monitor want of a
-//! server.
+//! `client` adds the tools as a library, `daemon` what a service manager puts into the environment of
+//! a server.
 //!
 //! # Where it runs
 //!
@@ -48,6 +48,7 @@ pub mod client;
 pub mod config;
 pub mod protocol;
 pub mod server;
+mod service_manager;
 mod socket;
 mod stats;
 pub mod units;
@@ -81,6 +82,9 @@ pub use address::{BindAddress, ParseError};
 pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, Transport};
 pub use protocol::{Framing, Protocol, Service};
 pub use server::{Error, Handle, Server};
+pub use service_manager::ServiceManager;
+#[cfg(feature = "daemon")]
+pub use service_manager::inherited_sockets;
 pub use socket::{AdoptError, BindError, raise_open_file_limit};
 pub use stats::Snapshot;
 

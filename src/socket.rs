@@ -174,7 +174,11 @@ fn adopt_one(config: &Config, socket: &Socket) -> Result<Type, (&'static str, Op
         return Err(("it is connected", None));
     }
     socket.set_cloexec(true).map_err(asked)?;
+    let protocol = socket.protocol().map_err(asked)?;
     match kind {
+        _ if ![Protocol::TCP, Protocol::MPTCP, Protocol::UDP].map(Some).contains(&protocol) => {
+            return Err(("it is neither TCP nor UDP", None));
+        }
         Type::STREAM => {
             stream_options(socket).map_err(refused("it does not take the options of TCP"))?;
             listen(socket, config.backlog).map_err(refused("it cannot listen"))?;
@@ -184,6 +188,13 @@ fn adopt_one(config: &Config, socket: &Socket) -> Result<Type, (&'static str, Op
         _ => return Err(("it is neither TCP nor UDP", None)),
     }
     Ok(kind)
+}
+
+#[cfg(feature = "daemon")]
+impl AdoptError {
+    pub(crate) fn new(index: usize, why: &'static str) -> Self {
+        AdoptError { index, why, source: None }
+    }
 }
 
 /// Why a socket that was bound elsewhere cannot be served: one sentence. The error of the system,
@@ -302,8 +313,12 @@ pub fn raise_open_file_limit() -> io::Result<()> {
 
 /// How many files this process may still open: the limit, less those that are open.
 pub(crate) fn files_left() -> usize {
-    let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((u64::MAX, u64::MAX));
     // One of them is the folder that is read. Where it cannot be read: the standard ones.
     let open = fs::read_dir("/proc/self/fd").map_or(3, |files| files.count().saturating_sub(1));
-    usize::try_from(limit).unwrap_or(usize::MAX).saturating_sub(open)
+    usize::try_from(open_file_limit()).unwrap_or(usize::MAX).saturating_sub(open)
+}
+
+/// How many files this process may open.
+pub(crate) fn open_file_limit() -> u64 {
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(limit, _)| limit)
 }

@@ -2,182 +2,21 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Nothing takes this long, unless it hangs.
-const DEADLINE: Duration = Duration::from_secs(30);
+#[path = "common/daemon.rs"]
+mod daemon;
 
-const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-
-fn evecho() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_evecho"));
-    // What the developer has set is not what is tested.
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EVECHO_")) {
-        command.env_remove(name);
-    }
-    command.env_remove("RUST_LOG");
-    command
-}
-
-/// A running server; ended, at the latest, when it goes out of scope.
-struct Daemon {
-    child: Child,
-    port: u16,
-    log: Receiver<String>,
-}
-
-impl Daemon {
-    fn start(flags: &[&str]) -> Daemon {
-        Daemon::spawn(evecho().args(["--port", "0", "-v"]).args(flags))
-    }
-
-    /// Starts a command that becomes a server, and waits for the first line of its log.
-    fn spawn(command: &mut Command) -> Daemon {
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let (sender, log) = channel();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        thread::spawn(move || {
-            stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
-        });
-        let mut daemon = Daemon { child, port: 0, log };
-        let first = daemon.wait_for("listening on ");
-        let (_, address) = first.split_once("listening on ").unwrap();
-        let address = address.split([',', ' ']).next().unwrap();
-        daemon.port = address.parse::<SocketAddr>().unwrap().port();
-        daemon
-    }
-
-    /// The next line of the log that contains `text`.
-    fn wait_for(&self, text: &str) -> String {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let line =
-                self.log.recv_timeout(left).unwrap_or_else(|_| panic!("no line with '{text}'"));
-            if line.contains(text) {
-                return line;
-            }
-        }
-    }
-
-    fn connect(&self) -> TcpStream {
-        connect((LOCALHOST, self.port).into())
-    }
-
-    fn udp(&self) -> UdpSocket {
-        let socket = UdpSocket::bind((LOCALHOST, 0)).unwrap();
-        socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        socket.connect((LOCALHOST, self.port)).unwrap();
-        socket
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < end, "the server does not end");
-            thread::yield_now();
-        }
-    }
-
-    /// Ends it by SIGTERM; the log since the last line that was waited for.
-    fn stop(mut self) -> Vec<String> {
-        self.signal(Signal::SIGTERM);
-        assert!(self.wait().success());
-        self.log.iter().collect()
-    }
-
-    fn proc(&self, file: &str) -> String {
-        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
-    }
-
-    /// Resident memory in KiB.
-    fn resident(&self) -> i64 {
-        let status = self.proc("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
-    }
-
-    /// Nanoseconds on a CPU so far.
-    fn cpu(&self) -> u64 {
-        self.proc("schedstat").split_whitespace().next().unwrap().parse().unwrap()
-    }
-
-    /// Waits until it uses no CPU at all for a while, as a server that spins never does.
-    fn assert_sleeps(&self) {
-        let end = Instant::now() + DEADLINE;
-        let (mut cpu, mut since) = (self.cpu(), Instant::now());
-        while since.elapsed() < Duration::from_millis(300) {
-            assert!(Instant::now() < end, "the server does not sleep");
-            thread::sleep(Duration::from_millis(10));
-            if self.cpu() != cpu {
-                (cpu, since) = (self.cpu(), Instant::now());
-            }
-        }
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream.set_write_timeout(Some(DEADLINE)).unwrap();
-    stream
-}
-
-/// Sends `text` and reads `expected`.
-fn assert_answer(mut stream: &TcpStream, text: &str, expected: &str) {
-    stream.write_all(text.as_bytes()).unwrap();
-    let mut answer = vec![0; expected.len()];
-    stream.read_exact(&mut answer).unwrap();
-    assert_eq!(String::from_utf8_lossy(&answer), expected);
-}
-
-fn assert_echo(stream: &TcpStream) {
-    assert_answer(stream, "hello", "hello");
-}
-
-fn assert_datagram(socket: &UdpSocket, bytes: &[u8]) {
-    socket.send(bytes).unwrap();
-    let mut answer = vec![0; bytes.len() + 1];
-    let length = socket.recv(&mut answer).unwrap();
-    assert_eq!(&answer[..length], bytes);
-}
-
-/// Reads to the end: the server's FIN.
-fn read_to_end(mut stream: &TcpStream) -> Vec<u8> {
-    let mut rest = Vec::new();
-    stream.read_to_end(&mut rest).unwrap();
-    rest
-}
-
-/// Runs to the end what is not a server.
-fn run(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().unwrap()
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
+use daemon::{
+    DEADLINE, Daemon, LOCALHOST, assert_answer, assert_datagram, assert_echo, connect, evecho,
+    read_to_end, run, stderr,
+};
 
 // ---- where it listens
 

@@ -96,8 +96,9 @@ fn a_server_that_has_ended_keeps_its_number_until_it_is_dropped() {
 #[test]
 fn the_variables_of_evecho_do_not_reach_the_command() {
     // A shell stands for the tool's caller.
-    let script = "EVECHO_MAX_FRAME=1k EVECHO_PORT=7 OTHER=1 exec $0 check --start \
-                  \"sh -c 'env | grep -e ^EVECHO_ -e ^OTHER= >&2; : {port}'\" --timeout 10s";
+    let script = "EVECHO_MAX_FRAME=1k EVECHO_PORT=7 NOTIFY_SOCKET=@1 LISTEN_PID=$$ LISTEN_FDS=1 OTHER=1 \
+                  exec $0 check --start \
+                  \"sh -c 'env | grep -e ^EVECHO_ -e ^NOTIFY -e ^LISTEN -e ^OTHER= >&2; : {port}'\" --timeout 10s";
     let output = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_evecho")]).output();
     let words = String::from_utf8(output.unwrap().stderr).unwrap();
     assert!(words.trim_end().ends_with("it said: OTHER=1"), "{words}");

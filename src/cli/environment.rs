@@ -21,9 +21,16 @@ pub(super) struct Environment {
     pub(super) ignored: Vec<String>,
     /// The flags that have their value from a variable, by the long name.
     set: Vec<String>,
+    /// Those that have it from the command line.
+    given: Vec<String>,
 }
 
 impl Environment {
+    /// Whether this flag has a value that somebody gave it.
+    pub(super) fn gives(&self, flag: &str) -> bool {
+        self.set.iter().chain(&self.given).any(|given| given == flag)
+    }
+
     /// What a value of this flag is called where it came from: `--port`, or `EVECHO_PORT`.
     pub(super) fn name(&self, flag: &str) -> String {
         match self.set.iter().any(|set| set == flag) {
@@ -80,7 +87,9 @@ pub(super) fn parse(arguments: Vec<OsString>) -> Result<(Cli, Environment), clap
     let matches = command
         .try_get_matches_from_mut(arguments)
         .map_err(|error| name_the_variable(error, &command))?;
-    environment.set = from_environment(matches.subcommand_matches("serve").unwrap_or(&matches));
+    let serve = matches.subcommand_matches("serve").unwrap_or(&matches);
+    environment.set = flags_from(serve, ValueSource::EnvVariable);
+    environment.given = flags_from(serve, ValueSource::CommandLine);
     Ok((Cli::from_arg_matches(&matches)?, environment))
 }
 
@@ -135,11 +144,11 @@ fn name_the_variable(mut error: clap::Error, command: &Command) -> clap::Error {
     error
 }
 
-fn from_environment(matches: &ArgMatches) -> Vec<String> {
+fn flags_from(matches: &ArgMatches, source: ValueSource) -> Vec<String> {
     matches
         .ids()
         .map(clap::Id::as_str)
-        .filter(|id| matches.value_source(id) == Some(ValueSource::EnvVariable))
+        .filter(|id| matches.value_source(id) == Some(source))
         .map(|id| id.replace('_', "-"))
         .collect()
 }
@@ -151,7 +160,7 @@ mod tests {
     #[test]
     fn what_came_from_a_variable_is_called_by_its_name() {
         let set = vec!["max-frame".to_owned(), "udp".to_owned()];
-        let environment = Environment { ignored: Vec::new(), set };
+        let environment = Environment { set, ..Environment::default() };
         assert_eq!(environment.name("udp"), "EVECHO_UDP");
         assert_eq!(environment.name("port"), "--port");
         assert_eq!(

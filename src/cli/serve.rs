@@ -1,6 +1,7 @@
 //! `evecho`: serve.
 
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use clap::ValueEnum;
 use clap::error::ErrorKind;
 use evecho::{
     BindAddress, Config, Design, Error, Framing, GuardPorts, ParseError, Server, ServiceKind,
-    Transport,
+    ServiceManager, Transport,
 };
 use log::{LevelFilter, warn};
 
@@ -204,6 +205,8 @@ impl From<DesignArg> for Design {
 
 /// Runs the server until a signal ends it.
 pub(crate) fn run(args: Args, environment: &Environment) -> CommandResult {
+    // First of all: it changes the environment, which nobody else may be reading.
+    let inherited = evecho::inherited_sockets();
     super::log::start(args.log.level());
     for sentence in &environment.ignored {
         warn!("{sentence}");
@@ -211,7 +214,8 @@ pub(crate) fn run(args: Args, environment: &Environment) -> CommandResult {
     if let Err(error) = evecho::raise_open_file_limit() {
         warn!("the limit on open files stays as it is: {error}");
     }
-    let server = match Server::bind(config(args, environment)) {
+    let sockets = inherited.map_err(|error| environment.name_in(&sentence(&error)))?;
+    let server = match set_up(config(args, environment), sockets, environment) {
         Ok(server) => server,
         Err(error @ Error::Config(_)) => {
             let sentence = environment.name_in(&error.to_string());
@@ -223,6 +227,30 @@ pub(crate) fn run(args: Args, environment: &Environment) -> CommandResult {
     super::log::flush();
     ended?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Flags that say what to bind.
+const BINDING: [&str; 5] = ["port", "bind", "tcp-only", "udp-only", "reuse-port"];
+
+/// Binds sockets, unless there are some already. Those stay when this process ends: whoever passed
+/// them to us has them, too.
+fn set_up(
+    mut config: Config,
+    inherited: Vec<OwnedFd>,
+    environment: &Environment,
+) -> Result<Server, Error> {
+    if inherited.is_empty() {
+        return Server::bind(config);
+    }
+    if let Some(flag) = BINDING.into_iter().find(|flag| environment.gives(flag)) {
+        let sentence = format!(
+            "{} says what to bind, but the sockets are bound and inherited already (LISTEN_FDS): leave it out, and say it where they are bound, as in a socket unit",
+            environment.name(flag)
+        );
+        super::usage(None, ErrorKind::ArgumentConflict, &sentence);
+    }
+    config.hand_over = true;
+    Server::adopt(config, inherited)
 }
 
 impl LogArgs {
@@ -278,5 +306,6 @@ fn config(args: Args, environment: &Environment) -> Config {
     config.busy_poll = how.busy_poll;
     config.udp_offload = !how.no_udp_offload;
     config.signals = true;
+    config.service_manager = ServiceManager::from_env();
     config
 }

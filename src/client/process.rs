@@ -39,8 +39,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long a child may take to leave after SIGTERM, before it is killed.
 const POLITE: Duration = Duration::from_millis(500);
 
-/// Variables that begin so configure evecho.
-const OUR_VARIABLES: &[u8] = b"EVECHO_";
+/// Variables that begin so configure evecho, or are what a service manager tells this process alone.
+const OUR_VARIABLES: [&str; 4] = ["EVECHO_", "LISTEN_", "NOTIFY_SOCKET", "WATCHDOG_"];
 
 /// Sets the limit of open files, soft and hard, and becomes the command.
 const LIMITED: &str = "ulimit -n \"$0\" && exec \"$@\"";
@@ -70,8 +70,8 @@ impl ServerCommand {
 
     /// Starts the command on a free port and waits until it listens on loopback.
     ///
-    /// The command gets this process's environment without the variables of evecho (`EVECHO_*`),
-    /// so that what it does depends on its words alone.
+    /// The command gets this process's environment without the variables of evecho (`EVECHO_*`) and
+    /// of a service manager, so that what it does depends on its words alone.
     ///
     /// # Errors
     ///
@@ -88,7 +88,8 @@ impl ServerCommand {
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).process_group(0);
         for (name, _) in env::vars_os() {
-            if name.as_encoded_bytes().starts_with(OUR_VARIABLES) {
+            let ours = |start: &&str| name.as_encoded_bytes().starts_with(start.as_bytes());
+            if OUR_VARIABLES.iter().any(ours) {
                 command.env_remove(name);
             }
         }

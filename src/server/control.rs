@@ -9,6 +9,7 @@ use mio::{Events, Poll, Token, Waker};
 
 use super::clock::Moment;
 use super::connection::LINGER_TIME;
+use super::notify::Notifier;
 use super::signals::{Request, Signals};
 use crate::config::Config;
 use crate::stats::{Snapshot, Stats};
@@ -189,6 +190,7 @@ pub(super) struct Control {
     /// A signal has told us to stop: the next one ends everything.
     stop_signal: bool,
     ending: Ending,
+    notifier: Option<Notifier>,
 }
 
 impl Control {
@@ -203,35 +205,63 @@ impl Control {
         let shared = Arc::new(Shared { waker, running: AtomicBool::new(false), stop, stats });
         let (delay, timeout) = (config.limits.drain_delay, config.limits.drain_timeout);
         let ending = Ending { delay, timeout, stage: Stage::Serving };
-        Ok(Control { handle: Handle { shared }, signals, stop_signal: false, ending })
+        Ok(Control {
+            handle: Handle { shared },
+            signals,
+            stop_signal: false,
+            ending,
+            notifier: config.service_manager.as_ref().map(Notifier::new),
+        })
     }
 
     pub(super) fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
+    /// What is served, in a sentence, for the service manager.
+    pub(super) fn set_status(&mut self, status: String) {
+        if let Some(notifier) = &mut self.notifier {
+            notifier.status = status;
+        }
+    }
+
     /// Everything is polled.
-    pub(super) fn begin(&mut self) {
+    pub(super) fn begin(&mut self, now: Moment) {
         self.handle.shared.running.store(true, Ordering::Release);
+        if let Some(notifier) = &mut self.notifier {
+            notifier.ready(now);
+        }
+    }
+
+    /// To be called again and again, and at the deadline: the service manager hears of it.
+    pub(super) fn turn(&mut self, now: Moment) {
+        if let Some(notifier) = &mut self.notifier {
+            notifier.turn(now);
+        }
     }
 
     /// What to do now, by what we have been told; to be called when something was told, and at the
     /// deadline.
     pub(super) fn step(&mut self, now: Moment) -> Step {
+        self.turn(now);
         let before = self.ending.stage;
         let step = self.ending.step(self.stop(), now);
-        if before == Stage::Serving && matches!(self.ending.stage, Stage::Delayed { .. }) {
-            log::info!(
-                "told to stop: not ready any more, and serving on for {:?}",
-                self.ending.delay
-            );
+        let Ending { delay, timeout, stage } = self.ending;
+        if before == Stage::Serving && stage != Stage::Serving {
+            if matches!(stage, Stage::Delayed { .. }) {
+                log::info!("told to stop: not ready any more, and serving on for {delay:?}");
+            }
+            if let Some(notifier) = &mut self.notifier {
+                notifier.stopping(delay.saturating_add(timeout), now);
+            }
         }
         step
     }
 
-    /// When there is a step to take, whatever happens.
+    /// When there is a step to take, or the service manager has to hear of us, whatever happens.
     pub(super) fn deadline(&self) -> Option<Moment> {
-        self.ending.deadline()
+        let notifier = self.notifier.as_ref().and_then(Notifier::deadline);
+        [self.ending.deadline(), notifier].into_iter().flatten().min()
     }
 
     /// Takes the signals that have come; to be called when the signal token has an event.

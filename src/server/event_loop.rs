@@ -167,7 +167,7 @@ impl<V: Service> EventLoop<V> {
 
     /// Serves until it is told to stop and everyone has left.
     pub(super) fn run(mut self) -> io::Result<()> {
-        self.control.begin();
+        self.control.begin(self.clock.now());
         loop {
             self.wait()?;
             self.dispatch();

@@ -12,6 +12,7 @@ mod guard;
 mod incidents;
 mod iterative;
 mod memory;
+mod notify;
 mod peer;
 mod ready;
 mod signals;
@@ -192,7 +193,7 @@ impl Server {
     ///
     /// Where `make` panics. A panic of a service is none of the server's: it ends that conversation,
     /// and is logged and counted.
-    pub fn run_each<V, F>(self, make: F) -> Result<(), Error>
+    pub fn run_each<V, F>(mut self, make: F) -> Result<(), Error>
     where
         V: Service + 'static,
         F: FnMut() -> V + Clone + Send + 'static,
@@ -209,8 +210,8 @@ impl Server {
         Ok(())
     }
 
-    /// The first line of the log: what is bound, and who can reach it.
-    fn announce(&self) {
+    /// The first line of the log, and the status: what is bound, and who can reach it.
+    fn announce(&mut self) {
         let transports = match self.config.transport {
             Transport::Both => "TCP and UDP",
             Transport::Tcp => "TCP",
@@ -225,11 +226,13 @@ impl Server {
         } else {
             "anyone who reaches these addresses"
         };
-        info!(
+        let status = format!(
             "listening on {} ({transports}, {}), for {reach}",
             listed.join(", "),
             self.config.design
         );
+        info!("{status}");
+        self.control.set_status(status);
         let wanted = self.config.limits.max_buffered;
         let possible = memory::possible(wanted);
         if possible < wanted {

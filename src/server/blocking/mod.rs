@@ -137,7 +137,7 @@ impl Controller<'_> {
     /// Waits until all threads have ended, or are not to be waited for any longer. Closing the pipe
     /// wakes every thread that polls its other end, now and later.
     fn run(mut self, open_until_stop: PipeWriter) -> io::Result<()> {
-        self.control.begin();
+        self.control.begin(self.clients.clock().now());
         let drain = loop {
             let now = self.clients.clock().now();
             match self.control.step(now) {
@@ -179,6 +179,7 @@ impl Controller<'_> {
         if self.events.iter().any(|event| event.token() == control::SIGNAL) {
             self.control.take_signals();
         }
+        self.control.turn(self.clients.clock().now());
         Ok(())
     }
 
