@@ -154,7 +154,23 @@ Each flag of the server can come from the environment. The command line wins, an
 set. Flags without a value take 1, yes, on or true, and 0, no, off or false. Where several values are possible, \
 commas separate them. The other commands read none of these.";
 
-const RUST_LOG: &str = "What to log, as in RUST_LOG=evecho=debug; overrides --verbose and --quiet.";
+const OTHER_VARIABLES: [(&str, &str); 3] = [
+    ("RUST_LOG", "What to log, as in RUST_LOG=evecho=debug; overrides --verbose and --quiet."),
+    (
+        "NOTIFY_SOCKET, WATCHDOG_USEC",
+        "Where, and how often, the server reports to a service manager: see sd_notify(3).",
+    ),
+    (
+        "LISTEN_FDS, LISTEN_PID",
+        "Sockets that a service manager passes, which are served instead of those of --port and --bind: see \
+         sd_listen_fds(3).",
+    ),
+];
+
+const FILES: [(&str, &str); 1] = [(
+    "/etc/default/evecho",
+    "EVECHO_ variables of the service, where evecho was installed as a package.",
+)];
 
 /// The command as its page shows it, with the pages of its commands behind it.
 fn commands() -> Vec<Command> {
@@ -182,6 +198,7 @@ fn page(command: Command) -> String {
     if command.has_subcommands() {
         text += &terms("SIGNALS", "", &SIGNALS);
         text += &environment(&command);
+        text += &terms("FILES", "", &FILES);
     }
     text += &examples(written);
     text += &see_also(written);
@@ -233,13 +250,11 @@ fn exit_status(command: &Command) -> String {
 fn environment(command: &Command) -> String {
     let flags = command.get_arguments().filter_map(|argument| {
         let (variable, flag) = (argument.get_env()?.to_str()?, argument.get_long()?);
-        Some((variable.to_string(), format!("--{flag}")))
+        Some((variable, format!("--{flag}")))
     });
-    let variables: Vec<(String, String)> =
-        flags.chain([("RUST_LOG".to_string(), RUST_LOG.to_string())]).collect();
-    let variables: Vec<(&str, &str)> =
-        variables.iter().map(|(name, flag)| (name.as_str(), flag.as_str())).collect();
-    terms("ENVIRONMENT", ENVIRONMENT, &variables)
+    let flags: Vec<(&str, String)> = flags.collect();
+    let flags = flags.iter().map(|(variable, flag)| (*variable, flag.as_str()));
+    terms("ENVIRONMENT", ENVIRONMENT, &flags.chain(OTHER_VARIABLES).collect::<Vec<_>>())
 }
 
 /// A section with a paragraph, and terms with what they mean.
