@@ -376,6 +376,7 @@ fn each_set_of_features_takes_as_many_crates_as_it_says() {
     let none = crates(&["--no-default-features"]);
     assert!(none < 25, "{none} crates for the server alone");
     assert_eq!(said("| none"), none);
+    assert_eq!(said("| `daemon`"), crates(&["--no-default-features", "--features", "daemon"]));
     assert_eq!(said("| `client`"), crates(&["--no-default-features", "--features", "client"]));
     assert_eq!(said("| `cli`"), crates(&[]));
 }
