@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 /// So much is put together before it is handed on.
-const BLOCK: usize = 1 << 10;
+const BLOCK: usize = 1024;
 /// More than one step writes: eight bytes at once, or the longest upper case that a character has,
 /// three characters of up to four bytes.
 const STEP: usize = 16;

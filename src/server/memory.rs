@@ -102,11 +102,8 @@ impl Memory {
 /// it (setrlimit(2)), since whoever finds none left for a small thing cannot go on.
 pub(crate) fn possible(wanted: usize) -> usize {
     let limits = [Resource::RLIMIT_AS, Resource::RLIMIT_DATA];
-    let limit = limits.into_iter().filter_map(|limit| getrlimit(limit).ok()).map(|(soft, _)| soft);
-    match limit.min() {
-        None | Some(RLIM_INFINITY) => wanted,
-        Some(limit) => wanted.min(share_of(limit, address_space())),
-    }
+    let limits = limits.into_iter().filter_map(|limit| getrlimit(limit).ok()).map(|(soft, _)| soft);
+    wanted.min(share_of(limits.min().unwrap_or(RLIM_INFINITY), address_space()))
 }
 
 fn share_of(limit: u64, used: u64) -> usize {
@@ -221,6 +218,8 @@ mod tests {
     fn a_limit_on_address_space_leaves_room_for_the_rest() {
         assert_eq!(share_of(24 << 20, 10 << 20), 7 << 20);
         assert_eq!(share_of(1 << 20, 10 << 20), 64 << 10);
+        assert!(share_of(RLIM_INFINITY, 10 << 20) > usize::MAX / 4);
+        assert_eq!(possible(10), 10);
         assert!(address_space() > 1 << 20);
     }
 
