@@ -192,9 +192,9 @@ impl<L: Listener, V: Service> Connections<L, V> {
         let queues =
             [Queue::Sparse, Queue::Greedy].map(|queue| (queue, self.ready.of(queue).len()));
         for (queue, mut left) in queues {
-            while left > 0 {
+            loop {
                 left -= self.serve_batch(queue, left, now);
-                if left > 0 && is_over() {
+                if left == 0 || is_over() {
                     break;
                 }
             }
@@ -210,9 +210,6 @@ impl<L: Listener, V: Service> Connections<L, V> {
             listener.ready = true;
         }
         for _ in 0..LAST_ACCEPT_TURNS {
-            if self.acceptor.pause.is_some() || !self.can_accept() {
-                break;
-            }
             self.accept(now);
         }
     }
