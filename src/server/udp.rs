@@ -322,6 +322,11 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     }
 
     #[cfg(any(test, fuzzing))]
+    pub(super) fn is_holding(&self) -> bool {
+        self.holding
+    }
+
+    #[cfg(any(test, fuzzing))]
     pub(super) fn has_sent_all(&self) -> bool {
         self.queue.is_empty()
     }

@@ -154,7 +154,7 @@ impl UdpBench {
     fn turn(&mut self, now: Moment) {
         let before = {
             let mut world = self.world.borrow_mut();
-            world.begin_turn();
+            world.begin_turn(self.endpoint.is_holding());
             (world.broken_calls, world.tally.errors)
         };
         self.endpoint.turn(&mut self.guard, now);

@@ -114,6 +114,8 @@ pub(super) struct UdpWorld {
     reserve: bool,
     /// Hosts of which the server was told that they are missing.
     missing: Vec<IpAddr>,
+    /// The server keeps answers for a moment: it has not tried to send them.
+    holding: bool,
     /// When it asked for them last.
     asked_at: Option<Moment>,
     /// What an earlier datagram met, to be told at the next call.
@@ -165,6 +167,7 @@ impl UdpWorld {
             full_since: None,
             reserve: false,
             missing: Vec::new(),
+            holding: false,
             asked_at: None,
             pending_error: None,
             broken_until: None,
@@ -263,13 +266,18 @@ impl UdpWorld {
         Some((!self.incoming.is_empty(), writable))
     }
 
-    pub(super) fn begin_turn(&mut self) {
+    /// `holding`: what was received before may still be owed when the next is.
+    pub(super) fn begin_turn(&mut self, holding: bool) {
         self.tally.receives_in_turn = 0;
         self.tally.sends_in_turn = 0;
+        self.holding = holding;
     }
 
     fn receive(&mut self, room: &mut [u8]) -> Result<Received, Errno> {
         self.tally.receives_in_turn += 1;
+        if !std::mem::replace(&mut self.holding, true) {
+            self.note_sent_all();
+        }
         if room.len() < MAX_RECEIVE {
             self.violation("room for less than a datagram may have");
         }
