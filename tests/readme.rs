@@ -18,6 +18,8 @@ use tool::DEADLINE;
 /// The repository.
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const EVECHO: &str = env!("CARGO_BIN_EXE_evecho");
+/// What a newcomer types before anything can start.
+const INSTALL: &str = "cargo install --path . --locked && ";
 /// The port that the documents speak of; here servers take a free one.
 const PORT: &str = "12000";
 
@@ -95,15 +97,17 @@ impl Newcomer {
                 eprintln!("not tested: {missing} is not installed");
                 continue;
             }
+            // It is built already.
+            let command = command.strip_prefix(INSTALL).unwrap_or(&command);
             match command.split_whitespace().collect::<Vec<_>>()[..] {
                 ["cargo", "install" | "test", ..] => {}
                 ["cargo", "run", "--example", name, "--", ..] => {
                     let (_, arguments) = command.split_once(" -- ").unwrap();
                     self.run(&format!("'{}' {arguments}", example(name).display()), &printed);
                 }
-                ["evecho"] => self.start(&command, &printed),
-                ["evecho", flag, ..] if flag.starts_with('-') => self.start(&command, &printed),
-                _ => self.run(&hurried(&command), &printed),
+                ["evecho"] => self.start(command, &printed),
+                ["evecho", flag, ..] if flag.starts_with('-') => self.start(command, &printed),
+                _ => self.run(&hurried(command), &printed),
             }
         }
     }
