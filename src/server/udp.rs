@@ -287,7 +287,6 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     /// Receives nothing any more. What was received is still answered.
     pub(super) fn close(&mut self) {
         self.closed = true;
-        self.holding = false;
     }
 
     /// Whether it is closed, and nothing waits to be sent.

@@ -91,12 +91,7 @@ impl UdpBench {
     fn close(&mut self) {
         self.closed_after = Some(self.world.borrow().tally.received);
         self.endpoint.close();
-        // What was held is sent now.
-        assert!(
-            self.endpoint.is_done()
-                || self.endpoint.can_act()
-                || self.endpoint.deadline().is_some()
-        );
+        self.check();
     }
 
     /// Something happens.
@@ -199,6 +194,7 @@ impl UdpBench {
             !waiting || self.endpoint.can_act() || self.endpoint.deadline().is_some(),
             "answers are forgotten"
         );
+        assert!(!waiting || !self.endpoint.is_done(), "done with answers to send");
         // Eight tries, then one in each pause.
         let broken_for = world.broken_until.map(|until| until - world.now);
         if broken_for.is_some() {
