@@ -316,3 +316,21 @@ fn the_examples_are_command_lines() {
         }
     }
 }
+
+#[test]
+fn the_page_written_by_hand_has_all_framings_and_services() {
+    let page = include_str!("../../man/evecho-protocol.7");
+    let server = Cli::command();
+    let argument = |long: &str| server.get_arguments().find(|arg| arg.get_long() == Some(long));
+    for flag in ["framing", "service"] {
+        for value in argument(flag).unwrap().get_possible_values() {
+            let heading = format!(".B \\-\\-{flag} {}\n", value.get_name());
+            assert!(page.contains(&heading), "{heading}");
+        }
+    }
+    for named in page.split(r"\-\-").skip(1) {
+        let end = named.find([' ', '"', '\n']).unwrap();
+        let flag = named[..end].replace(r"\-", "-");
+        assert!(argument(&flag).is_some(), "the page names --{flag}");
+    }
+}
