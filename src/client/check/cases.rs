@@ -242,7 +242,7 @@ pub static CASES: &[Case] = &[
     Case {
         name: "process-reset",
         group: Process,
-        rule: "when 10 clients that do not read have half-closed and then reset, at most 8 more open \
+        rule: "when 20 clients that do not read have half-closed and then reset, at most 8 more open \
                descriptors than before remain, at no CPU",
         source: "RFC 9293 section 3.10.7.4 (a reset ends the connection in every state); epoll(7), \
                  EPOLLRDHUP and EPOLLHUP",
