@@ -84,7 +84,7 @@ pub use protocol::{Framing, Protocol, Service};
 pub use server::{Error, Handle, Server};
 pub use service_manager::ServiceManager;
 #[cfg(feature = "daemon")]
-pub use service_manager::inherited_sockets;
+pub use socket::inherited_sockets;
 pub use socket::{AdoptError, BindError, raise_open_file_limit};
 pub use stats::Snapshot;
 

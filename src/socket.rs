@@ -160,6 +160,35 @@ pub(crate) fn adopt(
     Ok(adopted)
 }
 
+/// The sockets that a service manager passes to this process (sd_listen_fds(3)), for
+/// [`Server::adopt`](crate::Server::adopt). None where it passes none, or where LISTEN_PID names another
+/// process.
+///
+/// To be called once, before the process has threads: it takes LISTEN_PID and LISTEN_FDS from the
+/// environment, so that children do not take the sockets for theirs.
+///
+/// # Errors
+///
+/// A sentence that says which one is neither TCP nor UDP.
+#[cfg(feature = "daemon")]
+pub fn inherited_sockets() -> Result<Vec<OwnedFd>, AdoptError> {
+    let said = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse::<u64>().ok());
+    if let Some(count) = said.filter(|&count| count > open_file_limit()) {
+        let index = usize::try_from(count).unwrap_or(usize::MAX) - 1;
+        return Err(AdoptError::new(index, "LISTEN_FDS counts more than can be open"));
+    }
+    let mut passed = listenfd::ListenFd::from_env();
+    let mut sockets = Vec::new();
+    for index in 0..passed.len() {
+        sockets.push(match (passed.take_tcp_listener(index), passed.take_udp_socket(index)) {
+            (Ok(Some(listener)), _) => listener.into(),
+            (_, Ok(Some(socket))) => socket.into(),
+            _ => return Err(AdoptError::new(index, "it is neither a TCP nor a UDP socket")),
+        });
+    }
+    Ok(sockets)
+}
+
 /// Checks one socket by what it is, and sets its options; which type it has.
 fn adopt_one(config: &Config, socket: &Socket) -> Result<Type, (&'static str, Option<io::Error>)> {
     let asked = |error| ("it cannot be asked what it is", Some(error));
@@ -192,7 +221,7 @@ fn adopt_one(config: &Config, socket: &Socket) -> Result<Type, (&'static str, Op
 
 #[cfg(feature = "daemon")]
 impl AdoptError {
-    pub(crate) fn new(index: usize, why: &'static str) -> Self {
+    fn new(index: usize, why: &'static str) -> Self {
         AdoptError { index, why, source: None }
     }
 }
