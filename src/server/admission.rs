@@ -281,6 +281,15 @@ mod tests {
     }
 
     #[test]
+    fn the_config_allows_so_many_or_the_open_files_do() {
+        let mut config = Config::default();
+        assert_eq!(Rules::of(&config).max_set_by, MaxSetBy::OpenFiles);
+        config.limits.max_connections = NonZeroUsize::new(1);
+        let rules = Rules::of(&config);
+        assert_eq!((rules.max_connections, rules.max_set_by), (1, MaxSetBy::Config));
+    }
+
+    #[test]
     fn a_design_may_allow_fewer_connections_than_the_config() {
         for (most, expected) in
             [(8, (8, MaxSetBy::Threads)), (9, (9, MaxSetBy::Config)), (10, (9, MaxSetBy::Config))]
@@ -300,6 +309,18 @@ mod tests {
         admission.leave(peer("192.0.2.1:1"));
         assert!(admission.admit(peer("192.0.2.1:5"), Moment::default()));
         assert_eq!(stats.snapshot().refused, 2);
+    }
+
+    #[test]
+    fn what_was_refused_is_told_of_when_it_is_over() {
+        let (mut admission, _) = admission(1);
+        assert!(admission.admit(peer("192.0.2.1:1"), Moment::default()));
+        assert_eq!(admission.next_report(), None);
+        assert!(!admission.admit(peer("192.0.2.1:2"), Moment::default()));
+        let over = Moment::default() + Duration::from_secs(10);
+        assert_eq!(admission.next_report(), Some(over));
+        admission.incidents().report(over);
+        assert_eq!(admission.next_report(), None);
     }
 
     #[test]
