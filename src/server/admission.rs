@@ -334,13 +334,24 @@ mod tests {
         for lasting in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EPERM] {
             assert_eq!(judge(lasting), AcceptError::Starved, "{lasting}");
         }
-        let errors = (0..1_000).map(|_| judge(Errno::ENETDOWN));
+        let errors = (0..10 * ERRORS_IN_A_ROW).map(|_| judge(Errno::ENETDOWN));
         let pauses = errors.filter(|&error| error == AcceptError::Starved).count();
-        assert_eq!(pauses, 1_000 / ERRORS_IN_A_ROW as usize);
+        assert_eq!(pauses, 10);
         let stats = stats.snapshot();
-        assert_eq!(
-            (stats.accept_errors, stats.accept_pauses),
-            (1_001 - pauses as u64, 5 + pauses as u64)
-        );
+        let others = u64::from(10 * ERRORS_IN_A_ROW) - 10;
+        assert_eq!((stats.accept_errors, stats.accept_pauses), (1 + others, 5 + 10));
+    }
+
+    #[test]
+    fn pauses_are_counted_and_who_was_not_registered_has_left() {
+        let (mut admission, stats) = admission(1);
+        let (now, error) = (Moment::default(), io::Error::from(Errno::ENOSPC));
+        assert!(admission.admit(peer("192.0.2.1:1"), now));
+        admission.not_registered(peer("192.0.2.1:1"), &error, 0, now);
+        assert!(admission.admit(peer("192.0.2.1:2"), now));
+        admission.pause_full(1, now);
+        admission.pause_starved(&error, 1, now);
+        let stats = stats.snapshot();
+        assert_eq!((stats.accept_pauses, stats.registration_errors), (3, 1));
     }
 }
