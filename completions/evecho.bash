@@ -71,7 +71,7 @@ _evecho() {
 
     case "${cmd}" in
         evecho)
-            opts="-p -v -q -h -V --port --bind --tcp-only --udp-only --backlog --reuse-port --service --framing --max-frame --once --max-connections --spare-files --per-source-connections --idle-timeout --drain-delay --drain-timeout --max-buffered --udp-rate --guard-ports --design --busy-poll --no-udp-offload --verbose --quiet --help --version check compare completions load merge ping send help"
+            opts="-p -v -q -h -V --port --bind --tcp-only --udp-only --backlog --reuse-port --service --framing --max-frame --once --max-connections --spare-files --per-source-connections --idle-timeout --drain-delay --drain-timeout --max-buffered --udp-rate --guard-ports --design --busy-poll --no-udp-offload --log-format --verbose --quiet --help --version check compare completions load merge ping send help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -147,6 +147,10 @@ _evecho() {
                     ;;
                 --busy-poll)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --log-format)
+                    COMPREPLY=($(compgen -W "auto text json" -- "${cur}"))
                     return 0
                     ;;
                 *)

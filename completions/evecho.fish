@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_evecho_global_optspecs
-    string join \n p/port= bind= tcp-only udp-only backlog= reuse-port service= framing= max-frame= once max-connections= spare-files= per-source-connections= idle-timeout= drain-delay= drain-timeout= max-buffered= udp-rate= guard-ports= design= busy-poll= no-udp-offload v/verbose q/quiet h/help V/version
+    string join \n p/port= bind= tcp-only udp-only backlog= reuse-port service= framing= max-frame= once max-connections= spare-files= per-source-connections= idle-timeout= drain-delay= drain-timeout= max-buffered= udp-rate= guard-ports= design= busy-poll= no-udp-offload log-format= v/verbose q/quiet h/help V/version
 end
 
 function __fish_evecho_needs_command
@@ -46,6 +46,9 @@ complete -c evecho -n "__fish_evecho_needs_command" -l design -d 'How the server
 threaded\t'A thread for each connection, and one for UDP'
 iterative\t'One client at a time, the others wait until it leaves; and a thread for UDP'"
 complete -c evecho -n "__fish_evecho_needs_command" -l busy-poll -d 'Poll for up to this time before sleeping, while this finds new messages; 0 switches it off' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l log-format -d 'How lines of the log are written' -r -f -a "auto\t'For people; under journald without times, which it adds, and with levels as it reads them'
+text\t'For people'
+json\t'For programs: a JSON object a line'"
 complete -c evecho -n "__fish_evecho_needs_command" -l tcp-only -d 'Serve no UDP'
 complete -c evecho -n "__fish_evecho_needs_command" -l udp-only -d 'Serve no TCP'
 complete -c evecho -n "__fish_evecho_needs_command" -l reuse-port -d 'Let several processes share the port (SO_REUSEPORT)'

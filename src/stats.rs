@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::units;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// The counters and gauges of a running server, shared with whoever watches it.
@@ -56,6 +58,20 @@ macro_rules! counters {
         }
 
         impl Snapshot {
+            /// Logs it: with a message, and with all counters and gauges as fields.
+            pub(crate) fn log(&self, target: &str, event: &str, message: fmt::Arguments<'_>) {
+                log::info!(
+                    target: target,
+                    event = event,
+                    $($name = self.$name,)*
+                    open = self.open(),
+                    buffered = self.buffered,
+                    accept_paused = self.accept_paused,
+                    uptime_ns = units::nanoseconds(self.uptime);
+                    "{message}"
+                );
+            }
+
             /// All counters, by name, always in the same order.
             fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name),)*].into_iter()

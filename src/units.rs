@@ -30,6 +30,11 @@ pub fn milliseconds(time: Duration) -> impl fmt::Display {
     fmt::from_fn(move |f| write!(f, "{:.3}", time.as_secs_f64() * 1e3))
 }
 
+/// A time for programs: nanoseconds, up to 584 years.
+pub(crate) fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// A number of bytes with at most three digits and the unit that fits: `512 B`, `64 KiB`, `1.5 GiB`.
 pub fn size(bytes: u64) -> impl fmt::Display {
     scaled_bytes(bytes as f64, ["B", "KiB", "MiB", "GiB"])

@@ -1,4 +1,4 @@
-//! A log that cannot be written holds nobody up.
+//! A log that cannot be written holds nobody up, and machines can read it.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -18,9 +19,19 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 /// More connections than a pipe, and what the server keeps, have room for lines about.
 const MANY: usize = 1000;
+
+fn evecho() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_evecho"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EVECHO_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("RUST_LOG").env_remove("JOURNAL_STREAM");
+    command
+}
 
 /// A server with a standard error of the test's; ended, at the latest, when it goes out of scope.
 struct Server {
@@ -30,12 +41,13 @@ struct Server {
 
 impl Server {
     fn start(flags: &[&str], stderr: impl Into<Stdio>) -> Server {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_evecho"));
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("EVECHO_")) {
-            command.env_remove(name);
-        }
-        command.env_remove("RUST_LOG").args(["--port", "0", "--bind", "127.0.0.1", "--tcp-only"]);
-        let child = command.args(flags).stderr(stderr).spawn().unwrap();
+        Server::start_with(&[], flags, stderr)
+    }
+
+    fn start_with(variables: &[(&str, &str)], flags: &[&str], stderr: impl Into<Stdio>) -> Server {
+        let mut command = evecho();
+        command.args(["--port", "0", "--bind", "127.0.0.1", "--tcp-only"]).args(flags);
+        let child = command.envs(variables.iter().copied()).stderr(stderr).spawn().unwrap();
         let port = || listening_port(child.id());
         wait_until("the server listens", || port().is_some());
         let address = (LOCALHOST, port().unwrap()).into();
@@ -217,4 +229,163 @@ fn a_terminal_that_nobody_reads_stalls_nothing() {
     let server = Server::start(&["-v"], pty.slave);
     server.serve(MANY);
     assert_eq!(server.terminate().code(), Some(0));
+}
+
+// ---- for machines
+
+/// A line that is an object with what each line has.
+fn object(line: &str) -> Value {
+    let object: Value = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
+    let text = |name: &str| object[name].as_str().unwrap_or_else(|| panic!("no {name}: {line}"));
+    humantime::parse_rfc3339(text("time")).unwrap();
+    assert_eq!(text("time").len(), "2026-01-01T00:00:00.000000Z".len(), "{line}");
+    assert!(["error", "warn", "info", "debug", "trace"].contains(&text("level")), "{line}");
+    assert!(!text("message").is_empty());
+    object
+}
+
+/// What is logged while one client stays, one leaves and one sends a frame that is too long, and the
+/// server is asked for its counters, and ends.
+fn story(variables: &[(&str, &str)], flags: &[&str]) -> Vec<Value> {
+    let always = ["--log-format", "json", "--framing", "lines", "--max-frame", "8"];
+    let flags = [&always[..], &["--drain-timeout", "0"], flags].concat();
+    let mut server = Server::start_with(variables, &flags, Stdio::piped());
+    let log = read_lines(server.child.stderr.take().unwrap());
+    let [mut stays, mut leaves, mut breaks] = [(); 3].map(|()| Client::connect(server.address));
+    stays.exchange(b"here\n");
+    leaves.exchange(b"hello\n");
+    leaves.half_close();
+    leaves.expect_end();
+    breaks.send(b"much too long\n");
+    breaks.expect_end();
+    drop(breaks);
+    let mut lines = Vec::new();
+    let mut one_is_left = false;
+    while !one_is_left {
+        server.signal(Signal::SIGUSR1);
+        while lines.last().is_none_or(|line: &Value| line["event"] != "counters") {
+            lines.push(object(&log.recv_timeout(common::DEADLINE).unwrap()));
+        }
+        one_is_left = lines.pop().unwrap()["open"] == 1;
+    }
+    server.signal(Signal::SIGUSR1);
+    assert_eq!(server.terminate().code(), Some(0));
+    lines.extend(log.iter().map(|line| object(&line)));
+    drop(stays);
+    lines
+}
+
+fn event<'a>(lines: &'a [Value], name: &str) -> &'a Value {
+    let found = lines.iter().find(|line| line["event"] == name);
+    found.unwrap_or_else(|| panic!("no {name}: {lines:?}"))
+}
+
+#[test]
+fn every_line_at_every_level_is_an_object() {
+    let quiet = story(&[], &["-q"]);
+    assert!(quiet.iter().all(|line| line["event"] == "counters"), "{quiet:?}");
+    for flags in [&[][..], &["-v"], &["-vv"]] {
+        let lines = story(&[], flags);
+        for name in ["listening", "frame_broken", "counters", "draining", "cut_off", "stopped"] {
+            event(&lines, name);
+        }
+    }
+    let lines = story(&[("RUST_LOG", "trace")], &["-q"]);
+    assert!(lines.iter().any(|line| line["level"] == "debug"));
+    let lines = story(&[("RUST_LOG", "evecho=nonsense")], &[]);
+    assert!(lines[0]["message"].as_str().unwrap().starts_with("RUST_LOG is ignored: "));
+}
+
+#[test]
+fn the_fields_of_an_event_are_values() {
+    let lines = story(&[], &["-v"]);
+    let listening = event(&lines, "listening");
+    assert_eq!((&listening["design"], &listening["level"]), (&"event-loop".into(), &"info".into()));
+    let address: SocketAddr = listening["addresses"].as_str().unwrap().parse().unwrap();
+    assert_eq!(address.ip(), LOCALHOST);
+
+    let left = |line: &&Value| line["event"] == "closed" && line["reason"] == "peer";
+    let closed = lines.iter().find(left).unwrap();
+    assert_eq!(closed["level"], "debug");
+    let peer: SocketAddr = closed["peer"].as_str().unwrap().parse().unwrap();
+    let number = |name: &str| closed[name].as_u64().unwrap_or_else(|| panic!("{name}: {closed}"));
+    let [reads, writes] = ["reads", "writes"].map(number);
+    assert!(number("open_ns") > 0 && number("paused_ns") == 0 && reads > 0 && writes > 0);
+    assert_eq!(["bytes_in", "bytes_out", "short_writes", "unsent"].map(number), [6, 6, 0, 0]);
+    let message = closed["message"].as_str().unwrap();
+    assert!(message.starts_with(&format!("{peer} closed by the peer's FIN: 6 bytes in")));
+    assert!(closed.get("error").is_none(), "it was none: {closed}");
+
+    let broken = event(&lines, "frame_broken");
+    assert_eq!(broken["reason"], "frame_too_long");
+    assert!(broken["peer"].is_string(), "{broken}");
+    let told = |line: &Value| line["message"].as_str().unwrap().contains("--max-frame");
+    assert!(lines.iter().any(told), "flags are named, not fields");
+    assert_eq!(event(&lines, "cut_off")["connections"], 1);
+    let (counters, stopped) = (event(&lines, "counters"), event(&lines, "stopped"));
+    for line in [counters, stopped] {
+        assert_eq!((&line["accepted"], &line["accept_paused"]), (&3.into(), &false.into()));
+        for shown in format!("{:#}", evecho::Snapshot::default()).split(", ") {
+            let name = shown.split(' ').next().unwrap().replace("uptime", "uptime_ns");
+            assert!(line.get(&name).is_some(), "no {name}: {line}");
+        }
+    }
+    assert_eq!((&counters["open"], &stopped["open"]), (&1.into(), &0.into()));
+}
+
+#[test]
+fn the_line_about_dropped_lines_is_an_object_too() {
+    let mut server = Server::start(&["-v", "--log-format", "json"], Stdio::piped());
+    server.serve(MANY);
+    let log = read_lines(server.child.stderr.take().unwrap());
+    let dropped = loop {
+        server.signal(Signal::SIGUSR1);
+        let mut lines = std::iter::from_fn(|| log.recv_timeout(Duration::from_millis(20)).ok());
+        if let Some(gap) = lines
+            .find_map(|line| Some(object(&line)).filter(|line| line["event"] == "lines_dropped"))
+        {
+            break gap;
+        }
+    };
+    assert_eq!(dropped["level"], "error");
+    assert!(dropped["lines"].as_u64().unwrap() > 0, "{dropped}");
+}
+
+#[test]
+fn why_the_server_does_not_start_is_a_line_too() {
+    // 192.0.2.0/24 is for documentation (RFC 5737): nobody has it.
+    let flags = ["--port", "0", "--bind", "192.0.2.1", "--log-format", "json"];
+    let output = evecho().args(flags).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let lines: Vec<Value> = String::from_utf8(output.stderr).unwrap().lines().map(object).collect();
+    let last = lines.last().unwrap();
+    assert_eq!((&last["event"], &last["level"]), (&"failed".into(), &"error".into()));
+    assert!(last["message"].as_str().unwrap().contains("--bind"), "{last}");
+}
+
+/// The log of a server that standard error of, or the variable says, is a stream to journald.
+fn journal(is_ours: bool, flags: &[&str]) -> Vec<String> {
+    let (journal, stderr) = UnixStream::pair().unwrap();
+    let stderr = File::from(OwnedFd::from(stderr));
+    let found = stderr.metadata().unwrap();
+    let stream = format!("{}:{}", found.dev(), found.ino() + u64::from(!is_ours));
+    let variables = [("JOURNAL_STREAM", &*stream)];
+    let server = Server::start_with(&variables, &[&["-v"], flags].concat(), stderr);
+    server.serve(1);
+    assert_eq!(server.terminate().code(), Some(0));
+    read_lines(journal).iter().collect()
+}
+
+#[test]
+fn under_journald_lines_have_its_priorities_and_no_times() {
+    let lines = journal(true, &[]);
+    assert!(lines[0].starts_with("<6>listening on 127.0.0.1:"), "{lines:?}");
+    assert!(lines.iter().any(|line| line.starts_with("<7>127.0.0.1:") && line.contains("closed")));
+    assert!(lines.iter().all(|line| line.starts_with('<')), "{lines:?}");
+    for (is_ours, flags) in [(false, &[][..]), (true, &["--log-format", "text"])] {
+        let lines = journal(is_ours, flags);
+        assert!(lines.iter().all(|line| line.starts_with('[')), "{lines:?}");
+    }
+    let lines = journal(true, &["--log-format", "json"]);
+    lines.iter().for_each(|line| drop(object(line)));
 }

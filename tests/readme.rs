@@ -6,6 +6,7 @@
 #[path = "common/tool.rs"]
 mod tool;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -357,6 +358,78 @@ fn the_tables_have_every_counter_and_gauge_in_the_order_of_the_log() {
     assert_eq!(told, logged);
 }
 
+// ---- the table of the fields of the log
+
+/// Levels and fields of events.
+type Events = BTreeMap<String, (BTreeSet<String>, BTreeSet<String>)>;
+
+/// The files of Rust below a folder, without those of tests.
+fn each_source(folder: &Path, see: &mut impl FnMut(&Path, &str)) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            each_source(&path, see);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).unwrap();
+            see(&path, text.split("#[cfg(test)]\nmod tests {").next().unwrap());
+        }
+    }
+}
+
+/// The events that the code logs: `warn!(event = "name", field = ..., ...; "...")`.
+fn logged_events() -> Events {
+    let mut events = Events::new();
+    each_source(&Path::new(ROOT).join("src"), &mut |path, text| {
+        for level in ["error", "warn", "info", "debug", "trace"] {
+            for (at, _) in text.match_indices(&format!("{level}!(")) {
+                // compile_error! is another.
+                if text[..at].ends_with('_') {
+                    continue;
+                }
+                let (_, call) = text[at..].split_once('(').unwrap();
+                let (fields, _) = call.split_once(';').unwrap();
+                let mut fields = fields.split(',').map(str::trim).filter_map(|field| {
+                    field.split([' ', ':']).next().filter(|name| !name.starts_with('.'))
+                });
+                let named = fields.any(|field| field == "event");
+                assert!(named, "{}: no event in {level}!({call:.80}", path.display());
+                let (_, name) = call.split_once("event = ").unwrap();
+                // That of the counters is logged by its own function.
+                let Some(name) = name.strip_prefix('"') else { continue };
+                let (name, _) = name.split_once('"').unwrap();
+                let event = events.entry(name.to_string()).or_default();
+                event.0.insert(level.to_string());
+                event.1.extend(fields.map(str::to_string));
+            }
+        }
+        for call in text.split("stats.log(").skip(1) {
+            let name = call.split('"').nth(1).unwrap().to_string();
+            let fields = BTreeSet::from(["counters and gauges".to_string()]);
+            events.insert(name, (BTreeSet::from(["info".to_string()]), fields));
+        }
+    });
+    events
+}
+
+#[test]
+fn the_table_of_events_has_what_the_code_logs() {
+    let text = read(REFERENCE);
+    let (_, section) = text.split_once("\n## The log\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let words = |cell: &str| {
+        let words = cell.split(',').map(|word| word.trim().trim_matches('`').to_string());
+        words.filter(|word| !word.is_empty()).collect::<BTreeSet<_>>()
+    };
+    let rows = section.lines().filter(|line| line.starts_with("| `"));
+    let told: Events = rows
+        .map(|row| {
+            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+            (cells[1].trim_matches('`').to_string(), (words(cells[2]), words(cells[4])))
+        })
+        .collect();
+    assert_eq!(told, logged_events());
+}
+
 // ---- numbers and names
 
 /// The crates that a set of features takes, evecho itself left out.
@@ -367,7 +440,7 @@ fn crates(features: &[&str]) -> usize {
     let tree = String::from_utf8(output.stdout).unwrap();
     // A line is a name, a version, and perhaps a remark.
     let name = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
-    tree.lines().map(name).collect::<std::collections::BTreeSet<_>>().len() - 1
+    tree.lines().map(name).collect::<BTreeSet<_>>().len() - 1
 }
 
 #[test]

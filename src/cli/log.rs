@@ -5,38 +5,164 @@
 //! is written before the next line, and at the end by [`flush`].
 //!
 //! Where the library names a field, the log names its flag. Lines are formatted by `env_logger`, which
-//! writes them into a [`KeptLines`]; a different format is a different `env_logger::Logger`.
+//! writes them into a [`KeptLines`]; a different [`Format`] is a different `env_logger::Logger`.
 
+use std::env;
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use log::{Level, LevelFilter, Log, Metadata, Record};
+use env_logger::fmt::Formatter;
+use log::kv::{self, Key, Value, VisitSource, VisitValue};
+use log::{Level, LevelFilter, Log, Metadata, Record, error, warn};
 use nix::libc::{O_NOCTTY, O_NONBLOCK, PIPE_BUF};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Serializer;
+use serde::ser::SerializeMap;
 
 use super::flags::with_flags;
 
 /// Bytes of lines that are kept while they cannot be written.
 const MAX_KEPT: usize = 64 << 10;
 
+/// How lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// For people: the time, the level, the message.
+    Text,
+    /// For journald, which knows the time: the level as sd-daemon(3) has it, the message.
+    Journal,
+    /// For programs: an object in each line, with the fields of the event.
+    Json,
+}
+
+/// Whether standard error is a stream to journald (systemd.exec(5), `JOURNAL_STREAM`).
+pub(super) fn is_read_by_journald() -> bool {
+    let file = || io::stderr().as_fd().try_clone_to_owned().map(File::from)?.metadata();
+    match (env::var("JOURNAL_STREAM"), file()) {
+        (Ok(stream), Ok(file)) => stream == format!("{}:{}", file.dev(), file.ino()),
+        _ => false,
+    }
+}
+
 /// Logs to standard error from here on, from `level` up unless `RUST_LOG` says otherwise.
-pub(super) fn start(level: LevelFilter) {
+pub(super) fn start(level: LevelFilter, format: Format) {
     let kept = SharedLines::new(StandardError::open());
-    let format = env_logger::Builder::new()
+    let mut builder = env_logger::Builder::new();
+    builder
         .filter_level(level)
         // What a signal asked for is shown at every level.
         .filter_module("evecho::report", LevelFilter::Info)
         .write_style(anstream::AutoStream::choice(&io::stderr()).into())
-        .parse_default_env()
         .format_target(false)
-        .target(env_logger::Target::Pipe(Box::new(kept.clone())))
-        .build();
+        .target(env_logger::Target::Pipe(Box::new(kept.clone())));
+    // What is wrong with RUST_LOG is told on standard error, in words of its own: no line of ours.
+    let unread = match format {
+        Format::Text => None,
+        _ => unreadable_filter(),
+    };
+    if unread.is_none() {
+        builder.parse_default_env();
+    }
+    match format {
+        Format::Text => {}
+        Format::Journal => _ = builder.format(write_for_journald),
+        Format::Json => _ = builder.format(write_json),
+    }
+    let format = builder.build();
     log::set_max_level(format.filter());
     log::set_boxed_logger(Box::new(Logger { format, kept }))
         .expect("the log is started once, by the command that serves");
+    if let Some(error) = unread {
+        warn!(event = "variable_ignored"; "RUST_LOG is ignored: {error}");
+    }
+}
+
+/// What is wrong with `RUST_LOG`.
+fn unreadable_filter() -> Option<env_filter::ParseError> {
+    let filter = env::var("RUST_LOG").ok()?;
+    env_filter::Builder::new().try_parse(&filter).err()
+}
+
+/// The level in front of each line, as the priorities of syslog(3).
+fn write_for_journald(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let priority = match record.level() {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    };
+    let message = record.args().to_string();
+    message.lines().try_for_each(|text| writeln!(line, "<{priority}>{text}"))
+}
+
+/// Fields that each line has: those of an event have other names.
+const OF_EACH_LINE: [&str; 3] = ["time", "level", "message"];
+
+fn write_json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let time = line.timestamp_micros().to_string();
+    let level = record.level().as_str().to_ascii_lowercase();
+    let message = record.args().to_string();
+    let mut json = serde_json::Serializer::new(&mut *line);
+    let mut object = json.serialize_map(None)?;
+    for (name, text) in OF_EACH_LINE.into_iter().zip([time, level, message]) {
+        object.serialize_entry(name, &text)?;
+    }
+    record.key_values().visit(&mut Fields(&mut object)).map_err(io::Error::other)?;
+    object.end()?;
+    writeln!(line)
+}
+
+/// Adds the fields of an event to an object.
+struct Fields<'a, M>(&'a mut M);
+
+impl<'kvs, M: SerializeMap> VisitSource<'kvs> for Fields<'_, M> {
+    fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
+        let mut json = serde_json::Value::Null;
+        value.visit(Json(&mut json))?;
+        if json.is_null() || OF_EACH_LINE.contains(&key.as_str()) {
+            return Ok(());
+        }
+        self.0.serialize_entry(key.as_str(), &json).map_err(|_| kv::Error::from(fmt::Error))
+    }
+}
+
+/// The value of a field: what has no number or truth value is text.
+struct Json<'a>(&'a mut serde_json::Value);
+
+impl<'v> VisitValue<'v> for Json<'_> {
+    fn visit_any(&mut self, value: Value<'_>) -> Result<(), kv::Error> {
+        *self.0 = value.to_string().into();
+        Ok(())
+    }
+
+    fn visit_null(&mut self) -> Result<(), kv::Error> {
+        *self.0 = serde_json::Value::Null;
+        Ok(())
+    }
+
+    fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
+        *self.0 = value.into();
+        Ok(())
+    }
+
+    fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
+        *self.0 = value.into();
+        Ok(())
+    }
+
+    fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
+        *self.0 = value.into();
+        Ok(())
+    }
+
+    fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
+        *self.0 = value.into();
+        Ok(())
+    }
 }
 
 /// Writes what was kept, as far as it can be written at once: to be called before the process ends.
@@ -55,12 +181,13 @@ impl Logger {
     fn catch_up(&self) {
         let dropped = self.kept.lock().catch_up();
         if dropped > 0 {
-            let notice =
-                format_args!("{dropped} lines of this log were dropped: they could not be written");
             // An error, so that it is logged at every level at which a line can be dropped.
-            let record =
-                Record::builder().level(Level::Error).target(module_path!()).args(notice).build();
-            self.format.log(&record);
+            error!(
+                logger: self.format,
+                event = "lines_dropped",
+                lines = dropped;
+                "{dropped} lines of this log were dropped: they could not be written"
+            );
         }
     }
 }
@@ -75,9 +202,13 @@ impl Log for Logger {
             self.catch_up();
             let message = record.args().to_string();
             let shown = with_flags(&message);
-            let metadata = record.metadata().clone();
-            self.format
-                .log(&Record::builder().metadata(metadata).args(format_args!("{shown}")).build());
+            self.format.log(
+                &Record::builder()
+                    .metadata(record.metadata().clone())
+                    .args(format_args!("{shown}"))
+                    .key_values(&record.key_values())
+                    .build(),
+            );
         }
     }
 

@@ -154,8 +154,13 @@ Each flag of the server can come from the environment. The command line wins, an
 set. Flags without a value take 1, yes, on or true, and 0, no, off or false. Where several values are possible, \
 commas separate them. The other commands read none of these.";
 
-const OTHER_VARIABLES: [(&str, &str); 3] = [
+const OTHER_VARIABLES: [(&str, &str); 4] = [
     ("RUST_LOG", "What to log, as in RUST_LOG=evecho=debug; overrides --verbose and --quiet."),
+    (
+        "JOURNAL_STREAM",
+        "Where systemd sets it to the stream that standard error is, --log-format auto writes lines for \
+         journald: see systemd.exec(5).",
+    ),
     (
         "NOTIFY_SOCKET, WATCHDOG_USEC",
         "Where, and how often, the server reports to a service manager: see sd_notify(3).",

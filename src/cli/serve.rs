@@ -8,12 +8,13 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clap::error::ErrorKind;
 use evecho::{
-    BindAddress, Config, Design, Error, Framing, GuardPorts, ParseError, Server, ServiceKind,
-    ServiceManager, Transport,
+    AdoptError, BindAddress, Config, Design, Error, Framing, GuardPorts, ParseError, Server,
+    ServiceKind, ServiceManager, Transport,
 };
-use log::{LevelFilter, warn};
+use log::{LevelFilter, error, warn};
 
 use super::environment::Environment;
+use super::log::Format;
 use super::output::sentence;
 use super::{CommandResult, units};
 
@@ -147,12 +148,25 @@ struct DesignArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Log (on standard error; RUST_LOG overrides)")]
 struct LogArgs {
+    /// How lines of the log are written
+    #[arg(long, value_name = "FORMAT", env = "EVECHO_LOG_FORMAT", value_enum, default_value_t = LogFormatArg::Auto)]
+    log_format: LogFormatArg,
     /// Log more: -v how each connection ended, -vv everything
     #[arg(short, long, env = "EVECHO_VERBOSE", action = clap::ArgAction::Count)]
     verbose: u8,
     /// Log errors only, whatever -v says
     #[arg(short, long, env = "EVECHO_QUIET")]
     quiet: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum LogFormatArg {
+    /// For people; under journald without times, which it adds, and with levels as it reads them
+    Auto,
+    /// For people
+    Text,
+    /// For programs: a JSON object a line
+    Json,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -207,12 +221,32 @@ impl From<DesignArg> for Design {
 pub(crate) fn run(args: Args, environment: &Environment) -> CommandResult {
     // First of all: it changes the environment, which nobody else may be reading.
     let inherited = evecho::inherited_sockets();
-    super::log::start(args.log.level());
+    let format = args.log.format();
+    super::log::start(args.log.level(), format);
+    let result = serve(args, inherited, environment);
+    if let (Err(error), Format::Json | Format::Journal) = (&result, format) {
+        // Who reads the log by line reads this too.
+        error!(event = "failed"; "{}", sentence(&**error));
+        super::log::flush();
+        return Ok(ExitCode::from(1));
+    }
+    result
+}
+
+fn serve(
+    args: Args,
+    inherited: Result<Vec<OwnedFd>, AdoptError>,
+    environment: &Environment,
+) -> CommandResult {
     for sentence in &environment.ignored {
-        warn!("{sentence}");
+        warn!(event = "variable_ignored"; "{sentence}");
     }
     if let Err(error) = evecho::raise_open_file_limit() {
-        warn!("the limit on open files stays as it is: {error}");
+        warn!(
+            event = "open_files_unchanged",
+            errno = error.raw_os_error();
+            "the limit on open files stays as it is: {error}"
+        );
     }
     let sockets = inherited.map_err(|error| environment.name_in(&sentence(&error)))?;
     let server = match set_up(config(args, environment), sockets, environment) {
@@ -254,6 +288,14 @@ fn set_up(
 }
 
 impl LogArgs {
+    fn format(&self) -> Format {
+        match self.log_format {
+            LogFormatArg::Auto if super::log::is_read_by_journald() => Format::Journal,
+            LogFormatArg::Auto | LogFormatArg::Text => Format::Text,
+            LogFormatArg::Json => Format::Json,
+        }
+    }
+
     fn level(&self) -> LevelFilter {
         match (self.quiet, self.verbose) {
             (true, _) => LevelFilter::Error,

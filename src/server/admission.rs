@@ -144,7 +144,11 @@ impl Admission {
         self.errors_in_a_row += 1;
         if is_about_one_connection(error) && self.errors_in_a_row < ERRORS_IN_A_ROW {
             self.stats.accept_errors.increment();
-            debug!("a connection was gone before it was accepted: {error}");
+            debug!(
+                event = "accept_error",
+                errno = error.raw_os_error();
+                "a connection was gone before it was accepted: {error}"
+            );
             return AcceptError::Connection;
         }
         self.pause_starved(error, open, now);
@@ -154,13 +158,20 @@ impl Admission {
     /// Accept pauses with this many connections open: the limit is reached.
     pub(super) fn pause_full(&mut self, open: usize, now: Moment) {
         if self.pause(now) {
-            let (limit, advice) = match self.set_by {
-                MaxSetBy::Config => ("`max_connections`", ""),
-                MaxSetBy::OpenFiles => ("the limit on open files", "; raise it, as with ulimit -n"),
-                MaxSetBy::Threads => ("the limit on mappings", "; raise vm.max_map_count"),
+            let (name, limit, advice) = match self.set_by {
+                MaxSetBy::Config => ("max_connections", "`max_connections`", ""),
+                MaxSetBy::OpenFiles => {
+                    ("open_files", "the limit on open files", "; raise it, as with ulimit -n")
+                }
+                MaxSetBy::Threads => {
+                    ("mappings", "the limit on mappings", "; raise vm.max_map_count")
+                }
                 MaxSetBy::Design => return,
             };
             warn!(
+                event = "accept_paused",
+                open = open,
+                limit = name;
                 "connections open: {open}, as many as {limit} allows{advice}; new clients wait in the backlog until one leaves"
             );
         }
@@ -170,6 +181,9 @@ impl Admission {
     pub(super) fn pause_starved(&mut self, error: &io::Error, open: usize, now: Moment) {
         if self.pause(now) {
             warn!(
+                event = "accept_paused",
+                open = open,
+                errno = error.raw_os_error();
                 "cannot accept with {open} connections open: {error}; new clients wait in the backlog, and we try again"
             );
         }
@@ -188,6 +202,10 @@ impl Admission {
         self.stats.registration_errors.increment();
         if self.pause(now) {
             warn!(
+                event = "accept_paused",
+                open = open,
+                peer:%,
+                errno = error.raw_os_error();
                 "{peer} was closed at once, since epoll cannot watch it with {open} connections open: {error}; new clients wait in the backlog, and we try again"
             );
         }

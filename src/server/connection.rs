@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::debug;
+use log::kv::Value;
 
 use super::clock::Moment;
 use super::memory::{Held, Memory, NoRoom};
@@ -80,6 +81,30 @@ impl fmt::Display for CloseReason {
 }
 
 impl CloseReason {
+    /// Its name in the fields of the log.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            CloseReason::Peer => "peer",
+            CloseReason::Reset => "reset",
+            CloseReason::Idle => "idle",
+            CloseReason::Drain => "draining",
+            CloseReason::FrameTooLong => "frame_too_long",
+            CloseReason::FrameTruncated => "frame_truncated",
+            CloseReason::Service => "service",
+            CloseReason::Panicked => "panic",
+            CloseReason::NoRoom => "no_room",
+            CloseReason::Failed(_) => "error",
+        }
+    }
+
+    /// What the system said of the stream.
+    fn error(&self) -> Option<&ErrorKind> {
+        match self {
+            CloseReason::Failed(kind) => Some(kind),
+            _ => None,
+        }
+    }
+
     /// The counter of connections that ended so.
     pub(crate) fn counter(self, stats: &Stats) -> &Counter {
         match self {
@@ -413,8 +438,15 @@ impl<S: Stream, V: Service> Connection<S, V> {
             Verdict::Close => Some(CloseReason::Service),
             Verdict::Finished => Some(CloseReason::Peer),
             Verdict::Broken(error) => {
-                debug!("{}: {error}", self.peer);
-                Some(error.into())
+                let reason = CloseReason::from(error);
+                debug!(
+                    event = "frame_broken",
+                    peer:% = self.peer,
+                    reason = reason.name();
+                    "{}: {error}",
+                    self.peer
+                );
+                Some(reason)
             }
             Verdict::Panicked => Some(CloseReason::Panicked),
         };
@@ -482,7 +514,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let local = || self.stream.local_addr();
         self.session.close(&Context::stream(self.peer.into(), &local));
         memory.adjust(self.session.held(), 0);
-        debug!("{}", self.summary(reason, now));
+        self.summary(reason, now).log();
     }
 
     /// The peer has sent its FIN: it still gets all it is owed.
@@ -582,29 +614,64 @@ impl<S, V: Service> Connection<S, V> {
         self.traffic
     }
 
-    fn summary(&self, reason: CloseReason, now: Moment) -> impl fmt::Display {
-        let Traffic { bytes_in, bytes_out, reads, writes, short_writes, paused } = self.traffic;
-        let waiting = self.unsent.as_ref().map_or(Duration::ZERO, |unsent| now - unsent.since);
-        let unsent = self.unsent.as_ref().map_or(0, |unsent| unsent.bytes.len() - unsent.sent);
-        let paused = PAUSE_UNIT.saturating_mul(paused) + waiting;
-        let (peer, opened) = (self.peer, self.opened);
-        fmt::from_fn(move |f| {
-            write!(f, "{peer} closed {reason}: {bytes_in} bytes in {}, ", times(reads, "read"))?;
-            write!(
-                f,
-                "{bytes_out} bytes out in {} ({short_writes} short), ",
-                times(writes, "write")
-            )?;
-            if unsent > 0 {
-                write!(f, "{unsent} bytes unsent, ")?;
-            }
-            write!(
-                f,
-                "paused {} by back-pressure, open {}",
-                units::time(paused),
-                units::time(now - opened)
-            )
-        })
+    fn summary(&self, reason: CloseReason, now: Moment) -> Summary {
+        let unsent = self.unsent.as_deref();
+        let waiting = unsent.map_or(Duration::ZERO, |unsent| now - unsent.since);
+        Summary {
+            peer: self.peer,
+            reason,
+            traffic: self.traffic,
+            unsent: unsent.map_or(0, |unsent| unsent.bytes.len() - unsent.sent),
+            paused: PAUSE_UNIT.saturating_mul(self.traffic.paused) + waiting,
+            open: now - self.opened,
+        }
+    }
+}
+
+/// What there is to say of a connection that has ended.
+struct Summary {
+    peer: Peer,
+    reason: CloseReason,
+    traffic: Traffic,
+    /// Bytes that the peer has not taken.
+    unsent: usize,
+    /// How long nothing was read because the output was not taken.
+    paused: Duration,
+    open: Duration,
+}
+
+impl Summary {
+    fn log(&self) {
+        let Summary { peer, reason, traffic, unsent, paused, open } = self;
+        debug!(
+            event = "closed",
+            peer:%,
+            reason = reason.name(),
+            error = reason.error().map(Value::from_debug),
+            bytes_in = traffic.bytes_in,
+            bytes_out = traffic.bytes_out,
+            reads = traffic.reads,
+            writes = traffic.writes,
+            short_writes = traffic.short_writes,
+            unsent = unsent,
+            paused_ns = units::nanoseconds(*paused),
+            open_ns = units::nanoseconds(*open);
+            "{self}"
+        );
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Summary { peer, reason, traffic, unsent, paused, open } = self;
+        let Traffic { bytes_in, bytes_out, reads, writes, short_writes, .. } = *traffic;
+        write!(f, "{peer} closed {reason}: {bytes_in} bytes in {}, ", times(reads, "read"))?;
+        write!(f, "{bytes_out} bytes out in {} ({short_writes} short), ", times(writes, "write"))?;
+        if *unsent > 0 {
+            write!(f, "{unsent} bytes unsent, ")?;
+        }
+        let (paused, open) = (units::time(*paused), units::time(*open));
+        write!(f, "paused {paused} by back-pressure, open {open}")
     }
 }
 

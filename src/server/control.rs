@@ -13,6 +13,7 @@ use super::notify::Notifier;
 use super::signals::{Request, Signals};
 use crate::config::Config;
 use crate::stats::{Snapshot, Stats};
+use crate::units;
 
 /// The token of a handle that wants to be heard.
 pub(super) const WAKE: Token = Token(0);
@@ -71,6 +72,10 @@ impl Drain {
         let Drain { ask_after, timeout, .. } = self;
         let s = if open == 1 { "" } else { "s" };
         log::info!(
+            event = "draining",
+            open = open,
+            ask_after_ns = units::nanoseconds(*ask_after),
+            timeout_ns = units::nanoseconds(*timeout);
             "draining: {open} connection{s} may finish; after {ask_after:?} the server closes its side, after {timeout:?} it cuts off what is left"
         );
     }
@@ -137,8 +142,16 @@ impl Ending {
 pub(super) fn log_cut(connections: usize) {
     match connections {
         0 => {}
-        1 => log::warn!("1 connection was cut off: it had not ended in time"),
-        _ => log::warn!("{connections} connections were cut off: they had not ended in time"),
+        1 => log::warn!(
+            event = "cut_off",
+            connections = 1;
+            "1 connection was cut off: it had not ended in time"
+        ),
+        _ => log::warn!(
+            event = "cut_off",
+            connections = connections;
+            "{connections} connections were cut off: they had not ended in time"
+        ),
     }
 }
 
@@ -164,7 +177,11 @@ impl Handle {
     /// Ends the wait of the thread that controls the server.
     pub(super) fn wake(&self) {
         if let Err(error) = self.shared.waker.wake() {
-            log::error!("cannot wake the server: {error}");
+            log::error!(
+                event = "wake_failed",
+                errno = error.raw_os_error();
+                "cannot wake the server: {error}"
+            );
         }
     }
 
@@ -249,7 +266,11 @@ impl Control {
         let Ending { delay, timeout, stage } = self.ending;
         if before == Stage::Serving && stage != Stage::Serving {
             if matches!(stage, Stage::Delayed { .. }) {
-                log::info!("told to stop: not ready any more, and serving on for {delay:?}");
+                log::info!(
+                    event = "told_to_stop",
+                    delay_ns = units::nanoseconds(delay);
+                    "told to stop: not ready any more, and serving on for {delay:?}"
+                );
             }
             if let Some(notifier) = &mut self.notifier {
                 notifier.stopping(delay.saturating_add(timeout), now);
@@ -269,7 +290,10 @@ impl Control {
         for request in self.signals.iter_mut().flat_map(Signals::requests) {
             match request {
                 // For whoever watches the log, at whatever level: somebody asked.
-                Request::Report => log::info!(target: REPORT_TARGET, "{:#}", self.handle.stats()),
+                Request::Report => {
+                    let stats = self.handle.stats();
+                    stats.log(REPORT_TARGET, "counters", format_args!("{stats:#}"));
+                }
                 Request::Stop if self.stop_signal => self.handle.abort(),
                 Request::Stop => {
                     self.stop_signal = true;

@@ -54,6 +54,19 @@ impl fmt::Display for Refusal {
     }
 }
 
+impl Refusal {
+    /// Its name in the fields of the log.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Refusal::Port => "guarded_port",
+            Refusal::NotUnicast => "source_not_unicast",
+            Refusal::NotToUsAlone => "not_to_us_alone",
+            Refusal::Answer => "answer",
+            Refusal::Rate => "rate",
+        }
+    }
+}
+
 /// Decides who may be answered.
 #[derive(Debug)]
 pub(crate) struct Guard {

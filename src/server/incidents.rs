@@ -60,6 +60,8 @@ impl Incidents {
         self.report(now);
         if self.refused.begins(peer, (), now) {
             warn!(
+                event = "refused",
+                peer:%;
                 "{peer} has as many connections as one source may have (`per_source_connections`): closed; further ones are counted"
             );
         }
@@ -71,13 +73,22 @@ impl Incidents {
             CloseReason::FrameTooLong | CloseReason::FrameTruncated => {
                 self.report(now);
                 if self.broken.begins(peer, reason, now) {
-                    info!("{peer} closed {reason}; further ones are counted");
+                    info!(
+                        event = "frame_broken",
+                        peer:%,
+                        reason = reason.name();
+                        "{peer} closed {reason}; further ones are counted"
+                    );
                 }
             }
             CloseReason::NoRoom => {
                 self.report(now);
                 if self.no_room.begins(peer, (), now) {
-                    warn!("{peer} closed {reason} (`max_buffered`); further ones are counted");
+                    warn!(
+                        event = "no_room",
+                        peer:%;
+                        "{peer} closed {reason} (`max_buffered`); further ones are counted"
+                    );
                 }
             }
             _ => {}
@@ -102,24 +113,36 @@ impl Incidents {
     pub(super) fn report(&mut self, now: Moment) {
         if let Some(times) = self.pauses.over(now) {
             info!(
+                event = "accept_paused_over",
+                times = times;
                 "accept stopped {} times for want of a slot, a descriptor or memory",
                 units::grouped(times)
             );
         }
         if let Some((times, peer, ())) = self.refused.over(now) {
             info!(
+                event = "refused_over",
+                times = times,
+                peer:%;
                 "{} connections were closed at once, since their source had as many as it may have (`per_source_connections`); the latest was {peer}",
                 units::grouped(times)
             );
         }
         if let Some((times, peer, reason)) = self.broken.over(now) {
             info!(
+                event = "frame_broken_over",
+                times = times,
+                peer:%,
+                reason = reason.name();
                 "{} connections were closed for what they sent; the latest was {peer}, closed {reason}",
                 units::grouped(times)
             );
         }
         if let Some((times, peer, ())) = self.no_room.over(now) {
             warn!(
+                event = "no_room_over",
+                times = times,
+                peer:%;
                 "{} connections were closed, since no room was left for what they needed (`max_buffered`); the latest was {peer}",
                 units::grouped(times)
             );

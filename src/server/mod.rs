@@ -206,7 +206,8 @@ impl Server {
             Design::Iterative => iterative::run(self, make),
         }
         .map_err(Error::Run)?;
-        info!("stopped: {}", stats.snapshot());
+        let stats = stats.snapshot();
+        stats.log(module_path!(), "stopped", format_args!("stopped: {stats}"));
         Ok(())
     }
 
@@ -231,12 +232,24 @@ impl Server {
             listed.join(", "),
             self.config.design
         );
-        info!("{status}");
+        let separated = listed.join(",");
+        info!(
+            event = "listening",
+            addresses = separated.as_str(),
+            transport = transports,
+            design:% = self.config.design,
+            reach = reach;
+            "{status}"
+        );
         self.control.set_status(status);
         let wanted = self.config.limits.max_buffered;
         let possible = memory::possible(wanted);
         if possible < wanted {
             warn!(
+                event = "limit_reduced",
+                limit = "max_buffered",
+                wanted = wanted,
+                possible = possible;
                 "the limit on address space lets conversations hold {}, not {} (max_buffered): raise it with ulimit -v",
                 units::size(possible as u64),
                 units::size(wanted as u64)
@@ -246,6 +259,10 @@ impl Server {
             let possible = Rules::of(&self.config).max_connections;
             if possible < wanted.get() {
                 warn!(
+                    event = "limit_reduced",
+                    limit = "max_connections",
+                    wanted = wanted,
+                    possible = possible;
                     "the limit on open files allows {possible} connections, not {wanted} (`max_connections`): raise it, as with ulimit -n"
                 );
             }

@@ -122,7 +122,11 @@ impl Notifier {
             }
             Err(error) if !self.warned => {
                 self.warned = true;
-                warn!("the service manager cannot be told how we are (NOTIFY_SOCKET): {error}");
+                warn!(
+                    event = "service_manager_unreachable",
+                    errno = error.raw_os_error();
+                    "the service manager cannot be told how we are (NOTIFY_SOCKET): {error}"
+                );
             }
             _ => {}
         }

@@ -167,6 +167,10 @@ impl Warnings {
     fn answer_too_long(&mut self, peer: Peer, length: usize, longest: usize) {
         if !std::mem::replace(&mut self.too_long, true) {
             warn!(
+                event = "answer_too_long",
+                peer:%,
+                bytes = length,
+                longest = longest;
                 "an answer of {length} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are counted"
             );
         }
@@ -385,12 +389,20 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.stats.udp_errors.increment();
         self.failures += 1;
         if self.failures < MAX_FAILURES {
-            debug!("cannot receive a datagram: {error}");
+            debug!(
+                event = "receive_failed",
+                errno = error as i32;
+                "cannot receive a datagram: {error}"
+            );
             return;
         }
         self.resume_at = Some(now + RETRY);
         if self.warnings.receiving.begins(now) {
-            warn!("cannot receive datagrams: {error}; the next tries are every {RETRY:?}");
+            warn!(
+                event = "receive_failed",
+                errno = error as i32;
+                "cannot receive datagrams: {error}; the next tries are every {RETRY:?}"
+            );
         }
     }
 
@@ -421,12 +433,20 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     fn note_refusal(&mut self, peer: Peer, refusal: Refusal, now: Moment) {
         if refusal != Refusal::Rate {
             self.stats.udp_guarded.increment();
-            debug!("{peer} is not answered: {refusal}");
+            debug!(
+                event = "not_answered",
+                peer:%,
+                reason = refusal.name();
+                "{peer} is not answered: {refusal}"
+            );
             return;
         }
         self.stats.udp_rate_limited.increment();
         if self.warnings.limited.begins(now) {
             warn!(
+                event = "not_answered",
+                peer:%,
+                reason = refusal.name();
                 "{peer} has reached the limit for one source (`udp_rate`): what it sends beyond that is not answered"
             );
         }
@@ -448,7 +468,12 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         let Ok(replies) = answer_datagram((self.make)(), input, &mut self.scratch, &context) else {
             self.stats.udp_panics.increment();
             if self.warnings.panicked.begins(now) {
-                error!("the service panicked on a datagram from {peer}, which is not answered");
+                error!(
+                    event = "not_answered",
+                    peer:%,
+                    reason = "panic";
+                    "the service panicked on a datagram from {peer}, which is not answered"
+                );
             }
             return Ok(());
         };
@@ -512,6 +537,9 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                     if call.segment.is_some() =>
                 {
                     debug!(
+                        event = "offload_failed",
+                        peer:% = Peer::from(call.route.peer),
+                        errno = error as i32;
                         "datagrams to {} are sent one by one from here on: {error}",
                         Peer::from(call.route.peer)
                     );
@@ -589,6 +617,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.stats.udp_dropped.add(call.count as u64);
         if self.warnings.stuck.begins(now) {
             warn!(
+                event = "send_buffer_full";
                 "the send buffer is full of answers that the network does not take: those to neighbours that do not exist are dropped, and those without room"
             );
         }
@@ -601,9 +630,19 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         let peer = Peer::from(call.route.peer);
         if self.warnings.sending.begins(now) {
             let hint = if error == Errno::EPERM { " (a packet filter?)" } else { "" };
-            warn!("cannot answer {peer}: {error}{hint}; further errors are counted");
+            warn!(
+                event = "send_failed",
+                peer:%,
+                errno = error as i32;
+                "cannot answer {peer}: {error}{hint}; further errors are counted"
+            );
         } else {
-            debug!("cannot answer {peer}: {error}");
+            debug!(
+                event = "send_failed",
+                peer:%,
+                errno = error as i32;
+                "cannot answer {peer}: {error}"
+            );
         }
         self.queue.advance(call);
     }

@@ -103,13 +103,21 @@ impl Socket for BoundSocket {
     fn use_reserve(&mut self, whole: bool) {
         let size = if whole { 2 * self.half_buffer } else { self.half_buffer };
         if let Err(error) = set_send_buffer_size(&SockRef::from(&self.socket), size) {
-            debug!("the send buffer stays as it is: {error}");
+            debug!(
+                event = "send_buffer_unchanged",
+                errno = error.raw_os_error();
+                "the send buffer stays as it is: {error}"
+            );
         }
     }
 
     fn missing_neighbours(&mut self) -> Vec<IpAddr> {
         rtnetlink::missing_neighbours().unwrap_or_else(|error| {
-            debug!("the kernel does not tell which neighbours are missing: {error}");
+            debug!(
+                event = "neighbours_unknown",
+                errno = error.raw_os_error();
+                "the kernel does not tell which neighbours are missing: {error}"
+            );
             Vec::new()
         })
     }
