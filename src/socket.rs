@@ -327,6 +327,11 @@ fn prepare_datagrams(socket: &Socket, ipv6: bool) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether an error of a socket or a pipe only says "not now".
+pub(crate) fn is_not_now(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
 /// Raises the soft limit on open files (RLIMIT_NOFILE) of this process to the hard one.
 ///
 /// # Errors

@@ -16,8 +16,9 @@ use nix::poll::PollFlags;
 
 use super::Cancel;
 use super::target::{self, Target, Transport};
-use super::wait::{self, TICK, is_not_now};
+use super::wait::{self, TICK};
 use crate::protocol::{Framing, MAX_DATAGRAM};
+use crate::socket::is_not_now;
 use crate::units;
 use dialogue::{Buffer, Dialogue, MAX_MESSAGE};
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
-use super::wait::is_not_now;
 use crate::config::DEFAULT_PORT;
+use crate::socket::is_not_now;
 use crate::units;
 
 /// The longest time that a tool waits for one thing, a day; a longer timeout is cut to it.

@@ -39,8 +39,3 @@ pub(super) fn ready<const N: usize>(
     }
     Ok(ready)
 }
-
-/// Whether an error of a socket or a pipe only says "not now".
-pub(super) fn is_not_now(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
-}

@@ -10,8 +10,8 @@ use std::ops::{AddAssign, Sub};
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::debug;
 use log::kv::Value;
+use log::{Level, debug, log_enabled};
 
 use super::clock::Moment;
 use super::memory::{Held, Memory, NoRoom};
@@ -514,7 +514,9 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let local = || self.stream.local_addr();
         self.session.close(&Context::stream(self.peer.into(), &local));
         memory.adjust(self.session.held(), 0);
-        self.summary(reason, now).log();
+        if log_enabled!(Level::Debug) {
+            self.summary(reason, now).log();
+        }
     }
 
     /// The peer has sent its FIN: it still gets all it is owed.

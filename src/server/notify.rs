@@ -3,7 +3,7 @@
 //!
 //! Nothing here blocks, as sd_notify::notify does: what the manager has no room for is sent later.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -13,6 +13,7 @@ use log::warn;
 
 use super::clock::Moment;
 use crate::service_manager::ServiceManager;
+use crate::socket::is_not_now;
 
 /// When to try again where the manager has no room.
 const RETRY: Duration = Duration::from_millis(100);
@@ -114,9 +115,7 @@ impl Notifier {
             Err(error) => Err(error.kind().into()),
         };
         match sent {
-            Err(error)
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
-            {
+            Err(error) if is_not_now(&error) => {
                 self.retry_at = Some(now + RETRY);
                 return;
             }

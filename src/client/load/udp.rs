@@ -12,8 +12,8 @@ use super::datagram::{Exchange, Freed};
 use super::run::Run;
 use super::socket::{Opener, unreachable};
 use super::worker::Driver;
-use crate::client::wait::is_not_now;
 use crate::protocol::MAX_DATAGRAM;
+use crate::socket::is_not_now;
 
 /// All sockets of a run.
 #[derive(Debug)]
