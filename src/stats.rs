@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crate::units;
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
         /// The counters and gauges of a running server, shared with whoever watches it.
         #[derive(Debug)]
         pub(crate) struct Stats {
-            $($(#[$doc])* pub(crate) $name: Counter,)*
+            $($(#[doc = $doc])* pub(crate) $name: Counter,)*
             pub(crate) buffered: AtomicUsize,
             pub(crate) accept_paused: AtomicBool,
             start: Instant,
@@ -35,7 +35,7 @@ macro_rules! counters {
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Snapshot {
-            $($(#[$doc])* pub $name: u64,)*
+            $($(#[doc = $doc])* pub $name: u64,)*
             /// Gauge: bytes that all conversations hold together: answers that are not read
             /// yet, and frames that are not complete.
             pub buffered: usize,
@@ -72,19 +72,34 @@ macro_rules! counters {
                 );
             }
 
-            /// All counters, by name, always in the same order.
-            fn counters(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                [$((stringify!($name), self.$name),)*].into_iter()
+            /// All counters, always in the same order.
+            pub(crate) fn counters(&self) -> impl Iterator<Item = Counted> {
+                [$(Counted {
+                    name: stringify!($name),
+                    doc: concat!($($doc),*),
+                    count: self.$name,
+                },)*]
+                .into_iter()
             }
         }
     };
 }
 
+/// A counter at one time.
+pub(crate) struct Counted {
+    pub(crate) name: &'static str,
+    /// Its documentation.
+    #[cfg_attr(not(feature = "daemon"), expect(dead_code, reason = "only a monitor asks for it"))]
+    pub(crate) doc: &'static str,
+    pub(crate) count: u64,
+}
+
 impl fmt::Display for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = f.alternate();
-        let shown = self.counters().filter(|(_, count)| all || *count != 0);
-        let mut shown: Vec<String> = shown.map(|(name, count)| format!("{name} {count}")).collect();
+        let shown = self.counters().filter(|counted| all || counted.count != 0);
+        let mut shown: Vec<String> =
+            shown.map(|Counted { name, count, .. }| format!("{name} {count}")).collect();
         if all {
             shown.push(format!("open {}", self.open()));
             shown.push(format!("buffered {}", self.buffered));

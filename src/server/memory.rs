@@ -110,10 +110,15 @@ fn share_of(limit: u64, used: u64) -> usize {
     usize::try_from(limit.saturating_sub(used) / 2).unwrap_or(usize::MAX).max(LEAST)
 }
 
-/// The bytes of address space that this process has (proc(5)); 0 where nothing tells.
+/// The bytes of address space that this process has; 0 where nothing tells.
 fn address_space() -> u64 {
+    of_process("VmSize:")
+}
+
+/// The bytes that this process has of one kind of memory (proc(5)); 0 where nothing tells.
+pub(crate) fn of_process(kind: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    let size = status.lines().find_map(|line| line.strip_prefix(kind));
     let kilobytes = size.and_then(|size| size.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kilobytes.unwrap_or(0) << 10
 }

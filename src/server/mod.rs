@@ -12,6 +12,9 @@ mod guard;
 mod incidents;
 mod iterative;
 mod memory;
+#[cfg(feature = "daemon")]
+#[allow(dead_code, reason = "for the service that is about to answer with it")]
+mod metrics;
 mod notify;
 mod peer;
 mod ready;
@@ -20,6 +23,8 @@ mod signals;
 pub(crate) mod simulation;
 
 mod threaded;
+#[allow(dead_code, reason = "for the loop, which is about to count them")]
+mod turns;
 mod udp;
 
 pub use control::Handle;
