@@ -54,7 +54,7 @@ complete -c evecho -n "__fish_evecho_needs_command" -l udp-only -d 'Serve no TCP
 complete -c evecho -n "__fish_evecho_needs_command" -l reuse-port -d 'Let several processes share the port (SO_REUSEPORT)'
 complete -c evecho -n "__fish_evecho_needs_command" -l once -d 'Answer the first message of a connection, then close it'
 complete -c evecho -n "__fish_evecho_needs_command" -l no-udp-offload -d 'Receive and send each datagram alone, without segmentation offload'
-complete -c evecho -n "__fish_evecho_needs_command" -s v -l verbose -d 'Log more: -v how each connection ended, -vv everything'
+complete -c evecho -n "__fish_evecho_needs_command" -s v -l verbose -d 'Log more: -v how each connection ended, -vv each step on the way'
 complete -c evecho -n "__fish_evecho_needs_command" -s q -l quiet -d 'Log errors only, whatever -v says'
 complete -c evecho -n "__fish_evecho_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evecho -n "__fish_evecho_needs_command" -s V -l version -d 'Print version'

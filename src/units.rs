@@ -35,6 +35,15 @@ pub(crate) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// A number of things: `1 byte`, `2 bytes`.
+pub(crate) fn count<N: fmt::Display + PartialEq + From<u8>>(
+    number: N,
+    what: &str,
+) -> impl fmt::Display {
+    let plural = if number == N::from(1) { "" } else { "s" };
+    fmt::from_fn(move |f| write!(f, "{number} {what}{plural}"))
+}
+
 /// A number of bytes with at most three digits and the unit that fits: `512 B`, `64 KiB`, `1.5 GiB`.
 pub fn size(bytes: u64) -> impl fmt::Display {
     scaled_bytes(bytes as f64, ["B", "KiB", "MiB", "GiB"])

@@ -5,7 +5,7 @@ mod common;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -41,12 +41,12 @@ struct Server {
 
 impl Server {
     fn start(flags: &[&str], stderr: impl Into<Stdio>) -> Server {
-        Server::start_with(&[], flags, stderr)
+        Server::start_with(&[], &[&["--tcp-only"], flags].concat(), stderr)
     }
 
     fn start_with(variables: &[(&str, &str)], flags: &[&str], stderr: impl Into<Stdio>) -> Server {
         let mut command = evecho();
-        command.args(["--port", "0", "--bind", "127.0.0.1", "--tcp-only"]).args(flags);
+        command.args(["--port", "0", "--bind", "127.0.0.1"]).args(flags);
         let child = command.envs(variables.iter().copied()).stderr(stderr).spawn().unwrap();
         let port = || listening_port(child.id());
         wait_until("the server listens", || port().is_some());
@@ -244,21 +244,33 @@ fn object(line: &str) -> Value {
     object
 }
 
-/// What is logged while one client stays, one leaves and one sends a frame that is too long, and the
-/// server is asked for its counters, and ends.
-fn story(variables: &[(&str, &str)], flags: &[&str]) -> Vec<Value> {
+/// What is logged while one client stays, one leaves, one sends a frame that is too long, and datagrams
+/// are answered or not, and the server is asked for its counters, and ends.
+fn mixture(variables: &[(&str, &str)], flags: &[&str]) -> Vec<Value> {
+    let [guarded, question, answer] = [(); 3].map(|()| UdpSocket::bind((LOCALHOST, 0)).unwrap());
+    let port = guarded.local_addr().unwrap().port().to_string();
     let always = ["--log-format", "json", "--framing", "lines", "--max-frame", "8"];
-    let flags = [&always[..], &["--drain-timeout", "0"], flags].concat();
+    let others = ["--drain-timeout", "0", "--service", "upper", "--guard-ports", &port];
+    let flags = [&always[..], &others, flags].concat();
     let mut server = Server::start_with(variables, &flags, Stdio::piped());
     let log = read_lines(server.child.stderr.take().unwrap());
     let [mut stays, mut leaves, mut breaks] = [(); 3].map(|()| Client::connect(server.address));
-    stays.exchange(b"here\n");
-    leaves.exchange(b"hello\n");
+    stays.exchange(b"HERE\n");
+    leaves.exchange(b"HELLO\n");
     leaves.half_close();
     leaves.expect_end();
     breaks.send(b"much too long\n");
     breaks.expect_end();
     drop(breaks);
+    // In upper case, each of these has six bytes instead of two.
+    let longer = "\u{390}".repeat(20_000);
+    // What an evecho answers with.
+    answer.set_ttl(200).unwrap();
+    for (socket, bytes) in [(&guarded, "no"), (&answer, "no"), (&question, &longer)] {
+        socket.send_to(bytes.as_bytes(), server.address).unwrap();
+    }
+    question.connect(server.address).unwrap();
+    common::exchange_datagram(&question, b"YES");
     let mut lines = Vec::new();
     let mut one_is_left = false;
     while !one_is_left {
@@ -282,23 +294,56 @@ fn event<'a>(lines: &'a [Value], name: &str) -> &'a Value {
 
 #[test]
 fn every_line_at_every_level_is_an_object() {
-    let quiet = story(&[], &["-q"]);
+    let quiet = mixture(&[], &["-q"]);
     assert!(quiet.iter().all(|line| line["event"] == "counters"), "{quiet:?}");
     for flags in [&[][..], &["-v"], &["-vv"]] {
-        let lines = story(&[], flags);
-        for name in ["listening", "frame_broken", "counters", "draining", "cut_off", "stopped"] {
+        let lines = mixture(&[], flags);
+        for name in ["listening", "frame_broken", "answer_too_long", "draining", "cut_off"] {
             event(&lines, name);
         }
     }
-    let lines = story(&[("RUST_LOG", "trace")], &["-q"]);
-    assert!(lines.iter().any(|line| line["level"] == "debug"));
-    let lines = story(&[("RUST_LOG", "evecho=nonsense")], &[]);
+    let lines = mixture(&[("RUST_LOG", "evecho=nonsense")], &[]);
     assert!(lines[0]["message"].as_str().unwrap().starts_with("RUST_LOG is ignored: "));
 }
 
 #[test]
+fn every_line_of_everybody_is_an_object_in_each_design() {
+    for design in ["event-loop", "threaded"] {
+        let lines = mixture(&[("RUST_LOG", "trace")], &["-q", "--design", design]);
+        for name in ["closed", "read", "received", "sent", "not_answered", "cut_off", "stopped"] {
+            event(&lines, name);
+        }
+        // What other libraries log.
+        assert!(lines.iter().any(|line| line.get("event").is_none()), "{design}");
+    }
+    // The flags are about our own lines.
+    assert!(mixture(&[], &["-vv"]).iter().all(|line| line.get("event").is_some()));
+}
+
+#[test]
+fn events_of_datagrams_have_their_fields() {
+    let lines = mixture(&[], &["-vv"]);
+    let refused = lines.iter().filter(|line| line["event"] == "not_answered");
+    let reasons: Vec<&str> = refused
+        .inspect(|line| assert_eq!(line["level"], "debug"))
+        .inspect(|line| assert!(line["peer"].as_str().unwrap().parse::<SocketAddr>().is_ok()))
+        .map(|line| line["reason"].as_str().unwrap())
+        .collect();
+    assert_eq!(reasons, ["guarded_port", "answer"]);
+    let long = event(&lines, "answer_too_long");
+    assert_eq!((&long["level"], &long["bytes"]), (&"warn".into(), &120_000.into()));
+    assert_eq!(long["longest"], 65_507);
+    let sent = event(&lines, "sent");
+    assert_eq!((&sent["bytes"], &sent["datagrams"]), (&3.into(), &1.into()));
+    assert_eq!(sent["peer"], long["peer"]);
+    let stopped = event(&lines, "stopped");
+    let counted = ["udp_received", "udp_answered", "udp_guarded", "udp_too_long"];
+    assert_eq!(counted.map(|name| stopped[name].as_u64()), [4, 1, 2, 1].map(Some));
+}
+
+#[test]
 fn the_fields_of_an_event_are_values() {
-    let lines = story(&[], &["-v"]);
+    let lines = mixture(&[], &["-v"]);
     let listening = event(&lines, "listening");
     assert_eq!((&listening["design"], &listening["level"]), (&"event-loop".into(), &"info".into()));
     let address: SocketAddr = listening["addresses"].as_str().unwrap().parse().unwrap();
@@ -388,4 +433,146 @@ fn under_journald_lines_have_its_priorities_and_no_times() {
     }
     let lines = journal(true, &["--log-format", "json"]);
     lines.iter().for_each(|line| drop(object(line)));
+}
+
+// ---- the story of a connection
+
+/// All that a server logs at `-vv`, while `act` is done with it.
+fn story(flags: &[&str], act: impl FnOnce(&Server, &Receiver<String>)) -> Vec<Value> {
+    let flags = [&["-vv", "--log-format", "json"], flags].concat();
+    let mut server = Server::start_with(&[], &flags, Stdio::piped());
+    let (sender, log) = channel();
+    let stderr = server.child.stderr.take().unwrap();
+    let all = thread::spawn(move || {
+        let lines = BufReader::new(stderr).lines().map(Result::unwrap);
+        let each = lines.inspect(|line| drop(sender.send(line.clone())));
+        each.map(|line| object(&line)).collect()
+    });
+    act(&server, &log);
+    assert_eq!(server.terminate().code(), Some(0));
+    all.join().unwrap()
+}
+
+/// The steps of the story that are about `peer`, as words: the event and the values of these fields.
+fn steps(lines: &[Value], peer: SocketAddr, fields: &[&str]) -> Vec<String> {
+    let ours = lines.iter().filter(|line| line["peer"] == peer.to_string());
+    // What woke the loop, and how often, is up to the kernel.
+    let told = ours.filter(|line| line["event"] != "ready");
+    let value = |value: &Value| value.as_str().map_or(value.to_string(), str::to_string);
+    let word = |line: &Value| {
+        let values = ["event"].iter().chain(fields).filter_map(|name| line.get(name));
+        values.map(value).collect::<Vec<_>>().join(" ")
+    };
+    told.map(word).collect()
+}
+
+const DESIGNS: [&str; 3] = ["event-loop", "threaded", "iterative"];
+
+#[test]
+fn a_conversation_is_told_step_by_step_in_each_design() {
+    for design in DESIGNS {
+        let (mut stream, mut datagram) = (None, None);
+        let lines = story(&["--design", design], |server, _| {
+            let mut client = Client::connect(server.address);
+            client.exchange(b"hello");
+            client.half_close();
+            client.expect_end();
+            let socket = common::udp(server.address);
+            common::exchange_datagram(&socket, b"hello");
+            stream = Some(client.0.local_addr().unwrap());
+            datagram = Some(socket.local_addr().unwrap());
+        });
+        let fields = ["thread", "what", "bytes", "of", "reason"];
+        let told = steps(&lines, stream.unwrap(), &fields);
+        let (accepts, serves, udp) = match design {
+            "event-loop" => ("", "", ""),
+            "threaded" => (" accept", " client 1", " udp"),
+            _ => (" accept", " accept", " udp"),
+        };
+        let expected = [
+            format!("accepted{accepts}"),
+            format!("waiting{serves} bytes"),
+            format!("read{serves} 5"),
+            format!("answered{serves} 5"),
+            format!("waiting{serves} room 5"),
+            format!("wrote{serves} 5 5"),
+            format!("waiting{serves} bytes"),
+            format!("end_of_stream{serves}"),
+            format!("closed{serves} peer"),
+        ];
+        // The loop waits for all at once.
+        let waits = |step: &&String| design != "event-loop" || !step.starts_with("waiting");
+        assert!(told.iter().eq(expected.iter().filter(waits)), "{design}: {told:#?}");
+        let told = steps(&lines, datagram.unwrap(), &fields);
+        assert_eq!(told, [format!("received{udp} 5"), format!("sent{udp} 5")], "{design}");
+    }
+}
+
+#[test]
+fn each_turn_of_the_loop_tells_what_woke_it() {
+    let lines = story(&[], |server, _| {
+        let mut clients: Vec<Client> = (0..5).map(|_| Client::connect(server.address)).collect();
+        clients.iter_mut().for_each(|client| client.exchange(b"hello"));
+        common::exchange_datagram(&common::udp(server.address), b"hello");
+    });
+    let mut turns = lines.split(|line| line["event"] == "woken");
+    let before = turns.next().unwrap();
+    assert!(before.iter().all(|line| line["event"] != "ready"), "{before:?}");
+    let woken = lines.iter().filter(|line| line["event"] == "woken");
+    for (woken, turn) in woken.zip(turns) {
+        let ready = turn.iter().filter(|line| line["event"] == "ready").count();
+        assert_eq!(woken["events"], ready, "{woken} {turn:?}");
+    }
+    let found = |what: &str| lines.iter().any(|l| l["event"] == "ready" && l["what"] == what);
+    for what in ["listener", "connection", "udp_socket", "signal"] {
+        assert!(found(what), "{what}");
+    }
+}
+
+#[test]
+fn back_pressure_is_told() {
+    let mut peer = None;
+    let lines = story(&["--tcp-only"], |server, log| {
+        let mut client = Client::connect(server.address);
+        peer = Some(client.0.local_addr().unwrap());
+        let sent = client.fill();
+        let full = |line: String| {
+            let line = object(&line);
+            line["event"] == "would_block" && line["call"] == "write"
+        };
+        while !full(log.recv_timeout(common::DEADLINE).unwrap()) {}
+        client.half_close();
+        assert_eq!(client.rest().len(), sent);
+    });
+    let told = steps(&lines, peer.unwrap(), &["call"]);
+    let full = told.iter().position(|step| step == "would_block write").unwrap();
+    assert_eq!(told[full - 1], "wrote");
+    assert!(!told[full + 1].starts_with("read"), "{told:?}");
+    let ours = |name: &'static str| lines.iter().filter(move |line| line["event"] == name);
+    assert!(ours("wrote").any(|line| line["bytes"].as_u64() < line["of"].as_u64()));
+    let sum = |name| ours(name).map(|line| line["bytes"].as_u64().unwrap()).sum::<u64>();
+    let closed = event(&lines, "closed");
+    assert_eq!(closed["bytes_in"], sum("read"));
+    assert_eq!(closed["bytes_out"], sum("wrote"));
+}
+
+#[test]
+fn what_we_end_is_told() {
+    for design in DESIGNS {
+        let mut peer = None;
+        let flags = ["--tcp-only", "--framing", "lines", "--max-frame", "8", "--design", design];
+        let lines = story(&flags, |server, _| {
+            let mut client = Client::connect(server.address);
+            peer = Some(client.0.local_addr().unwrap());
+            client.send(b"much too long\n");
+            client.expect_end();
+        });
+        let told = steps(&lines, peer.unwrap(), &["reason"]);
+        let others = ["waiting", "frame_broken"];
+        let told = told.iter().filter(|step| !others.iter().any(|name| step.starts_with(name)));
+        let told: Vec<&str> = told.map(String::as_str).collect();
+        assert_eq!(told[..3], ["accepted", "read", "answered"], "{design}");
+        let last = ["shutdown", "end_of_stream", "closed frame_too_long"];
+        assert!(told.ends_with(&last), "{design}: {told:?}");
+    }
 }

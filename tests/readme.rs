@@ -430,6 +430,54 @@ fn the_table_of_events_has_what_the_code_logs() {
     assert_eq!(told, logged_events());
 }
 
+/// Words in backquotes.
+fn quoted(text: &str) -> BTreeSet<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+/// The names that the code gives to the values of an enum for the log.
+fn names(file: &str, of: &str) -> BTreeSet<String> {
+    let text = read(file);
+    let (_, methods) = text.split_once(&format!("\nimpl {of} {{")).unwrap();
+    let (_, name) = methods.split_once("fn name(self) -> &'static str {").unwrap();
+    let (name, _) = name.split_once("\n    }").unwrap();
+    name.split('"').skip(1).step_by(2).map(str::to_string).collect()
+}
+
+/// The words that the code gives a field as they are, in events with this name.
+fn literals(event: &str, field: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    each_source(&Path::new(ROOT).join("src"), &mut |_, text| {
+        for call in text.split(&format!("event = \"{event}\"")).skip(1) {
+            let (fields, _) = call.split_once(';').unwrap();
+            let value = fields.split_once(&format!("{field} = \"")).map(|(_, value)| value);
+            found.extend(value.map(|value| value.split('"').next().unwrap().to_string()));
+        }
+    });
+    found
+}
+
+#[test]
+fn the_words_of_fields_are_those_of_the_code() {
+    let text = read(REFERENCE);
+    let told = |start: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(start)).expect(start);
+        quoted(line).into_iter().map(str::to_string).collect::<BTreeSet<_>>()
+    };
+    let union = |[one, other]: &[BTreeSet<String>; 2]| one | other;
+    let connection = names("src/server/connection.rs", "CloseReason");
+    assert_eq!(told("- `reason` of a connection is "), connection);
+    let refused = names("src/server/guard.rs", "Refusal");
+    let datagram = union(&[refused, literals("not_answered", "reason")]);
+    assert_eq!(told("- `reason` of a datagram is "), datagram);
+    let story = "src/server/story.rs";
+    assert_eq!(told("- `by` is "), names(story, "WokenBy"));
+    assert_eq!(told("- `what` is ready: "), literals("ready", "what"));
+    let awaited = union(&[names(story, "Awaited"), literals("waiting", "what")]);
+    assert_eq!(told("- `what` is waited for: "), awaited);
+    assert_eq!(told("- `call` is "), literals("would_block", "call"));
+}
+
 // ---- numbers and names
 
 /// The crates that a set of features takes, evecho itself left out.

@@ -14,6 +14,7 @@ use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use env_logger::fmt::Formatter;
 use log::kv::{self, Key, Value, VisitSource, VisitValue};
@@ -53,7 +54,6 @@ pub(super) fn start(level: LevelFilter, format: Format) {
     let kept = SharedLines::new(StandardError::open());
     let mut builder = env_logger::Builder::new();
     builder
-        .filter_level(level)
         // What a signal asked for is shown at every level.
         .filter_module("evecho::report", LevelFilter::Info)
         .write_style(anstream::AutoStream::choice(&io::stderr()).into())
@@ -64,17 +64,23 @@ pub(super) fn start(level: LevelFilter, format: Format) {
         Format::Text => None,
         _ => unreadable_filter(),
     };
-    if unread.is_none() {
-        builder.parse_default_env();
+    if unread.is_none() && env::var_os("RUST_LOG").is_some_and(|filter| !filter.is_empty()) {
+        builder.filter_level(level).parse_default_env();
+    } else {
+        // What libraries trace is for their authors.
+        builder.filter_level(level.min(LevelFilter::Info)).filter_module("evecho", level);
     }
     match format {
+        // Two steps of a story are microseconds apart.
+        Format::Text if level == LevelFilter::Trace => _ = builder.format_timestamp_micros(),
         Format::Text => {}
         Format::Journal => _ = builder.format(write_for_journald),
         Format::Json => _ = builder.format(write_json),
     }
+    let names_threads = format != Format::Json;
     let format = builder.build();
     log::set_max_level(format.filter());
-    log::set_boxed_logger(Box::new(Logger { format, kept }))
+    log::set_boxed_logger(Box::new(Logger { format, names_threads, kept }))
         .expect("the log is started once, by the command that serves");
     if let Some(error) = unread {
         warn!(event = "variable_ignored"; "RUST_LOG is ignored: {error}");
@@ -99,8 +105,14 @@ fn write_for_journald(line: &mut Formatter, record: &Record<'_>) -> io::Result<(
     message.lines().try_for_each(|text| writeln!(line, "<{priority}>{text}"))
 }
 
-/// Fields that each line has: those of an event have other names.
-const OF_EACH_LINE: [&str; 3] = ["time", "level", "message"];
+/// Calls `act` with the name of this thread, unless it is the only one that a process begins with.
+fn with_thread_name<T>(act: impl FnOnce(Option<&str>) -> T) -> T {
+    let thread = thread::current();
+    act(thread.name().filter(|&name| name != "main"))
+}
+
+/// Fields that a line has by itself: those of an event have other names.
+const OF_EACH_LINE: [&str; 4] = ["time", "level", "message", "thread"];
 
 fn write_json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     let time = line.timestamp_micros().to_string();
@@ -111,6 +123,7 @@ fn write_json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     for (name, text) in OF_EACH_LINE.into_iter().zip([time, level, message]) {
         object.serialize_entry(name, &text)?;
     }
+    with_thread_name(|name| name.map_or(Ok(()), |name| object.serialize_entry("thread", name)))?;
     record.key_values().visit(&mut Fields(&mut object)).map_err(io::Error::other)?;
     object.end()?;
     writeln!(line)
@@ -173,6 +186,8 @@ pub(super) fn flush() {
 /// Formats records into lines, and says how many were dropped.
 struct Logger {
     format: env_logger::Logger,
+    /// Whether a message begins with its thread's name.
+    names_threads: bool,
     kept: SharedLines,
 }
 
@@ -200,7 +215,10 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if self.format.matches(record) {
             self.catch_up();
-            let message = record.args().to_string();
+            let message = with_thread_name(|name| match name.filter(|_| self.names_threads) {
+                Some(name) => format!("{name}: {}", record.args()),
+                None => record.args().to_string(),
+            });
             let shown = with_flags(&message);
             self.format.log(
                 &Record::builder()

@@ -151,7 +151,7 @@ struct LogArgs {
     /// How lines of the log are written
     #[arg(long, value_name = "FORMAT", env = "EVECHO_LOG_FORMAT", value_enum, default_value_t = LogFormatArg::Auto)]
     log_format: LogFormatArg,
-    /// Log more: -v how each connection ended, -vv everything
+    /// Log more: -v how each connection ended, -vv each step on the way
     #[arg(short, long, env = "EVECHO_VERBOSE", action = clap::ArgAction::Count)]
     verbose: u8,
     /// Log errors only, whatever -v says

@@ -16,11 +16,12 @@ use log::{Level, debug, log_enabled};
 use super::clock::Moment;
 use super::memory::{Held, Memory, NoRoom};
 use super::peer::Peer;
+use super::story;
 use crate::protocol::{
     Answer, Bytes, Context, Frame, FrameError, Scratch, Service, Session, Verdict,
 };
 use crate::stats::{Counter, Stats};
-use crate::units;
+use crate::units::{self, count};
 
 /// What a connection needs of its stream.
 pub(crate) trait Stream: Read + Write {
@@ -358,6 +359,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let read = match self.stream.read(room) {
             Ok(read) => read,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                story::read_would_block(self.peer);
                 self.ready.readable = false;
                 return self.found_nothing(idle_timeout, now);
             }
@@ -370,6 +372,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         if read < room.len() && !self.ready.closed {
             self.ready.readable = false;
         }
+        story::read(self.peer, read, room.len());
         self.traffic.reads = self.traffic.reads.saturating_add(u32::from(read > 0));
         self.traffic.bytes_in += read as u64;
         match self.phase {
@@ -401,6 +404,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let answer = self.converse(memory, |session, room, context| {
             session.receive(input, room, scratch, context)
         });
+        story::answered(self.peer, answer.bytes.len());
         self.conclude(answer, memory, now)
     }
 
@@ -414,6 +418,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         }
         let answer =
             self.converse(memory, |session, room, context| session.resume(room, scratch, context));
+        story::answered(self.peer, answer.bytes.len());
         self.conclude(answer, memory, now)
     }
 
@@ -575,6 +580,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             match self.stream.write(&bytes[sent..]) {
                 Ok(0) => return Err(CloseReason::Failed(ErrorKind::WriteZero)),
                 Ok(taken) => {
+                    story::wrote(self.peer, taken, bytes.len() - sent);
                     self.traffic.writes = self.traffic.writes.saturating_add(1);
                     self.traffic.bytes_out += taken as u64;
                     sent += taken;
@@ -583,6 +589,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    story::write_would_block(self.peer);
                     self.ready.writable = false;
                     break;
                 }
@@ -602,6 +609,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             Phase::Flushing(reason @ CloseReason::FrameTruncated) => Err(reason),
             Phase::Flushing(reason) => {
                 self.stream.shutdown_write()?;
+                story::shut_down(self.peer);
                 self.phase = Phase::Lingering(reason, LINGER_BYTES);
                 Ok(())
             }
@@ -667,20 +675,14 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Summary { peer, reason, traffic, unsent, paused, open } = self;
         let Traffic { bytes_in, bytes_out, reads, writes, short_writes, .. } = *traffic;
-        write!(f, "{peer} closed {reason}: {bytes_in} bytes in {}, ", times(reads, "read"))?;
-        write!(f, "{bytes_out} bytes out in {} ({short_writes} short), ", times(writes, "write"))?;
+        write!(f, "{peer} closed {reason}: {bytes_in} bytes in {}, ", count(reads, "read"))?;
+        write!(f, "{bytes_out} bytes out in {} ({short_writes} short), ", count(writes, "write"))?;
         if *unsent > 0 {
             write!(f, "{unsent} bytes unsent, ")?;
         }
         let (paused, open) = (units::time(*paused), units::time(*open));
         write!(f, "paused {paused} by back-pressure, open {open}")
     }
-}
-
-/// As "1 read", "2 reads".
-fn times(count: u32, what: &str) -> impl fmt::Display {
-    let plural = if count == 1 { "" } else { "s" };
-    fmt::from_fn(move |f| write!(f, "{count} {what}{plural}"))
 }
 
 #[cfg(any(test, fuzzing))]

@@ -21,6 +21,7 @@ use super::connection::{
 use super::memory::{CHUNK, Memory};
 use super::peer::Peer;
 use super::ready::{Queue, ReadyQueues, SMALL_TURN, SPARSE_READ};
+use super::story;
 use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
 
@@ -153,6 +154,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
     pub(crate) fn hint(&mut self, id: ConnectionId, readiness: Readiness) {
         match self.slab.get_mut(id.slot as usize) {
             Some(connection) if connection.generation == id.generation => {
+                story::connection_is_ready(connection.peer(), readiness);
                 connection.hint(readiness);
                 let queue = match connection.standing {
                     Standing::Greedy => Queue::Greedy,
@@ -160,7 +162,10 @@ impl<L: Listener, V: Service> Connections<L, V> {
                 };
                 self.enqueue(id.slot, queue);
             }
-            _ => self.stats.stale_events.increment(),
+            _ => {
+                story::event_is_stale();
+                self.stats.stale_events.increment();
+            }
         }
     }
 
@@ -290,7 +295,10 @@ impl<L: Listener, V: Service> Connections<L, V> {
         match listener.inner.accept() {
             Ok((stream, address)) => self.admit(index, stream, address.into(), now),
             Err(error) => match self.admission.judge(&error, self.slab.len(), now) {
-                AcceptError::Empty => listener.ready = false,
+                AcceptError::Empty => {
+                    story::accept_would_block();
+                    listener.ready = false;
+                }
                 AcceptError::Connection => {}
                 AcceptError::Starved => self.acceptor.pause = Some(Pause::starved(now)),
             },
@@ -315,6 +323,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
         }
         let session = Session::new(self.rules.protocol, (self.make)());
         let connection = entry.insert(Connection::new(stream, generation, peer, session, now));
+        story::accepted(peer);
         self.stats.accepted.increment();
         let before = connection.traffic();
         let turn = connection.open(&mut self.scratch, &self.memory, now);

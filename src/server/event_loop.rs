@@ -19,6 +19,7 @@ use super::connection::{self, ConnectionId, Readiness};
 use super::connections::{self, Connections};
 use super::control::{self, Control, Drain, Step, poll};
 use super::guard::Guard;
+use super::story::{self, WokenBy};
 use super::udp::{BoundSocket, Endpoint};
 use crate::protocol::Service;
 use crate::stats::Stats;
@@ -169,7 +170,8 @@ impl<V: Service> EventLoop<V> {
     pub(super) fn run(mut self) -> io::Result<()> {
         self.control.begin(self.clock.now());
         loop {
-            self.wait()?;
+            let woken_by = self.wait()?;
+            story::wakes(woken_by, &self.events);
             self.dispatch();
             let now = self.clock.now();
             let mut step = self.control.step(now);
@@ -197,9 +199,10 @@ impl<V: Service> EventLoop<V> {
 
     /// Waits for events: not at all while there is something to do, else polling for as long as that
     /// has been paying, then asleep.
-    fn wait(&mut self) -> io::Result<()> {
+    fn wait(&mut self) -> io::Result<WokenBy> {
         if self.connections.can_act() || self.datagrams.iter().any(Endpoint::can_act) {
-            return poll(&mut self.poll, &mut self.events, Some(Duration::ZERO));
+            poll(&mut self.poll, &mut self.events, Some(Duration::ZERO))?;
+            return Ok(WokenBy::Work);
         }
         let start = self.clock.now();
         let window = self.busy_poll.window();
@@ -212,7 +215,7 @@ impl<V: Service> EventLoop<V> {
                     self.stats.busy_poll_wins.increment();
                 }
                 self.busy_poll.learn(how, waited);
-                return Ok(());
+                return Ok(WokenBy::Polling);
             }
             waited = self.clock.now() - start;
         }
@@ -220,13 +223,19 @@ impl<V: Service> EventLoop<V> {
         let others = [self.connections.deadline(), self.control.deadline()];
         let deadline = deadlines.chain(others.into_iter().flatten()).min();
         let timeout = deadline.map(|deadline| round_up(deadline - self.clock.now()));
+        story::sleeps(timeout);
         poll(&mut self.poll, &mut self.events, timeout)?;
         let how = if window.is_zero() { Wait::Slept } else { Wait::Loss };
         if how == Wait::Loss {
             self.stats.busy_poll_losses.increment();
         }
-        self.busy_poll.learn(how, self.clock.now() - start);
-        Ok(())
+        let now = self.clock.now();
+        self.busy_poll.learn(how, now - start);
+        Ok(match deadline {
+            _ if !self.events.is_empty() => WokenBy::Event,
+            Some(deadline) if now >= deadline => WokenBy::Deadline,
+            _ => WokenBy::Interrupt,
+        })
     }
 
     /// Hands events to whom they are about. Nothing is read or written yet.
@@ -234,12 +243,20 @@ impl<V: Service> EventLoop<V> {
         for event in &self.events {
             match event.token().into() {
                 // Whoever woke us has said why: see `Control::step`.
-                Token::Wake => {}
-                Token::Signal => self.control.take_signals(),
-                Token::Listener(index) => self.connections.hint_backlog(index),
+                Token::Wake => story::handle_is_ready(),
+                Token::Signal => {
+                    story::signal_is_ready();
+                    self.control.take_signals();
+                }
+                Token::Listener(index) => {
+                    story::listener_is_ready(index);
+                    self.connections.hint_backlog(index);
+                }
                 Token::Datagrams(index) => {
                     if let Some(datagrams) = self.datagrams.get_mut(index) {
-                        let Readiness { readable, writable, .. } = readiness(event);
+                        let readiness = readiness(event);
+                        story::socket_is_ready(index, readiness);
+                        let Readiness { readable, writable, .. } = readiness;
                         datagrams.hint(readable, writable);
                     }
                 }

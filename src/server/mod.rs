@@ -21,6 +21,7 @@ mod ready;
 mod signals;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod simulation;
+mod story;
 
 mod threaded;
 #[allow(dead_code, reason = "for the loop, which is about to count them")]

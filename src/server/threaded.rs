@@ -17,6 +17,7 @@ use std::thread::{self, Builder, Scope};
 use super::Server;
 use super::admission::{MaxSetBy, Rules};
 use super::blocking::{self, Backlog, Client};
+use super::story::{self, Awaited};
 use crate::protocol::Service;
 
 /// The stack of a client's thread, instead of the usual 2 MiB. The built-in services, with every log
@@ -55,8 +56,10 @@ where
     F: FnMut() -> V + Clone + Send + 'static,
 {
     thread::scope(move |scope| {
+        let mut number = 0;
         while let Some(client) = backlog.accept()? {
-            match start_thread(scope, &backlog, &make) {
+            number += 1;
+            match start_thread(scope, number, &backlog, &make) {
                 // It waits for this.
                 Some(thread) => _ = thread.send(client),
                 None => break,
@@ -64,6 +67,7 @@ where
         }
         // Who comes now is refused, and does not wait for those who are here.
         drop(backlog);
+        story::waits_for(Awaited::Threads);
         Ok(())
     })
 }
@@ -72,6 +76,7 @@ where
 /// what it was given. `None` when no more clients are to be served.
 fn start_thread<'scope, 'a: 'scope, V, F>(
     scope: &'scope Scope<'scope, '_>,
+    number: u64,
     backlog: &Backlog<'_>,
     make: &F,
 ) -> Option<SyncSender<Client<'a>>>
@@ -87,7 +92,7 @@ where
                 client.serve(make());
             }
         };
-        let thread = Builder::new().name("client".to_owned()).stack_size(STACK);
+        let thread = Builder::new().name(format!("client {number}")).stack_size(STACK);
         let Err(error) = thread.spawn_scoped(scope, work) else { return Some(sender) };
         let error = io::Error::new(error.kind(), format!("no thread can be started: {error}"));
         if !backlog.wait_for_thread(&error) {

@@ -39,6 +39,7 @@ use self::send_queue::{Call, Joining, MAX_SEGMENTS, Piece, Place, SendQueue};
 use super::clock::{Episode, Moment};
 use super::guard::{Arrival, Guard, Refusal};
 use super::peer::Peer;
+use super::story;
 use crate::protocol::{Context, MAX_DATAGRAM, Scratch, Service, answer_datagram};
 use crate::stats::Stats;
 
@@ -369,6 +370,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                     self.answer(received, bytes, guard, now);
                 }
                 Err(Errno::EAGAIN) => {
+                    story::receive_would_block();
                     self.failures = 0;
                     self.readable = false;
                     return;
@@ -411,13 +413,20 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         let Received { length, segment, truncated, arrival, route } = received;
         let segment = segment.filter(|&segment| (1..length).contains(&segment));
         let (size, count) = segment.map_or((length, 1), |size| (size, length.div_ceil(size)));
+        let peer = Peer::from(route.peer);
+        story::received(peer, length, count);
         self.tally.received += count;
         self.tally.bytes_in += length;
         if truncated {
             self.stats.udp_truncated.add(count as u64);
+            debug!(
+                event = "not_answered",
+                peer:%,
+                reason = "truncated";
+                "{peer} is not answered: the datagram was cut when it was received"
+            );
             return;
         }
-        let peer = Peer::from(route.peer);
         for index in 0..count {
             let start = bytes.start + index * size;
             let end = bytes.end.min(start + size);
@@ -433,23 +442,23 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     fn note_refusal(&mut self, peer: Peer, refusal: Refusal, now: Moment) {
         if refusal != Refusal::Rate {
             self.stats.udp_guarded.increment();
-            debug!(
-                event = "not_answered",
-                peer:%,
-                reason = refusal.name();
-                "{peer} is not answered: {refusal}"
-            );
-            return;
+        } else {
+            self.stats.udp_rate_limited.increment();
+            if self.warnings.limited.begins(now) {
+                warn!(
+                    event = "not_answered",
+                    peer:%,
+                    reason = refusal.name();
+                    "{peer} has reached the limit for one source (`udp_rate`): what it sends beyond that is not answered"
+                );
+            }
         }
-        self.stats.udp_rate_limited.increment();
-        if self.warnings.limited.begins(now) {
-            warn!(
-                event = "not_answered",
-                peer:%,
-                reason = refusal.name();
-                "{peer} has reached the limit for one source (`udp_rate`): what it sends beyond that is not answered"
-            );
-        }
+        debug!(
+            event = "not_answered",
+            peer:%,
+            reason = refusal.name();
+            "{peer} is not answered: {refusal}"
+        );
     }
 
     /// Has the service answer one datagram.
@@ -570,8 +579,11 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
 
     /// An answer found no room: it waits, is sent again at once, or is dropped.
     fn note_full(&mut self, call: Call, now: Moment) {
+        let peer = Peer::from(call.route.peer);
+        story::send_would_block(peer);
         match self.outlet {
             Outlet::Open | Outlet::Full { .. } => {
+                story::answers_wait(peer, MAX_WAIT);
                 self.outlet = Outlet::Full { until: now + MAX_WAIT };
                 self.stats.udp_paused.increment();
             }
@@ -607,6 +619,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         if self.outlet != Outlet::Open {
             self.neighbours.note_sent(call.route.peer.ip(), now);
         }
+        story::sent(Peer::from(call.route.peer), call.length, call.count);
         self.tally.answered += call.count;
         self.tally.bytes_out += call.length;
         self.queue.advance(call);
@@ -621,6 +634,13 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                 "the send buffer is full of answers that the network does not take: those to neighbours that do not exist are dropped, and those without room"
             );
         }
+        let peer = Peer::from(call.route.peer);
+        debug!(
+            event = "not_answered",
+            peer:%,
+            reason = "not_taken";
+            "{peer} is not answered: the network does not take the answer"
+        );
         self.queue.advance(call);
     }
 

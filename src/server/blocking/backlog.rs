@@ -9,6 +9,7 @@ use nix::poll::{PollFd, PollFlags};
 use super::clients::{Clients, Phase};
 use super::{Client, wait_for_any};
 use crate::server::admission::AcceptError;
+use crate::server::story::{self, Awaited};
 
 /// The listeners of a blocking design, as one.
 pub(in crate::server) struct Backlog<'a> {
@@ -84,6 +85,7 @@ impl<'a> Backlog<'a> {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
         let mut all = vec![readable(self.until_stop.as_fd())];
         all.extend(self.listeners.iter().map(|listener| readable(listener.as_fd())));
+        story::waits_for(Awaited::Client);
         wait_for_any(&mut all, None)
     }
 }

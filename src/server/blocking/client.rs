@@ -9,6 +9,7 @@ use super::clients::{Phase, Slot};
 use crate::protocol::{Scratch, Service, Session};
 use crate::server::connection::{self, CloseReason, Connection, Readiness, Turn};
 use crate::server::memory::{CHUNK, Memory};
+use crate::server::story;
 
 /// The room for the reads of a connection, in bytes, at first. It doubles when a read fills it, up to what the
 /// event loop has, as long as there is memory for it: that is what a thread per client costs most of,
@@ -165,6 +166,7 @@ impl Read for Waiting<'_> {
         if self.is_asked() {
             return Err(ErrorKind::WouldBlock.into());
         }
+        story::waits_to_read(self.client.slot.peer);
         match (&*self.client.stream).read(room) {
             Ok(0) if self.is_asked() => Err(ErrorKind::WouldBlock.into()),
             outcome => outcome,
@@ -174,6 +176,7 @@ impl Read for Waiting<'_> {
 
 impl Write for Waiting<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        story::waits_to_write(self.client.slot.peer, bytes.len());
         match (&*self.client.stream).write(bytes) {
             Err(_) if self.client.slot.clients.phase() == Phase::Over => {
                 Err(ErrorKind::WouldBlock.into())

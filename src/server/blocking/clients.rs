@@ -13,6 +13,7 @@ use crate::server::clock::{Clock, Moment};
 use crate::server::connection::CloseReason;
 use crate::server::memory::Memory;
 use crate::server::peer::Peer;
+use crate::server::story::{self, Awaited};
 use crate::stats::Stats;
 
 /// How far the server's life has come.
@@ -110,6 +111,7 @@ impl Clients {
         if full(&slots) && self.phase() == Phase::Serving {
             let open = slots.streams.len();
             slots.admission.pause_full(open, self.clock.now());
+            story::waits_for(Awaited::Slot);
             self.begin_wait(&mut slots);
             let waits = |slots: &mut Slots| full(slots) && self.phase() == Phase::Serving;
             slots = self.changed.wait_while(slots, waits).unwrap_or_else(PoisonError::into_inner);
@@ -120,6 +122,7 @@ impl Clients {
 
     /// Waits until somebody has left, or for a while. False when there is no use in another try.
     pub(super) fn wait_for_resources(&self) -> bool {
+        story::waits_for(Awaited::Resources);
         let mut slots = self.lock();
         self.begin_wait(&mut slots);
         let left = slots.left;
@@ -165,6 +168,7 @@ impl Clients {
         let key = slots.streams.insert(Arc::clone(&stream));
         // Whoever enters a phase wakes those who are here.
         wake(&stream, self.phase());
+        story::accepted(peer);
         self.stats.accepted.increment();
         Some(Client::new(stream, Slot { clients: self, key, peer }))
     }

@@ -37,6 +37,7 @@ use super::admission::Rules;
 use super::clock::{Clock, Moment, round_up};
 use super::control::{self, Control, Handle, Step, Stop};
 use super::guard::Guard;
+use super::story::{self, Awaited};
 use super::udp::{BoundSocket, Endpoint};
 use crate::protocol::Service;
 
@@ -175,6 +176,7 @@ impl Controller<'_> {
     fn wait(&mut self, until: Moment) -> io::Result<()> {
         let until = self.control.deadline().map_or(until, |deadline| deadline.min(until));
         let timeout = round_up(until - self.clients.clock().now());
+        story::waits_for(Awaited::Signal);
         control::poll(&mut self.poll, &mut self.events, Some(timeout))?;
         if self.events.iter().any(|event| event.token() == control::SIGNAL) {
             self.control.take_signals();
@@ -235,6 +237,10 @@ fn wait_for_datagrams<V: Service>(
     let stop = until_stop.map(|stop| PollFd::new(stop.as_fd(), PollFlags::POLLIN));
     let mut all = [socket.clone(), stop.unwrap_or(socket)];
     let left = datagrams.deadline().map(|deadline| deadline - clock.now());
+    // What else it may wait for, a line has told.
+    if all[0].events() == PollFlags::POLLIN {
+        story::waits_for(Awaited::Datagram);
+    }
     wait_for_any(&mut all, left)?;
     let events = all[0].revents().unwrap_or(PollFlags::all());
     let failed = events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
