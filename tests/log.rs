@@ -576,3 +576,18 @@ fn what_we_end_is_told() {
         assert!(told.ends_with(&last), "{design}: {told:?}");
     }
 }
+
+#[test]
+fn threads_that_are_to_stop_do_not_wait_again_and_again() {
+    for design in &DESIGNS[1..] {
+        let lines = story(&["--design", design], |server, _| {
+            Client::connect(server.address).exchange(b"hello");
+            common::exchange_datagram(&common::udp(server.address), b"hello");
+        });
+        for what in ["client", "datagram"] {
+            let waits = lines.iter().filter(|line| line["what"] == what).count();
+            // At first, after the one that came, and once more where the signal came to this thread.
+            assert!((1..=3).contains(&waits), "{design}: {waits} waits for a {what}");
+        }
+    }
+}

@@ -152,8 +152,10 @@ impl Controller<'_> {
                 return Ok(());
             }
         };
+        // In this order, so that who is woken by the pipe sees the phase.
+        let open = self.clients.enter(Phase::Draining);
         drop(open_until_stop);
-        drain.log(self.clients.enter(Phase::Draining));
+        drain.log(open);
         if !self.is_over_by(drain.ask_at)? {
             self.clients.enter(Phase::Asked);
             self.is_over_by(drain.end_at)?;
