@@ -71,7 +71,7 @@ _evecho() {
 
     case "${cmd}" in
         evecho)
-            opts="-p -v -q -h -V --port --bind --tcp-only --udp-only --backlog --reuse-port --service --framing --max-frame --once --max-connections --spare-files --per-source-connections --idle-timeout --drain-delay --drain-timeout --max-buffered --udp-rate --guard-ports --design --busy-poll --no-udp-offload --log-format --verbose --quiet --help --version check compare completions load merge ping send help"
+            opts="-p -v -q -h -V --port --bind --tcp-only --udp-only --backlog --reuse-port --metrics --service --framing --max-frame --once --max-connections --spare-files --per-source-connections --idle-timeout --drain-delay --drain-timeout --max-buffered --udp-rate --guard-ports --design --busy-poll --no-udp-offload --log-format --verbose --quiet --help --version check compare completions load merge ping send help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -90,6 +90,10 @@ _evecho() {
                     return 0
                     ;;
                 --backlog)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --metrics)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

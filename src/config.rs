@@ -1,6 +1,8 @@
 //! The configuration of a server: plain values with their defaults, checked once.
 
 use std::fmt;
+#[cfg(feature = "daemon")]
+use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
 use std::time::Duration;
@@ -67,6 +69,11 @@ pub struct Config {
     /// Who is told when the server serves and when it stops, and, where there is a watchdog, that it
     /// is alive. Default: nobody, whatever the environment says.
     pub service_manager: Option<ServiceManager>,
+    /// Where monitors are answered over HTTP: `/metrics` is OpenMetrics text, `/livez` and `/readyz` are
+    /// about health. Port 0 picks a free one: [`Server::metrics_addr`](crate::Server::metrics_addr).
+    /// Only [`Design::EventLoop`] does this. Needs the feature `daemon`. Default: nowhere.
+    #[cfg(feature = "daemon")]
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Default for Config {
@@ -86,6 +93,8 @@ impl Default for Config {
             udp_offload: true,
             signals: false,
             service_manager: None,
+            #[cfg(feature = "daemon")]
+            metrics: None,
         }
     }
 }
@@ -159,7 +168,7 @@ pub struct Limits {
     /// open files. Default: as many as that allows.
     pub max_connections: Option<NonZeroUsize>,
     /// Descriptors that are left to the rest of the process, whatever `max_connections` says. Those
-    /// that are open when the server runs are not counted. Default: 32.
+    /// that are open when the server runs, and those of monitors, are not counted. Default: 32.
     pub spare_files: usize,
     /// The most TCP connections at a time from one source (an IPv4 address or an IPv6 /64); further
     /// ones are closed. Default: no limit.
@@ -291,7 +300,19 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
+/// How many monitors may be connected at a time: see [`Config::metrics`].
+#[cfg(feature = "daemon")]
+pub(crate) const MONITORS: usize = 16;
+
 impl Config {
+    /// Descriptors that connections leave to others, monitors among them.
+    pub(crate) fn spare_files(&self) -> usize {
+        let spare = self.limits.spare_files;
+        #[cfg(feature = "daemon")]
+        let spare = spare.saturating_add(self.metrics.map_or(0, |_| MONITORS));
+        spare
+    }
+
     /// Checks what the types cannot say.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let max_frame = self.protocol.max_frame;
@@ -314,6 +335,13 @@ impl Config {
             return Err(ConfigError(format!(
                 "`busy_poll` is {:?}, which would only waste CPU; give at most {MAX_BUSY_POLL:?}",
                 self.busy_poll
+            )));
+        }
+        #[cfg(feature = "daemon")]
+        if self.metrics.is_some() && self.design != Design::EventLoop {
+            return Err(ConfigError(format!(
+                "`metrics` are for the event loop, and the `design` is {}; leave one of them out",
+                self.design
             )));
         }
         let bound = |address: &BindAddress| address.with_port(address.port().unwrap_or(self.port));
@@ -343,6 +371,19 @@ mod tests {
         assert_eq!(default.to_string().parse(), Ok(default));
         for bad in ["", "7,", "65536", "-1", "echo"] {
             assert!(bad.parse::<GuardPorts>().is_err(), "{bad}");
+        }
+    }
+
+    #[cfg(feature = "daemon")]
+    #[test]
+    fn monitors_have_descriptors_of_their_own_and_are_answered_by_the_event_loop() {
+        let metrics = Some(([127, 0, 0, 1], 0).into());
+        let mut config = Config { metrics, ..Config::default() };
+        assert_eq!((config.check(), config.spare_files()), (Ok(()), 32 + MONITORS));
+        for design in [Design::Threaded, Design::Iterative] {
+            config.design = design;
+            let said = config.check().unwrap_err().to_string();
+            assert!(said.contains("`metrics`") && said.contains(&design.to_string()), "{said}");
         }
     }
 

@@ -29,8 +29,7 @@
 //! # Features
 //!
 //! The binary's default is `cli`, all of it. `default-features = false` leaves the server alone;
-//! `client` adds the tools as a library, `daemon` what a service manager puts into the environment of
-//! a server.
+//! `client` adds the tools as a library, `daemon` what service managers and monitors want of a server.
 //!
 //! # Where it runs
 //!

@@ -25,28 +25,45 @@ pub(crate) struct Sockets {
 /// [`source`](std::error::Error::source).
 #[derive(Debug)]
 pub struct BindError {
-    transport: &'static str,
+    purpose: Purpose,
     address: SocketAddr,
     source: io::Error,
 }
 
+/// What a socket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Tcp,
+    Udp,
+    #[cfg(feature = "daemon")]
+    Metrics,
+}
+
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BindError { transport, address, source } = self;
-        write!(f, "cannot listen on {address} ({transport})")?;
+        let BindError { purpose, address, source } = self;
+        let (name, another, higher, one) = match purpose {
+            Purpose::Tcp => ("TCP", "another `port`", "a higher `port`", "`bind` one"),
+            Purpose::Udp => ("UDP", "another `port`", "a higher `port`", "`bind` one"),
+            #[cfg(feature = "daemon")]
+            Purpose::Metrics => (
+                "`metrics`",
+                "another one for `metrics`",
+                "a higher one for `metrics`",
+                "give `metrics` one",
+            ),
+        };
+        write!(f, "cannot listen on {address} ({name})")?;
         match source.kind() {
             ErrorKind::AddrInUse => write!(
                 f,
-                ": another process has that port; stop it, or choose another `port` (0 picks a free one)"
+                ": another process has that port; stop it, or choose {another} (0 picks a free one)"
             ),
             ErrorKind::PermissionDenied => {
-                write!(f, ": ports below 1024 need CAP_NET_BIND_SERVICE, or choose a higher `port`")
+                write!(f, ": ports below 1024 need CAP_NET_BIND_SERVICE, or choose {higher}")
             }
             ErrorKind::AddrNotAvailable => {
-                write!(
-                    f,
-                    ": this machine has no such address; `bind` one of those that 'ip addr' shows"
-                )
+                write!(f, ": this machine has no such address; {one} of those that 'ip addr' shows")
             }
             _ => Ok(()),
         }
@@ -64,6 +81,10 @@ const PICKS: usize = 32;
 /// What is asked for; the system gives at most net.core.rmem_max and net.core.wmem_max. A burst waits
 /// here, and on the way out what is for neighbours that do not answer: 208 KiB for each.
 const DATAGRAM_BUFFER: usize = 4 << 20;
+
+/// How many monitors may wait to be accepted.
+#[cfg(feature = "daemon")]
+const MONITOR_BACKLOG: u32 = 1024;
 
 /// Binds all that `config` names, on one port.
 pub(crate) fn bind(config: &Config) -> Result<Sockets, BindError> {
@@ -109,7 +130,7 @@ fn bind_all(config: &Config) -> Result<Sockets, BindError> {
         listen(listener, config.backlog).map_err(|source| {
             let any = (Ipv4Addr::UNSPECIFIED, 0).into();
             let address = listener.local_addr().unwrap_or(any);
-            BindError { transport: "TCP", address, source }
+            BindError { purpose: Purpose::Tcp, address, source }
         })?;
     }
     Ok(sockets)
@@ -122,8 +143,8 @@ fn open(
     address: SocketAddr,
     everywhere: bool,
 ) -> Result<Socket, BindError> {
-    let transport = if kind == Type::STREAM { "TCP" } else { "UDP" };
-    let failed = |address| move |source| BindError { transport, address, source };
+    let purpose = if kind == Type::STREAM { Purpose::Tcp } else { Purpose::Udp };
+    let failed = |address| move |source| BindError { purpose, address, source };
     let outcome = open_at(config, kind, address, everywhere);
     let no_ipv6 = |error: &io::Error| {
         use nix::errno::Errno::{EADDRNOTAVAIL, EAFNOSUPPORT};
@@ -138,6 +159,21 @@ fn open(
         }
         outcome => outcome.map_err(failed(address)),
     }
+}
+
+/// Binds the port for monitors. It is this process's alone, also where others share the server's port:
+/// each has metrics of its own.
+#[cfg(feature = "daemon")]
+pub(crate) fn bind_monitor(address: SocketAddr) -> Result<TcpListener, BindError> {
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        stream_options(&socket)?;
+        socket.bind(&address.into())?;
+        listen(&socket, MONITOR_BACKLOG)?;
+        Ok(socket.into())
+    };
+    bind().map_err(|source| BindError { purpose: Purpose::Metrics, address, source })
 }
 
 /// Takes over sockets that were bound elsewhere. Each gets every option again, but for those that had

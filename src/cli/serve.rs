@@ -1,5 +1,6 @@
 //! `evecho`: serve.
 
+use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;
@@ -57,6 +58,17 @@ struct SocketArgs {
     /// Let several processes share the port (SO_REUSEPORT)
     #[arg(long, env = "EVECHO_REUSE_PORT")]
     reuse_port: bool,
+    /// Answer monitors here over HTTP: /metrics (OpenMetrics), /livez and /readyz [default: off]
+    ///
+    /// An IP address and a port; port 0 picks a free one and prints it. Whoever reaches it can read all
+    /// counters: choose an address of this machine, as 127.0.0.1:9100, or of a private network. For the event loop only.
+    #[arg(long, value_name = "ADDR:PORT", env = "EVECHO_METRICS", value_parser = monitored)]
+    metrics: Option<SocketAddr>,
+}
+
+fn monitored(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "give an IP address and a port: 127.0.0.1:9100, or '[::1]:9100'".to_owned())
 }
 
 /// The addresses that one `--bind` means: a name may have several.
@@ -328,6 +340,7 @@ fn config(args: Args, environment: &Environment) -> Config {
     };
     config.backlog = sockets.backlog;
     config.reuse_port = sockets.reuse_port;
+    config.metrics = sockets.metrics;
     config.service = match conversation.service {
         ServiceArg::Echo => ServiceKind::Echo,
         ServiceArg::Upper => ServiceKind::Upper,

@@ -6,6 +6,8 @@
 //! the same for one datagram.
 
 mod framing;
+#[cfg(feature = "daemon")]
+pub(crate) mod http;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod oracle;
 #[cfg(test)]

@@ -28,6 +28,9 @@ pub(crate) struct Rules {
     pub(crate) per_source_connections: Option<NonZeroUsize>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) max_buffered: usize,
+    /// Where all places are taken, somebody new gets the place of the one on which nothing has moved
+    /// for longest. Otherwise it waits in the backlog.
+    pub(crate) newcomers_first: bool,
 }
 
 /// What keeps [`Rules::max_connections`] from being more.
@@ -48,9 +51,9 @@ impl Rules {
     pub(super) fn of(config: &Config) -> Self {
         let limits = &config.limits;
         let wanted = limits.max_connections.map_or(usize::MAX, NonZeroUsize::get);
-        let possible = socket::files_left().saturating_sub(limits.spare_files).max(1);
-        // A slot is named in 32 bits.
-        let max_connections = wanted.min(possible).min(u32::MAX as usize);
+        let possible = socket::files_left().saturating_sub(config.spare_files()).max(1);
+        // A slot is named in 31 bits.
+        let max_connections = wanted.min(possible).min(i32::MAX as usize);
         let from_config = wanted == max_connections;
         Rules {
             protocol: config.protocol,
@@ -59,6 +62,7 @@ impl Rules {
             per_source_connections: limits.per_source_connections,
             idle_timeout: limits.idle_timeout,
             max_buffered: memory::possible(limits.max_buffered),
+            newcomers_first: false,
         }
     }
 
@@ -286,6 +290,7 @@ mod tests {
             per_source_connections: NonZeroUsize::new(per_source),
             idle_timeout: None,
             max_buffered: 1 << 20,
+            newcomers_first: false,
         }
     }
 

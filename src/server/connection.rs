@@ -298,6 +298,11 @@ impl<S: Stream, V: Service> Connection<S, V> {
         self.peer
     }
 
+    /// When the last byte moved, or when it began to close.
+    pub(crate) fn active(&self) -> Moment {
+        self.active
+    }
+
     /// Remembers an event. Readiness goes away only when a read or write finds it gone.
     pub(crate) fn hint(&mut self, hint: Readiness) {
         self.ready.readable |= hint.readable;

@@ -254,7 +254,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
         {
             self.acceptor.pause = None;
         }
-        let mut budget = ACCEPTS_PER_TURN;
+        let mut budget = self.accepts_per_turn();
         let count = self.acceptor.listeners.len();
         // Each goes first in its turn, so that a flood at one does not shut out the others.
         self.acceptor.first = (self.acceptor.first + 1) % count.max(1);
@@ -264,7 +264,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
                 && self.acceptor.listeners[index].ready
             {
                 budget -= 1;
-                if self.slab.len() >= self.rules.max_connections {
+                if self.is_full() && !self.rules.newcomers_first {
                     self.acceptor.pause = Some(Pause::Full);
                     self.admission.pause_full(self.slab.len(), now);
                 } else if self.reserve_slot().is_err() {
@@ -276,6 +276,18 @@ impl<L: Listener, V: Service> Connections<L, V> {
                 }
             }
         }
+    }
+
+    /// How many are accepted in a turn. A newcomer has a turn before others can take its place.
+    fn accepts_per_turn(&self) -> usize {
+        match self.rules.newcomers_first {
+            true => (self.rules.max_connections / 2).clamp(1, ACCEPTS_PER_TURN),
+            false => ACCEPTS_PER_TURN,
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.slab.len() >= self.rules.max_connections
     }
 
     /// Makes sure that there is memory to serve one more: else it waits in the backlog.
@@ -309,6 +321,9 @@ impl<L: Listener, V: Service> Connections<L, V> {
         if !self.admission.admit(peer, now) {
             return;
         }
+        if self.is_full() {
+            self.end_idlest(now);
+        }
         // Skips 0 when it wraps: that is for tokens that are no connection's.
         self.last_generation = self.last_generation.checked_add(1).unwrap_or(1);
         let generation = self.last_generation;
@@ -328,6 +343,14 @@ impl<L: Listener, V: Service> Connections<L, V> {
         let before = connection.traffic();
         let turn = connection.open(&mut self.scratch, &self.memory, now);
         self.settle(slot, before, turn, now);
+    }
+
+    /// Ends the connection on which nothing has moved for longest; of several, the oldest.
+    fn end_idlest(&mut self, now: Moment) {
+        let idlest = self.slab.iter().min_by_key(|(_, one)| (one.active(), one.generation));
+        if let Some((slot, _)) = idlest {
+            self.remove(u32::try_from(slot).expect("slots fit ids"), CloseReason::Idle, now);
+        }
     }
 
     // ---- turns of a connection

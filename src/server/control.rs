@@ -32,6 +32,8 @@ struct Shared {
     /// The server runs: everything is polled.
     running: AtomicBool,
     stop: AtomicU8,
+    /// The drain has begun.
+    draining: AtomicBool,
     stats: Arc<Stats>,
 }
 
@@ -193,6 +195,22 @@ impl Handle {
         running.load(Ordering::Acquire) && stop.load(Ordering::Acquire) == Stop::No as u8
     }
 
+    /// Why new clients are not welcome, where they are not.
+    #[cfg(feature = "daemon")]
+    pub(super) fn unready(&self) -> Option<&'static str> {
+        if self.is_ready() {
+            return None;
+        }
+        let Shared { running, draining, .. } = &*self.shared;
+        Some(if draining.load(Ordering::Acquire) {
+            "draining: no new clients are accepted"
+        } else if running.load(Ordering::Acquire) {
+            "told to stop: clients are served until the drain begins"
+        } else {
+            "not running"
+        })
+    }
+
     /// The counters as they stand.
     pub fn stats(&self) -> Snapshot {
         self.shared.stats.snapshot()
@@ -219,7 +237,8 @@ impl Control {
             true => Some(Signals::take(poll.registry(), SIGNAL)?),
         };
         let stop = AtomicU8::new(Stop::No as u8);
-        let shared = Arc::new(Shared { waker, running: AtomicBool::new(false), stop, stats });
+        let [running, draining] = [(); 2].map(|()| AtomicBool::new(false));
+        let shared = Arc::new(Shared { waker, running, stop, draining, stats });
         let (delay, timeout) = (config.limits.drain_delay, config.limits.drain_timeout);
         let ending = Ending { delay, timeout, stage: Stage::Serving };
         Ok(Control {
@@ -263,6 +282,9 @@ impl Control {
         self.turn(now);
         let before = self.ending.stage;
         let step = self.ending.step(self.stop(), now);
+        if let Step::Drain(_) = step {
+            self.handle.shared.draining.store(true, Ordering::Release);
+        }
         let Ending { delay, timeout, stage } = self.ending;
         if before == Stage::Serving && stage != Stage::Serving {
             if matches!(stage, Stage::Delayed { .. }) {

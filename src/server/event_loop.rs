@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use super::connections::{self, Connections};
 use super::control::{self, Control, Drain, Step, poll};
 use super::guard::Guard;
 use super::story::{self, WokenBy};
+use super::turns::Turns;
 use super::udp::{BoundSocket, Endpoint};
 use crate::protocol::Service;
 use crate::stats::Stats;
@@ -30,7 +32,8 @@ const EVENTS: usize = 1024;
 const PASS: Duration = Duration::from_millis(1);
 
 /// What an event is about. In mio's token, the upper half is a connection's generation, which is never
-/// 0, and the lower one its slot; the few others have the upper half 0.
+/// 0, and the lower one its slot, the highest bit of which is set for a monitor's; the few others have
+/// the upper half 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Token {
     Wake,
@@ -38,11 +41,14 @@ pub(super) enum Token {
     Listener(usize),
     Datagrams(usize),
     Connection(ConnectionId),
+    MonitorListener,
+    Monitor(ConnectionId),
 }
 
 impl Token {
     /// Listeners and datagram sockets: more than anyone binds.
     const SOCKETS: usize = 1 << 16;
+    const OF_MONITOR: u32 = 1 << 31;
 }
 
 impl From<Token> for mio::Token {
@@ -52,8 +58,12 @@ impl From<Token> for mio::Token {
             Token::Signal => control::SIGNAL.0,
             Token::Listener(index) => Token::SOCKETS + index,
             Token::Datagrams(index) => 2 * Token::SOCKETS + index,
+            Token::MonitorListener => 3 * Token::SOCKETS,
             Token::Connection(ConnectionId { slot, generation }) => {
                 (generation as usize) << 32 | slot as usize
+            }
+            Token::Monitor(ConnectionId { slot, generation }) => {
+                (generation as usize) << 32 | (slot | Token::OF_MONITOR) as usize
             }
         })
     }
@@ -65,18 +75,42 @@ impl From<mio::Token> for Token {
             (0, wake) if wake == control::WAKE.0 => Token::Wake,
             (0, signal) if signal == control::SIGNAL.0 => Token::Signal,
             (0, socket) if socket < 2 * Token::SOCKETS => Token::Listener(socket - Token::SOCKETS),
-            (0, socket) => Token::Datagrams(socket - 2 * Token::SOCKETS),
+            (0, socket) if socket < 3 * Token::SOCKETS => {
+                Token::Datagrams(socket - 2 * Token::SOCKETS)
+            }
+            (0, _) => Token::MonitorListener,
             (generation, slot) => {
-                Token::Connection(ConnectionId { slot: slot as u32, generation: generation as u32 })
+                let (slot, generation) = (slot as u32, generation as u32);
+                match slot & Token::OF_MONITOR {
+                    0 => Token::Connection(ConnectionId { slot, generation }),
+                    bit => Token::Monitor(ConnectionId { slot: slot ^ bit, generation }),
+                }
             }
         }
     }
 }
 
 /// A listener that registers what it accepts.
-struct Listener {
+pub(super) struct Listener {
     listener: TcpListener,
     registry: Registry,
+    /// What the events of its connections are about.
+    token: fn(ConnectionId) -> Token,
+}
+
+impl Listener {
+    /// Has `poll` tell who waits, as an event about `own`.
+    fn new(
+        listener: std::net::TcpListener,
+        poll: &Poll,
+        own: Token,
+        token: fn(ConnectionId) -> Token,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let mut listener = TcpListener::from_std(listener);
+        poll.registry().register(&mut listener, own.into(), Interest::READABLE)?;
+        Ok(Listener { listener, registry: poll.registry().try_clone()?, token })
+    }
 }
 
 impl connections::Listener for Listener {
@@ -88,7 +122,7 @@ impl connections::Listener for Listener {
 
     fn register(&mut self, stream: &mut TcpStream, id: ConnectionId) -> io::Result<()> {
         let all = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-        self.registry.register(stream, Token::Connection(id).into(), all)
+        self.registry.register(stream, (self.token)(id).into(), all)
     }
 }
 
@@ -110,6 +144,12 @@ impl connection::Stream for TcpStream {
     }
 }
 
+/// Those who look at the server from outside. They have limits and counters of their own.
+pub(super) struct Monitors {
+    pub(super) connections: Connections<Listener, Box<dyn Service>>,
+    pub(super) turns: Rc<Turns>,
+}
+
 /// Everything that the one thread owns.
 pub(super) struct EventLoop<V> {
     poll: Poll,
@@ -117,6 +157,9 @@ pub(super) struct EventLoop<V> {
     control: Control,
     connections: Connections<Listener, V>,
     datagrams: Vec<Endpoint<BoundSocket, V>>,
+    monitors: Option<Monitors>,
+    /// The turn that is counted for them: when it began, and its events.
+    turn: Option<(Moment, usize)>,
     guard: Guard,
     busy_poll: BusyPoll,
     clock: Clock,
@@ -131,16 +174,13 @@ impl<V: Service> EventLoop<V> {
         server: Server,
         make: impl FnMut() -> V + Clone + 'static,
     ) -> io::Result<Self> {
-        let Server { config, sockets, poll, control, stats } = server;
+        let Server { config, sockets, poll, control, stats, .. } = server;
         let guard = super::guard_of(&config, &sockets);
         let rules = Rules::of(&config);
         let mut listeners = Vec::new();
         for (index, listener) in sockets.listeners.into_iter().enumerate() {
-            listener.set_nonblocking(true)?;
-            let mut listener = TcpListener::from_std(listener);
-            let token = Token::Listener(index).into();
-            poll.registry().register(&mut listener, token, Interest::READABLE)?;
-            listeners.push(Listener { listener, registry: poll.registry().try_clone()? });
+            let own = Token::Listener(index);
+            listeners.push(Listener::new(listener, &poll, own, Token::Connection)?);
         }
         let mut datagrams = Vec::new();
         for (index, socket) in sockets.datagrams.into_iter().enumerate() {
@@ -151,12 +191,25 @@ impl<V: Service> EventLoop<V> {
             let (make, stats) = (make.clone(), Arc::clone(&stats));
             datagrams.push(Endpoint::bound(socket, make, config.udp_offload, stats));
         }
+        #[cfg(feature = "daemon")]
+        let monitors = match server.monitor {
+            None => None,
+            Some(listener) => {
+                let own = Token::MonitorListener;
+                let listener = Listener::new(listener, &poll, own, Token::Monitor)?;
+                Some(super::monitor::answer(listener, control.handle()))
+            }
+        };
+        #[cfg(not(feature = "daemon"))]
+        let monitors = None;
         Ok(EventLoop {
             poll,
             events: Events::with_capacity(EVENTS),
             control,
             connections: Connections::new(listeners, rules, make, Arc::clone(&stats)),
             datagrams,
+            monitors,
+            turn: None,
             guard,
             busy_poll: BusyPoll::new(config.busy_poll),
             clock: Clock::start(),
@@ -172,8 +225,10 @@ impl<V: Service> EventLoop<V> {
         loop {
             let woken_by = self.wait()?;
             story::wakes(woken_by, &self.events);
-            self.dispatch();
+            let events = self.dispatch();
             let now = self.clock.now();
+            self.end_turn(now);
+            self.turn = self.monitors.is_some().then_some((now, events));
             let mut step = self.control.step(now);
             if let Step::Drain(drain) = step {
                 self.drain(drain, now);
@@ -188,6 +243,7 @@ impl<V: Service> EventLoop<V> {
             }
             let clock = self.clock;
             self.connections.turn(now, || clock.now() - now >= PASS);
+            self.answer_monitors(now);
             self.close_sockets();
             if self.draining && self.connections.open() == 0 && self.datagrams.is_empty() {
                 break;
@@ -200,11 +256,16 @@ impl<V: Service> EventLoop<V> {
     /// Waits for events: not at all while there is something to do, else polling for as long as that
     /// has been paying, then asleep.
     fn wait(&mut self) -> io::Result<WokenBy> {
-        if self.connections.can_act() || self.datagrams.iter().any(Endpoint::can_act) {
+        let monitors = self.monitors.as_ref().map(|monitors| &monitors.connections);
+        if self.connections.can_act()
+            || self.datagrams.iter().any(Endpoint::can_act)
+            || monitors.is_some_and(Connections::can_act)
+        {
             poll(&mut self.poll, &mut self.events, Some(Duration::ZERO))?;
             return Ok(WokenBy::Work);
         }
         let start = self.clock.now();
+        self.end_turn(start);
         let window = self.busy_poll.window();
         let mut waited = Duration::ZERO;
         while waited < window {
@@ -220,7 +281,8 @@ impl<V: Service> EventLoop<V> {
             waited = self.clock.now() - start;
         }
         let deadlines = self.datagrams.iter().filter_map(Endpoint::deadline);
-        let others = [self.connections.deadline(), self.control.deadline()];
+        let monitors = self.monitors.as_ref().and_then(|monitors| monitors.connections.deadline());
+        let others = [self.connections.deadline(), self.control.deadline(), monitors];
         let deadline = deadlines.chain(others.into_iter().flatten()).min();
         let timeout = deadline.map(|deadline| round_up(deadline - self.clock.now()));
         story::sleeps(timeout);
@@ -238,9 +300,11 @@ impl<V: Service> EventLoop<V> {
         })
     }
 
-    /// Hands events to whom they are about. Nothing is read or written yet.
-    fn dispatch(&mut self) {
+    /// Hands events to whom they are about; how many these were. Nothing is read or written yet.
+    fn dispatch(&mut self) -> usize {
+        let mut count = 0;
         for event in &self.events {
+            count += 1;
             match event.token().into() {
                 // Whoever woke us has said why: see `Control::step`.
                 Token::Wake => story::handle_is_ready(),
@@ -261,7 +325,35 @@ impl<V: Service> EventLoop<V> {
                     }
                 }
                 Token::Connection(id) => self.connections.hint(id, readiness(event)),
+                Token::MonitorListener => {
+                    story::monitor_is_ready();
+                    if let Some(Monitors { connections, .. }) = &mut self.monitors {
+                        connections.hint_backlog(0);
+                    }
+                }
+                Token::Monitor(id) => {
+                    if let Some(Monitors { connections, .. }) = &mut self.monitors {
+                        connections.hint(id, readiness(event));
+                    }
+                }
             }
+        }
+        count
+    }
+
+    /// The turn that is counted ends here.
+    fn end_turn(&mut self, now: Moment) {
+        if let (Some((start, events)), Some(monitors)) = (self.turn.take(), &self.monitors) {
+            monitors.turns.count(now - start, events);
+        }
+    }
+
+    /// Who looks at the server from outside comes last: a batch of them, and then the others again.
+    fn answer_monitors(&mut self, now: Moment) {
+        if let Some(Monitors { connections, .. }) = &mut self.monitors
+            && (connections.can_act() || connections.deadline().is_some_and(|at| now >= at))
+        {
+            connections.turn(now, || true);
         }
     }
 
@@ -321,7 +413,11 @@ mod tests {
             Token::Datagrams(0),
             Token::Datagrams(7),
             connection(0, 1),
-            connection(u32::MAX, u32::MAX),
+            connection(u32::MAX >> 1, u32::MAX),
+            Token::MonitorListener,
+            Token::Monitor(ConnectionId { slot: 0, generation: 1 }),
+            Token::Monitor(ConnectionId { slot: u32::MAX >> 1, generation: u32::MAX }),
+            Token::Datagrams(Token::SOCKETS - 1),
         ] {
             assert_eq!(Token::from(mio::Token::from(token)), token);
         }

@@ -311,8 +311,8 @@ mod tests {
     #[test]
     fn help_is_plain_text() {
         assert_eq!(
-            help(" Closed: [`Limits::idle_timeout`](crate::Limits::idle_timeout). Or [`x`]."),
-            "Closed: idle_timeout. Or x."
+            help(" Closed: [`Limits::idle_timeout`](crate::Limits::idle_timeout). Or [`metrics`]."),
+            "Closed: idle_timeout. Or metrics."
         );
         for Counted { name, doc, .. } in Stats::default().snapshot().counters() {
             let help = help(doc);

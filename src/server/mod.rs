@@ -13,8 +13,9 @@ mod incidents;
 mod iterative;
 mod memory;
 #[cfg(feature = "daemon")]
-#[allow(dead_code, reason = "for the service that is about to answer with it")]
 mod metrics;
+#[cfg(feature = "daemon")]
+mod monitor;
 mod notify;
 mod peer;
 mod ready;
@@ -24,7 +25,6 @@ pub(crate) mod simulation;
 mod story;
 
 mod threaded;
-#[allow(dead_code, reason = "for the loop, which is about to count them")]
 mod turns;
 mod udp;
 
@@ -33,6 +33,8 @@ pub use control::Handle;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+#[cfg(feature = "daemon")]
+use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -77,6 +79,8 @@ use crate::units;
 pub struct Server {
     config: Config,
     sockets: Sockets,
+    #[cfg(feature = "daemon")]
+    monitor: Option<TcpListener>,
     poll: Poll,
     control: Control,
     stats: Arc<Stats>,
@@ -138,7 +142,17 @@ impl Server {
         let poll = Poll::new().map_err(Error::Poll)?;
         let control = Control::new(&poll, &config, Arc::clone(&stats)).map_err(Error::Poll)?;
         let sockets = sockets(&mut config)?;
-        Ok(Server { config, sockets, poll, control, stats })
+        #[cfg(feature = "daemon")]
+        let monitor = config.metrics.map(socket::bind_monitor).transpose()?;
+        Ok(Server {
+            config,
+            sockets,
+            #[cfg(feature = "daemon")]
+            monitor,
+            poll,
+            control,
+            stats,
+        })
     }
 
     /// The addresses that are bound, TCP before UDP; each once, though both may have it.
@@ -152,6 +166,12 @@ impl Server {
             }
         }
         addresses
+    }
+
+    /// Where monitors are answered: [`Config::metrics`], with the port that was picked.
+    #[cfg(feature = "daemon")]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.monitor.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
     /// A handle that stops the server from another thread, or from its service.
@@ -226,13 +246,7 @@ impl Server {
         };
         let addresses = self.local_addrs();
         let listed: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-        let reach = if addresses.iter().all(|address| address.ip().is_loopback()) {
-            "this machine only"
-        } else if addresses.iter().any(|address| address.ip().is_unspecified()) {
-            "anyone who reaches any address of this machine"
-        } else {
-            "anyone who reaches these addresses"
-        };
+        let reach = reach(&addresses);
         let status = format!(
             "listening on {} ({transports}, {}), for {reach}",
             listed.join(", "),
@@ -248,6 +262,16 @@ impl Server {
             "{status}"
         );
         self.control.set_status(status);
+        #[cfg(feature = "daemon")]
+        if let Some(address) = self.metrics_addr() {
+            let reach = self::reach(&[address]);
+            info!(
+                event = "monitoring",
+                address:%,
+                reach = reach;
+                "metrics on http://{address}/metrics, health on /livez and /readyz, for {reach}"
+            );
+        }
         let wanted = self.config.limits.max_buffered;
         let possible = memory::possible(wanted);
         if possible < wanted {
@@ -273,6 +297,17 @@ impl Server {
                 );
             }
         }
+    }
+}
+
+/// Who can reach a server on these addresses.
+fn reach(addresses: &[SocketAddr]) -> &'static str {
+    if addresses.iter().all(|address| address.ip().is_loopback()) {
+        "this machine only"
+    } else if addresses.iter().any(|address| address.ip().is_unspecified()) {
+        "anyone who reaches any address of this machine"
+    } else {
+        "anyone who reaches these addresses"
     }
 }
 

@@ -101,6 +101,12 @@ pub(super) fn listener_is_ready(index: usize) {
     );
 }
 
+/// Somebody waits at the port for monitors.
+#[inline]
+pub(super) fn monitor_is_ready() {
+    trace!(event = "ready", what = "monitor"; "event: somebody waits at the port for monitors");
+}
+
 /// A UDP socket has a datagram, or room for answers.
 #[inline]
 pub(super) fn socket_is_ready(index: usize, readiness: Readiness) {

@@ -69,7 +69,7 @@ impl<const BUCKETS: usize> Histogram<BUCKETS> {
         let counts = self.buckets.iter().map(Cell::get);
         let mut buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let within: u64 = buckets.iter().map(|(_, count)| count).sum();
-        buckets.push((f64::MAX, self.count.get() - within));
+        buckets.push((f64::INFINITY, self.count.get() - within));
         Distribution { buckets, count: self.count.get(), sum: self.sum.get() as f64 * unit }
     }
 }
@@ -111,10 +111,10 @@ mod tests {
             (filled.collect::<Vec<_>>(), of.count, of.sum)
         };
         let seconds = filled(turns.seconds());
-        let buckets = vec![(10e-6, 1), (30e-6, 1), (1.0, 1), (f64::MAX, 1)];
+        let buckets = vec![(10e-6, 1), (30e-6, 1), (1.0, 1), (f64::INFINITY, 1)];
         assert_eq!((seconds.0, seconds.1), (buckets, 4));
         assert!((seconds.2 - 3.000_021).abs() < 1e-9, "{}", seconds.2);
-        let buckets = vec![(0.0, 1), (1.0, 1), (1_024.0, 1), (f64::MAX, 1)];
+        let buckets = vec![(0.0, 1), (1.0, 1), (1_024.0, 1), (f64::INFINITY, 1)];
         assert_eq!(filled(turns.events()), (buckets, 4, 2_050.0));
     }
 }

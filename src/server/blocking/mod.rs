@@ -52,7 +52,7 @@ pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
     make: F,
     serve: impl FnOnce(Backlog<'_>, F) -> io::Result<()> + Send,
 ) -> io::Result<()> {
-    let Server { config, sockets, poll, control, stats } = server;
+    let Server { config, sockets, poll, control, stats, .. } = server;
     let guard = &Mutex::new(super::guard_of(&config, &sockets));
     let clients = &Clients::new(rules, Arc::clone(&stats));
     let (until_stop, open_until_stop) = io::pipe()?;

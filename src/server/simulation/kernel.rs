@@ -252,6 +252,9 @@ impl World {
         if wire.failed.is_some() {
             return Ok(Some("failed"));
         }
+        if self.may_be_displaced() {
+            return Ok(Some("displaced"));
+        }
         let Some(fin_at) = wire.fin_at else {
             if wire.fin_read && wire.has_all_written() && wire.unsent == 0 {
                 return Ok(None);
@@ -270,6 +273,13 @@ impl World {
         let enough = self.now - fin_at >= LINGER_TIME || wire.lingered > LINGER_BYTES as usize;
         let drained = self.drain_until.is_some_and(|until| self.now >= until + LINGER_TIME);
         if enough || drained { Ok(wire.excuse.or(Some("lingered"))) } else { Err("did not linger") }
+    }
+
+    /// Whether a newcomer may be about to get a place that somebody has.
+    fn may_be_displaced(&self) -> bool {
+        let Rules { newcomers_first, max_connections, .. } = self.settings.rules;
+        newcomers_first
+            && self.wires.iter().filter(|wire| wire.is_open()).count() >= max_connections
     }
 
     fn close_unserved(&mut self, id: usize) {

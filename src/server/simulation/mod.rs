@@ -74,6 +74,7 @@ fn settings(random: &mut Random) -> Settings {
                 .pick(&[None, None, Some(2_000), Some(5_000_000)])
                 .map(Duration::from_micros),
             max_buffered: random.pick(&[64 << 20, 1 << 20, 100_000, 1_000]),
+            newcomers_first: max_connections == 3,
         },
         upper: random.one_in(2),
         one_direction: random.one_in(2),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::invariants::Bench;
 use super::random::Random;
-use super::world::{Habit, Settings, Wire};
+use super::world::{Habit, Settings, Wire, World};
 use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol};
 use crate::server::admission::{MaxSetBy, Rules};
@@ -23,6 +23,7 @@ fn settings() -> Settings {
             per_source_connections: None,
             idle_timeout: None,
             max_buffered: 64 << 20,
+            newcomers_first: false,
         },
         upper: false,
         one_direction: false,
@@ -186,6 +187,54 @@ fn what_a_connection_asked_for_is_remembered() {
         assert!(bench.iterate());
         let id = bench.world.borrow().wires[0].connection_id.unwrap();
         assert_eq!(bench.connections.connection(id).unwrap().standing, standing, "{bytes}");
+    }
+}
+
+#[test]
+fn a_newcomer_gets_the_place_of_the_idlest_where_it_comes_first() {
+    for newcomers_first in [false, true] {
+        let mut settings = settings();
+        settings.rules.newcomers_first = newcomers_first;
+        settings.rules.max_connections = 2;
+        let mut bench = bench(settings);
+        let come = |bench: &mut Bench<Echo>| {
+            bench.client(0, Habit::Silent, b"hello");
+            while bench.iterate() {}
+            let mut world = bench.world.borrow_mut();
+            world.now = world.now + Duration::from_secs(1);
+        };
+        (0..2).for_each(|_| come(&mut bench));
+        // The first one moves, so that the second one is the idlest.
+        bench.world.borrow_mut().send(0, 5);
+        while bench.iterate() {}
+        come(&mut bench);
+        let open = |world: &World| -> Vec<bool> {
+            world.wires.iter().map(|wire| wire.accepted && !wire.dropped).collect()
+        };
+        let expected = [true, !newcomers_first, newcomers_first];
+        assert_eq!(open(&bench.world.borrow()), expected, "{newcomers_first}");
+        let stats = bench.stats.snapshot();
+        assert_eq!(stats.closed_idle, u64::from(newcomers_first));
+        assert_eq!(stats.accept_paused, !newcomers_first);
+    }
+}
+
+#[test]
+fn newcomers_have_a_turn_before_their_place_is_taken() {
+    let mut settings = settings();
+    settings.rules.newcomers_first = true;
+    settings.rules.max_connections = 4;
+    let mut bench = bench(settings);
+    for _ in 0..10 {
+        bench.client(0, Habit::Silent, b"");
+    }
+    // All in one moment: then the oldest has to go.
+    for (accepted, first_open) in [(2, 0), (4, 0), (6, 2), (8, 4), (10, 6)] {
+        assert!(bench.iterate());
+        let world = bench.world.borrow();
+        let is_open = |wire: &Wire| wire.accepted && !wire.dropped;
+        let open: Vec<usize> = (0..10).filter(|&wire| is_open(&world.wires[wire])).collect();
+        assert_eq!(open, (first_open..accepted).collect::<Vec<_>>());
     }
 }
 

@@ -1,0 +1,458 @@
+//! As much of HTTP as a monitor needs (RFC 9110, RFC 9112): GET and HEAD of a few pages, one connection
+//! for as many requests as the client likes.
+//!
+//! A request has no body: who announces one is answered, and its connection is closed, since what
+//! follows is not read. In each turn one request is answered.
+
+use std::io::Write;
+use std::time::{Duration, SystemTime};
+
+use httparse::{EMPTY_HEADER, Error, Request, Status as Parsed};
+
+use super::replies::Replies;
+use super::service::{Context, Flow, Message, Service};
+
+/// The longest that a request may be, in bytes.
+const LONGEST: usize = 8 << 10;
+/// The most fields that a request may have.
+const MOST_FIELDS: usize = 64;
+/// The longest that a request may take to come, from its first byte on. One that stops coming ends by
+/// the idle timeout.
+const LONGEST_TIME: Duration = Duration::from_secs(10);
+
+/// What there is to see.
+pub(crate) trait Site {
+    /// The page at this path; `None` where there is none.
+    fn page(&self, path: &str) -> Option<Page>;
+
+    /// The time, by the clock on the wall.
+    fn now(&self) -> SystemTime;
+}
+
+/// What is answered to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Page {
+    pub(crate) status: Status,
+    pub(crate) content_type: &'static str,
+    pub(crate) body: String,
+}
+
+/// The code of a status, and its words (RFC 9110, 15).
+pub(crate) type Status = (u16, &'static str);
+
+pub(crate) const OK: Status = (200, "OK");
+const BAD_REQUEST: Status = (400, "Bad Request");
+const NOT_FOUND: Status = (404, "Not Found");
+const METHOD_NOT_ALLOWED: Status = (405, "Method Not Allowed");
+const REQUEST_TIMEOUT: Status = (408, "Request Timeout");
+const CONTENT_TOO_LARGE: Status = (413, "Content Too Large");
+const FIELDS_TOO_LARGE: Status = (431, "Request Header Fields Too Large");
+pub(crate) const SERVICE_UNAVAILABLE: Status = (503, "Service Unavailable");
+
+impl Page {
+    /// A page of one sentence.
+    pub(crate) fn sentence(status: Status, sentence: &str) -> Self {
+        let content_type = "text/plain; charset=utf-8";
+        Page { status, content_type, body: format!("{sentence}\n") }
+    }
+}
+
+/// The server's side of one connection.
+#[derive(Debug)]
+pub(crate) struct Http<S> {
+    site: S,
+    /// What has come and is not answered: the beginning of a request, and perhaps more of them.
+    input: Vec<u8>,
+    /// Since when the request comes.
+    since: Option<SystemTime>,
+    /// The next message is the last one again.
+    again: bool,
+}
+
+/// An answer, and what it says about the connection.
+struct Answer {
+    page: Page,
+    /// HEAD: all but the body.
+    without_body: bool,
+    connection: Connection,
+}
+
+/// What is said about the connection, and what becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Connection {
+    /// Nothing: it goes on.
+    Unsaid,
+    /// It goes on, which HTTP/1.0 wants to be told.
+    KeepAlive,
+    Close,
+}
+
+impl<S: Site> Http<S> {
+    pub(crate) fn new(site: S) -> Self {
+        Http { site, input: Vec::new(), since: None, again: false }
+    }
+
+    /// Answers the first request of the input, if it is there.
+    fn answer_next(&mut self, is_last: bool, replies: &mut Replies<'_>) -> Flow {
+        // Between requests these mean nothing (RFC 9112, 2.2).
+        let blank = self.input.iter().take_while(|byte| b"\r\n".contains(byte)).count();
+        self.input.drain(..blank);
+        if self.input.is_empty() {
+            // Who is silent needs no memory.
+            (self.input, self.since) = (Vec::new(), None);
+            return Flow::Continue;
+        }
+        let now = self.site.now();
+        let came_for = now.duration_since(*self.since.get_or_insert(now)).unwrap_or_default();
+        let mut fields = [EMPTY_HEADER; MOST_FIELDS];
+        let mut request = Request::new(&mut fields);
+        let seen = &self.input[..self.input.len().min(LONGEST)];
+        let (length, answer) = match request.parse(seen) {
+            Ok(Parsed::Complete(length)) => (length, answer(&request, &self.site)),
+            Ok(Parsed::Partial) if seen.len() == LONGEST => {
+                (0, Answer::refusal(FIELDS_TOO_LARGE, "the request is longer than 8 KiB"))
+            }
+            Ok(Parsed::Partial) if is_last => {
+                (0, Answer::refusal(BAD_REQUEST, "the request is not complete"))
+            }
+            Ok(Parsed::Partial) if came_for >= LONGEST_TIME => {
+                (0, Answer::refusal(REQUEST_TIMEOUT, "the request took longer than 10 s to come"))
+            }
+            Ok(Parsed::Partial) => return Flow::Continue,
+            Err(Error::TooManyHeaders) => {
+                (0, Answer::refusal(FIELDS_TOO_LARGE, "the request has more than 64 fields"))
+            }
+            Err(error) => (0, Answer::refusal(BAD_REQUEST, &format!("no HTTP/1.1: {error}"))),
+        };
+        answer.send(now, replies);
+        if answer.connection == Connection::Close {
+            return Flow::Close;
+        }
+        self.input.drain(..length);
+        self.since = None;
+        self.again = true;
+        Flow::Again
+    }
+}
+
+impl<S: Site> Service for Http<S> {
+    fn serve(&mut self, message: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+        if !std::mem::take(&mut self.again) {
+            self.input.extend_from_slice(message.bytes());
+        }
+        self.answer_next(message == Message::End, replies)
+    }
+
+    fn read_limit(&self) -> usize {
+        LONGEST
+    }
+}
+
+/// What is answered to a request that is complete.
+fn answer(request: &Request<'_, '_>, site: &impl Site) -> Answer {
+    let values = |name: &'static str| {
+        let named =
+            request.headers.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
+        named.map(|field| field.value)
+    };
+    let is_old = request.version == Some(0);
+    // Exactly one; HTTP/1.0 did not know it (RFC 9112, 3.2).
+    let hosts = values("host").count();
+    if hosts > 1 || (hosts == 0 && !is_old) {
+        return Answer::refusal(BAD_REQUEST, "a request has one Host");
+    }
+    let Ok(length) = content_length(values("content-length")) else {
+        return Answer::refusal(BAD_REQUEST, "a request has one Content-Length, a number");
+    };
+    let has_body = length > 0 || values("transfer-encoding").next().is_some();
+    let wants = |wanted: &str| {
+        let options = values("connection").flat_map(|value| value.split(|&byte| byte == b','));
+        options.map(<[u8]>::trim_ascii).any(|option| option.eq_ignore_ascii_case(wanted.as_bytes()))
+    };
+    let connection = match is_old {
+        _ if has_body || wants("close") => Connection::Close,
+        true if wants("keep-alive") => Connection::KeepAlive,
+        true => Connection::Close,
+        false => Connection::Unsaid,
+    };
+    let path = path(request.path.unwrap_or_default());
+    let page = match request.method {
+        Some("GET" | "HEAD") if has_body => {
+            Page::sentence(CONTENT_TOO_LARGE, "a request has no body here")
+        }
+        Some("GET" | "HEAD") => {
+            site.page(path).unwrap_or_else(|| Page::sentence(NOT_FOUND, "there is no such page"))
+        }
+        _ => Page::sentence(METHOD_NOT_ALLOWED, "GET and HEAD are all there is"),
+    };
+    Answer { page, without_body: request.method == Some("HEAD"), connection }
+}
+
+/// The length of the body that is announced: 0 where none is.
+fn content_length<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<u64, ()> {
+    let mut announced = None;
+    for value in values {
+        let is_number = value.iter().all(u8::is_ascii_digit);
+        let length = std::str::from_utf8(value).ok().filter(|_| is_number);
+        let length: u64 = length.and_then(|digits| digits.parse().ok()).ok_or(())?;
+        if announced.replace(length).is_some_and(|other| other != length) {
+            return Err(());
+        }
+    }
+    Ok(announced.unwrap_or(0))
+}
+
+/// The path of a request's target, which a proxy sends whole (RFC 9112, 3.2).
+fn path(target: &str) -> &str {
+    let path = match target.strip_prefix("http://") {
+        Some(rest) => rest.find('/').map_or("/", |at| &rest[at..]),
+        None => target,
+    };
+    path.split_once('?').map_or(path, |(path, _)| path)
+}
+
+impl Answer {
+    /// The last one: what follows cannot be understood.
+    fn refusal(status: Status, sentence: &str) -> Self {
+        let page = Page::sentence(status, sentence);
+        Answer { page, without_body: false, connection: Connection::Close }
+    }
+
+    fn send(&self, now: SystemTime, replies: &mut Replies<'_>) {
+        let Answer { page: Page { status, content_type, body }, without_body, connection } = self;
+        replies.send_with(|reply| {
+            let allow = match *status {
+                METHOD_NOT_ALLOWED => "Allow: GET, HEAD\r\n",
+                _ => "",
+            };
+            let connection = match connection {
+                Connection::Unsaid => "",
+                Connection::KeepAlive => "Connection: keep-alive\r\n",
+                Connection::Close => "Connection: close\r\n",
+            };
+            write!(
+                reply,
+                "HTTP/1.1 {} {}\r\nDate: {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{allow}{connection}\r\n",
+                status.0,
+                status.1,
+                httpdate::fmt_http_date(now),
+                body.len(),
+            )
+            .expect("a vector takes everything");
+            if !without_body {
+                reply.extend_from_slice(body.as_bytes());
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::UNIX_EPOCH;
+
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
+    use super::super::oracle::Conversation;
+    use super::super::{Protocol, Verdict};
+    use super::*;
+
+    /// 6 November 1994, 08:49:37, as in RFC 9110, 5.6.7.
+    const THEN: Duration = Duration::from_secs(784_111_777);
+
+    /// Greets at one path. Its clock stands still, unless each look at it takes time.
+    #[derive(Default)]
+    struct Greeting {
+        each_look: Duration,
+        passed: Cell<Duration>,
+    }
+
+    impl Site for Greeting {
+        fn page(&self, path: &str) -> Option<Page> {
+            (path == "/hi").then(|| Page::sentence(OK, "hello"))
+        }
+
+        fn now(&self) -> SystemTime {
+            self.passed.set(self.passed.get() + self.each_look);
+            UNIX_EPOCH + THEN + self.passed.get()
+        }
+    }
+
+    /// All that is answered to these reads and a FIN.
+    fn answers(reads: &[&[u8]]) -> String {
+        let http = Http::new(Greeting::default());
+        let all = Conversation::new(Protocol::default(), http).all(reads);
+        String::from_utf8(all.bytes).unwrap()
+    }
+
+    /// The codes of the answers to these requests.
+    fn codes(requests: &str) -> Vec<u16> {
+        let answers = answers(&[requests.as_bytes()]);
+        let first_lines = answers.split("HTTP/1.1 ").skip(1);
+        first_lines.map(|line| line[..3].parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn an_answer_has_all_that_clients_expect() {
+        assert_eq!(
+            answers(&[b"GET /hi HTTP/1.1\r\nHost: a\r\n\r\n"]),
+            "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 6\r\n\r\nhello\n"
+        );
+        let head = answers(&[b"HEAD /hi HTTP/1.1\r\nHost: a\r\n\r\n"]);
+        assert!(head.ends_with("\r\nContent-Length: 6\r\n\r\n"), "{head}");
+        let refused = answers(&[b"POST /hi HTTP/1.1\r\nHost: a\r\n\r\n"]);
+        assert!(
+            refused.contains("405 Method Not Allowed")
+                && refused.contains("\r\nAllow: GET, HEAD\r\n")
+        );
+    }
+
+    #[test]
+    fn each_request_has_its_status() {
+        let long = |bytes: usize| {
+            format!("GET /hi?{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(bytes - 30))
+        };
+        let fields = |count: usize| {
+            format!("GET /hi HTTP/1.1\r\nHost: a\r\n{}\r\n", "a: b\r\n".repeat(count - 1))
+        };
+        for (request, code) in [
+            ("GET /hi HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+            ("\r\n\nGET /hi HTTP/1.1\nhost: a\n\n", 200),
+            ("GET /hi?x=/y HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+            ("GET http://a:80/hi HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+            ("GET /hi HTTP/1.0\r\n\r\n", 200),
+            ("GET /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 200),
+            (&long(LONGEST), 200),
+            (&fields(MOST_FIELDS), 200),
+            ("GET /ho HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+            ("GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+            ("GET hi HTTP/1.1\r\nHost: a\r\n\r\n", 404),
+            ("DELETE /ho HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+            ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+            ("GET /hi HTTP/1.1\r\n\r\n", 400),
+            ("GET /hi HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+            ("GET /hi HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", 400),
+            ("GET /hi HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+            ("GET /hi HTTP/2.0\r\nHost: a\r\n\r\n", 400),
+            ("GET /hi\r\n\r\n", 400),
+            ("\x16\x03\x01", 400),
+            ("GET /hi HTTP/1.1\r\nHost: a", 400),
+            ("GET /hi HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", 400),
+            ("GET /hi HTTP/1.1\r\nHost: a\r\nContent-Length: \r\n\r\n", 400),
+            ("GET /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+            ("GET /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 413),
+            ("GET /hi HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 413),
+            ("PUT /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", 405),
+            (&long(LONGEST + 1), 431),
+            (&fields(MOST_FIELDS + 1), 431),
+        ] {
+            assert_eq!(codes(request), [code], "{request}");
+        }
+    }
+
+    #[test]
+    fn a_connection_goes_on_until_one_side_wants_to_close_it() {
+        let next = "GET /ho HTTP/1.1\r\nHost: a\r\n\r\n";
+        for (first, said, goes_on) in [
+            ("GET /hi HTTP/1.1\r\nHost: a\r\n\r\n", "", true),
+            ("GET /hi HTTP/1.1\r\nHost: a\r\nConnection: x, keep-alive\r\n\r\n", "", true),
+            ("GET /hi HTTP/1.1\r\nHost: a\r\nConnection: x , Close\r\n\r\n", "close", false),
+            ("GET /hi HTTP/1.0\r\n\r\n", "close", false),
+            ("GET /hi HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", "keep-alive", true),
+            ("GET /hi HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n", "close", false),
+            ("PUT /hi HTTP/1.1\r\nHost: a\r\n\r\n", "", true),
+            ("PUT /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", "close", false),
+            ("GET /hi HTTP/1.1\r\n\r\n", "close", false),
+        ] {
+            let answers = answers(&[first.as_bytes(), next.as_bytes()]);
+            let (head, rest) = answers.split_once("\r\n\r\n").unwrap();
+            let line = format!("\r\nConnection: {said}");
+            assert_eq!(head.contains("\r\nConnection: "), !said.is_empty(), "{first}{answers}");
+            assert!(said.is_empty() || head.contains(&line), "{first}{answers}");
+            assert_eq!(rest.contains("404 Not Found"), goes_on, "{first}{answers}");
+        }
+    }
+
+    #[test]
+    fn one_request_is_answered_in_a_turn() {
+        let requests = "GET /hi HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3);
+        let mut session =
+            super::super::Session::new(Protocol::default(), Http::new(Greeting::default()));
+        let (mut scratch, context) =
+            (super::super::Scratch::default(), super::super::oracle::context());
+        let first = session.receive(requests.as_bytes(), usize::MAX, &mut scratch, &context);
+        assert_eq!(first.verdict, Verdict::Again);
+        let length = first.bytes.len();
+        for last in [Verdict::Again, Verdict::Again, Verdict::Continue] {
+            let next = session.resume(usize::MAX, &mut scratch, &context);
+            assert_eq!(next.verdict, last);
+            assert_eq!(next.bytes.len(), if last == Verdict::Again { length } else { 0 });
+        }
+        assert_eq!(session.held(), 0);
+        assert_eq!(session.read_limit(), LONGEST);
+    }
+
+    #[test]
+    fn who_is_slow_is_told_so_and_who_asks_again_has_time_again() {
+        let slow = |each_look, requests: &[&[u8]]| {
+            let site = Greeting { each_look, ..Greeting::default() };
+            let all = Conversation::new(Protocol::default(), Http::new(site)).all(requests);
+            String::from_utf8(all.bytes).unwrap()
+        };
+        let request = &b"GET /hi HTTP/1.1\r\nHost: a\r\n\r\n"[..];
+        let bytes: Vec<&[u8]> = request.chunks(1).collect();
+        let last = bytes.len() as u32 - 1;
+        // The first look is at its first byte, and the last one finds it complete.
+        let just_in_time = LONGEST_TIME / (last - 1) - Duration::from_micros(1);
+        let answers = slow(just_in_time, &bytes.repeat(3));
+        assert_eq!(answers.matches("200 OK").count(), 3, "{answers}");
+        let answers = slow(LONGEST_TIME / (last - 1) + Duration::from_micros(1), &bytes);
+        assert!(answers.starts_with("HTTP/1.1 408 Request Timeout"), "{answers}");
+        assert!(answers.contains("\r\nConnection: close\r\n"), "{answers}");
+    }
+
+    /// Requests of all kinds, and what is none.
+    fn inputs() -> impl Strategy<Value = Vec<u8>> {
+        let whole = prop::sample::select(vec![
+            "GET /hi HTTP/1.1\r\nHost: a\r\n\r\n",
+            "HEAD /hi HTTP/1.1\r\nHost: a\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n",
+            "GET /ho HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+            "POST /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+            "POST /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
+            "\r\n",
+        ])
+        .prop_map(|text| text.as_bytes().to_vec());
+        let piece = prop_oneof![
+            8 => whole,
+            1 => "[A-Z]{1,4} /[a-z?]{0,9} HTTP/1.[01]\r\n([A-Za-z-]{1,9}:[ -~]{0,9}\r\n){0,70}\r\n"
+                .prop_map(String::into_bytes),
+            1 => prop::collection::vec(any::<u8>(), 0..20),
+            1 => prop::collection::vec(any::<u8>(), 8_100..8_300),
+            1 => "GET /[a-z]{8100,8300} ".prop_map(String::into_bytes),
+        ];
+        prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_not_matter_how_requests_are_cut(
+            input in inputs(),
+            cuts in prop::collection::vec(any::<Index>(), 0..20),
+        ) {
+            let whole = answers(&[&input]);
+            let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(input.len() + 1)).collect();
+            cuts.sort_unstable();
+            cuts.push(input.len());
+            let mut start = 0;
+            let pieces: Vec<&[u8]> = cuts
+                .into_iter()
+                .map(|end| &input[std::mem::replace(&mut start, end)..end])
+                .collect();
+            prop_assert_eq!(&answers(&pieces), &whole);
+            // Long ones take a while.
+            let bytes: Vec<&[u8]> = input.chunks(1 + input.len() / 400).collect();
+            prop_assert_eq!(&answers(&bytes), &whole);
+        }
+    }
+}
