@@ -40,6 +40,9 @@ _evecho() {
             evecho,send)
                 cmd="evecho__subcmd__send"
                 ;;
+            evecho,states)
+                cmd="evecho__subcmd__states"
+                ;;
             evecho__subcmd__help,check)
                 cmd="evecho__subcmd__help__subcmd__check"
                 ;;
@@ -64,6 +67,9 @@ _evecho() {
             evecho__subcmd__help,send)
                 cmd="evecho__subcmd__help__subcmd__send"
                 ;;
+            evecho__subcmd__help,states)
+                cmd="evecho__subcmd__help__subcmd__states"
+                ;;
             *)
                 ;;
         esac
@@ -71,7 +77,7 @@ _evecho() {
 
     case "${cmd}" in
         evecho)
-            opts="-p -v -q -h -V --port --bind --tcp-only --udp-only --backlog --reuse-port --metrics --service --framing --max-frame --once --max-connections --spare-files --per-source-connections --idle-timeout --drain-delay --drain-timeout --max-buffered --udp-rate --guard-ports --design --busy-poll --no-udp-offload --log-format --verbose --quiet --help --version check compare completions load merge ping send help"
+            opts="-p -v -q -h -V --port --bind --tcp-only --udp-only --backlog --reuse-port --metrics --service --framing --max-frame --once --max-connections --spare-files --per-source-connections --idle-timeout --drain-delay --drain-timeout --max-buffered --udp-rate --guard-ports --design --busy-poll --no-udp-offload --log-format --verbose --quiet --help --version check compare completions load merge ping send states help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -291,7 +297,7 @@ _evecho() {
             return 0
             ;;
         evecho__subcmd__help)
-            opts="check compare completions load merge ping send help"
+            opts="check compare completions load merge ping send states help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -403,6 +409,20 @@ _evecho() {
             return 0
             ;;
         evecho__subcmd__help__subcmd__send)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evecho__subcmd__help__subcmd__states)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -606,6 +626,36 @@ _evecho() {
                     return 0
                     ;;
                 -t)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        evecho__subcmd__states)
+            opts="-4 -6 -h --ipv4 --ipv6 --start --design --framing --timeout --step --json --list --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --start)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --design)
+                    COMPREPLY=($(compgen -W "event-loop threaded iterative" -- "${cur}"))
+                    return 0
+                    ;;
+                --framing)
+                    COMPREPLY=($(compgen -W "raw lines length" -- "${cur}"))
+                    return 0
+                    ;;
+                --timeout)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

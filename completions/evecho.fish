@@ -66,6 +66,7 @@ complete -c evecho -n "__fish_evecho_needs_command" -f -a "load" -d 'Load an ech
 complete -c evecho -n "__fish_evecho_needs_command" -f -a "merge" -d 'Add up reports of \'evecho load --json\', for example from many machines'
 complete -c evecho -n "__fish_evecho_needs_command" -f -a "ping" -d 'Measure round-trip times, and find loss, duplicates, reordering and corruption'
 complete -c evecho -n "__fish_evecho_needs_command" -f -a "send" -d 'Send messages, or standard input, and print what comes back'
+complete -c evecho -n "__fish_evecho_needs_command" -f -a "states" -d 'Show how both ends of a TCP connection change state, step by step'
 complete -c evecho -n "__fish_evecho_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c evecho -n "__fish_evecho_using_subcommand check" -l pid -d 'Also look at this process, which is the server, on this machine' -r
 complete -c evecho -n "__fish_evecho_using_subcommand check" -l start -d 'Start the server to grade, on loopback; {port} in the command stands for its port' -r
@@ -147,11 +148,26 @@ complete -c evecho -n "__fish_evecho_using_subcommand send" -s 6 -l ipv6 -d 'Use
 complete -c evecho -n "__fish_evecho_using_subcommand send" -s u -l udp -d 'Send each message as a datagram, from a port of its own'
 complete -c evecho -n "__fish_evecho_using_subcommand send" -s r -l raw -d 'Send all of standard input as it is: over TCP as a stream, half-closed at its end, over UDP as one datagram'
 complete -c evecho -n "__fish_evecho_using_subcommand send" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "check" -d 'Grade any echo server by the rules that it must follow'
-complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "compare" -d 'Compare echo servers under the same load: the three designs of evecho, and any others'
-complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "completions" -d 'Print what a shell needs to complete the command line'
-complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "load" -d 'Load an echo server, verify every byte that comes back, and measure'
-complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "merge" -d 'Add up reports of \'evecho load --json\', for example from many machines'
-complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "ping" -d 'Measure round-trip times, and find loss, duplicates, reordering and corruption'
-complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "send" -d 'Send messages, or standard input, and print what comes back'
-complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c evecho -n "__fish_evecho_using_subcommand states" -l start -d 'Start this server for each scenario, on loopback; {port} in the command stands for its port' -r
+complete -c evecho -n "__fish_evecho_using_subcommand states" -l design -d 'Design of the server of its own [default: the one that a scenario is about, or event-loop]' -r -f -a "event-loop\t'One thread, one poll loop, nothing blocks'
+threaded\t'A thread for each connection, and one for UDP'
+iterative\t'One client at a time, the others wait until it leaves; and a thread for UDP'"
+complete -c evecho -n "__fish_evecho_using_subcommand states" -l framing -d 'How the end of a message is marked in the scenario echo; the server has to do the same' -r -f -a "raw\t'Bytes are answered as they come'
+lines\t'Whole lines, up to a line feed; without one there is no answer'
+length\t'Whole frames, behind a length in four bytes, big-endian'"
+complete -c evecho -n "__fish_evecho_using_subcommand states" -l timeout -d 'Most time that a state may take to come' -r
+complete -c evecho -n "__fish_evecho_using_subcommand states" -s 4 -l ipv4 -d 'Use IPv4 only'
+complete -c evecho -n "__fish_evecho_using_subcommand states" -s 6 -l ipv6 -d 'Use IPv6 only'
+complete -c evecho -n "__fish_evecho_using_subcommand states" -l step -d 'Wait for Enter after each step'
+complete -c evecho -n "__fish_evecho_using_subcommand states" -l json -d 'Print one JSON document'
+complete -c evecho -n "__fish_evecho_using_subcommand states" -l list -d 'List the scenarios, and show none'
+complete -c evecho -n "__fish_evecho_using_subcommand states" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send states help" -f -a "check" -d 'Grade any echo server by the rules that it must follow'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send states help" -f -a "compare" -d 'Compare echo servers under the same load: the three designs of evecho, and any others'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send states help" -f -a "completions" -d 'Print what a shell needs to complete the command line'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send states help" -f -a "load" -d 'Load an echo server, verify every byte that comes back, and measure'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send states help" -f -a "merge" -d 'Add up reports of \'evecho load --json\', for example from many machines'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send states help" -f -a "ping" -d 'Measure round-trip times, and find loss, duplicates, reordering and corruption'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send states help" -f -a "send" -d 'Send messages, or standard input, and print what comes back'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send states help" -f -a "states" -d 'Show how both ends of a TCP connection change state, step by step'
+complete -c evecho -n "__fish_evecho_using_subcommand help; and not __fish_seen_subcommand_from check compare completions load merge ping send states help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -171,6 +171,30 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
         ),
         ("evecho compare", 2, USAGE, vec![("no connections", run(&["compare", "-c", "0"]))]),
         (
+            "evecho states",
+            0,
+            "something was shown, and nothing failed",
+            vec![
+                ("one scenario", run(&["states", "open"])),
+                ("one of two", run(&["states", address, "server-closes", "open"])),
+                ("a list", run(&["states", "--list"])),
+            ],
+        ),
+        (
+            "evecho states",
+            1,
+            "a scenario failed, or nothing could be shown",
+            vec![
+                ("nobody there", run(&["states", &refused, "open"])),
+                ("a server that does not close", run(&["states", address, "server-closes"])),
+                ("a server that is mute", {
+                    let (mute, _) = tool::tcp_double(drop_each);
+                    run(&["states", &mute, "echo", "--timeout", "500ms"])
+                }),
+            ],
+        ),
+        ("evecho states", 2, USAGE, vec![("no such scenario", run(&["states", "cake"]))]),
+        (
             "evecho completions",
             0,
             "the completions were printed",
@@ -208,6 +232,11 @@ fn onto_a_full_disk(args: &[&str]) -> Outcome {
     command.stdout(File::options().write(true).open("/dev/full").unwrap());
     command.stderr(Stdio::piped());
     finish(command.spawn().unwrap())
+}
+
+/// Accepts clients, and closes at once.
+fn drop_each(listener: TcpListener) {
+    while listener.accept().is_ok() {}
 }
 
 fn taken_port() -> Outcome {

@@ -20,7 +20,9 @@ fn help(command: &[&str]) -> String {
 
 #[test]
 fn help_is_what_it_was() {
-    for name in ["serve", "check", "compare", "completions", "load", "merge", "ping", "send"] {
+    for name in
+        ["serve", "check", "compare", "completions", "load", "merge", "ping", "send", "states"]
+    {
         let command = if name == "serve" { vec![] } else { vec![name] };
         let path = format!("{}/tests/help/{name}.txt", env!("CARGO_MANIFEST_DIR"));
         assert_data_eq!(help(&command), Data::read_from(path.as_ref(), None).raw());

@@ -25,7 +25,7 @@ struct Page {
     see_also: &'static [&'static str],
 }
 
-const PAGES: [Page; 8] = [
+const PAGES: [Page; 9] = [
     Page {
         name: "evecho",
         examples: &[
@@ -125,6 +125,23 @@ const PAGES: [Page; 8] = [
             ("evecho send --udp localhost:12000 hello", "Send a datagram."),
         ],
         see_also: &["nc(1)"],
+    },
+    Page {
+        name: "evecho-states",
+        examples: &[
+            ("evecho states", "Show every scenario, each with a server of its own."),
+            ("evecho states half-close --step", "Show one, and wait for Enter after each step."),
+            (
+                "evecho states backlog blocked --design threaded",
+                "Show two, with the threaded server.",
+            ),
+            ("evecho states localhost:12000 open echo", "Use a server that runs."),
+            (
+                "evecho states --start 'socat TCP-LISTEN:{port},fork PIPE' half-close",
+                "Start another server, and use that.",
+            ),
+        ],
+        see_also: &["ss(8)", "tcp(7)", "sock_diag(7)"],
     },
 ];
 

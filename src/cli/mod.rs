@@ -17,6 +17,7 @@ mod output;
 mod ping;
 mod send;
 mod serve;
+mod states;
 mod supervise;
 mod units;
 
@@ -55,6 +56,7 @@ enum Command {
     Merge(merge::Args),
     Ping(ping::Args),
     Send(send::Args),
+    States(states::Args),
     /// Serve, as without a command
     #[command(hide = true)]
     Serve(serve::Args),
@@ -129,6 +131,7 @@ fn command(arguments: Vec<OsString>) -> CommandResult {
         Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Ping(args)) => ping::run(args),
         Some(Command::Send(args)) => send::run(args),
+        Some(Command::States(args)) => states::run(&args),
     }
 }
 

@@ -13,6 +13,7 @@ pub mod pattern;
 pub mod ping;
 pub mod process;
 pub mod send;
+pub mod states;
 pub mod target;
 mod wait;
 

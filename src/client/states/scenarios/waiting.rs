@@ -1,0 +1,258 @@
+//! Scenarios about those who wait: for accept, for another client, for a reader.
+
+use std::time::Duration;
+
+use super::talking::connect;
+use crate::client::states::fact::{Fact, client, server, waiting};
+use crate::client::states::report::State::{Closed, Established, SynSent, TimeWait};
+use crate::client::states::stage::{Lesson, Stage, to_client, to_server};
+use crate::client::states::{Context, Needs, Stop};
+use crate::config::Design;
+
+/// So long another's server may take for what it may do or not.
+const SOON: Duration = Duration::from_secs(1);
+
+/// `backlog`
+pub(super) fn backlog(cx: &Context<'_>) -> Result<(), Stop> {
+    let design = cx.config.design.unwrap_or(Design::Iterative);
+    // The other designs serve many: they are told to serve one.
+    let max_connections = (design != Design::Iterative).then_some(1);
+    let needs = Needs { design, backlog: Some(1), max_connections, ..cx.needs_raw()? };
+    let mut stage = cx.stage(&needs)?;
+    let room = room(&stage)?;
+    stage.show(&Lesson {
+        calls: &["server: listen(3, backlog)"],
+        segments: &[],
+        facts: &[waiting(0)],
+        why: "The backlog is how many connections may wait to be accepted. Linux lets one more wait.",
+        source: "listen(2)",
+    })?;
+    serve_slow_client(&mut stage, "server")?;
+    fill_backlog(cx, &mut stage, room)?;
+    overflow_backlog(&mut stage, room)
+}
+
+/// The most that may wait for the scenario to be readable.
+const MOST: u32 = 9;
+
+fn room(stage: &Stage<'_>) -> Result<u32, Stop> {
+    match stage.look()?.listener {
+        None => Err(Stop::not_shown("the server's listener is not on this machine")),
+        Some(listener) if listener.room > MOST => Err(Stop::not_shown(format!(
+            "the backlog of the server is {}: this needs one of at most {}",
+            listener.backlog,
+            MOST - 1
+        ))),
+        Some(listener) => Ok(listener.room),
+    }
+}
+
+/// The first client is answered, and stays without a word.
+fn serve_slow_client(stage: &mut Stage<'_>, server_name: &str) -> Result<(), Stop> {
+    stage.connect()?;
+    stage.write(1, b"hello")?;
+    stage.expect(1, b"hello")?;
+    let serves = format!("{server_name}: accept(3) = 4, read(4) = 5, write(4, \"hello\", 5) = 5");
+    stage.show(&Lesson {
+        calls: &["client 1: connect(3, server), write(3, \"hello\", 5), read(3) = 5", &serves],
+        segments: &[to_server(1, "5 bytes"), to_client(1, "5 bytes")],
+        facts: &[
+            client(1).is(Established),
+            client(1).received(0),
+            client(1).sent(0),
+            server(1).is(Established),
+            server(1).accepted(),
+            server(1).received(0),
+            server(1).sent(0),
+        ],
+        why: "Client 1 is served. It says nothing more, and does not leave.",
+        source: "RFC 9293, 3.8",
+    })
+}
+
+fn fill_backlog(cx: &Context<'_>, stage: &mut Stage<'_>, room: u32) -> Result<(), Stop> {
+    let last = room as usize + 1;
+    let mut facts = vec![waiting(room), server(1).accepted()];
+    for number in 2..=last {
+        stage.connect()?;
+        facts.extend(waits(number));
+        if number == 2 && !cx.is_own() {
+            let (view, _) = stage.wait(&[server(2).accepted()], SOON)?;
+            if view.connections[1].server.as_ref().is_some_and(|end| !end.waits_to_be_accepted()) {
+                return Err(Stop::not_shown(
+                    "the server accepts everybody: nobody waits in its backlog, unless it serves one client at a time",
+                ));
+            }
+        }
+    }
+    let calls: Vec<String> = (2..=last)
+        .map(|number| format!("client {number}: connect({}, server) = 0", number + 2))
+        .collect();
+    stage.show(&Lesson {
+        calls: &calls.iter().map(String::as_str).collect::<Vec<_>>(),
+        segments: &[],
+        facts: &facts,
+        why: "The kernel has connected these clients; the server has not accepted them yet. They wait in \
+              the backlog, which is full now. They cannot tell: for them connect(2) has returned 0.",
+        source: "listen(2), tcp(7)",
+    })
+}
+
+/// The facts that a client is connected, and not accepted.
+fn waits(number: usize) -> [Fact; 3] {
+    [client(number).is(Established), server(number).is(Established), server(number).not_accepted()]
+}
+
+fn overflow_backlog(stage: &mut Stage<'_>, room: u32) -> Result<(), Stop> {
+    let late = stage.begin_to_connect()?;
+    let call = format!("client {late}: connect({}, server), which does not return", late + 2);
+    stage.show(&Lesson {
+        calls: &[&call],
+        segments: &[to_server(late, "SYN")],
+        facts: &[client(late).is(SynSent), server(late).is(Closed), waiting(room)],
+        why: "There is no room: the kernel of the server drops the SYN, and says nothing. The client is in \
+              SYN_SENT, and sends its SYN again, for the first time after a second. The SYN counts as one \
+              byte in its send queue.",
+        source: "RFC 9293, 3.8.1; tcp(7), tcp_abort_on_overflow",
+    })?;
+    stage.close(1);
+    let mut facts =
+        vec![client(1).is(TimeWait), server(1).is(Closed), server(2).accepted(), waiting(room)];
+    for number in 3..=late {
+        facts.extend(waits(number));
+    }
+    let retried = format!("client {late}: connect({}, server) = 0", late + 2);
+    stage.show(&Lesson {
+        calls: &["client 1: close(3)", "server: accept(3), which takes client 2", &retried],
+        segments: &[to_server(late, "SYN"), to_client(late, "SYN+ACK"), to_server(late, "ACK")],
+        facts: &facts,
+        why: "Client 1 leaves, and the server accepts the next one. This makes room: the next SYN of the \
+              last client is answered. Nobody was refused; all had to wait.",
+        source: "RFC 9293, 3.5; listen(2)",
+    })
+}
+
+/// `blocked`
+pub(super) fn blocked(cx: &Context<'_>) -> Result<(), Stop> {
+    let all = [Design::Iterative, Design::Threaded, Design::EventLoop];
+    let needs = cx.needs_raw()?;
+    match (cx.is_own(), cx.config.design) {
+        (true, None) => all.into_iter().try_for_each(|design| {
+            second_client(&mut cx.stage(&Needs { design, ..needs.clone() })?, Some(design))
+        }),
+        (true, design) => second_client(&mut cx.stage(&needs)?, design),
+        (false, _) => second_client(&mut cx.stage(&needs)?, None),
+    }
+}
+
+/// A second client comes while the first is silent. Of a server whose design is not known, what happens
+/// tells it.
+fn second_client(stage: &mut Stage<'_>, design: Option<Design>) -> Result<(), Stop> {
+    let who = design.map_or_else(|| "server".to_owned(), |design| format!("{design} server"));
+    serve_slow_client(stage, &who)?;
+    stage.connect()?;
+    stage.write(2, b"hello")?;
+    let blocked = match design {
+        Some(design) => design == Design::Iterative,
+        None => {
+            let (_, missing) = stage.wait(&[client(2).received(5)], SOON)?;
+            missing.is_some()
+        }
+    };
+    if !blocked {
+        let does = format!("{who}: accept(3), read(5) = 5, write(5, \"hello\", 5)");
+        return stage.show(&Lesson {
+            calls: &["client 2: connect(4, server), write(4, \"hello\", 5)", &does],
+            segments: &[to_server(2, "5 bytes"), to_client(2, "5 bytes")],
+            facts: &[
+                client(2).is(Established),
+                client(2).received(5),
+                client(2).sent(0),
+                server(2).is(Established),
+                server(2).accepted(),
+                server(2).received(0),
+                server(2).sent(0),
+                client(1).is(Established),
+            ],
+            why: "Client 2 is answered though client 1 is silent: a thread for each client waits in a read of \
+                  its own, an event loop waits for all of them at once.",
+            source: "accept(2), poll(2)",
+        });
+    }
+    let does = format!("{who}: read(4), which does not return: it waits for client 1");
+    stage.show(&Lesson {
+        calls: &["client 2: connect(4, server), write(4, \"hello\", 5)", &does],
+        segments: &[to_server(2, "5 bytes")],
+        facts: &[
+            client(2).is(Established),
+            client(2).received(0),
+            client(2).sent(0),
+            server(2).is(Established),
+            server(2).not_accepted(),
+            server(2).received(5),
+            waiting(1),
+        ],
+        why: "Client 2 is connected, and its bytes have arrived and are acknowledged. The server has not even \
+              accepted it: it serves one client at a time, and client 1 has not left.",
+        source: "listen(2), accept(2)",
+    })?;
+    stage.close(1);
+    let goes_on =
+        format!("{who}: read(4) = 0, close(4), accept(3) = 4, read(4) = 5, write(4, \"hello\", 5)");
+    stage.show(&Lesson {
+        calls: &["client 1: close(3)", &goes_on],
+        segments: &[to_client(2, "5 bytes")],
+        facts: &[
+            client(1).is(TimeWait),
+            server(1).is(Closed),
+            client(2).received(5),
+            server(2).accepted(),
+            server(2).received(0),
+            server(2).sent(0),
+            waiting(0),
+        ],
+        why: "Client 1 leaves, and client 2 is answered at last. One slow client had held up all others.",
+        source: "accept(2)",
+    })
+}
+
+/// `window`
+pub(super) fn window(cx: &Context<'_>) -> Result<(), Stop> {
+    let mut stage = cx.stage(&cx.needs_raw()?)?;
+    connect(&mut stage)?;
+    stage.fill(1, false)?;
+    stage.show(&Lesson {
+        calls: &["client: write(3, ...) until EAGAIN, and no read", "server: write(4, ...) does not go on, no read"],
+        segments: &[],
+        facts: &[
+            client(1).is(Established),
+            client(1).received_some(),
+            client(1).sent_some(),
+            client(1).zero_window(),
+            server(1).is(Established),
+            server(1).received_some(),
+            server(1).sent_some(),
+            server(1).zero_window(),
+        ],
+        why: "The client does not read, so its receive queue fills, and it offers a window of 0. The server's \
+              send queue fills; a server that bounds its memory stops to read. So its window is 0, too, and \
+              the client's send queue fills: back-pressure. Both kernels probe the windows from time to time.",
+        source: "RFC 9293, 3.8.6 and 3.8.6.1",
+    })?;
+    stage.read_all(1, false)?;
+    stage.show(&Lesson {
+        calls: &["client: read(3) until it has all that it wrote"],
+        segments: &[to_server(1, "window"), to_client(1, "bytes")],
+        facts: &[
+            client(1).is(Established),
+            client(1).received(0),
+            client(1).sent(0),
+            server(1).is(Established),
+            server(1).received(0),
+            server(1).sent(0),
+        ],
+        why: "Each read makes room, the window opens, and everything flows again. All queues are empty, and \
+              every byte came back: nothing was lost, it only had to wait.",
+        source: "RFC 9293, 3.8.6",
+    })
+}
