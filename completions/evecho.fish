@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_evecho_global_optspecs
-    string join \n p/port= bind= tcp-only udp-only backlog= reuse-port metrics= service= framing= max-frame= once max-connections= spare-files= per-source-connections= idle-timeout= drain-delay= drain-timeout= max-buffered= udp-rate= guard-ports= design= busy-poll= no-udp-offload log-format= v/verbose q/quiet h/help V/version
+    string join \n p/port= bind= tcp-only udp-only backlog= reuse-port metrics= service= framing= max-frame= once max-connections= spare-files= per-source-connections= idle-timeout= drain-delay= drain-timeout= max-buffered= udp-rate= guard-ports= loss= delay= jitter= duplicate= reorder= corrupt= seed= design= busy-poll= no-udp-offload log-format= v/verbose q/quiet h/help V/version
 end
 
 function __fish_evecho_needs_command
@@ -43,6 +43,13 @@ complete -c evecho -n "__fish_evecho_needs_command" -l drain-timeout -d 'Longest
 complete -c evecho -n "__fish_evecho_needs_command" -l max-buffered -d 'Most memory that all TCP conversations hold together; near this limit, reads get smaller' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l udp-rate -d 'Most datagrams per second that are answered to one remote IPv4 address or IPv6 /64; 0 is no limit' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l guard-ports -d 'Do not answer datagrams from these ports, nor from our own; or \'none\'' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l loss -d 'Lose this share of answers, like 30%; UDP only' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l delay -d 'Hold each answer back for this time; UDP, and TCP with the event loop' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l jitter -d 'Make the delay up to this much shorter or longer' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l duplicate -d 'Send this share of answers twice; UDP only' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l reorder -d 'Let this share of answers not wait for the delay, so that they overtake others; UDP only' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l corrupt -d 'Change one bit in this share of answers; UDP only' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l seed -d 'Let the same happen to the same answers again [default: drawn, and logged]' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l design -d 'How the server is built' -r -f -a "event-loop\t'One thread, one poll loop, nothing blocks'
 threaded\t'A thread for each connection, and one for UDP'
 iterative\t'One client at a time, the others wait until it leaves; and a thread for UDP'"

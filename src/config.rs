@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::address::{BindAddress, ParseError};
+use crate::impairments::Impairments;
 use crate::protocol::{Framing, Protocol};
 use crate::service_manager::ServiceManager;
 
@@ -43,6 +44,8 @@ pub struct Config {
     pub protocol: Protocol,
     /// Limits on what clients may do.
     pub limits: Limits,
+    /// What becomes of answers on purpose. Default: nothing.
+    pub impairments: Impairments,
     /// How many connections may wait to be accepted, as far as the system allows
     /// (net.core.somaxconn). Default: 4096.
     pub backlog: u32,
@@ -86,6 +89,7 @@ impl Default for Config {
             service: ServiceKind::default(),
             protocol: Protocol::default(),
             limits: Limits::default(),
+            impairments: Impairments::default(),
             backlog: 4096,
             reuse_port: false,
             hand_over: false,
@@ -344,11 +348,33 @@ impl Config {
                 self.design
             )));
         }
+        self.check_impairments()?;
         let bound = |address: &BindAddress| address.with_port(address.port().unwrap_or(self.port));
         for (index, address) in self.bind.iter().enumerate() {
             if self.bind[..index].iter().any(|other| bound(other) == bound(address)) {
                 return Err(ConfigError(format!("`bind` has {address} twice; name it once")));
             }
+        }
+        Ok(())
+    }
+
+    fn check_impairments(&self) -> Result<(), ConfigError> {
+        self.impairments.check()?;
+        if !self.transport.udp()
+            && let Some(field) = self.impairments.hidden_by_tcp().next()
+        {
+            return Err(ConfigError(format!(
+                "`{field}` is for datagrams: TCP sends again what is lost or damaged and puts all in order, so that its clients would only see a delay; serve UDP, or give a `delay`"
+            )));
+        }
+        if self.transport.tcp()
+            && self.design != Design::EventLoop
+            && !self.impairments.delay.is_zero()
+        {
+            return Err(ConfigError(format!(
+                "`delay` is for the event loop, or for UDP alone: the {} design has nobody who could hold back what a stream sent while it reads on",
+                self.design
+            )));
         }
         Ok(())
     }

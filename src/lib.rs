@@ -45,7 +45,9 @@ mod buffer;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod config;
+mod impairments;
 pub mod protocol;
+mod random;
 pub mod server;
 mod service_manager;
 mod socket;
@@ -79,6 +81,7 @@ pub mod fuzzing {
 
 pub use address::{BindAddress, ParseError};
 pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, Transport};
+pub use impairments::{Impairments, MAX_DELAY, Probability};
 pub use protocol::{Framing, Protocol, Service};
 pub use server::{Error, Handle, Server};
 pub use service_manager::ServiceManager;

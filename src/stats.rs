@@ -184,6 +184,19 @@ counters! {
     udp_errors,
     /// Times that answers had to wait for room in the send buffer of a UDP socket.
     udp_paused,
+    /// Answers that were not sent on purpose: [`Impairments::loss`](crate::Impairments::loss).
+    udp_lost,
+    /// Answers that were sent twice on purpose: [`Impairments::duplicate`](crate::Impairments::duplicate).
+    udp_duplicated,
+    /// Answers that did not wait for the delay, on purpose:
+    /// [`Impairments::reorder`](crate::Impairments::reorder).
+    udp_reordered,
+    /// Answers of which a bit was changed on purpose:
+    /// [`Impairments::corrupt`](crate::Impairments::corrupt).
+    udp_corrupted,
+    /// Answers dropped because as many as can be were held back already:
+    /// [`Impairments::delay`](crate::Impairments::delay).
+    udp_overflowed,
     /// Waits in which polling found events before the loop had to sleep:
     /// [`Config::busy_poll`](crate::Config::busy_poll).
     busy_poll_wins,

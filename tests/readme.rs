@@ -128,12 +128,17 @@ impl Newcomer {
         });
         let mut server = Server { process, port: String::new(), log };
         let next = |server: &Server| server.log.recv_timeout(DEADLINE).expect("it logs a line");
-        let first = next(&server);
-        let (_, addresses) = first.split_once("listening on ").unwrap_or_else(|| panic!("{first}"));
+        let mut lines = vec![];
+        let addresses = loop {
+            lines.push(next(&server));
+            if let Some((_, addresses)) = lines[lines.len() - 1].split_once("listening on ") {
+                break addresses.to_owned();
+            }
+        };
         let address = addresses.split([',', ' ']).next().unwrap();
         server.port = address.rsplit(':').next().unwrap().to_string();
         for (index, expected) in printed.iter().enumerate() {
-            let line = if index == 0 { first.clone() } else { next(&server) };
+            let line = lines.get(index).cloned().unwrap_or_else(|| next(&server));
             assert_eq!(shape(&line), shape(expected), "{command}");
         }
         self.server = Some(server);

@@ -9,8 +9,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use clap::error::ErrorKind;
 use evecho::{
-    AdoptError, BindAddress, Config, Design, Error, Framing, GuardPorts, ParseError, Server,
-    ServiceKind, ServiceManager, Transport,
+    AdoptError, BindAddress, Config, Design, Error, Framing, GuardPorts, ParseError, Probability,
+    Server, ServiceKind, ServiceManager, Transport,
 };
 use log::{LevelFilter, error, warn};
 
@@ -28,6 +28,8 @@ pub(crate) struct Args {
     conversation: ConversationArgs,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    impairments: ImpairmentArgs,
     #[command(flatten)]
     how: DesignArgs,
     #[command(flatten)]
@@ -139,6 +141,32 @@ struct LimitArgs {
     /// Do not answer datagrams from these ports, nor from our own; or 'none'
     #[arg(long, value_name = "PORTS", env = "EVECHO_GUARD_PORTS", default_value_t)]
     guard_ports: GuardPorts,
+}
+
+#[derive(clap::Args)]
+#[command(next_help_heading = "A bad path on purpose (as tc-netem(8))")]
+struct ImpairmentArgs {
+    /// Lose this share of answers, like 30%; UDP only
+    #[arg(long, value_name = "PERCENT", env = "EVECHO_LOSS", default_value_t)]
+    loss: Probability,
+    /// Hold each answer back for this time; UDP, and TCP with the event loop
+    #[arg(long, value_name = "TIME", env = "EVECHO_DELAY", default_value = "0", value_parser = units::duration)]
+    delay: Duration,
+    /// Make the delay up to this much shorter or longer
+    #[arg(long, value_name = "TIME", env = "EVECHO_JITTER", default_value = "0", value_parser = units::duration)]
+    jitter: Duration,
+    /// Send this share of answers twice; UDP only
+    #[arg(long, value_name = "PERCENT", env = "EVECHO_DUPLICATE", default_value_t)]
+    duplicate: Probability,
+    /// Let this share of answers not wait for the delay, so that they overtake others; UDP only
+    #[arg(long, value_name = "PERCENT", env = "EVECHO_REORDER", default_value_t)]
+    reorder: Probability,
+    /// Change one bit in this share of answers; UDP only
+    #[arg(long, value_name = "PERCENT", env = "EVECHO_CORRUPT", default_value_t)]
+    corrupt: Probability,
+    /// Let the same happen to the same answers again [default: drawn, and logged]
+    #[arg(long, value_name = "N", env = "EVECHO_SEED")]
+    seed: Option<u64>,
 }
 
 #[derive(clap::Args)]
@@ -319,7 +347,7 @@ impl LogArgs {
 }
 
 fn config(args: Args, environment: &Environment) -> Config {
-    let Args { sockets, conversation, limits, how, log: _ } = args;
+    let Args { sockets, conversation, limits, impairments, how, log: _ } = args;
     let mut config = Config::default();
     config.design = how.design.into();
     config.port = sockets.port;
@@ -358,6 +386,14 @@ fn config(args: Args, environment: &Environment) -> Config {
     config.limits.max_buffered = usize::try_from(limits.max_buffered).unwrap_or(usize::MAX);
     config.limits.udp_rate = NonZeroU32::new(limits.udp_rate);
     config.limits.guard_ports = limits.guard_ports;
+    let ImpairmentArgs { loss, delay, jitter, duplicate, reorder, corrupt, seed } = impairments;
+    config.impairments.loss = loss;
+    config.impairments.delay = delay;
+    config.impairments.jitter = jitter;
+    config.impairments.duplicate = duplicate;
+    config.impairments.reorder = reorder;
+    config.impairments.corrupt = corrupt;
+    config.impairments.seed = seed;
     config.busy_poll = how.busy_poll;
     config.udp_offload = !how.no_udp_offload;
     config.signals = true;

@@ -1,5 +1,6 @@
 //! The event loop: one thread, one poll, all sockets. It talks to everything and decides little.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -19,10 +20,13 @@ use super::clock::{Clock, Moment, round_up};
 use super::connection::{self, ConnectionId, Readiness};
 use super::connections::{self, Connections};
 use super::control::{self, Control, Drain, Step, poll};
+use super::delayed::{DelayedListener, Delays};
+use super::fate::Fates;
 use super::guard::Guard;
 use super::story::{self, WokenBy};
 use super::turns::Turns;
 use super::udp::{BoundSocket, Endpoint};
+use crate::config::Config;
 use crate::protocol::Service;
 use crate::stats::Stats;
 
@@ -30,6 +34,8 @@ use crate::stats::Stats;
 const EVENTS: usize = 1024;
 /// After this time, new events and datagrams are looked at before the connections go on.
 const PASS: Duration = Duration::from_millis(1);
+/// Streams have chance of their own, beside that of each UDP socket.
+const FATES_OF_STREAMS: usize = Token::SOCKETS;
 
 /// What an event is about. In mio's token, the upper half is a connection's generation, which is never
 /// 0, and the lower one its slot, the highest bit of which is set for a monitor's; the few others have
@@ -151,11 +157,13 @@ pub(super) struct Monitors {
 }
 
 /// Everything that the one thread owns.
-pub(super) struct EventLoop<V> {
+struct EventLoop<L: connections::Listener, V> {
     poll: Poll,
     events: Events,
     control: Control,
-    connections: Connections<Listener, V>,
+    connections: Connections<L, V>,
+    /// What the peers of delayed streams sent.
+    delays: Option<Rc<RefCell<Delays>>>,
     datagrams: Vec<Endpoint<BoundSocket, V>>,
     monitors: Option<Monitors>,
     /// The turn that is counted for them: when it began, and its events.
@@ -168,11 +176,34 @@ pub(super) struct EventLoop<V> {
     draining: bool,
 }
 
-impl<V: Service> EventLoop<V> {
-    /// `make` makes the service of each conversation.
-    pub(super) fn new(
+/// Runs the server. `make` makes the service of each conversation.
+pub(super) fn run<V: Service + 'static>(
+    server: Server,
+    mut make: impl FnMut() -> V + Clone + 'static,
+) -> io::Result<()> {
+    let clock = Clock::start();
+    let Config { impairments, limits, .. } = &server.config;
+    let Some(fates) = Fates::of(impairments, FATES_OF_STREAMS).filter(Fates::delays) else {
+        return EventLoop::new(server, clock, make, None, |listener| listener)?.run();
+    };
+    let delays = Delays::new(fates, move || clock.now(), limits.max_buffered);
+    let delays = Rc::new(RefCell::new(delays));
+    // This loop has other streams than the usual one, which pays nothing for it.
+    let make = move || Box::new(make()) as Box<dyn Service>;
+    let delayed = Some(Rc::clone(&delays));
+    EventLoop::new(server, clock, make, delayed, |listener| {
+        DelayedListener::new(listener, &delays)
+    })?
+    .run()
+}
+
+impl<L: connections::Listener, V: Service> EventLoop<L, V> {
+    fn new(
         server: Server,
+        clock: Clock,
         make: impl FnMut() -> V + Clone + 'static,
+        delays: Option<Rc<RefCell<Delays>>>,
+        listener_of: impl Fn(Listener) -> L,
     ) -> io::Result<Self> {
         let Server { config, sockets, poll, control, stats, .. } = server;
         let guard = super::guard_of(&config, &sockets);
@@ -180,7 +211,7 @@ impl<V: Service> EventLoop<V> {
         let mut listeners = Vec::new();
         for (index, listener) in sockets.listeners.into_iter().enumerate() {
             let own = Token::Listener(index);
-            listeners.push(Listener::new(listener, &poll, own, Token::Connection)?);
+            listeners.push(listener_of(Listener::new(listener, &poll, own, Token::Connection)?));
         }
         let mut datagrams = Vec::new();
         for (index, socket) in sockets.datagrams.into_iter().enumerate() {
@@ -189,7 +220,8 @@ impl<V: Service> EventLoop<V> {
             let token = Token::Datagrams(index).into();
             poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, both)?;
             let (make, stats) = (make.clone(), Arc::clone(&stats));
-            datagrams.push(Endpoint::bound(socket, make, config.udp_offload, stats));
+            let endpoint = Endpoint::bound(socket, make, config.udp_offload, stats);
+            datagrams.push(endpoint.impair(Fates::of(&config.impairments, index)));
         }
         #[cfg(feature = "daemon")]
         let monitors = match server.monitor {
@@ -207,12 +239,13 @@ impl<V: Service> EventLoop<V> {
             events: Events::with_capacity(EVENTS),
             control,
             connections: Connections::new(listeners, rules, make, Arc::clone(&stats)),
+            delays,
             datagrams,
             monitors,
             turn: None,
             guard,
             busy_poll: BusyPoll::new(config.busy_poll),
-            clock: Clock::start(),
+            clock,
             stats,
             hand_over: config.hand_over,
             draining: false,
@@ -220,7 +253,7 @@ impl<V: Service> EventLoop<V> {
     }
 
     /// Serves until it is told to stop and everyone has left.
-    pub(super) fn run(mut self) -> io::Result<()> {
+    fn run(mut self) -> io::Result<()> {
         self.control.begin(self.clock.now());
         loop {
             let woken_by = self.wait()?;
@@ -229,6 +262,7 @@ impl<V: Service> EventLoop<V> {
             let now = self.clock.now();
             self.end_turn(now);
             self.turn = self.monitors.is_some().then_some((now, events));
+            self.wake_delayed(now);
             let mut step = self.control.step(now);
             if let Step::Drain(drain) = step {
                 self.drain(drain, now);
@@ -282,7 +316,8 @@ impl<V: Service> EventLoop<V> {
         }
         let deadlines = self.datagrams.iter().filter_map(Endpoint::deadline);
         let monitors = self.monitors.as_ref().and_then(|monitors| monitors.connections.deadline());
-        let others = [self.connections.deadline(), self.control.deadline(), monitors];
+        let delays = self.delays.as_ref().and_then(|delays| delays.borrow().deadline());
+        let others = [self.connections.deadline(), self.control.deadline(), monitors, delays];
         let deadline = deadlines.chain(others.into_iter().flatten()).min();
         let timeout = deadline.map(|deadline| round_up(deadline - self.clock.now()));
         story::sleeps(timeout);
@@ -354,6 +389,16 @@ impl<V: Service> EventLoop<V> {
             && (connections.can_act() || connections.deadline().is_some_and(|at| now >= at))
         {
             connections.turn(now, || true);
+        }
+    }
+
+    /// Streams whose peers' bytes have been held back until now are readable.
+    fn wake_delayed(&mut self, now: Moment) {
+        let Some(delays) = &self.delays else { return };
+        let next = || delays.borrow_mut().pop(now);
+        for id in std::iter::from_fn(next) {
+            let readiness = Readiness { readable: true, writable: false, closed: true };
+            self.connections.hint(id, readiness);
         }
     }
 

@@ -7,7 +7,9 @@ mod clock;
 mod connection;
 mod connections;
 mod control;
+mod delayed;
 mod event_loop;
+mod fate;
 mod guard;
 mod incidents;
 mod iterative;
@@ -31,6 +33,7 @@ mod udp;
 pub use control::Handle;
 
 use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 #[cfg(feature = "daemon")]
@@ -43,9 +46,9 @@ use mio::Poll;
 
 use self::admission::Rules;
 use self::control::Control;
-use self::event_loop::EventLoop;
 use self::guard::Guard;
 use crate::config::{Config, ConfigError, Design, ServiceKind, Transport};
+use crate::impairments::Impairments;
 use crate::protocol::{Echo, Service, Upper};
 use crate::socket::{self, AdoptError, BindError, Sockets};
 use crate::stats::Stats;
@@ -129,6 +132,8 @@ impl Server {
                 (true, false) => Transport::Udp,
                 (true, true) => return Err(ConfigError::new("no socket was inherited").into()),
             };
+            // Some of what is to be served was not known before.
+            config.check()?;
             Ok(sockets)
         })
     }
@@ -138,6 +143,8 @@ impl Server {
         sockets: impl FnOnce(&mut Config) -> Result<Sockets, Error>,
     ) -> Result<Server, Error> {
         config.check()?;
+        let Impairments { seed, .. } = &mut config.impairments;
+        seed.get_or_insert_with(|| RandomState::new().build_hasher().finish());
         let stats = Arc::new(Stats::default());
         let poll = Poll::new().map_err(Error::Poll)?;
         let control = Control::new(&poll, &config, Arc::clone(&stats)).map_err(Error::Poll)?;
@@ -227,7 +234,7 @@ impl Server {
         self.announce();
         let stats = Arc::clone(&self.stats);
         match self.config.design {
-            Design::EventLoop => EventLoop::new(self, make).and_then(EventLoop::run),
+            Design::EventLoop => event_loop::run(self, make),
             Design::Threaded => threaded::run(self, make),
             Design::Iterative => iterative::run(self, make),
         }
@@ -239,6 +246,7 @@ impl Server {
 
     /// The first line of the log, and the status: what is bound, and who can reach it.
     fn announce(&mut self) {
+        self.announce_impairments();
         let transports = match self.config.transport {
             Transport::Both => "TCP and UDP",
             Transport::Tcp => "TCP",
@@ -297,6 +305,24 @@ impl Server {
                 );
             }
         }
+    }
+
+    /// Before all else: nobody is to take this server for a good one.
+    fn announce_impairments(&self) {
+        let impairments = &self.config.impairments;
+        let (false, Some(seed)) = (impairments.is_none(), impairments.seed) else { return };
+        let hidden = self.config.transport.tcp() && impairments.hidden_by_tcp().next().is_some();
+        let tcp = match (hidden, impairments.delay.is_zero()) {
+            (false, _) => "",
+            (true, true) => "; TCP is served as usual, since it would hide this",
+            (true, false) => "; over TCP only the delay, since TCP would hide the rest",
+        };
+        warn!(
+            event = "impaired",
+            impairments:% = impairments,
+            seed = seed;
+            "this server impairs its answers on purpose: {impairments} (seed {seed}){tcp}"
+        );
     }
 }
 

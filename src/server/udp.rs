@@ -9,6 +9,8 @@
 //! Pure but for its [`Socket`]: `now` is an argument.
 
 mod fairness;
+mod held;
+mod impaired;
 mod neighbours;
 mod route;
 mod rtnetlink;
@@ -35,8 +37,11 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 
 use self::fairness::Fairness;
+use self::held::Answer;
+use self::impaired::Impaired;
 use self::send_queue::{Call, Joining, MAX_SEGMENTS, Piece, Place, SendQueue};
 use super::clock::{Episode, Moment};
+use super::fate::Fates;
 use super::guard::{Arrival, Guard, Refusal};
 use super::peer::Peer;
 use super::story;
@@ -124,6 +129,8 @@ pub(super) struct Endpoint<S, V> {
     used: usize,
     /// Those that have not left yet.
     queue: SendQueue,
+    /// What becomes of answers on purpose.
+    impaired: Option<Impaired>,
     fairness: Fairness,
     /// Whether they wait for a moment, so that everyone has a turn.
     holding: bool,
@@ -208,6 +215,7 @@ impl<V: Service> Endpoint<BoundSocket, V> {
         self.socket.poll_fd(match (self.outlet, self.resume_at) {
             (Outlet::Full { .. }, _) => PollFlags::POLLOUT,
             (_, Some(_)) => PollFlags::empty(),
+            _ if self.closed => PollFlags::empty(),
             (_, None) => PollFlags::POLLIN,
         })
     }
@@ -234,6 +242,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             scratch: Scratch::default(),
             used: 0,
             queue: SendQueue::new(),
+            impaired: None,
             fairness: Fairness::default(),
             holding: false,
             failures: 0,
@@ -242,6 +251,12 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             warnings: Warnings::default(),
             tally: Tally::default(),
         }
+    }
+
+    /// Impairs its answers, where there is something to decide.
+    pub(super) fn impair(mut self, fates: Option<Fates>) -> Self {
+        self.impaired = fates.map(Impaired::new);
+        self
     }
 
     /// An event of the socket.
@@ -264,7 +279,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     pub(super) fn deadline(&self) -> Option<Moment> {
         match self.outlet {
             Outlet::Full { until } => Some(until),
-            _ => self.resume_at,
+            _ => [self.resume_at, self.next_held()].into_iter().flatten().min(),
         }
     }
 
@@ -296,7 +311,12 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
 
     /// Whether it is closed, and nothing waits to be sent.
     pub(super) fn is_done(&self) -> bool {
-        self.closed && self.queue.is_empty()
+        self.closed && self.queue.is_empty() && self.next_held().is_none()
+    }
+
+    /// When the next answer leaves of those that are held back on purpose.
+    pub(super) fn next_held(&self) -> Option<Moment> {
+        self.impaired.as_ref().and_then(Impaired::next_at)
     }
 
     /// Receives a batch, or what has come since to the one that is held, and answers it.
@@ -307,7 +327,10 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         } else {
             self.clear_batch();
         }
-        if self.may_receive() {
+        self.release(now);
+        // What was received before goes first.
+        let is_late = self.next_held().is_some_and(|at| at <= now);
+        if self.may_receive() && !is_late {
             self.receive(guard, now);
         }
         // While there is more to receive, nobody waits for nothing.
@@ -323,6 +346,22 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.used = 0;
         self.written.clear();
         self.written.shrink_to(ROOM);
+    }
+
+    /// Lets those go that were held back on purpose until now, as many as a turn may answer.
+    fn release(&mut self, now: Moment) {
+        let Some(impaired) = &mut self.impaired else { return };
+        for _ in 0..MAX_TURN {
+            if self.written.len() >= ROOM {
+                return;
+            }
+            let Some(Answer { route, bytes }) = impaired.pop(now) else { return };
+            let start = self.written.len();
+            self.written.extend_from_slice(&bytes);
+            let bytes = start..self.written.len();
+            let joining = Joining::of(&bytes, false, Peer::from(route.peer));
+            self.queue.push(Piece { place: Place::Written, bytes }, route, joining);
+        }
     }
 
     #[cfg(any(test, fuzzing))]
@@ -496,21 +535,23 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             }
             // What was sent to us counts for one of the answers.
             guard.admit_answer(peer, std::mem::take(&mut question), reply.len(), now)?;
-            let (place, bytes) = if std::ptr::eq(reply, input) {
-                (Place::Room, bytes.clone())
-            } else {
-                let start = self.written.len();
-                self.written.extend_from_slice(reply);
-                (Place::Written, start..self.written.len())
+            let mut leave = |answer: &[u8]| {
+                let (place, bytes) = if std::ptr::eq(answer, input) {
+                    (Place::Room, bytes.clone())
+                } else {
+                    let start = self.written.len();
+                    self.written.extend_from_slice(answer);
+                    (Place::Written, start..self.written.len())
+                };
+                let joining = Joining::of(&bytes, came_joined, peer);
+                self.queue.push(Piece { place, bytes }, route, joining);
             };
-            let joining = if came_joined {
-                Joining::AsItCame
-            } else if bytes.len() <= MAX_JOINED_SEGMENT || peer.is_loopback() {
-                Joining::Unasked
-            } else {
-                Joining::Never
+            let Some(impaired) = &mut self.impaired else {
+                leave(reply);
+                continue;
             };
-            self.queue.push(Piece { place, bytes }, route, joining);
+            let admit = || guard.admit_answer(peer, 0, reply.len(), now).is_ok();
+            impaired.pass(reply, route, now, &self.stats, admit, leave);
         }
         Ok(())
     }

@@ -36,6 +36,7 @@ use super::Server;
 use super::admission::Rules;
 use super::clock::{Clock, Moment, round_up};
 use super::control::{self, Control, Handle, Step, Stop};
+use super::fate::Fates;
 use super::guard::Guard;
 use super::story::{self, Awaited};
 use super::udp::{BoundSocket, Endpoint};
@@ -67,12 +68,13 @@ pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
                 let backlog = Backlog::new(sockets.listeners, config.hand_over, stop, clients)?;
                 spawn(scope, "accept", report.clone(), move || serve(backlog, make))?;
             }
-            for socket in sockets.datagrams {
+            for (index, socket) in sockets.datagrams.into_iter().enumerate() {
                 socket.set_nonblocking(true)?;
                 let (stop, stats) = (until_stop.try_clone()?, Arc::clone(&stats));
-                let make = make.clone();
+                let (make, fates) = (make.clone(), Fates::of(&config.impairments, index));
                 spawn(scope, "udp", report.clone(), move || {
-                    let datagrams = Endpoint::bound(socket, make, config.udp_offload, stats);
+                    let datagrams =
+                        Endpoint::bound(socket, make, config.udp_offload, stats).impair(fates);
                     answer(datagrams, config.hand_over, &stop, guard, clients)
                 })?;
             }

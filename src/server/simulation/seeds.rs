@@ -1,4 +1,4 @@
-//! Histories from seeds: `EVECHO_SEED=n` plays one again, `EVECHO_SEEDS=n` plays so many.
+//! Histories from seeds: `SIMULATION_SEED=n` plays one again, `SIMULATION_SEEDS=n` plays so many.
 
 use std::env;
 
@@ -21,10 +21,10 @@ fn datagrams_keep_the_promises_in_every_order_of_events() {
 
 fn play_all(play: fn(Random)) {
     let number = |name| env::var(name).ok().map(|text| text.parse().expect("a number"));
-    if let Some(seed) = number("EVECHO_SEED") {
+    if let Some(seed) = number("SIMULATION_SEED") {
         return play(Random::new(seed));
     }
-    for seed in 0..number("EVECHO_SEEDS").unwrap_or(SEEDS) {
+    for seed in 0..number("SIMULATION_SEEDS").unwrap_or(SEEDS) {
         let _named = NamedOnPanic(seed);
         play(Random::new(seed));
     }
@@ -56,7 +56,7 @@ impl Drop for NamedOnPanic {
     #[expect(clippy::print_stderr, reason = "a panic message cannot be amended")]
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("this was seed {0}: EVECHO_SEED={0} plays it again", self.0);
+            eprintln!("this was seed {0}: SIMULATION_SEED={0} plays it again", self.0);
         }
     }
 }

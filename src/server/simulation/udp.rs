@@ -14,8 +14,10 @@ use super::random::Random;
 use super::udp_kernel::{
     Incoming, Path, PeerModel, Settings, SimulatedSocket, Tally, UdpWorld, answers,
 };
+use crate::impairments::{Impairments, Probability};
 use crate::protocol::{Context, Flow, Message, Replies, Service};
 use crate::server::clock::Moment;
+use crate::server::fate::Fates;
 use crate::server::guard::{Arrival, Guard};
 use crate::server::udp::{
     BATCH, Endpoint, Local, MAX_FAILURES, MAX_RECEIVE, MAX_TURN, RETRY, ROOM,
@@ -81,10 +83,12 @@ impl UdpBench {
         let peers = (0..count).map(|index| peer(&mut random, index, hosts)).collect();
         let guard = || Guard::new(GUARDED.to_vec(), rate);
         let offload = settings.offload;
-        let world = Rc::new(RefCell::new(UdpWorld::new(random, settings, peers, guard())));
+        let fates = Fates::of(&impairments(&mut random), 0);
+        let world = UdpWorld::new(random, settings, peers, guard(), fates.clone());
+        let world = Rc::new(RefCell::new(world));
         let stats = Arc::new(Stats::default());
         let socket = SimulatedSocket(Rc::clone(&world));
-        let endpoint = Endpoint::new(socket, || Table, offload, Arc::clone(&stats));
+        let endpoint = Endpoint::new(socket, || Table, offload, Arc::clone(&stats)).impair(fates);
         UdpBench { world, endpoint, guard: guard(), stats, closed_after: None }
     }
 
@@ -154,7 +158,9 @@ impl UdpBench {
         };
         self.endpoint.turn(&mut self.guard, now);
         if self.endpoint.has_sent_all() {
-            self.world.borrow_mut().note_sent_all();
+            let mut world = self.world.borrow_mut();
+            world.release_in_turn();
+            world.note_sent_all();
         }
         self.world.borrow_mut().pass(Duration::from_micros(1));
         let world = self.world.borrow();
@@ -182,6 +188,11 @@ impl UdpBench {
             ("udp_rate_limited", stats.udp_rate_limited, tally.limited),
             ("udp_too_long", stats.udp_too_long, tally.too_long),
             ("udp_dropped", stats.udp_dropped, tally.dropped),
+            ("udp_lost", stats.udp_lost, tally.lost),
+            ("udp_duplicated", stats.udp_duplicated, tally.duplicated),
+            ("udp_reordered", stats.udp_reordered, tally.reordered),
+            ("udp_corrupted", stats.udp_corrupted, tally.corrupted),
+            ("udp_overflowed", stats.udp_overflowed, 0),
             ("udp_errors", stats.udp_errors, tally.errors),
         ] {
             assert_eq!(counter, happened, "{name}");
@@ -211,6 +222,10 @@ impl UdpBench {
         assert!(all_received || woken, "asleep with datagrams to receive");
         let owed = world.peers.iter().any(|peer| !peer.owed.is_empty());
         assert!(!owed || woken, "asleep with answers to send");
+        // Those that wait for room come before those that are held back.
+        let (held, deadline) = (world.next_held(), self.endpoint.deadline());
+        let wakes_by = |at| owed || deadline.is_some_and(|deadline| deadline <= at);
+        assert!(held.is_none_or(wakes_by), "asleep when an answer is to leave");
     }
 
     /// Lets all go well, until nothing is left to do: whoever is owed an answer has it, or it was
@@ -232,12 +247,31 @@ impl UdpBench {
                 }
                 assert_eq!(self.endpoint.is_done(), self.closed_after.is_some());
                 assert!(world.peers.iter().all(|peer| peer.owed.is_empty()));
+                assert_eq!(world.next_held(), None);
                 return;
             };
             world.pass((next - now).max(Duration::from_nanos(1)));
         }
         panic!("it does not settle: {:?}", self.stats.snapshot());
     }
+}
+
+/// Mostly none.
+fn impairments(random: &mut Random) -> Impairments {
+    let mut impairments = Impairments::default();
+    if random.one_in(3) {
+        let mut often = || -> Probability {
+            random.pick(&["0%", "0%", "10%", "50%", "100%"]).parse().expect("a percentage")
+        };
+        impairments.loss = often();
+        impairments.duplicate = often();
+        impairments.corrupt = often();
+        impairments.reorder = often();
+        impairments.delay = Duration::from_micros(random.pick(&[0, 1, 500, 100_000]));
+        impairments.jitter = impairments.delay / random.pick(&[1, 3, 1_000_000]);
+        impairments.seed = Some(random.below(1 << 30) as u64);
+    }
+    impairments
 }
 
 /// Somebody who asks.

@@ -1,7 +1,7 @@
 //! The network and the UDP socket of the simulation: what the server calls, and what that returns.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -12,11 +12,12 @@ use nix::errno::Errno;
 use super::random::Random;
 use crate::protocol::MAX_DATAGRAM;
 use crate::server::clock::Moment;
+use crate::server::fate::Fates;
 use crate::server::guard::{Arrival, Guard};
 use crate::server::peer::Peer;
 use crate::server::udp::{
-    Local, MAX_JOINED_SEGMENT, MAX_RECEIVE, MAX_WAIT, Neighbours, Received, Route, Socket,
-    Unjoinable,
+    Local, MAX_JOINED_SEGMENT, MAX_RECEIVE, MAX_TURN, MAX_WAIT, Neighbours, ROOM, Received, Route,
+    Socket, Unjoinable,
 };
 
 /// What a history is about.
@@ -85,6 +86,10 @@ pub(super) struct Tally {
     pub(super) limited: u64,
     pub(super) too_long: u64,
     pub(super) dropped: u64,
+    pub(super) lost: u64,
+    pub(super) duplicated: u64,
+    pub(super) reordered: u64,
+    pub(super) corrupted: u64,
     pub(super) errors: u64,
     pub(super) receives_in_turn: usize,
     pub(super) sends_in_turn: usize,
@@ -129,6 +134,13 @@ pub(super) struct UdpWorld {
     pub(super) calm: bool,
     /// Decides the same as the server's.
     pub(super) oracle: Guard,
+    /// Decides the same as the server's.
+    fates: Option<Fates>,
+    /// Answers that the server holds back on purpose, in the order in which they leave.
+    held: BTreeMap<(Moment, usize), (usize, Owed)>,
+    held_before: usize,
+    /// They were let go in this turn.
+    released: bool,
     pub(super) tally: Tally,
     pub(super) violations: Vec<String>,
 }
@@ -154,6 +166,7 @@ impl UdpWorld {
         settings: Settings,
         peers: Vec<PeerModel>,
         oracle: Guard,
+        fates: Option<Fates>,
     ) -> Self {
         UdpWorld {
             random,
@@ -175,6 +188,10 @@ impl UdpWorld {
             refused: Vec::new(),
             calm: false,
             oracle,
+            fates,
+            held: BTreeMap::new(),
+            held_before: 0,
+            released: false,
             tally: Tally::default(),
             violations: Vec::new(),
         }
@@ -239,6 +256,45 @@ impl UdpWorld {
         }
     }
 
+    /// What was held back is owed now, as far as the server may let it go in a turn.
+    pub(super) fn release_in_turn(&mut self) {
+        let (mut count, mut bytes) = (0, 0);
+        while !self.released
+            && count < MAX_TURN
+            && bytes < ROOM
+            && let Some(next) = self.held.first_entry()
+            && next.key().0 <= self.now
+        {
+            let (peer, owed) = next.remove();
+            (count, bytes) = (count + 1, bytes + owed.bytes.len());
+            self.peers[peer].owed.push_back(owed);
+        }
+        self.released = true;
+    }
+
+    /// When the server may send next of what it holds back.
+    pub(super) fn next_held(&self) -> Option<Moment> {
+        self.held.keys().next().map(|&(at, _)| at)
+    }
+
+    /// Where the server sends what is not owed yet, it has let go what it held back. It does that when it
+    /// has nothing else left, or while it holds a batch.
+    fn note_released(&mut self, index: usize, datagrams: &[&[u8]], route: &Route) {
+        let is_owed = |bytes: &&[u8]| {
+            let mut owed = self.peers[index].owed.iter();
+            owed.any(|owed| owed.bytes == *bytes && owed.route == *route)
+        };
+        if self.held.is_empty() || datagrams.iter().all(is_owed) {
+            return;
+        }
+        if !datagrams.first().is_some_and(is_owed) {
+            self.note_sent_all();
+        }
+        // Where it looked like an earlier one, that was not noticed.
+        self.released = false;
+        self.release_in_turn();
+    }
+
     /// What was owed before this was dropped.
     fn skip_to(&mut self, index: usize, bytes: &[u8], route: &Route) {
         if !self.may_be_kept_from(route.peer.ip()) {
@@ -270,6 +326,7 @@ impl UdpWorld {
     pub(super) fn begin_turn(&mut self, holding: bool) {
         self.tally.receives_in_turn = 0;
         self.tally.sends_in_turn = 0;
+        self.released = false;
         self.holding = holding;
     }
 
@@ -278,6 +335,7 @@ impl UdpWorld {
         if !std::mem::replace(&mut self.holding, true) {
             self.note_sent_all();
         }
+        self.release_in_turn();
         if room.len() < MAX_RECEIVE {
             self.violation("room for less than a datagram may have");
         }
@@ -350,7 +408,34 @@ impl UdpWorld {
                     break;
                 }
                 paid = 0;
-                self.peers[incoming.peer].owed.push_back(Owed { bytes, route, came_joined });
+                self.owe(incoming.peer, Owed { bytes, route, came_joined });
+            }
+        }
+    }
+
+    /// A peer is owed an answer, as far as it is not impaired on purpose.
+    fn owe(&mut self, index: usize, owed: Owed) {
+        let Some(fates) = &mut self.fates else {
+            self.peers[index].owed.push_back(owed);
+            return;
+        };
+        let mut fate = fates.next();
+        let peer = Peer::from(owed.route.peer);
+        fate.duplicated = fate.duplicated
+            && self.oracle.admit_answer(peer, 0, owed.bytes.len(), self.now).is_ok();
+        self.tally.lost += u64::from(fate.lost);
+        self.tally.duplicated += u64::from(fate.duplicated);
+        for passage in fate.copies() {
+            self.tally.reordered += u64::from(passage.reordered);
+            self.tally.corrupted += u64::from(passage.corrupt.is_some());
+            let mut owed = owed.clone();
+            passage.spoil(&mut owed.bytes);
+            if passage.delay.is_zero() {
+                self.peers[index].owed.push_back(owed);
+            } else {
+                owed.came_joined = false;
+                self.held_before += 1;
+                self.held.insert((self.now + passage.delay, self.held_before), (index, owed));
             }
         }
     }
@@ -361,9 +446,13 @@ impl UdpWorld {
             self.violation(format!("an answer to {}, who is nobody", route.peer));
             return Ok(());
         };
-        let first = segment.map_or(bytes.len(), |size| usize::from(size).min(bytes.len()));
-        self.skip_to(index, &bytes[..first], route);
-        let count = self.check_call(index, bytes, segment, route);
+        let datagrams: Vec<&[u8]> = match segment {
+            None => vec![bytes],
+            Some(size) => bytes.chunks(usize::from(size).max(1)).collect(),
+        };
+        self.note_released(index, &datagrams, route);
+        self.skip_to(index, datagrams.first().unwrap_or(&bytes), route);
+        let count = self.check_call(index, &datagrams, segment, route);
         if self.trouble() {
             return Err(Errno::EINTR);
         }
@@ -407,14 +496,10 @@ impl UdpWorld {
     fn check_call(
         &mut self,
         index: usize,
-        bytes: &[u8],
+        datagrams: &[&[u8]],
         segment: Option<u16>,
         route: &Route,
     ) -> usize {
-        let datagrams: Vec<&[u8]> = match segment {
-            None => vec![bytes],
-            Some(size) => bytes.chunks(usize::from(size).max(1)).collect(),
-        };
         let owed = &self.peers[index].owed;
         let mut wrong = Vec::new();
         for (place, datagram) in datagrams.iter().enumerate() {
@@ -426,8 +511,9 @@ impl UdpWorld {
         }
         let count = datagrams.len();
         if segment.is_some() {
-            if !(2..=64).contains(&count) || bytes.len() > MAX_DATAGRAM || !self.settings.offload {
-                wrong.push(format!("a run of {count}, {} bytes", bytes.len()));
+            let length: usize = datagrams.iter().map(|datagram| datagram.len()).sum();
+            if !(2..=64).contains(&count) || length > MAX_DATAGRAM || !self.settings.offload {
+                wrong.push(format!("a run of {count}, {length} bytes"));
             }
         } else if let (Some(one), Some(other)) = (owed.front(), owed.get(1))
             && self.settings.offload

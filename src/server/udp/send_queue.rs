@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
+use super::MAX_JOINED_SEGMENT;
 use super::route::Route;
 
 use crate::protocol::MAX_DATAGRAM;
+use crate::server::peer::Peer;
 
 /// The most segments that every kernel with UDP_SEGMENT takes in a call.
 pub(super) const MAX_SEGMENTS: usize = 64;
@@ -35,6 +37,19 @@ pub(super) enum Joining {
     Unasked,
     /// With those that came joined, too: their route carries such segments.
     AsItCame,
+}
+
+impl Joining {
+    /// Of a reply of these bytes to `peer`.
+    pub(super) fn of(bytes: &Range<usize>, came_joined: bool, peer: Peer) -> Self {
+        if came_joined {
+            Joining::AsItCame
+        } else if bytes.len() <= MAX_JOINED_SEGMENT || peer.is_loopback() {
+            Joining::Unasked
+        } else {
+            Joining::Never
+        }
+    }
 }
 
 /// Replies that may leave in one call: to one peer, of `segment` bytes each, the last of no more.
