@@ -326,7 +326,7 @@ fn events_of_datagrams_have_their_fields() {
         .inspect(|line| assert!(line["peer"].as_str().unwrap().parse::<SocketAddr>().is_ok()))
         .map(|line| line["reason"].as_str().unwrap())
         .collect();
-    assert_eq!(reasons, ["guarded_port", "answer"]);
+    assert_eq!(reasons, ["guarded_port", "answer", "too_long"]);
     let long = event(&lines, "answer_too_long");
     assert_eq!((&long["level"], &long["bytes"]), (&"warn".into(), &120_000.into()));
     assert_eq!(long["longest"], 65_507);

@@ -442,7 +442,7 @@ fn clients_and_monitors_take_no_descriptors_from_each_other() {
 fn who_is_told_to_stop_is_alive_and_not_ready() {
     let flags = ["--drain-delay", "1h", "--drain-timeout", "1h"];
     let mut delayed = Monitored::start(&flags);
-    assert_eq!(delayed.get("/readyz").0, 200);
+    assert_eq!((delayed.get("/readyz").0, delayed.value("evecho_ready")), (200, 1.0));
     delayed.server.signal(Signal::SIGTERM);
     delayed.server.wait_for("told to stop");
     let (status, _, reason) = delayed.get("/readyz");
@@ -450,7 +450,7 @@ fn who_is_told_to_stop_is_alive_and_not_ready() {
         (status, &*reason),
         (503, "told to stop: clients are served until the drain begins\n")
     );
-    assert_eq!(delayed.get("/livez").0, 200);
+    assert_eq!((delayed.get("/livez").0, delayed.value("evecho_ready")), (200, 0.0));
     assert_echo(&delayed.server.connect());
     delayed.server.signal(Signal::SIGTERM);
     assert_eq!(delayed.server.wait().code(), Some(0));

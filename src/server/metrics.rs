@@ -70,6 +70,7 @@ impl Family {
 #[derive(Debug)]
 pub(super) struct Metrics {
     snapshot: Snapshot,
+    ready: bool,
     turn_seconds: Distribution,
     turn_events: Distribution,
     process: Process,
@@ -77,9 +78,15 @@ pub(super) struct Metrics {
 
 impl Metrics {
     /// As it is now, of a process that started then.
-    pub(super) fn now(snapshot: Snapshot, turns: &Turns, process_start: SystemTime) -> Self {
+    pub(super) fn now(
+        snapshot: Snapshot,
+        ready: bool,
+        turns: &Turns,
+        process_start: SystemTime,
+    ) -> Self {
         Metrics {
             snapshot,
+            ready,
             turn_seconds: turns.seconds(),
             turn_events: turns.events(),
             process: Process::now(process_start),
@@ -128,6 +135,11 @@ impl Metrics {
                 "evecho_accept_paused",
                 "Whether new TCP clients wait because there is no room for them: 1 or 0.",
                 accept_paused.into(),
+            ),
+            (
+                "evecho_ready",
+                "Whether new clients are welcome, as /readyz tells: 1 or 0.",
+                self.ready.into(),
             ),
             ("process_open_fds", "Descriptors that the process has open.", self.process.open_files),
             ("process_max_fds", "Descriptors that the process may have.", self.process.max_files),
@@ -268,7 +280,7 @@ mod tests {
     use crate::stats::Stats;
 
     fn text_of(stats: &Stats, turns: &Turns) -> String {
-        Metrics::now(stats.snapshot(), turns, UNIX_EPOCH).text()
+        Metrics::now(stats.snapshot(), true, turns, UNIX_EPOCH).text()
     }
 
     #[test]
@@ -285,6 +297,7 @@ mod tests {
             "evecho_connections_closed_total{reason=\"reset\"} 0",
             "evecho_udp_not_answered_total{reason=\"rate\"} 2",
             "evecho_connections_open 4",
+            "evecho_ready 1",
             "# TYPE evecho_accepted counter",
             "# HELP evecho_accepted TCP connections taken from the backlog and served.",
         ] {

@@ -52,7 +52,8 @@ impl Site for View {
     fn page(&self, path: &str) -> Option<Page> {
         Some(match path {
             "/metrics" => {
-                let metrics = Metrics::now(self.handle.stats(), &self.turns, self.process_start);
+                let (stats, ready) = (self.handle.stats(), self.handle.is_ready());
+                let metrics = Metrics::now(stats, ready, &self.turns, self.process_start);
                 Page { status: OK, content_type: metrics::CONTENT_TYPE, body: metrics.text() }
             }
             "/livez" => Page::sentence(OK, "ok"),

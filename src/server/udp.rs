@@ -531,6 +531,12 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             if reply.len() > longest {
                 self.stats.udp_too_long.increment();
                 self.warnings.answer_too_long(peer, reply.len(), longest);
+                debug!(
+                    event = "not_answered",
+                    peer:%,
+                    reason = "too_long";
+                    "{peer} is not answered: the answer is longer than a datagram can be"
+                );
                 continue;
             }
             // What was sent to us counts for one of the answers.
@@ -679,7 +685,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         debug!(
             event = "not_answered",
             peer:%,
-            reason = "not_taken";
+            reason = "dropped";
             "{peer} is not answered: the network does not take the answer"
         );
         self.queue.advance(call);
