@@ -483,3 +483,37 @@ fn a_link_local_address_answers_from_its_link() {
         assert_eq!((server.counter("udp_answered"), server.counter("udp_errors")), (1, 0));
     }
 }
+
+#[test]
+fn of_a_server_elsewhere_only_our_own_ends_are_seen() {
+    let Some(networks) = Networks::new("states") else { return };
+    ip(&format!("-n {} link set lo up", networks.names[1])).unwrap();
+    let _server = Server::start(&networks, 0, PORT, &[]);
+    let mut states = networks.command(1, env!("CARGO_BIN_EXE_evecho"));
+    let output = states.args(["states", &SERVER.to_string(), "--json"]).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let scenarios = report["scenarios"].as_array().unwrap();
+    let outcomes = scenarios.iter().map(|one| (one["name"].as_str(), one["outcome"].as_str()));
+    let expected = [
+        ("open", "shown"),
+        ("echo", "shown"),
+        ("half-close", "shown"),
+        ("server-closes", "not shown"),
+        ("reset", "shown"),
+        ("backlog", "not shown"),
+        ("blocked", "shown"),
+        ("window", "shown"),
+    ];
+    let expected = expected.map(|(name, outcome)| (Some(name), Some(outcome)));
+    assert_eq!(outcomes.collect::<Vec<_>>(), expected, "{report:#}");
+    let steps = scenarios.iter().flat_map(|one| one["steps"].as_array().unwrap());
+    // What is shown in slow motion is on this side.
+    for step in steps.filter(|step| step["own_listener"] == false) {
+        assert_eq!(step["listener"], serde_json::Value::Null);
+        for connection in step["connections"].as_array().unwrap() {
+            assert_eq!(connection["server"], serde_json::Value::Null);
+            assert_ne!(connection["client"], serde_json::Value::Null);
+        }
+    }
+    assert!(output.status.success());
+}

@@ -6,6 +6,7 @@
 mod tool;
 
 use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use snapbox::{Data, assert_data_eq};
@@ -124,13 +125,18 @@ fn a_listener_for_both_families_has_ends_of_both() {
     }
 }
 
+const SOCAT: &str = "TCP-LISTEN:0,bind=127.0.0.1,fork,reuseaddr";
+
 #[test]
-fn socat_shows_what_it_is_made_for() {
-    let listen = "TCP-LISTEN:0,bind=127.0.0.1,fork,reuseaddr";
-    for then in ["PIPE", "EXEC:cat"] {
-        let Some(server) = Server::socat(listen, then) else { return };
-        assert_outcomes(&[&server.address], &LASTING);
-    }
+fn socat_with_a_pipe_shows_what_it_is_made_for() {
+    let Some(server) = Server::socat(SOCAT, "PIPE") else { return };
+    assert_outcomes(&[&server.address], &LASTING);
+}
+
+#[test]
+fn socat_with_a_program_shows_what_it_is_made_for() {
+    let Some(server) = Server::socat(SOCAT, "EXEC:cat") else { return };
+    assert_outcomes(&[&server.address], &LASTING);
 }
 
 /// A server as textbooks have it; `serve` says what it does with a client.
@@ -274,6 +280,42 @@ fn wrong_usage_is_told() {
         outcome.stderr.contains("half-closed") && outcome.stderr.contains("--list"),
         "{outcome:?}"
     );
+}
+
+/// Becomes a program whose sockets of netlink are refused, as a container's may be.
+const SANDBOX: &str = r#"
+import ctypes, os, platform, struct, sys
+socket, arch = {"x86_64": (41, 0xC000003E), "aarch64": (198, 0xC00000B7)}[platform.machine()]
+program = [
+    (0x20, 0, 0, 4), (0x15, 0, 5, arch),  # another architecture is let through
+    (0x20, 0, 0, 0), (0x15, 0, 3, socket),
+    (0x20, 0, 0, 16), (0x15, 0, 1, 16),   # AF_NETLINK
+    (0x06, 0, 0, 0x00050001),             # EPERM
+    (0x06, 0, 0, 0x7FFF0000),
+]
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in program))
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+libc = ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0    # no new privileges
+seccomp = Filter(len(program), ctypes.addressof(code))
+assert libc.prctl(22, 2, ctypes.byref(seccomp), 0, 0) == 0
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+fn a_kernel_that_may_not_be_asked_is_told() {
+    let mut sandbox = Command::new("python3");
+    sandbox.args(["-c", SANDBOX, env!("CARGO_BIN_EXE_evecho"), "states", "open"]);
+    let Ok(child) = sandbox.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() else {
+        println!("not tested: python3 cannot be started");
+        return;
+    };
+    let outcome = finish(child);
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stdout.is_empty(), "{outcome:?}");
+    let sentence = "evecho: the kernel does not show its sockets (sock_diag: ";
+    assert!(outcome.stderr.starts_with(sentence), "{outcome:?}");
 }
 
 #[test]

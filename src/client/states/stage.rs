@@ -123,7 +123,7 @@ impl<'a> Stage<'a> {
     /// The same, with a receive buffer so small that little fills it.
     pub(super) fn connect_narrow(&mut self) -> Result<usize, Stop> {
         let socket = self.socket_for_client()?;
-        socket.set_recv_buffer_size(64 << 10).doing("a receive buffer can be set")?;
+        socket.set_recv_buffer_size(8 << 10).doing("a receive buffer can be set")?;
         socket
             .connect_timeout(&self.address.into(), self.book.timeout)
             .doing("the server accepts a connection")?;
@@ -244,9 +244,10 @@ impl<'a> Stage<'a> {
     /// Writes until nothing moves any more, though nobody reads. With `arrived`, all that was written is in
     /// the server's receive queue in the end, and the server could be sent more.
     pub(super) fn fill(&mut self, client: usize, arrived: bool) -> Result<(), Stop> {
-        const CHUNK: usize = 16 << 10;
-        /// More than a server finds room for when a segment comes and it looks again.
-        const ENOUGH: u32 = 128 << 10;
+        const CHUNK: usize = 8 << 10;
+        /// More than the narrow client has taken since the server looked last, and less than the receive buffer
+        /// of any server.
+        const ENOUGH: u32 = 24 << 10;
         let (mut before, mut since) = (None, Instant::now());
         loop {
             let view = self.look()?;
