@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 
-use tool::DEADLINE;
+use tool::{DEADLINE, cargo, example};
 
 /// The repository.
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -175,25 +175,6 @@ impl Newcomer {
         command.env_remove("RUST_LOG").env("PATH", path).current_dir(&self.directory);
         command
     }
-}
-
-/// An example as it was built; where only this test was, it is built now.
-fn example(name: &str) -> PathBuf {
-    let profile = Path::new(EVECHO).parent().unwrap();
-    let path = profile.join("examples").join(name);
-    if !path.exists() {
-        let mut cargo = cargo(&["build", "--quiet", "--example", name]);
-        let cargo = cargo.arg("--target-dir").arg(profile.parent().unwrap());
-        assert!(cargo.status().unwrap().success());
-    }
-    path
-}
-
-/// Cargo in the repository, which takes everything as it is.
-fn cargo(arguments: &[&str]) -> Command {
-    let mut cargo = Command::new(std::env::var("CARGO").unwrap_or("cargo".into()));
-    cargo.args(arguments).args(["--locked", "--offline"]).current_dir(ROOT);
-    cargo
 }
 
 /// A command of a document, and what it prints there. Without a command, it is what the server logs.

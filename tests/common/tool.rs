@@ -5,6 +5,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
@@ -205,4 +206,23 @@ pub(crate) fn dead_host() -> (Socket, Vec<TcpStream>, String) {
         backlog.push(stream);
     }
     (socket, backlog, address)
+}
+
+/// An example as it was built; where only this test was, it is built now.
+pub(crate) fn example(name: &str) -> PathBuf {
+    let profile = Path::new(env!("CARGO_BIN_EXE_evecho")).parent().unwrap();
+    let path = profile.join("examples").join(name);
+    if !path.exists() {
+        let mut cargo = cargo(&["build", "--quiet", "--example", name]);
+        let cargo = cargo.arg("--target-dir").arg(profile.parent().unwrap());
+        assert!(cargo.status().unwrap().success());
+    }
+    path
+}
+
+/// Cargo in the repository, which takes everything as it is.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = Command::new(std::env::var("CARGO").unwrap_or("cargo".into()));
+    cargo.args(arguments).args(["--locked", "--offline"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo
 }

@@ -1,0 +1,19 @@
+//! The first UDP client of most people: `cargo run --example first_udp_client -- 127.0.0.1:12000 hello`.
+//!
+//! What it gets wrong: a datagram may be lost, and then it waits for ever. Whatever arrives at its port is taken
+//! for the answer. `examples/udp_client.rs` asks again, and listens to the server alone.
+
+use std::io;
+use std::net::UdpSocket;
+
+fn main() -> io::Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let server = arguments.next().unwrap_or("127.0.0.1:12000".into());
+    let message = arguments.next().unwrap_or("hello".into());
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.send_to(message.as_bytes(), server)?;
+    let mut buffer = [0; 1024];
+    let (length, _) = socket.recv_from(&mut buffer)?;
+    println!("{}", String::from_utf8_lossy(&buffer[..length]));
+    Ok(())
+}
