@@ -244,17 +244,17 @@ impl<'a> Stage<'a> {
     /// Writes until nothing moves any more, though nobody reads. With `arrived`, all that was written is in
     /// the server's receive queue in the end, and the server could be sent more.
     pub(super) fn fill(&mut self, client: usize, arrived: bool) -> Result<(), Stop> {
-        const CHUNK: usize = 8 << 10;
         /// More than the narrow client has taken since the server looked last, and less than the receive buffer
         /// of any server.
         const ENOUGH: u32 = 24 << 10;
+        let chunk = if arrived { 8 << 10 } else { 64 << 10 };
         let (mut before, mut since) = (None, Instant::now());
         loop {
             let view = self.look()?;
             let Connection { client: near, server: far, .. } = &view.connections[client - 1];
             let unread = far.as_ref().map(|far| far.receive_queue);
             let enough = arrived && (near.send_queue > 0 || unread >= Some(ENOUGH));
-            if !enough && self.write_pattern(client, CHUNK)? > 0 {
+            if !enough && self.write_pattern(client, chunk)? > 0 {
                 (before, since) = (None, Instant::now());
                 if self.clients[client - 1].sent > MOST {
                     return Err(Stop::not_shown(format!(

@@ -228,15 +228,15 @@ pub(super) fn window(cx: &Context<'_>) -> Result<(), Stop> {
             client(1).is(Established),
             client(1).received_some(),
             client(1).sent_some(),
-            client(1).zero_window(),
             server(1).is(Established),
             server(1).received_some(),
             server(1).sent_some(),
             server(1).zero_window(),
         ],
         why: "The client does not read, so its receive queue fills, and it offers a window of 0. The server's \
-              send queue fills; a server that bounds its memory stops to read. So its window is 0, too, and \
-              the client's send queue fills: back-pressure. Both kernels probe the windows from time to time.",
+              send queue fills; a server that bounds its memory stops to read. So its receive queue fills, \
+              too, and then the client's send queue: back-pressure. Who waits for a window asks for it from \
+              time to time.",
         source: "RFC 9293, 3.8.6 and 3.8.6.1",
     })?;
     stage.read_all(1, false)?;
