@@ -1,7 +1,8 @@
-//! The first TCP client of most people: `cargo run --example first_tcp_client -- 127.0.0.1:12000 hello`.
+//! The first TCP client of most people:
+//! `cargo run --example first_tcp_client -- 127.0.0.1:12000 hello`.
 //!
-//! What it gets wrong: a single read(2) may return a part of the answer, and a buffer of 16 bytes has no room for
-//! a longer one. `examples/tcp_client.rs` reads to the end.
+//! What it gets wrong: a single read(2) may return a part of the answer, and a buffer of 16 bytes
+//! has no room for a longer one. `examples/tcp_client.rs` reads to the end.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;

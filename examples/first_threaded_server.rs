@@ -1,8 +1,10 @@
-//! A thread for each client, as it is written first: `cargo run --example first_threaded_server -- 12000`.
+//! A thread for each client, as it is written first:
+//! `cargo run --example first_threaded_server -- 12000`.
 //!
-//! What it gets wrong: when descriptors run out (EMFILE), accept(2) fails and ends the server for all, and
-//! when threads run out, so does the panic of `thread::spawn`. Nothing bounds either. `ulimit -n 20` before
-//! it, and 20 clients, show it; `src/server/threaded.rs` is the same design without that.
+//! What it gets wrong: when descriptors run out (EMFILE), accept(2) fails and ends the server for
+//! all, and when threads run out, so does the panic of `thread::spawn`. Nothing bounds either.
+//! `ulimit -n 20` before it, and 20 clients, show it; `src/server/threaded.rs` is the same design
+//! without that.
 
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -1,7 +1,9 @@
-//! The first UDP client of most people: `cargo run --example first_udp_client -- 127.0.0.1:12000 hello`.
+//! The first UDP client of most people:
+//! `cargo run --example first_udp_client -- 127.0.0.1:12000 hello`.
 //!
-//! What it gets wrong: a datagram may be lost, and then it waits for ever. Whatever arrives at its port is taken
-//! for the answer. `examples/udp_client.rs` asks again, and listens to the server alone.
+//! What it gets wrong: a datagram may be lost, and then it waits for ever. Whatever arrives at its
+//! port is taken for the answer. `examples/udp_client.rs` asks again, and listens to the server
+//! alone.
 
 use std::io;
 use std::net::UdpSocket;

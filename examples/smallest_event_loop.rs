@@ -1,8 +1,10 @@
-//! A smallest event loop: one thread, one poll, all clients. `cargo run --example smallest_event_loop -- 12000`
+//! A smallest event loop, one thread and one poll for all clients:
+//! `cargo run --example smallest_event_loop -- 12000`.
 //!
-//! It answers every byte, whatever a client does. What it lacks: a client that always sends is always served, and
-//! the others wait; nothing limits the clients; and when descriptors run out, those who wait are looked at again
-//! only when another one comes. `src/server/event_loop.rs` and `src/server/connections.rs` have all that.
+//! It answers every byte, whatever a client does. What it lacks: a client that always sends is
+//! always served, and the others wait; nothing limits the clients; and when descriptors run out,
+//! those who wait are looked at again only when another one comes. `src/server/event_loop.rs` and
+//! `src/server/connections.rs` have all that.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
@@ -28,8 +30,8 @@ fn main() -> io::Result<()> {
         }
         for event in &events {
             if event.token() == LISTENER {
-                // An event tells once that clients wait, so all of them are accepted. An error (WouldBlock, too) is the
-                // end of that, and not of the server.
+                // An event tells once that clients wait, so all of them are accepted. An error
+                // (WouldBlock, too) is the end of that, and not of the server.
                 while let Ok((mut stream, _)) = listener.accept() {
                     let both = Interest::READABLE | Interest::WRITABLE;
                     if poll.registry().register(&mut stream, Token(next), both).is_ok() {
@@ -53,8 +55,8 @@ struct Client {
 }
 
 impl Client {
-    /// Reads and writes until the kernel has nothing more to say: the next event comes only after that. Whether the
-    /// client is done with.
+    /// Reads and writes until the kernel has nothing more to say: the next event comes only after
+    /// that. Whether the client is done with.
     fn serve_until_blocked(&mut self) -> bool {
         let mut buffer = [0; 16 << 10];
         loop {

@@ -7,7 +7,7 @@ mod tool;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::Stdio;
 use std::thread;
@@ -183,9 +183,10 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
         (
             "evecho states",
             1,
-            "a scenario failed, or nothing could be shown",
+            "a scenario failed, nothing could be shown, or it was stopped",
             vec![
                 ("nobody there", run(&["states", &refused, "open"])),
+                ("stopped", states_until_sigint()),
                 ("a server that does not close", run(&["states", address, "server-closes"])),
                 ("a server that is mute", {
                     let (mute, _) = tool::tcp_double(drop_each);
@@ -232,6 +233,16 @@ fn onto_a_full_disk(args: &[&str]) -> Outcome {
     command.stdout(File::options().write(true).open("/dev/full").unwrap());
     command.stderr(Stdio::piped());
     finish(command.spawn().unwrap())
+}
+
+fn states_until_sigint() -> Outcome {
+    let mut child = tool::spawn(evecho(&["states", "open", "--step"]));
+    let mut stderr = child.stderr.take().unwrap();
+    // It waits for Enter after the first step.
+    stderr.read_exact(&mut [0; "Enter".len()]).unwrap();
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    drop(child.stdin.take());
+    finish(child)
 }
 
 /// Accepts clients, and closes at once.

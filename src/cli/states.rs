@@ -32,7 +32,7 @@ use super::{CommandResult, FamilyArgs, cancel_at_signals, supervise, units, usag
 ///
 /// A scenario waits for the states that it shows, and fails where they do not come. What a server is not made
 /// for is not shown, with the reason. The exit code is 0 when something was shown and nothing failed, 1
-/// when something failed or nothing could be shown, and 2 on usage.
+/// when something failed, nothing could be shown or it was stopped, and 2 on usage.
 #[derive(clap::Args)]
 #[command(override_usage = "evecho states [OPTIONS] [HOST:PORT] [SCENARIO...]\n       \
                             evecho states [OPTIONS] --start <COMMAND> [SCENARIO...]\n       \
@@ -50,7 +50,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum, conflicts_with = "start")]
     design: Option<DesignArg>,
     /// How the end of a message is marked in the scenario echo; the server has to do the same
-    #[arg(long, value_enum, default_value_t = FramingArg::Raw, num_args = 0..=1, default_missing_value = "lines")]
+    #[arg(long, value_enum, default_value_t = FramingArg::Raw)]
+    #[arg(num_args = 0..=1, default_missing_value = "lines")]
     framing: FramingArg,
     /// Most time that a state may take to come
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::timeout)]
@@ -229,7 +230,11 @@ fn text(
     written?;
     let Report { shown, failed, not_shown, .. } = report;
     let style = if report.is_good() { GOOD } else { BAD };
-    writeln!(out, "{style}{shown} shown, {failed} failed, {not_shown} not shown{style:#}")?;
+    let stopped = if report.stopped { "; stopped early" } else { "" };
+    writeln!(
+        out,
+        "{style}{shown} shown, {failed} failed, {not_shown} not shown{stopped}{style:#}"
+    )?;
     Ok(report)
 }
 

@@ -36,7 +36,7 @@ impl Kernel {
     pub(super) fn open() -> io::Result<Self> {
         let socket = Socket::new(NETLINK_SOCK_DIAG)?;
         let kernel = Self { socket, asked: Cell::new(0) };
-        // A kernel without sock_diag for TCP says so here, and not when an end is asked for that may not exist.
+        // A kernel without sock_diag for TCP says so here: later, "not found" means no such end.
         kernel.listener((Ipv4Addr::LOCALHOST, 1).into())?;
         Ok(kernel)
     }

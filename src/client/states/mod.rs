@@ -232,8 +232,8 @@ impl Stop {
 ///
 /// # Errors
 ///
-/// When the kernel does not show its sockets, or the server cannot be reached or started. A state that does not
-/// come is in the report.
+/// When the kernel does not show its sockets, or the server cannot be reached or started. A state that
+/// does not come is in the report.
 pub fn run(
     config: &Config,
     cancel: &Cancel,
@@ -259,7 +259,7 @@ pub fn run(
     for scenario in chosen {
         reports.push(context.play(scenario)?);
     }
-    Ok(Report::of(reports))
+    Ok(Report::of(reports, cancel.is_cancelled()))
 }
 
 /// The address to use, and whether the server's end of a connection can be seen.

@@ -204,24 +204,27 @@ pub struct Report {
     pub failed: usize,
     /// How many were not shown.
     pub not_shown: usize,
+    /// Whether the run was stopped early.
+    pub stopped: bool,
     /// The scenarios, in the order in which they were played.
     pub scenarios: Vec<ScenarioReport>,
 }
 
 impl Report {
-    pub(super) fn of(scenarios: Vec<ScenarioReport>) -> Self {
+    pub(super) fn of(scenarios: Vec<ScenarioReport>, stopped: bool) -> Self {
         let count =
             |is: fn(&Outcome) -> bool| scenarios.iter().filter(|one| is(&one.outcome)).count();
         Self {
             shown: count(|outcome| matches!(outcome, Outcome::Shown)),
             failed: count(|outcome| matches!(outcome, Outcome::Failed { .. })),
             not_shown: count(|outcome| matches!(outcome, Outcome::NotShown { .. })),
+            stopped,
             scenarios,
         }
     }
 
-    /// Whether scenarios were shown, and none failed.
+    /// Whether scenarios were shown, none failed, and the run was not stopped.
     pub fn is_good(&self) -> bool {
-        self.shown > 0 && self.failed == 0
+        self.shown > 0 && self.failed == 0 && !self.stopped
     }
 }

@@ -21,8 +21,10 @@ use crate::units::{size, time};
 /// How often the kernel is asked for what has not come yet. Nothing tells when it has.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// Queues that have not changed for so long are full: nobody reads any more.
+/// Queues that have not changed for so long, and in so many looks, are full: nobody reads any more. On a
+/// machine that is busy a look takes as long as the server waits for a CPU, too.
 const QUIET: Duration = Duration::from_millis(300);
+const QUIET_LOOKS: u32 = 100;
 
 /// Who takes more than this without an answer being read has no back-pressure.
 const MOST: u64 = 128 << 20;
@@ -244,18 +246,18 @@ impl<'a> Stage<'a> {
     /// Writes until nothing moves any more, though nobody reads. With `arrived`, all that was written is in
     /// the server's receive queue in the end, and the server could be sent more.
     pub(super) fn fill(&mut self, client: usize, arrived: bool) -> Result<(), Stop> {
-        /// More than the narrow client has taken since the server looked last, and less than the receive buffer
-        /// of any server.
+        /// More than the narrow client has taken since the server looked last, and less than what
+        /// the receive buffer of any server has room for.
         const ENOUGH: u32 = 24 << 10;
         let chunk = if arrived { 8 << 10 } else { 64 << 10 };
-        let (mut before, mut since) = (None, Instant::now());
+        let (mut before, mut since, mut looks) = (None, Instant::now(), 0);
         loop {
             let view = self.look()?;
             let Connection { client: near, server: far, .. } = &view.connections[client - 1];
             let unread = far.as_ref().map(|far| far.receive_queue);
             let enough = arrived && (near.send_queue > 0 || unread >= Some(ENOUGH));
             if !enough && self.write_pattern(client, chunk)? > 0 {
-                (before, since) = (None, Instant::now());
+                (before, since, looks) = (None, Instant::now(), 0);
                 if self.clients[client - 1].sent > MOST {
                     return Err(Stop::not_shown(format!(
                         "the server takes {} though none of its answer is read: it has no back-pressure",
@@ -264,9 +266,10 @@ impl<'a> Stage<'a> {
                 }
                 continue;
             }
+            looks += 1;
             if before.as_ref() != Some(&view.connections) {
-                (before, since) = (Some(view.connections), Instant::now());
-            } else if since.elapsed() >= QUIET && unread != Some(0) {
+                (before, since, looks) = (Some(view.connections), Instant::now(), 0);
+            } else if since.elapsed() >= QUIET && looks >= QUIET_LOOKS && unread != Some(0) {
                 return Ok(());
             }
             self.book.pause(since + QUIET + self.book.timeout, || {

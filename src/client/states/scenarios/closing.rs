@@ -99,7 +99,12 @@ pub(super) fn server_closes(cx: &Context<'_>) -> Result<(), Stop> {
     }
     stage.show(&Lesson {
         calls: &["client: write(3, \"hello\", 5) = 5", "server: read(4), write(4, \"hello\", 5), close(4)"],
-        segments: &[to_server(1, "5 bytes"), to_client(1, "5 bytes"), to_client(1, "FIN"), to_server(1, "ACK")],
+        segments: &[
+            to_server(1, "5 bytes"),
+            to_client(1, "5 bytes"),
+            to_client(1, "FIN"),
+            to_server(1, "ACK"),
+        ],
         facts: &[client(1).is(CloseWait), client(1).received(6), server(1).is(FinWait2)],
         why: "The server has closed first. The client has not noticed: the answer and the FIN, which counts \
               as one byte, wait in its receive queue.",
@@ -129,7 +134,7 @@ pub(super) fn server_closes(cx: &Context<'_>) -> Result<(), Stop> {
     bind_again(&stage, Side::Server)
 }
 
-/// Who may bind the port of a server that has ended, with a connection in TIME_WAIT: on a listener of our own.
+/// Who may bind the port of a server that has ended, when a connection is in TIME_WAIT: in slow motion.
 fn bind_again(stage: &Stage<'_>, first: Side) -> Result<(), Stop> {
     let (mut own, listener) = stage.own(8)?;
     let patience = own.patience();

@@ -80,7 +80,7 @@ fn fill_backlog(cx: &Context<'_>, stage: &mut Stage<'_>, room: u32) -> Result<()
             let (view, _) = stage.wait(&[server(2).accepted()], SOON)?;
             if view.connections[1].server.as_ref().is_some_and(|end| !end.waits_to_be_accepted()) {
                 return Err(Stop::not_shown(
-                    "the server accepts everybody: nobody waits in its backlog, unless it serves one client at a time",
+                    "the server accepts everybody at once, so that nobody waits in its backlog",
                 ));
             }
         }
@@ -174,8 +174,8 @@ fn second_client(stage: &mut Stage<'_>, design: Option<Design>) -> Result<(), St
                 server(2).sent(0),
                 client(1).is(Established),
             ],
-            why: "Client 2 is answered though client 1 is silent: a thread for each client waits in a read of \
-                  its own, an event loop waits for all of them at once.",
+            why: "Client 2 is answered though client 1 is silent: a thread for each client waits in a \
+                  read of its own, an event loop waits for all of them at once.",
             source: "accept(2), poll(2)",
         });
     }
@@ -192,8 +192,8 @@ fn second_client(stage: &mut Stage<'_>, design: Option<Design>) -> Result<(), St
             server(2).received(5),
             waiting(1),
         ],
-        why: "Client 2 is connected, and its bytes have arrived and are acknowledged. The server has not even \
-              accepted it: it serves one client at a time, and client 1 has not left.",
+        why: "Client 2 is connected, and its bytes have arrived and are acknowledged. The server has \
+              not even accepted it: it serves one client at a time, and client 1 has not left.",
         source: "listen(2), accept(2)",
     })?;
     stage.close(1);
@@ -222,7 +222,10 @@ pub(super) fn window(cx: &Context<'_>) -> Result<(), Stop> {
     connect(&mut stage)?;
     stage.fill(1, false)?;
     stage.show(&Lesson {
-        calls: &["client: write(3, ...) until EAGAIN, and no read", "server: write(4, ...) does not go on, no read"],
+        calls: &[
+            "client: write(3, ...) until EAGAIN, and no read",
+            "server: write(4, ...) that does not return, or EAGAIN; and no read",
+        ],
         segments: &[],
         facts: &[
             client(1).is(Established),
@@ -233,8 +236,8 @@ pub(super) fn window(cx: &Context<'_>) -> Result<(), Stop> {
             server(1).sent_some(),
             server(1).zero_window(),
         ],
-        why: "The client does not read, so its receive queue fills, and it offers a window of 0. The server's \
-              send queue fills; a server that bounds its memory stops to read. So its receive queue fills, \
+        why: "The client does not read, so its receive queue fills, and it offers a window of 0. The \
+              server's send queue fills; a server that bounds its memory stops to read. So its receive queue fills, \
               too, and then the client's send queue: back-pressure. Who waits for a window asks for it from \
               time to time.",
         source: "RFC 9293, 3.8.6 and 3.8.6.1",
