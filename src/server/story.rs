@@ -6,12 +6,25 @@
 use std::fmt;
 use std::time::Duration;
 
-use log::trace;
+use log::{LevelFilter, trace};
 use mio::Events;
 
 use super::connection::Readiness;
 use super::peer::Peer;
 use crate::units::{self, count};
+
+/// Logs a line, where this level is shown. What that takes is out of the way of those who do not tell.
+#[inline]
+fn tell(line: impl FnOnce()) {
+    #[cold]
+    #[inline(never)]
+    fn aside(line: impl FnOnce()) {
+        line();
+    }
+    if log::max_level() >= LevelFilter::Trace {
+        aside(line);
+    }
+}
 
 // ---- the event loop
 
@@ -58,88 +71,104 @@ impl fmt::Display for WokenBy {
 /// The loop asks for events, and sleeps until there is one, or for so long.
 #[inline]
 pub(super) fn sleeps(most: Option<Duration>) {
-    trace!(
-        event = "sleeping",
-        timeout_ns = most.map(units::nanoseconds);
-        "the loop sleeps until there is an event{}",
-        fmt::from_fn(|f| most.map_or(Ok(()), |most| write!(f, ", for at most {}", units::time(most))))
-    );
+    tell(move || {
+        trace!(
+            event = "sleeping",
+            timeout_ns = most.map(units::nanoseconds);
+            "the loop sleeps until there is an event{}",
+            fmt::from_fn(|f| most.map_or(Ok(()), |most| write!(f, ", for at most {}", units::time(most))))
+        )
+    });
 }
 
 /// The loop has a turn, with these events.
 #[inline]
 pub(super) fn wakes(by: WokenBy, events: &Events) {
-    trace!(
-        event = "woken",
-        by = by.name(),
-        events = events.iter().count();
-        "{by}: {}",
-        count(events.iter().count(), "event")
-    );
+    tell(move || {
+        trace!(
+            event = "woken",
+            by = by.name(),
+            events = events.iter().count();
+            "{by}: {}",
+            count(events.iter().count(), "event")
+        )
+    });
 }
 
 /// A signal has come.
 #[inline]
 pub(super) fn signal_is_ready() {
-    trace!(event = "ready", what = "signal"; "event: a signal has come");
+    tell(move || trace!(event = "ready", what = "signal"; "event: a signal has come"));
 }
 
 /// Another thread has something to say.
 #[inline]
 pub(super) fn handle_is_ready() {
-    trace!(event = "ready", what = "handle"; "event: another thread has woken the loop");
+    tell(
+        move || trace!(event = "ready", what = "handle"; "event: another thread has woken the loop"),
+    );
 }
 
 /// Somebody waits in the backlog of a listener.
 #[inline]
 pub(super) fn listener_is_ready(index: usize) {
-    trace!(
-        event = "ready",
-        what = "listener",
-        index = index;
-        "event: somebody waits in the backlog of listener {index}"
-    );
+    tell(move || {
+        trace!(
+            event = "ready",
+            what = "listener",
+            index = index;
+            "event: somebody waits in the backlog of listener {index}"
+        )
+    });
 }
 
 /// Somebody waits at the port for monitors.
 #[inline]
 pub(super) fn monitor_is_ready() {
-    trace!(event = "ready", what = "monitor"; "event: somebody waits at the port for monitors");
+    tell(
+        move || trace!(event = "ready", what = "monitor"; "event: somebody waits at the port for monitors"),
+    );
 }
 
 /// A UDP socket has a datagram, or room for answers.
 #[inline]
 pub(super) fn socket_is_ready(index: usize, readiness: Readiness) {
     let Readiness { readable, writable, closed: _ } = readiness;
-    trace!(
-        event = "ready",
-        what = "udp_socket",
-        index = index,
-        readable = readable,
-        writable = writable;
-        "event: UDP socket {index} is {readiness}"
-    );
+    tell(move || {
+        trace!(
+            event = "ready",
+            what = "udp_socket",
+            index = index,
+            readable = readable,
+            writable = writable;
+            "event: UDP socket {index} is {readiness}"
+        )
+    });
 }
 
 /// A connection can be read or written, or nears its end.
 #[inline]
 pub(super) fn connection_is_ready(peer: Peer, readiness: Readiness) {
     let Readiness { readable, writable, closed } = readiness;
-    trace!(
-        event = "ready",
-        what = "connection",
-        peer:%,
-        readable = readable,
-        writable = writable,
-        closed = closed;
-        "event: {peer} is {readiness}"
-    );
+    tell(move || {
+        trace!(
+            event = "ready",
+            what = "connection",
+            peer:%,
+            readable = readable,
+            writable = writable,
+            closed = closed;
+            "event: {peer} is {readiness}"
+        )
+    });
 }
 
 /// An event is about a connection that has ended.
 #[inline]
 pub(super) fn event_is_stale() {
-    trace!(event = "ready", what = "nothing"; "event: of a connection that has ended");
+    tell(
+        move || trace!(event = "ready", what = "nothing"; "event: of a connection that has ended"),
+    );
 }
 
 impl fmt::Display for Readiness {
@@ -161,7 +190,7 @@ impl fmt::Display for Readiness {
 /// A thread waits for something that is nobody's in particular.
 #[inline]
 pub(super) fn waits_for(what: Awaited) {
-    trace!(event = "waiting", what = what.name(); "waits for {what}");
+    tell(move || trace!(event = "waiting", what = what.name(); "waits for {what}"));
 }
 
 /// What a thread may wait for.
@@ -205,20 +234,22 @@ impl fmt::Display for Awaited {
 /// A thread waits for bytes of its client.
 #[inline]
 pub(super) fn waits_to_read(peer: Peer) {
-    trace!(event = "waiting", what = "bytes", peer:%; "{peer}: waits for bytes");
+    tell(move || trace!(event = "waiting", what = "bytes", peer:%; "{peer}: waits for bytes"));
 }
 
 /// A thread writes, which waits while the send buffer is full.
 #[inline]
 pub(super) fn waits_to_write(peer: Peer, bytes: usize) {
-    trace!(
-        event = "waiting",
-        what = "room",
-        peer:%,
-        bytes = bytes;
-        "{peer}: writes {}, and waits until the send buffer has taken them",
-        count(bytes, "byte")
-    );
+    tell(move || {
+        trace!(
+            event = "waiting",
+            what = "room",
+            peer:%,
+            bytes = bytes;
+            "{peer}: writes {}, and waits until the send buffer has taken them",
+            count(bytes, "byte")
+        )
+    });
 }
 
 // ---- a connection
@@ -226,76 +257,92 @@ pub(super) fn waits_to_write(peer: Peer, bytes: usize) {
 /// Nobody waits in a backlog any more.
 #[inline]
 pub(super) fn accept_would_block() {
-    trace!(event = "would_block", call = "accept"; "accept would block: nobody else waits in the backlog");
+    tell(
+        move || trace!(event = "would_block", call = "accept"; "accept would block: nobody else waits in the backlog"),
+    );
 }
 
 /// A connection was taken from the backlog, and is served.
 #[inline]
 pub(super) fn accepted(peer: Peer) {
-    trace!(event = "accepted", peer:%; "{peer}: accepted");
+    tell(move || trace!(event = "accepted", peer:%; "{peer}: accepted"));
 }
 
 /// Bytes were read; none of them: the peer has closed its side.
 #[inline]
 pub(super) fn read(peer: Peer, bytes: usize, room: usize) {
     if bytes == 0 {
-        trace!(event = "end_of_stream", peer:%; "{peer}: read the end of the stream: the peer's FIN");
+        tell(
+            move || trace!(event = "end_of_stream", peer:%; "{peer}: read the end of the stream: the peer's FIN"),
+        );
         return;
     }
-    trace!(
-        event = "read",
-        peer:%,
-        bytes = bytes,
-        room = room;
-        "{peer}: read {}, with room for {room}",
-        count(bytes, "byte")
-    );
+    tell(move || {
+        trace!(
+            event = "read",
+            peer:%,
+            bytes = bytes,
+            room = room;
+            "{peer}: read {}, with room for {room}",
+            count(bytes, "byte")
+        )
+    });
 }
 
 /// Nothing is there to be read.
 #[inline]
 pub(super) fn read_would_block(peer: Peer) {
-    trace!(event = "would_block", call = "read", peer:%; "{peer}: read would block: nothing more has come");
+    tell(
+        move || trace!(event = "would_block", call = "read", peer:%; "{peer}: read would block: nothing more has come"),
+    );
 }
 
 /// The service has answered what was read.
 #[inline]
 pub(super) fn answered(peer: Peer, bytes: usize) {
-    trace!(event = "answered", peer:%, bytes = bytes; "{peer}: the answer has {}", count(bytes, "byte"));
+    tell(
+        move || trace!(event = "answered", peer:%, bytes = bytes; "{peer}: the answer has {}", count(bytes, "byte")),
+    );
 }
 
 /// The socket took bytes: all of them, or a part.
 #[inline]
 pub(super) fn wrote(peer: Peer, bytes: usize, of: usize) {
-    trace!(
-        event = "wrote",
-        peer:%,
-        bytes = bytes,
-        of = of;
-        "{peer}: wrote {bytes} of {}",
-        count(of, "byte")
-    );
+    tell(move || {
+        trace!(
+            event = "wrote",
+            peer:%,
+            bytes = bytes,
+            of = of;
+            "{peer}: wrote {bytes} of {}",
+            count(of, "byte")
+        )
+    });
 }
 
 /// The send buffer is full.
 #[inline]
 pub(super) fn write_would_block(peer: Peer) {
-    trace!(
-        event = "would_block",
-        call = "write",
-        peer:%;
-        "{peer}: write would block: the send buffer is full, and nothing is read until it has room"
-    );
+    tell(move || {
+        trace!(
+            event = "would_block",
+            call = "write",
+            peer:%;
+            "{peer}: write would block: the send buffer is full, and nothing is read until it has room"
+        )
+    });
 }
 
 /// We have closed our side.
 #[inline]
 pub(super) fn shut_down(peer: Peer) {
-    trace!(
-        event = "shutdown",
-        peer:%;
-        "{peer}: shut down our side: our FIN. What still comes is dropped, until the peer's FIN"
-    );
+    tell(move || {
+        trace!(
+            event = "shutdown",
+            peer:%;
+            "{peer}: shut down our side: our FIN. What still comes is dropped, until the peer's FIN"
+        )
+    });
 }
 
 // ---- datagrams
@@ -303,52 +350,62 @@ pub(super) fn shut_down(peer: Peer) {
 /// A datagram was received, or a run of them in one piece.
 #[inline]
 pub(super) fn received(peer: Peer, bytes: usize, datagrams: usize) {
-    trace!(
-        event = "received",
-        peer:%,
-        bytes = bytes,
-        datagrams = datagrams;
-        "{peer}: received {} in {}",
-        count(bytes, "byte"),
-        count(datagrams, "datagram")
-    );
+    tell(move || {
+        trace!(
+            event = "received",
+            peer:%,
+            bytes = bytes,
+            datagrams = datagrams;
+            "{peer}: received {} in {}",
+            count(bytes, "byte"),
+            count(datagrams, "datagram")
+        )
+    });
 }
 
 /// No datagram is there.
 #[inline]
 pub(super) fn receive_would_block() {
-    trace!(event = "would_block", call = "receive"; "receive would block: no other datagram has come");
+    tell(
+        move || trace!(event = "would_block", call = "receive"; "receive would block: no other datagram has come"),
+    );
 }
 
 /// An answer was sent, or a run of them in one piece.
 #[inline]
 pub(super) fn sent(peer: Peer, bytes: usize, datagrams: usize) {
-    trace!(
-        event = "sent",
-        peer:%,
-        bytes = bytes,
-        datagrams = datagrams;
-        "{peer}: sent {} in {}",
-        count(bytes, "byte"),
-        count(datagrams, "datagram")
-    );
+    tell(move || {
+        trace!(
+            event = "sent",
+            peer:%,
+            bytes = bytes,
+            datagrams = datagrams;
+            "{peer}: sent {} in {}",
+            count(bytes, "byte"),
+            count(datagrams, "datagram")
+        )
+    });
 }
 
 /// The send buffer has no room for an answer.
 #[inline]
 pub(super) fn send_would_block(peer: Peer) {
-    trace!(event = "would_block", call = "send", peer:%; "{peer}: send would block: the send buffer is full");
+    tell(
+        move || trace!(event = "would_block", call = "send", peer:%; "{peer}: send would block: the send buffer is full"),
+    );
 }
 
 /// Answers, this one first, wait for room; nothing is received meanwhile.
 #[inline]
 pub(super) fn answers_wait(peer: Peer, most: Duration) {
-    trace!(
-        event = "waiting",
-        what = "room",
-        peer:%,
-        timeout_ns = units::nanoseconds(most);
-        "{peer}: the answer waits for room, for at most {}",
-        units::time(most)
-    );
+    tell(move || {
+        trace!(
+            event = "waiting",
+            what = "room",
+            peer:%,
+            timeout_ns = units::nanoseconds(most);
+            "{peer}: the answer waits for room, for at most {}",
+            units::time(most)
+        )
+    });
 }
