@@ -1,0 +1,9 @@
+# Sends a line as a datagram, and prints the answer.
+from socket import socket, AF_INET, SOCK_DGRAM
+
+client = socket(AF_INET, SOCK_DGRAM)
+sentence = input("a sentence in lower case: ")
+client.sendto(sentence.encode(), ("localhost", 12000))
+answer, server = client.recvfrom(1024)
+print(answer.decode())
+client.close()
