@@ -294,8 +294,8 @@ impl<S: Stream, V: Service> Connection<S, V> {
         }
     }
 
-    pub(crate) fn peer(&self) -> Peer {
-        self.peer
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// When the last byte moved, or when it began to close.
@@ -364,7 +364,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let read = match self.stream.read(room) {
             Ok(read) => read,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                story::read_would_block(self.peer);
+                story::read_would_block(&self.peer);
                 self.ready.readable = false;
                 return self.found_nothing(idle_timeout, now);
             }
@@ -377,7 +377,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         if read < room.len() && !self.ready.closed {
             self.ready.readable = false;
         }
-        story::read(self.peer, read, room.len());
+        story::read(&self.peer, read, room.len());
         self.traffic.reads = self.traffic.reads.saturating_add(u32::from(read > 0));
         self.traffic.bytes_in += read as u64;
         match self.phase {
@@ -409,7 +409,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let answer = self.converse(memory, |session, room, context| {
             session.receive(input, room, scratch, context)
         });
-        story::answered(self.peer, answer.bytes.len());
+        story::answered(&self.peer, answer.bytes.len());
         self.conclude(answer, memory, now)
     }
 
@@ -423,7 +423,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         }
         let answer =
             self.converse(memory, |session, room, context| session.resume(room, scratch, context));
-        story::answered(self.peer, answer.bytes.len());
+        story::answered(&self.peer, answer.bytes.len());
         self.conclude(answer, memory, now)
     }
 
@@ -585,7 +585,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             match self.stream.write(&bytes[sent..]) {
                 Ok(0) => return Err(CloseReason::Failed(ErrorKind::WriteZero)),
                 Ok(taken) => {
-                    story::wrote(self.peer, taken, bytes.len() - sent);
+                    story::wrote(&self.peer, taken, bytes.len() - sent);
                     self.traffic.writes = self.traffic.writes.saturating_add(1);
                     self.traffic.bytes_out += taken as u64;
                     sent += taken;
@@ -594,7 +594,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    story::write_would_block(self.peer);
+                    story::write_would_block(&self.peer);
                     self.ready.writable = false;
                     break;
                 }
@@ -614,7 +614,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
             Phase::Flushing(reason @ CloseReason::FrameTruncated) => Err(reason),
             Phase::Flushing(reason) => {
                 self.stream.shutdown_write()?;
-                story::shut_down(self.peer);
+                story::shut_down(&self.peer);
                 self.phase = Phase::Lingering(reason, LINGER_BYTES);
                 Ok(())
             }

@@ -338,7 +338,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
         }
         let session = Session::new(self.rules.protocol, (self.make)());
         let connection = entry.insert(Connection::new(stream, generation, peer, session, now));
-        story::accepted(peer);
+        story::accepted(&peer);
         self.stats.accepted.increment();
         let before = connection.traffic();
         let turn = connection.open(&mut self.scratch, &self.memory, now);
@@ -457,8 +457,8 @@ impl<L: Listener, V: Service> Connections<L, V> {
 
     fn remove(&mut self, slot: u32, reason: CloseReason, now: Moment) {
         let connection = self.slab.remove(slot as usize);
-        self.admission.leave(connection.peer());
-        self.admission.incidents().end(connection.peer(), reason, now);
+        self.admission.leave(*connection.peer());
+        self.admission.incidents().end(*connection.peer(), reason, now);
         connection.end(reason, &self.memory, now);
         // Counted last: a connection that counts as closed is gone, with all that it held.
         reason.counter(&self.stats).increment();

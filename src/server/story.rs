@@ -4,6 +4,7 @@
 //! Who tells it passes what it knows anyway. Where that level is off, a line costs a comparison.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use log::{LevelFilter, trace};
@@ -148,7 +149,7 @@ pub(super) fn socket_is_ready(index: usize, readiness: Readiness) {
 
 /// A connection can be read or written, or nears its end.
 #[inline]
-pub(super) fn connection_is_ready(peer: Peer, readiness: Readiness) {
+pub(super) fn connection_is_ready(peer: &Peer, readiness: Readiness) {
     let Readiness { readable, writable, closed } = readiness;
     tell(move || {
         trace!(
@@ -233,13 +234,13 @@ impl fmt::Display for Awaited {
 
 /// A thread waits for bytes of its client.
 #[inline]
-pub(super) fn waits_to_read(peer: Peer) {
+pub(super) fn waits_to_read(peer: &Peer) {
     tell(move || trace!(event = "waiting", what = "bytes", peer:%; "{peer}: waits for bytes"));
 }
 
 /// A thread writes, which waits while the send buffer is full.
 #[inline]
-pub(super) fn waits_to_write(peer: Peer, bytes: usize) {
+pub(super) fn waits_to_write(peer: &Peer, bytes: usize) {
     tell(move || {
         trace!(
             event = "waiting",
@@ -264,13 +265,13 @@ pub(super) fn accept_would_block() {
 
 /// A connection was taken from the backlog, and is served.
 #[inline]
-pub(super) fn accepted(peer: Peer) {
+pub(super) fn accepted(peer: &Peer) {
     tell(move || trace!(event = "accepted", peer:%; "{peer}: accepted"));
 }
 
 /// Bytes were read; none of them: the peer has closed its side.
 #[inline]
-pub(super) fn read(peer: Peer, bytes: usize, room: usize) {
+pub(super) fn read(peer: &Peer, bytes: usize, room: usize) {
     if bytes == 0 {
         tell(
             move || trace!(event = "end_of_stream", peer:%; "{peer}: read the end of the stream: the peer's FIN"),
@@ -291,7 +292,7 @@ pub(super) fn read(peer: Peer, bytes: usize, room: usize) {
 
 /// Nothing is there to be read.
 #[inline]
-pub(super) fn read_would_block(peer: Peer) {
+pub(super) fn read_would_block(peer: &Peer) {
     tell(
         move || trace!(event = "would_block", call = "read", peer:%; "{peer}: read would block: nothing more has come"),
     );
@@ -299,7 +300,7 @@ pub(super) fn read_would_block(peer: Peer) {
 
 /// The service has answered what was read.
 #[inline]
-pub(super) fn answered(peer: Peer, bytes: usize) {
+pub(super) fn answered(peer: &Peer, bytes: usize) {
     tell(
         move || trace!(event = "answered", peer:%, bytes = bytes; "{peer}: the answer has {}", count(bytes, "byte")),
     );
@@ -307,7 +308,7 @@ pub(super) fn answered(peer: Peer, bytes: usize) {
 
 /// The socket took bytes: all of them, or a part.
 #[inline]
-pub(super) fn wrote(peer: Peer, bytes: usize, of: usize) {
+pub(super) fn wrote(peer: &Peer, bytes: usize, of: usize) {
     tell(move || {
         trace!(
             event = "wrote",
@@ -322,7 +323,7 @@ pub(super) fn wrote(peer: Peer, bytes: usize, of: usize) {
 
 /// The send buffer is full.
 #[inline]
-pub(super) fn write_would_block(peer: Peer) {
+pub(super) fn write_would_block(peer: &Peer) {
     tell(move || {
         trace!(
             event = "would_block",
@@ -335,7 +336,7 @@ pub(super) fn write_would_block(peer: Peer) {
 
 /// We have closed our side.
 #[inline]
-pub(super) fn shut_down(peer: Peer) {
+pub(super) fn shut_down(peer: &Peer) {
     tell(move || {
         trace!(
             event = "shutdown",
@@ -349,7 +350,7 @@ pub(super) fn shut_down(peer: Peer) {
 
 /// A datagram was received, or a run of them in one piece.
 #[inline]
-pub(super) fn received(peer: Peer, bytes: usize, datagrams: usize) {
+pub(super) fn received(peer: &Peer, bytes: usize, datagrams: usize) {
     tell(move || {
         trace!(
             event = "received",
@@ -373,8 +374,9 @@ pub(super) fn receive_would_block() {
 
 /// An answer was sent, or a run of them in one piece.
 #[inline]
-pub(super) fn sent(peer: Peer, bytes: usize, datagrams: usize) {
+pub(super) fn sent(to: &SocketAddr, bytes: usize, datagrams: usize) {
     tell(move || {
+        let peer = Peer::from(*to);
         trace!(
             event = "sent",
             peer:%,
@@ -389,7 +391,7 @@ pub(super) fn sent(peer: Peer, bytes: usize, datagrams: usize) {
 
 /// The send buffer has no room for an answer.
 #[inline]
-pub(super) fn send_would_block(peer: Peer) {
+pub(super) fn send_would_block(peer: &Peer) {
     tell(
         move || trace!(event = "would_block", call = "send", peer:%; "{peer}: send would block: the send buffer is full"),
     );
@@ -397,7 +399,7 @@ pub(super) fn send_would_block(peer: Peer) {
 
 /// Answers, this one first, wait for room; nothing is received meanwhile.
 #[inline]
-pub(super) fn answers_wait(peer: Peer, most: Duration) {
+pub(super) fn answers_wait(peer: &Peer, most: Duration) {
     tell(move || {
         trace!(
             event = "waiting",

@@ -453,7 +453,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         let segment = segment.filter(|&segment| (1..length).contains(&segment));
         let (size, count) = segment.map_or((length, 1), |size| (size, length.div_ceil(size)));
         let peer = Peer::from(route.peer);
-        story::received(peer, length, count);
+        story::received(&peer, length, count);
         self.tally.received += count;
         self.tally.bytes_in += length;
         if truncated {
@@ -627,10 +627,10 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     /// An answer found no room: it waits, is sent again at once, or is dropped.
     fn note_full(&mut self, call: Call, now: Moment) {
         let peer = Peer::from(call.route.peer);
-        story::send_would_block(peer);
+        story::send_would_block(&peer);
         match self.outlet {
             Outlet::Open | Outlet::Full { .. } => {
-                story::answers_wait(peer, MAX_WAIT);
+                story::answers_wait(&peer, MAX_WAIT);
                 self.outlet = Outlet::Full { until: now + MAX_WAIT };
                 self.stats.udp_paused.increment();
             }
@@ -666,7 +666,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         if self.outlet != Outlet::Open {
             self.neighbours.note_sent(call.route.peer.ip(), now);
         }
-        story::sent(Peer::from(call.route.peer), call.length, call.count);
+        story::sent(&call.route.peer, call.length, call.count);
         self.tally.answered += call.count;
         self.tally.bytes_out += call.length;
         self.queue.advance(call);

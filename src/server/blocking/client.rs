@@ -166,7 +166,7 @@ impl Read for Waiting<'_> {
         if self.is_asked() {
             return Err(ErrorKind::WouldBlock.into());
         }
-        story::waits_to_read(self.client.slot.peer);
+        story::waits_to_read(&self.client.slot.peer);
         match (&*self.client.stream).read(room) {
             Ok(0) if self.is_asked() => Err(ErrorKind::WouldBlock.into()),
             outcome => outcome,
@@ -176,7 +176,7 @@ impl Read for Waiting<'_> {
 
 impl Write for Waiting<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        story::waits_to_write(self.client.slot.peer, bytes.len());
+        story::waits_to_write(&self.client.slot.peer, bytes.len());
         match (&*self.client.stream).write(bytes) {
             Err(_) if self.client.slot.clients.phase() == Phase::Over => {
                 Err(ErrorKind::WouldBlock.into())

@@ -168,7 +168,7 @@ impl Clients {
         let key = slots.streams.insert(Arc::clone(&stream));
         // Whoever enters a phase wakes those who are here.
         wake(&stream, self.phase());
-        story::accepted(peer);
+        story::accepted(&peer);
         self.stats.accepted.increment();
         Some(Client::new(stream, Slot { clients: self, key, peer }))
     }
