@@ -334,8 +334,12 @@ mod clients {
             impairments.duplicate = "5%".parse().unwrap();
             impairments.seed = Some(1);
         });
-        assert!(stats.udp_duplicated > 0, "{stats}");
-        assert_eq!(errors.duplicated, stats.udp_duplicated, "{errors:?}");
+        // A socket ends with the first answer to its last message, of which a second may follow.
+        let seen = stats.udp_duplicated - 4..=stats.udp_duplicated;
+        assert!(
+            stats.udp_duplicated > 10 && seen.contains(&errors.duplicated),
+            "{errors:?} {stats}"
+        );
 
         let (errors, stats) = faults(|impairments| {
             impairments.corrupt = "5%".parse().unwrap();
