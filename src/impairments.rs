@@ -59,10 +59,15 @@ impl Impairments {
 
     /// Those that TCP would hide from its clients, by the names of the fields.
     pub(crate) fn hidden_by_tcp(&self) -> impl Iterator<Item = &'static str> {
+        self.shares().map(|(name, _)| name)
+    }
+
+    /// What happens to a share of answers, by the names of the fields.
+    fn shares(&self) -> impl Iterator<Item = (&'static str, Probability)> {
         let Impairments { loss, duplicate, reorder, corrupt, .. } = *self;
         [("loss", loss), ("duplicate", duplicate), ("reorder", reorder), ("corrupt", corrupt)]
             .into_iter()
-            .filter_map(|(name, probability)| (!probability.is_zero()).then_some(name))
+            .filter(|(_, probability)| !probability.is_zero())
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
@@ -89,14 +94,9 @@ impl Impairments {
 /// As in a sentence: `loss 30%, delay 50ms ± 10ms`.
 impl fmt::Display for Impairments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Impairments { loss, delay, jitter, duplicate, reorder, corrupt, seed: _ } = *self;
-        let named =
-            [("loss", loss), ("duplicate", duplicate), ("reorder", reorder), ("corrupt", corrupt)];
-        let mut parts: Vec<String> = named
-            .into_iter()
-            .filter(|(_, probability)| !probability.is_zero())
-            .map(|(name, probability)| format!("{name} {probability}"))
-            .collect();
+        let Impairments { delay, jitter, .. } = *self;
+        let mut parts: Vec<String> =
+            self.shares().map(|(name, probability)| format!("{name} {probability}")).collect();
         match (delay.is_zero(), jitter.is_zero()) {
             (true, _) => {}
             (false, true) => parts.push(format!("delay {delay:?}")),

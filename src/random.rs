@@ -1,4 +1,6 @@
-//! Numbers that look like chance, and are the same for the same seed in every version.
+//! Numbers that look like chance, and are the same for the same seed in every version; and a seed.
+
+use std::hash::{BuildHasher, Hasher, RandomState};
 
 /// The SplitMix64 generator: see Steele, Lea and Flood, "Fast splittable pseudorandom number
 /// generators" (2014).
@@ -24,6 +26,11 @@ impl SplitMix64 {
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
+}
+
+/// A number that nobody knows beforehand, from the keys that the system gives to hash tables.
+pub(crate) fn draw() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ mod message;
 mod tracker;
 
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -27,6 +26,7 @@ use super::Cancel;
 use super::target::{self, LONGEST_WAIT, Transport};
 use super::wait::{self, TICK};
 use crate::protocol::Framing;
+use crate::random;
 use link::{Link, OpenError, Opening};
 use message::Messages;
 use tracker::Tracker;
@@ -119,7 +119,7 @@ pub fn run(
         wait: config.wait.min(LONGEST_WAIT),
         ..config.clone()
     };
-    let key = RandomState::new().build_hasher().finish();
+    let key = random::draw();
     let start = Instant::now();
     let mut pinger = Pinger {
         config,

@@ -20,6 +20,11 @@ const READ: usize = 16 << 10;
 /// What each of these reads counts beyond its bytes: its place in the queue, and an alarm.
 const OVERHEAD: usize = 128;
 
+/// What is held with the bytes of a read.
+fn cost(bytes: &[u8]) -> usize {
+    OVERHEAD + bytes.len()
+}
+
 /// What the delayed streams of a loop share.
 pub(super) struct Delays {
     fates: Fates,
@@ -152,8 +157,8 @@ impl<S: Stream> Delayed<S> {
         let at = last.max(now + delays.fates.delay());
         match &content {
             Content::Bytes(bytes, _) => {
-                self.held += OVERHEAD + bytes.len();
-                delays.held += OVERHEAD + bytes.len();
+                self.held += cost(bytes);
+                delays.held += cost(bytes);
             }
             Content::End | Content::Failed(_) => self.ended = true,
         }
@@ -176,8 +181,8 @@ impl<S: Stream> Delayed<S> {
                     room[used..used + length].copy_from_slice(&bytes[*start..*start + length]);
                     (*start, used) = (*start + length, used + length);
                     if *start == bytes.len() {
-                        self.held -= OVERHEAD + bytes.len();
-                        self.delays.borrow_mut().held -= OVERHEAD + bytes.len();
+                        self.held -= cost(bytes);
+                        self.delays.borrow_mut().held -= cost(bytes);
                         self.pieces.pop_front();
                     }
                 }

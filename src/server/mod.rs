@@ -33,7 +33,6 @@ mod udp;
 pub use control::Handle;
 
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 #[cfg(feature = "daemon")]
@@ -50,6 +49,7 @@ use self::guard::Guard;
 use crate::config::{Config, ConfigError, Design, ServiceKind, Transport};
 use crate::impairments::Impairments;
 use crate::protocol::{Echo, Service, Upper};
+use crate::random;
 use crate::socket::{self, AdoptError, BindError, Sockets};
 use crate::stats::Stats;
 use crate::units;
@@ -144,7 +144,7 @@ impl Server {
     ) -> Result<Server, Error> {
         config.check()?;
         let Impairments { seed, .. } = &mut config.impairments;
-        seed.get_or_insert_with(|| RandomState::new().build_hasher().finish());
+        seed.get_or_insert_with(random::draw);
         let stats = Arc::new(Stats::default());
         let poll = Poll::new().map_err(Error::Poll)?;
         let control = Control::new(&poll, &config, Arc::clone(&stats)).map_err(Error::Poll)?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use socket2::{Domain, Socket, Type};
 
 use crate::client::target::Transport;
+use crate::random;
 
 /// Whether a loopback address is listened on: a connection is accepted, or a datagram is not
 /// refused. On loopback the refusal is there before send(2) returns.
@@ -40,7 +41,7 @@ pub(super) fn free() -> io::Result<u16> {
         .unwrap_or(32_768);
     let mut error = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..TRIES {
-        let port = FIRST + (random() % u64::from(last - FIRST)) as u16;
+        let port = FIRST + (random::draw() % u64::from(last - FIRST)) as u16;
         let tcp = bind_everywhere(port, Type::STREAM);
         let udp = tcp.and_then(|_| bind_everywhere(port, Type::DGRAM));
         match udp {
@@ -61,12 +62,6 @@ fn bind_everywhere(port: u16, kind: Type) -> io::Result<Socket> {
     socket.set_only_v6(false)?;
     socket.bind(&SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)).into())?;
     Ok(socket)
-}
-
-/// A number that differs from process to process and from call to call.
-fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::hash::RandomState::new().build_hasher().finish()
 }
 
 #[cfg(test)]

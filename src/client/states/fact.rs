@@ -55,6 +55,21 @@ pub(super) const fn waiting(connections: u32) -> Fact {
     Fact { place: Place::Listener, what: What::Waiting(connections) }
 }
 
+/// The server has answered a client, and everything is acknowledged. So many bytes of the answer wait to
+/// be read.
+pub(super) const fn answered(number: usize, unread: u32) -> [Fact; 7] {
+    let (client, server) = (client(number), server(number));
+    [
+        client.is(State::Established),
+        client.received(unread),
+        client.sent(0),
+        server.is(State::Established),
+        server.accepted(),
+        server.received(0),
+        server.sent(0),
+    ]
+}
+
 impl At {
     const fn fact(self, what: What) -> Fact {
         Fact { place: self.0, what }

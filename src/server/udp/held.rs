@@ -1,7 +1,6 @@
 //! Answers that are held back until their time has come, in bounded number. Pure.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 
 use super::route::Route;
 use crate::server::clock::Moment;
@@ -14,7 +13,7 @@ pub(super) const MAX_HELD_BYTES: usize = 16 << 20;
 /// Answers by when they leave; those of one time in the order in which they came.
 #[derive(Debug, Default)]
 pub(super) struct HeldBack {
-    heap: BinaryHeap<Reverse<Ordered>>,
+    answers: BTreeMap<(Moment, u64), Answer>,
     bytes: usize,
     /// How many there have been.
     count: u64,
@@ -31,54 +30,21 @@ pub(super) struct Answer {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
-#[derive(Debug)]
-struct Ordered {
-    at: Moment,
-    number: u64,
-    answer: Answer,
-}
-
-impl Ordered {
-    fn key(&self) -> (Moment, u64) {
-        (self.at, self.number)
-    }
-}
-
-impl Ord for Ordered {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.key().cmp(&other.key())
-    }
-}
-
-impl PartialOrd for Ordered {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Ordered {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
-    }
-}
-
-impl Eq for Ordered {}
-
 impl HeldBack {
     /// Keeps an answer until then.
     pub(super) fn push(&mut self, at: Moment, answer: Answer) -> Result<(), Full> {
-        if self.heap.len() >= MAX_HELD || self.bytes + answer.bytes.len() > MAX_HELD_BYTES {
+        if self.answers.len() >= MAX_HELD || self.bytes + answer.bytes.len() > MAX_HELD_BYTES {
             return Err(Full);
         }
         self.bytes += answer.bytes.len();
         self.count += 1;
-        self.heap.push(Reverse(Ordered { at, number: self.count, answer }));
+        self.answers.insert((at, self.count), answer);
         Ok(())
     }
 
     /// When the next one leaves.
     pub(super) fn next_at(&self) -> Option<Moment> {
-        self.heap.peek().map(|Reverse(next)| next.at)
+        self.answers.first_key_value().map(|(&(at, _), _)| at)
     }
 
     /// The next one, if its time has come.
@@ -86,7 +52,7 @@ impl HeldBack {
         if self.next_at()? > now {
             return None;
         }
-        let Reverse(Ordered { answer, .. }) = self.heap.pop()?;
+        let (_, answer) = self.answers.pop_first()?;
         self.bytes -= answer.bytes.len();
         Some(answer)
     }

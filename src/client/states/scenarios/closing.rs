@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use super::talking::connect;
-use crate::client::states::fact::{client, server};
+use crate::client::states::fact::{answered, client, server};
 use crate::client::states::report::Side;
 use crate::client::states::report::State::{
     CloseWait, Closed, Established, FinWait2, LastAck, TimeWait,
@@ -216,15 +216,7 @@ pub(super) fn reset(cx: &Context<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client 2: connect(4, server), write(4, \"hello\", 5), and no read"],
         segments: &[to_server(2, "5 bytes"), to_client(2, "5 bytes")],
-        facts: &[
-            client(2).is(Established),
-            client(2).received(5),
-            client(2).sent(0),
-            server(2).is(Established),
-            server(2).accepted(),
-            server(2).received(0),
-            server(2).sent(0),
-        ],
+        facts: &answered(2, 5),
         why: "Another client. The answer waits in its receive queue.",
         source: "RFC 9293, 3.8",
     })?;

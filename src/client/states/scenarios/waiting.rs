@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::talking::connect;
-use crate::client::states::fact::{Fact, client, server, waiting};
+use crate::client::states::fact::{Fact, answered, client, server, waiting};
 use crate::client::states::report::State::{Closed, Established, SynSent, TimeWait};
 use crate::client::states::stage::{Lesson, Stage, to_client, to_server};
 use crate::client::states::{Context, Needs, Stop};
@@ -56,15 +56,7 @@ fn serve_slow_client(stage: &mut Stage<'_>, server_name: &str) -> Result<(), Sto
     stage.show(&Lesson {
         calls: &["client 1: connect(3, server), write(3, \"hello\", 5), read(3) = 5", &serves],
         segments: &[to_server(1, "5 bytes"), to_client(1, "5 bytes")],
-        facts: &[
-            client(1).is(Established),
-            client(1).received(0),
-            client(1).sent(0),
-            server(1).is(Established),
-            server(1).accepted(),
-            server(1).received(0),
-            server(1).sent(0),
-        ],
+        facts: &answered(1, 0),
         why: "Client 1 is served. It says nothing more, and does not leave.",
         source: "RFC 9293, 3.8",
     })
@@ -164,16 +156,7 @@ fn second_client(stage: &mut Stage<'_>, design: Option<Design>) -> Result<(), St
         return stage.show(&Lesson {
             calls: &["client 2: connect(4, server), write(4, \"hello\", 5)", &does],
             segments: &[to_server(2, "5 bytes"), to_client(2, "5 bytes")],
-            facts: &[
-                client(2).is(Established),
-                client(2).received(5),
-                client(2).sent(0),
-                server(2).is(Established),
-                server(2).accepted(),
-                server(2).received(0),
-                server(2).sent(0),
-                client(1).is(Established),
-            ],
+            facts: &[&answered(2, 5)[..], &[client(1).is(Established)]].concat(),
             why: "Client 2 is answered though client 1 is silent: a thread for each client waits in a \
                   read of its own, an event loop waits for all of them at once.",
             source: "accept(2), poll(2)",
