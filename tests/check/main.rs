@@ -38,7 +38,7 @@ const TCP: &[Row] = &[
     (Fault::DiesOfResets, "tcp-reset", "it closed the connection after 0 B"),
     (Fault::Counts, "tcp-churn", "after 0 B"),
     (Fault::TooFew, "tcp-many", "after 0 B"),
-    (Fault::Starves, "tcp-fair", "longest 1."),
+    (Fault::Starves, "tcp-fair", ", longest "),
     (Fault::WrongOnIpv6, "tcp-both-families", "byte 0 came back as"),
 ];
 
@@ -50,7 +50,7 @@ const UDP: &[Row] = &[
     (Fault::OtherPort, "udp-reply-port", "it came from port"),
     (Fault::OtherAddress, "udp-reply-address", "answered from 127.0.0.1"),
     (Fault::AnswersTwice, "udp-burst", "answered twice"),
-    (Fault::StarvesDatagrams, "udp-beside-tcp", "one was answered after 1."),
+    (Fault::StarvesDatagrams, "udp-beside-tcp", "one was answered after "),
     (Fault::NoUdpOnIpv6, "udp-both-families", "has no UDP socket"),
     (Fault::DiesOfRefusal, "udp-gone-peers", "no datagram came back"),
 ];
