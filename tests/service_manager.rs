@@ -4,7 +4,6 @@
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::process::Command;
@@ -22,8 +21,8 @@ use socket2::SockRef;
 mod daemon;
 
 use daemon::{
-    DEADLINE, Daemon, LOCALHOST, assert_datagram, assert_echo, connect, evecho, read_to_end, run,
-    stderr,
+    DEADLINE, Daemon, LOCALHOST, assert_datagram, assert_echo, connect, evecho, inheriting, kept,
+    pass, read_to_end, run, stderr,
 };
 
 const DESIGNS: [&str; 3] = ["event-loop", "threaded", "iterative"];
@@ -206,30 +205,6 @@ fn a_manager_that_does_not_listen_holds_up_nobody() {
 }
 
 // ---- sockets that it inherits
-
-/// Makes two sockets descriptors 3 and 4, and says that they are for the command that it becomes.
-const PASS: &str = r#"exec 3<&0 4<&1 0</dev/null 1>/dev/null
-export LISTEN_FDS=2 LISTEN_PID="${LISTEN_PID-$$}" LISTEN_FDNAMES=unknown:names
-exec "$@""#;
-
-/// The command of a server that inherits these.
-fn inheriting(one: impl Into<OwnedFd>, other: impl Into<OwnedFd>) -> Command {
-    let mut command = Command::new("sh");
-    command.args(["-c", PASS, "sh"]).arg(env!("CARGO_BIN_EXE_evecho"));
-    let clean = evecho();
-    clean.get_envs().for_each(|(name, _)| _ = command.env_remove(name));
-    command.stdin(one.into()).stdout(other.into());
-    command
-}
-
-/// Sockets as a service manager has them, which keeps them.
-fn kept() -> (TcpListener, UdpSocket) {
-    (TcpListener::bind((LOCALHOST, 0)).unwrap(), UdpSocket::bind((LOCALHOST, 0)).unwrap())
-}
-
-fn pass((listener, socket): &(TcpListener, UdpSocket)) -> Command {
-    inheriting(socket.try_clone().unwrap(), listener.try_clone().unwrap())
-}
 
 fn ask(socket: SocketAddr) -> UdpSocket {
     let client = UdpSocket::bind((socket.ip(), 0)).unwrap();

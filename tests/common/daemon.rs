@@ -4,7 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
@@ -28,6 +29,31 @@ pub(crate) fn evecho() -> Command {
         command.env_remove(name);
     }
     command
+}
+
+/// Makes two sockets descriptors 3 and 4, and says that they are for the command that it becomes.
+const PASS: &str = r#"exec 3<&0 4<&1 0</dev/null 1>/dev/null
+export LISTEN_FDS=2 LISTEN_PID="${LISTEN_PID-$$}" LISTEN_FDNAMES=unknown:names
+exec "$@""#;
+
+/// The command of a server that inherits these.
+pub(crate) fn inheriting(one: impl Into<OwnedFd>, other: impl Into<OwnedFd>) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", PASS, "sh"]).arg(env!("CARGO_BIN_EXE_evecho"));
+    let clean = evecho();
+    clean.get_envs().for_each(|(name, _)| _ = command.env_remove(name));
+    command.stdin(one.into()).stdout(other.into());
+    command
+}
+
+/// Sockets as a service manager has them, which keeps them.
+pub(crate) fn kept() -> (TcpListener, UdpSocket) {
+    (TcpListener::bind((LOCALHOST, 0)).unwrap(), UdpSocket::bind((LOCALHOST, 0)).unwrap())
+}
+
+/// The command of a server that serves them.
+pub(crate) fn pass((listener, socket): &(TcpListener, UdpSocket)) -> Command {
+    inheriting(socket.try_clone().unwrap(), listener.try_clone().unwrap())
 }
 
 /// A running server; ended, at the latest, when it goes out of scope.
