@@ -52,7 +52,7 @@ fn answer<V: Service>(
     mut send: impl FnMut(&[u8]),
 ) -> Verdict {
     let nowhere = || Err(ErrorKind::Unsupported.into());
-    let context = Context::stream(([127, 0, 0, 1], 9).into(), &nowhere);
+    let context = Context::stream(1, ([127, 0, 0, 1], 9).into(), &nowhere);
     let answer = session.receive(input, usize::MAX, scratch, &context);
     send(&answer.bytes);
     let mut verdict = answer.verdict;

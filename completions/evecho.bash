@@ -77,7 +77,7 @@ _evecho() {
 
     case "${cmd}" in
         evecho)
-            opts="-p -v -q -h -V --port --bind --tcp-only --udp-only --backlog --reuse-port --metrics --service --framing --max-frame --once --max-connections --spare-files --per-source-connections --idle-timeout --drain-delay --drain-timeout --max-buffered --udp-rate --guard-ports --loss --delay --jitter --duplicate --reorder --corrupt --seed --design --busy-poll --no-udp-offload --log-format --verbose --quiet --help --version check compare completions load merge ping send states help"
+            opts="-p -v -q -h -V --port --bind --tcp-only --udp-only --backlog --reuse-port --metrics --service --name --framing --max-frame --once --max-connections --spare-files --per-source-connections --idle-timeout --drain-delay --drain-timeout --max-buffered --udp-rate --guard-ports --loss --delay --jitter --duplicate --reorder --corrupt --seed --design --busy-poll --no-udp-offload --log-format --verbose --quiet --help --version check compare completions load merge ping send states help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -104,7 +104,11 @@ _evecho() {
                     return 0
                     ;;
                 --service)
-                    COMPREPLY=($(compgen -W "echo upper" -- "${cur}"))
+                    COMPREPLY=($(compgen -W "echo upper who" -- "${cur}"))
+                    return 0
+                    ;;
+                --name)
+                    COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --framing)

@@ -1,6 +1,6 @@
 # Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
 function __fish_evecho_global_optspecs
-    string join \n p/port= bind= tcp-only udp-only backlog= reuse-port metrics= service= framing= max-frame= once max-connections= spare-files= per-source-connections= idle-timeout= drain-delay= drain-timeout= max-buffered= udp-rate= guard-ports= loss= delay= jitter= duplicate= reorder= corrupt= seed= design= busy-poll= no-udp-offload log-format= v/verbose q/quiet h/help V/version
+    string join \n p/port= bind= tcp-only udp-only backlog= reuse-port metrics= service= name= framing= max-frame= once max-connections= spare-files= per-source-connections= idle-timeout= drain-delay= drain-timeout= max-buffered= udp-rate= guard-ports= loss= delay= jitter= duplicate= reorder= corrupt= seed= design= busy-poll= no-udp-offload log-format= v/verbose q/quiet h/help V/version
 end
 
 function __fish_evecho_needs_command
@@ -29,7 +29,9 @@ complete -c evecho -n "__fish_evecho_needs_command" -l bind -d 'Bind this addres
 complete -c evecho -n "__fish_evecho_needs_command" -l backlog -d 'Connections that may wait to be accepted, as far as the system allows' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l metrics -d 'Answer monitors here over HTTP: /metrics (OpenMetrics), /livez and /readyz [default: off]' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l service -d 'What comes back' -r -f -a "echo\t'The same bytes (RFC 862)'
-upper\t'Text in Unicode upper case; bytes that are not UTF-8 unchanged'"
+upper\t'Text in Unicode upper case; bytes that are not UTF-8 unchanged'
+who\t'Who asked, and which server answers: a line of JSON'"
+complete -c evecho -n "__fish_evecho_needs_command" -l name -d 'Name of this server in the answers of --service who: 1 to 64 letters, digits, \'.\', \'_\' and \'-\'' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l framing -d 'How the end of a message is marked in a TCP stream; each datagram is a message' -r -f -a "raw\t'Bytes are answered as they come'
 lines\t'Whole lines, up to a line feed; without one there is no answer'
 length\t'Whole frames, behind a length in four bytes, big-endian'"

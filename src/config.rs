@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::address::{BindAddress, ParseError};
 use crate::impairments::Impairments;
-use crate::protocol::{Framing, Protocol};
+use crate::protocol::{Framing, Name, Protocol};
 use crate::service_manager::ServiceManager;
 
 /// The default port.
@@ -40,6 +40,8 @@ pub struct Config {
     pub transport: Transport,
     /// What [`Server::run`](crate::Server::run) answers. Default: the same bytes.
     pub service: ServiceKind,
+    /// What [`ServiceKind::Who`] calls this server. Default: nothing.
+    pub name: Option<Name>,
     /// Framing, the longest frame, and whether one message is enough.
     pub protocol: Protocol,
     /// Limits on what clients may do.
@@ -87,6 +89,7 @@ impl Default for Config {
             bind: Vec::new(),
             transport: Transport::default(),
             service: ServiceKind::default(),
+            name: None,
             protocol: Protocol::default(),
             limits: Limits::default(),
             impairments: Impairments::default(),
@@ -162,6 +165,8 @@ pub enum ServiceKind {
     Echo,
     /// [`Upper`](crate::protocol::Upper): text in upper case.
     Upper,
+    /// [`Who`](crate::protocol::Who): who asked, and which server answers.
+    Who,
 }
 
 /// Limits on what clients may do.

@@ -174,6 +174,9 @@ counters! {
     udp_rate_limited,
     /// Datagrams that were cut when they were received, and not answered.
     udp_truncated,
+    /// Datagrams not answered because the answer would be longer than they are:
+    /// [`Who`](crate::protocol::Who).
+    udp_too_short,
     /// Datagrams not answered because the answer would be longer than a datagram can be.
     udp_too_long,
     /// Answers dropped because the network did not take them in time, or their neighbour does not exist.

@@ -7,6 +7,7 @@ use std::alloc::System;
 use std::io::{Read, Write};
 
 use common::{Client, TestServer, config, config_with};
+use evecho::protocol::Who;
 use evecho::{Framing, ServiceKind};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -25,9 +26,30 @@ fn allocations(mut exchange: impl FnMut()) -> usize {
     change.allocations + change.reallocations
 }
 
+fn who_is_not_allocated_for() {
+    let server = TestServer::start(config_with(|config| {
+        (config.service, config.protocol.framing) = (ServiceKind::Who, Framing::Lines);
+    }));
+    let Client(mut stream) = server.connect();
+    let mut line = [0; Who::LONGEST];
+    let counted = allocations(|| {
+        stream.write_all(b"?\n").unwrap();
+        let length = stream.read(&mut line).unwrap();
+        assert_eq!(line[length - 1], b'\n');
+    });
+    assert_eq!(counted, 0, "lines");
+    let socket = server.udp();
+    let counted = allocations(|| {
+        socket.send(&[b'?'; Who::LONGEST]).unwrap();
+        socket.recv(&mut line).unwrap();
+    });
+    assert_eq!(counted, 0, "datagrams");
+}
+
 /// One test, since the allocator is the whole process's.
 #[test]
 fn messages_are_not_allocated_for() {
+    who_is_not_allocated_for();
     for service in [ServiceKind::Echo, ServiceKind::Upper] {
         for framing in [Framing::Raw, Framing::Lines, Framing::LengthPrefixed] {
             let server = TestServer::start(config_with(|config| {

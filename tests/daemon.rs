@@ -103,7 +103,7 @@ fn an_address_of_another_machine_is_one_sentence() {
 
 #[test]
 fn bad_flags_are_usage() {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 10] = [
         (&["--port", "65536"], "65536"),
         (&["--bind", "127.0.0.1:x"], "127.0.0.1:x"),
         (&["--tcp-only", "--udp-only"], "--udp-only"),
@@ -112,6 +112,7 @@ fn bad_flags_are_usage() {
         (&["--idle-timeout", "10 apples"], "200ms"),
         (&["--busy-poll", "1h"], "CPU"),
         (&["--guard-ports", "echo"], "echo"),
+        (&["--name", "a name"], "letters"),
         (&["--bind", "::1", "--bind", "::1"], "::1"),
     ];
     for (flags, word) in cases {

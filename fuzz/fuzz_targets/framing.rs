@@ -43,7 +43,7 @@ fn converse<V: Service>(
     pieces: &[u16],
 ) -> (Vec<u8>, Verdict) {
     let nowhere = || Err(ErrorKind::Unsupported.into());
-    let context = Context::stream(([127, 0, 0, 1], 9).into(), &nowhere);
+    let context = Context::stream(1, ([127, 0, 0, 1], 9).into(), &nowhere);
     let (mut session, mut scratch) = (Session::new(protocol, service), Scratch::default());
     let mut all = Vec::new();
     for length in pieces.iter().map(|&length| length.into()).chain([usize::MAX]) {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::error::ErrorKind;
+use evecho::protocol::Name;
 use evecho::{
     AdoptError, BindAddress, Config, Design, Error, Framing, GuardPorts, ParseError, Probability,
     Server, ServiceKind, ServiceManager, Transport,
@@ -87,6 +88,9 @@ struct ConversationArgs {
     /// What comes back
     #[arg(long, env = "EVECHO_SERVICE", value_enum, default_value_t = ServiceArg::Echo)]
     service: ServiceArg,
+    /// Name of this server in the answers of --service who: 1 to 64 letters, digits, '.', '_' and '-'
+    #[arg(long, env = "EVECHO_NAME")]
+    name: Option<Name>,
     /// How the end of a message is marked in a TCP stream; each datagram is a message
     #[arg(long, env = "EVECHO_FRAMING", value_enum, default_value_t = FramingArg::Raw)]
     framing: FramingArg,
@@ -215,6 +219,8 @@ enum ServiceArg {
     Echo,
     /// Text in Unicode upper case; bytes that are not UTF-8 unchanged
     Upper,
+    /// Who asked, and which server answers: a line of JSON
+    Who,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -372,7 +378,9 @@ fn config(args: Args, environment: &Environment) -> Config {
     config.service = match conversation.service {
         ServiceArg::Echo => ServiceKind::Echo,
         ServiceArg::Upper => ServiceKind::Upper,
+        ServiceArg::Who => ServiceKind::Who,
     };
+    config.name = conversation.name;
     config.protocol.framing = conversation.framing.into();
     // The library says what is too long.
     config.protocol.max_frame = u32::try_from(conversation.max_frame).unwrap_or(u32::MAX);

@@ -17,12 +17,14 @@ mod service;
 mod session;
 mod upper;
 mod uppercase;
+mod who;
 
 pub use framing::{FrameError, Framing, Protocol};
 pub use replies::{Replies, Scratch};
 pub use service::{Context, Echo, Flow, Message, Service, ServiceFn, service_fn};
 pub use session::{Answer, Bytes, Frame, Messages, Panicked, Session, Verdict, answer_datagram};
 pub use upper::Upper;
+pub use who::{Name, Who};
 
 /// The longest payload of a UDP datagram over IPv4, in bytes: 65,535 of an IP packet (RFC 791), less
 /// 20 of its header and 8 of UDP's (RFC 768).

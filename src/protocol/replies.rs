@@ -90,6 +90,18 @@ impl Replies<'_> {
         self.scratch.reply = reply;
     }
 
+    /// As [`send`](Replies::send), but for a datagram longer than the one that it answers: that is not
+    /// sent, and counted ([`udp_too_short`](crate::Snapshot::udp_too_short)). Who forges the source of
+    /// a datagram does not get more bytes sent there than without us.
+    pub fn send_no_longer(&mut self, bytes: &[u8]) {
+        match &self.origin {
+            Origin::Input(range) if self.wire == Wire::Datagrams && range.len() < bytes.len() => {
+                self.scratch.withheld = true;
+            }
+            _ => self.send(bytes),
+        }
+    }
+
     /// Begins a message of `length` bytes that is written piece by piece: its bytes are given to
     /// [`push`](Replies::push), in this call or, after [`Flow::Again`](super::Flow::Again), in later
     /// ones. It is complete when it has all of them.
@@ -170,6 +182,8 @@ pub struct Scratch {
     pub(super) echoed_frame: bool,
     /// Of a datagram: each reply, at its place among those put together, or the datagram itself.
     pub(super) messages: Vec<Option<Range<usize>>>,
+    /// A reply was longer than the datagram, and must not be.
+    pub(super) withheld: bool,
     /// The bytes that the last reply still lacks.
     pub(super) owed: usize,
     /// There was no memory for a reply.
@@ -186,7 +200,7 @@ impl Scratch {
         self.joined.clear();
         self.messages.clear();
         (self.echoed, self.echoed_frame) = (0..0, false);
-        (self.owed, self.failed) = (0, false);
+        (self.owed, self.failed, self.withheld) = (0, false, false);
     }
 
     /// Gives memory back that only a large reply needed. The answer that stands in it is gone. Each

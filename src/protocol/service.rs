@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::framing::FrameError;
 use super::replies::Replies;
@@ -50,20 +50,25 @@ pub enum Flow {
 pub struct Context<'a> {
     peer: SocketAddr,
     local: &'a dyn Fn() -> io::Result<SocketAddr>,
-    is_datagram: bool,
+    /// None for a datagram.
+    connection: Option<u32>,
 }
 
 impl<'a> Context<'a> {
-    /// The context of a conversation over a stream with `peer`. `local` finds our address when it is
-    /// asked for.
-    pub fn stream(peer: SocketAddr, local: &'a dyn Fn() -> io::Result<SocketAddr>) -> Self {
-        Context { peer, local, is_datagram: false }
+    /// The context of a conversation over a stream with `peer`, which has the number `connection`.
+    /// `local` finds our address when it is asked for.
+    pub fn stream(
+        connection: u32,
+        peer: SocketAddr,
+        local: &'a dyn Fn() -> io::Result<SocketAddr>,
+    ) -> Self {
+        Context { peer, local, connection: Some(connection) }
     }
 
     /// The context of a datagram from `peer`. `local` finds the address that it was sent to when that
     /// is asked for.
     pub fn datagram(peer: SocketAddr, local: &'a dyn Fn() -> io::Result<SocketAddr>) -> Self {
-        Context { peer, local, is_datagram: true }
+        Context { peer, local, connection: None }
     }
 
     /// The peer's address. An IPv4 peer of an IPv6 socket has its IPv4 address.
@@ -71,18 +76,30 @@ impl<'a> Context<'a> {
         self.peer
     }
 
-    /// Our address, which the peer talks to. For a stream this is a system call.
+    /// Our address, which the peer talks to; an IPv4 address as such, as with [`peer`](Context::peer).
+    /// For a stream this is a system call.
     ///
     /// # Errors
     ///
     /// What the system says where it cannot tell.
     pub fn local(&self) -> io::Result<SocketAddr> {
-        (self.local)()
+        let local = (self.local)()?;
+        Ok(match local.ip().to_canonical() {
+            IpAddr::V4(ip) => SocketAddr::new(ip.into(), local.port()),
+            // As it is: it may have a zone.
+            IpAddr::V6(_) => local,
+        })
     }
 
     /// Whether the message is a datagram: otherwise it came over a stream.
     pub fn is_datagram(&self) -> bool {
-        self.is_datagram
+        self.connection.is_none()
+    }
+
+    /// The number of the TCP connection, of those that this server has accepted: the first has 1, and
+    /// after 2³² - 1 comes 1 again. A datagram has none.
+    pub fn connection(&self) -> Option<u32> {
+        self.connection
     }
 }
 
@@ -90,7 +107,7 @@ impl fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
             .field("peer", &self.peer)
-            .field("is_datagram", &self.is_datagram)
+            .field("connection", &self.connection)
             .finish_non_exhaustive()
     }
 }

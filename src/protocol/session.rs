@@ -503,7 +503,8 @@ pub fn answer_datagram<'a, V: Service>(
     if scratch.failed {
         scratch.messages.clear();
     }
-    Ok(Messages { input, joined: &scratch.joined, left: scratch.messages.iter() })
+    let Scratch { joined, messages, withheld, .. } = scratch;
+    Ok(Messages { input, joined, left: messages.iter(), withheld: *withheld })
 }
 
 /// The replies to a datagram, each a datagram of its own.
@@ -512,6 +513,15 @@ pub struct Messages<'a> {
     input: &'a [u8],
     joined: &'a [u8],
     left: std::slice::Iter<'a, Option<Range<usize>>>,
+    withheld: bool,
+}
+
+impl Messages<'_> {
+    /// Whether a reply is not among them because it would be longer than the datagram
+    /// ([`Replies::send_no_longer`]).
+    pub fn withheld(&self) -> bool {
+        self.withheld
+    }
 }
 
 impl<'a> Iterator for Messages<'a> {

@@ -239,7 +239,8 @@ pub(crate) enum Standing {
 /// One TCP stream and its conversation.
 pub(crate) struct Connection<S, V> {
     stream: S,
-    /// Tells this connection from others that have the same slot at other times.
+    /// The number of the connection, of all that were accepted. It tells this connection from others
+    /// that have the same slot at other times.
     pub(crate) generation: u32,
     peer: Peer,
     session: Session<V>,
@@ -434,7 +435,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         ask: impl FnOnce(&mut Session<V>, usize, &Context<'_>) -> Answer<'a>,
     ) -> Answer<'a> {
         let local = || self.stream.local_addr();
-        let context = Context::stream(self.peer.into(), &local);
+        let context = Context::stream(self.generation, self.peer.into(), &local);
         let held = self.session.held();
         let answer = ask(&mut self.session, memory.growth(), &context);
         memory.adjust(held, self.session.held());
@@ -522,7 +523,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
     /// It is over: tells the service, and gives back what it holds.
     pub(crate) fn end(mut self, reason: CloseReason, memory: &Memory, now: Moment) {
         let local = || self.stream.local_addr();
-        self.session.close(&Context::stream(self.peer.into(), &local));
+        self.session.close(&Context::stream(self.generation, self.peer.into(), &local));
         memory.adjust(self.session.held(), 0);
         if log_enabled!(Level::Debug) {
             self.summary(reason, now).log();

@@ -52,6 +52,7 @@ const FAMILIES: [Family; 2] = [
             ("udp_guarded", "guarded"),
             ("udp_rate_limited", "rate"),
             ("udp_truncated", "truncated"),
+            ("udp_too_short", "too_short"),
             ("udp_too_long", "too_long"),
             ("udp_dropped", "dropped"),
             ("udp_panics", "panic"),

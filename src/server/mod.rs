@@ -48,7 +48,7 @@ use self::control::Control;
 use self::guard::Guard;
 use crate::config::{Config, ConfigError, Design, ServiceKind, Transport};
 use crate::impairments::Impairments;
-use crate::protocol::{Echo, Service, Upper};
+use crate::protocol::{Echo, Service, Upper, Who};
 use crate::random;
 use crate::socket::{self, AdoptError, BindError, Sockets};
 use crate::stats::Stats;
@@ -198,6 +198,13 @@ impl Server {
         match self.config.service {
             ServiceKind::Echo => self.run_with(Echo),
             ServiceKind::Upper => self.run_with(Upper::default()),
+            ServiceKind::Who => {
+                let host = nix::unistd::gethostname().unwrap_or_default();
+                let Config { protocol, ref name, .. } = self.config;
+                let who =
+                    Who::new(protocol, &host.to_string_lossy(), std::process::id(), name.as_ref());
+                self.run_with(who)
+            }
         }
     }
 

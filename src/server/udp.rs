@@ -525,6 +525,15 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             }
             return Ok(());
         };
+        if replies.withheld() {
+            self.stats.udp_too_short.increment();
+            debug!(
+                event = "not_answered",
+                peer:%,
+                reason = "too_short";
+                "{peer} is not answered: the answer would be longer than the datagram"
+            );
+        }
         let longest = if peer.is_ipv4() { MAX_DATAGRAM } else { MAX_DATAGRAM + IPV4_HEADER };
         let mut question = input.len();
         for reply in replies {

@@ -219,6 +219,17 @@ impl Client {
         self.0.shutdown(Shutdown::Write).unwrap();
     }
 
+    /// Reads a line, with its line feed.
+    pub fn line(&mut self) -> Vec<u8> {
+        let mut line = Vec::new();
+        while line.last() != Some(&b'\n') {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte).unwrap();
+            line.extend(byte);
+        }
+        line
+    }
+
     /// Reads up to the server's FIN.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();

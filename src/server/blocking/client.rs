@@ -35,8 +35,8 @@ impl<'a> Client<'a> {
         let clients = self.slot.clients;
         let session = Session::new(clients.rules.protocol, service);
         let stream = Waiting { client: &self, fin_sent: false };
-        let mut connection =
-            Connection::new(stream, 0, self.slot.peer, session, clients.clock().now());
+        let Slot { number, peer, .. } = self.slot;
+        let mut connection = Connection::new(stream, number, peer, session, clients.clock().now());
         let mut work = Workspace::new(&clients.memory);
         let mut turn = clients.rules.idle_timeout.map_or(Ok(()), |time| self.allow(time));
         if turn.is_ok() {
@@ -54,7 +54,7 @@ impl<'a> Client<'a> {
         };
         connection.end(reason, &clients.memory, clients.clock().now());
         drop(work);
-        clients.ended(self.slot.peer, reason);
+        clients.ended(peer, reason);
         drop(self);
         // Counted last: a connection that counts as closed is gone, with all that it held.
         reason.counter(&clients.stats).increment();

@@ -44,6 +44,8 @@ pub(in crate::server) struct Clients {
 struct Slots {
     streams: Slab<Arc<TcpStream>>,
     admission: Admission,
+    /// The number of the last client that was taken in.
+    last_number: u32,
     /// How many have left.
     left: u64,
     /// Whether anyone waits for `changed`.
@@ -55,6 +57,7 @@ impl Clients {
         let slots = Slots {
             streams: Slab::new(),
             admission: Admission::new(&rules, Arc::clone(&stats)),
+            last_number: 0,
             left: 0,
             awaited: false,
         };
@@ -164,13 +167,14 @@ impl Clients {
         if !slots.admission.admit(peer, self.clock.now()) {
             return None;
         }
+        slots.last_number = slots.last_number.checked_add(1).unwrap_or(1);
         let stream = Arc::new(stream);
         let key = slots.streams.insert(Arc::clone(&stream));
         // Whoever enters a phase wakes those who are here.
         wake(&stream, self.phase());
         story::accepted(&peer);
         self.stats.accepted.increment();
-        Some(Client::new(stream, Slot { clients: self, key, peer }))
+        Some(Client::new(stream, Slot { clients: self, key, number: slots.last_number, peer }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -192,6 +196,8 @@ fn wake(stream: &TcpStream, phase: Phase) {
 /// A place among those who are served.
 pub(super) struct Slot<'a> {
     pub(super) clients: &'a Clients,
+    /// Of the connection, of all that were accepted.
+    pub(super) number: u32,
     pub(super) peer: Peer,
     key: usize,
 }

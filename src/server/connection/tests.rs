@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::*;
-use crate::protocol::{Echo, Flow, Framing, Message, Protocol, Replies, Upper};
+use crate::protocol::{Echo, Flow, Framing, Message, Protocol, Replies, Upper, Who};
 
 /// A call that is to come next, and what it returns.
 #[derive(Debug)]
@@ -564,4 +564,5 @@ type Fd = std::os::fd::RawFd;
 fn a_connection_is_small_on_purpose() {
     assert_eq!(size_of::<Option<Connection<Fd, Echo>>>(), 112);
     assert_eq!(size_of::<Option<Connection<Fd, Upper>>>(), 120);
+    assert_eq!(size_of::<Option<Connection<Fd, Who>>>(), 120);
 }
