@@ -281,7 +281,8 @@ mod tests {
             let parsed: Option<Name> = name.as_ref().map(|name| name.parse().unwrap());
             let who = Who::new(Protocol::default(), &host, pid, parsed.as_ref());
             let local_of = || Ok(local);
-            let line = greeting(who, &Context::stream(number, peer, &local_of));
+            let context = Context::stream(number, peer, &local_of);
+            let line = greeting(who, &context);
             prop_assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
             let mut told: Value = serde_json::from_slice(&line).unwrap();
             let shown = told["host"].as_str().unwrap().to_owned();
@@ -291,7 +292,7 @@ mod tests {
             told["host"] = json!("");
             prop_assert_eq!(told, {
                 let mut expected = json!({
-                    "peer": peer.to_string(), "local": local.to_string(), "host": "", "pid": pid,
+                    "peer": peer.to_string(), "local": context.local().unwrap().to_string(), "host": "", "pid": pid,
                     "protocol": "tcp", "connection": number,
                 });
                 if let Some(name) = name {
