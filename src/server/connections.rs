@@ -3,7 +3,6 @@
 //! It decides and does not wait. What it needs of the world (a stream, a listener, the time) comes in
 //! from outside, so that a simulation can stand in for it.
 
-use std::collections::TryReserveError;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -22,6 +21,7 @@ use super::memory::{CHUNK, Memory};
 use super::peer::Peer;
 use super::ready::{Queue, ReadyQueues, SMALL_TURN, SPARSE_READ};
 use super::story;
+use crate::buffer::{Buffer, NoMemory};
 use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
 
@@ -114,6 +114,9 @@ impl Pause {
 }
 
 impl<L: Listener, V: Service> Connections<L, V> {
+    /// What a connection takes in the slab, in bytes.
+    const SLOT: usize = size_of::<Option<Connection<L::Stream, V>>>();
+
     pub(crate) fn new(
         listeners: Vec<L>,
         rules: Rules,
@@ -291,12 +294,14 @@ impl<L: Listener, V: Service> Connections<L, V> {
     }
 
     /// Makes sure that there is memory to serve one more: else it waits in the backlog.
-    fn reserve_slot(&mut self) -> Result<(), TryReserveError> {
+    fn reserve_slot(&mut self) -> Result<(), NoMemory> {
         let slots = self.slab.len() + 1;
         self.ready.reserve(slots)?;
         if self.slab.capacity() < slots {
-            // A slab cannot be asked to try. It doubles; whether it can, this tells.
-            Vec::<Option<Connection<L::Stream, V>>>::new().try_reserve_exact(2 * slots)?;
+            // A slab cannot be asked to try. It doubles; whether it can, this tells. It tries in a mapping:
+            // glibc moves what is of a size that was freed before to the heap, which leaves holes
+            // behind as it grows (M_MMAP_THRESHOLD, mallopt(3)).
+            Buffer::with_capacity(2 * slots * Self::SLOT, true)?;
             self.slab.reserve(slots);
         }
         Ok(())

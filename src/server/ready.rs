@@ -45,7 +45,13 @@ impl ReadyQueues {
     /// Makes sure that so many find a place on either queue.
     pub(crate) fn reserve(&mut self, connections: usize) -> Result<(), TryReserveError> {
         for queue in [&mut self.sparse, &mut self.greedy] {
-            queue.try_reserve(connections.saturating_sub(queue.len()))?;
+            if queue.capacity() < connections {
+                // Not grown in place: that may copy, and so touch, what was never needed at once.
+                let mut larger = VecDeque::new();
+                larger.try_reserve_exact(2 * connections)?;
+                larger.append(queue);
+                *queue = larger;
+            }
         }
         Ok(())
     }
@@ -55,7 +61,13 @@ impl ReadyQueues {
     }
 
     pub(crate) fn pop(&mut self, queue: Queue) -> Option<ConnectionId> {
-        self.of_mut(queue).pop_front()
+        let queue = self.of_mut(queue);
+        let id = queue.pop_front();
+        if queue.is_empty() {
+            // It begins at its start again: memory that was never needed at once stays untouched.
+            queue.clear();
+        }
+        id
     }
 
     #[cfg(any(test, fuzzing))]

@@ -134,10 +134,10 @@ impl Daemon {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
     }
 
-    /// Resident memory in KiB.
+    /// Resident memory in KiB, exact: the quick count in `status` may be off by much.
     pub(crate) fn resident(&self) -> i64 {
-        let status = self.proc("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let rollup = self.proc("smaps_rollup");
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
