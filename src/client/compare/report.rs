@@ -79,7 +79,7 @@ pub struct Cell {
 }
 
 /// What was measured of one server under one trial in one round.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct Measurement {
     /// Messages that came back per second, whole, correct and in order.
@@ -165,7 +165,8 @@ impl Report {
         self.servers.iter().all(measured)
     }
 
-    pub(super) fn new(config: &Config) -> Report {
+    /// One without measurements: for [`run`](super::run()), and for whoever measures in another way.
+    pub fn new(config: &Config) -> Report {
         let server = |contender: &Contender| Server {
             name: contender.name.clone(),
             command: contender.command.to_string(),
@@ -190,7 +191,12 @@ impl Report {
         }
     }
 
-    pub(super) fn cell(&mut self, server: &str, trial: Trial) -> &mut Cell {
+    /// The cell of a server under a trial.
+    ///
+    /// # Panics
+    ///
+    /// When the config had no such server, or no such trial.
+    pub fn cell(&mut self, server: &str, trial: Trial) -> &mut Cell {
         let mut cells = self.cells.iter_mut();
         let found = cells.find(|cell| cell.server == server && cell.trial == trial);
         found.expect("every server has a cell for every trial")
