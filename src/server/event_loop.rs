@@ -412,6 +412,7 @@ impl<L: connections::Listener, V: Service> EventLoop<L, V> {
         self.connections.drain(drain.ask_at);
         for datagrams in &mut self.datagrams {
             if !self.hand_over {
+                datagrams.leave();
                 datagrams.hint(true, true);
                 datagrams.finish(&mut self.guard, now);
             }

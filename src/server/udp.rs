@@ -210,6 +210,11 @@ impl<V: Service> Endpoint<BoundSocket, V> {
         self.socket.as_fd()
     }
 
+    /// Leaves the port to others: what comes from now on is not for this socket.
+    pub(super) fn leave(&self) {
+        self.socket.leave();
+    }
+
     /// What a thread that has nothing else to do waits for, until [`Endpoint::deadline`].
     pub(super) fn poll_fd(&self) -> PollFd<'_> {
         self.socket.poll_fd(match (self.outlet, self.resume_at) {

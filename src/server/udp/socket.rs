@@ -1,7 +1,7 @@
 //! The one place where datagrams meet the system: recvmsg(2) and sendmmsg(2), with their control data.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use log::debug;
@@ -21,6 +21,9 @@ use super::rtnetlink;
 use super::{Received, Socket};
 use crate::server::guard::Arrival;
 use crate::socket::set_send_buffer_size;
+
+/// The Discard Protocol (RFC 863): its port sends nothing.
+const DISCARD: u16 = 9;
 
 /// A bound, non-blocking UDP socket.
 pub(in crate::server) struct BoundSocket {
@@ -56,6 +59,21 @@ impl BoundSocket {
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Leaves the port, with all that waits here: what comes from now on is for the other sockets on
+    /// the port, if there are some (SO_REUSEPORT). The kernel passes over a connected one.
+    pub(super) fn leave(&self) {
+        let Ok(mut nobody) = self.socket.local_addr() else { return };
+        if nobody.ip().is_unspecified() {
+            nobody.set_ip(match nobody {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        nobody.set_port(DISCARD);
+        // Where this fails, what still comes is lost when the socket is closed.
+        let _ = self.socket.connect(nobody);
     }
 
     /// What a thread that has nothing else to do waits for.
@@ -237,8 +255,6 @@ fn alone<T>() -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{IpAddr, Ipv4Addr};
-
     use super::*;
     use crate::config::{ANSWER_HOP_LIMIT, Config, Transport};
 
@@ -263,6 +279,53 @@ mod tests {
         let received = socket.receive(&mut room).unwrap();
         assert_eq!(&room[..received.length], b"question");
         (received, client)
+    }
+
+    /// What waits is received and answered, and what comes later goes to the other socket on the port.
+    #[test]
+    fn who_leaves_the_port_keeps_what_waits() {
+        for bind in [&[][..], &[Ipv4Addr::UNSPECIFIED.into()], &[LOOPBACK.into()]] {
+            let mut config = Config::default();
+            let bind = bind.iter().map(|&ip: &IpAddr| ip.into()).collect();
+            (config.bind, config.port, config.reuse_port) = (bind, 0, true);
+            config.transport = Transport::Udp;
+            let socket = |config: &Config| {
+                let socket = crate::socket::bind(config).unwrap().datagrams.remove(0);
+                socket.set_nonblocking(true).unwrap();
+                socket
+            };
+            let one = socket(&config);
+            let address = one.local_addr().unwrap();
+            config.port = address.port();
+            let mut sockets = [one, socket(&config)].map(|one| BoundSocket::new(one, &mut false));
+            let clients: Vec<UdpSocket> =
+                (0..64).map(|_| UdpSocket::bind((LOOPBACK, 0)).unwrap()).collect();
+            let ask = || {
+                for client in &clients {
+                    client.send_to(b"question", (LOOPBACK, address.port())).unwrap();
+                }
+            };
+            let answer = |socket: &mut BoundSocket| {
+                let mut count = 0;
+                while let Ok(Received { route, .. }) = socket.receive(&mut [0; 100]) {
+                    socket.send(&[IoSlice::new(b"answer")], None, &route).unwrap();
+                    count += 1;
+                }
+                count
+            };
+            ask();
+            sockets[0].leave();
+            ask();
+            let [left, stayed] = sockets.each_mut().map(answer);
+            assert!((1..64).contains(&left), "{left} of 64");
+            assert_eq!(left + stayed, 128);
+            for client in clients {
+                for _ in 0..2 {
+                    let (length, from) = client.recv_from(&mut [0; 100]).unwrap();
+                    assert_eq!((length, from), (6, (LOOPBACK, address.port()).into()));
+                }
+            }
+        }
     }
 
     fn everywhere() -> [(BoundSocket, SocketAddr); 2] {
