@@ -112,6 +112,16 @@ impl Daemon {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
+    /// Stops it by SIGSTOP, and waits until it stands still.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let end = Instant::now() + DEADLINE;
+        while !self.proc("status").contains("State:\tT") {
+            assert!(Instant::now() < end, "the server does not stop");
+            thread::yield_now();
+        }
+    }
+
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let end = Instant::now() + DEADLINE;
         loop {
