@@ -4,9 +4,10 @@
 //! missing.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{Ipv6Addr, TcpListener, UdpSocket};
+use std::net::{Ipv6Addr, Shutdown, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +21,7 @@ use serde_json::Value;
 #[path = "common/daemon.rs"]
 mod daemon;
 
-use daemon::{DEADLINE, Daemon, evecho, pass, run, stderr};
+use daemon::{DEADLINE, Daemon, LOCALHOST, connect, evecho, pass, read_to_end, run, stderr};
 
 // ---- a network of its own
 
@@ -387,6 +388,7 @@ fn servers_are_replaced_under_load() {
         Part::new("told", "nginx", nginx_that_is_told_loses_only_datagrams_in_flight),
         Part::new("not told", "nginx", nginx_that_is_not_told_finds_out_by_lost_datagrams),
         Part::new("socket activation", "nginx", with_socket_activation_nginx_need_not_know),
+        Part::new("who answers", "nginx", nginx_asks_all_servers_but_those_that_are_down),
     ];
     if !Part::is_run(&parts) {
         thread::scope(|scope| {
@@ -423,10 +425,8 @@ fn nginx_that_is_told_loses_only_datagrams_in_flight() {
 /// answers with an empty datagram, and counts a failure; but hosts say so only now and then (icmp(7),
 /// icmp_ratelimit), and the other datagrams are lost without a word.
 fn nginx_that_is_not_told_finds_out_by_lost_datagrams() {
-    let refused = || {
-        let log = fs::read_to_string("/var/log/nginx/error.log").unwrap();
-        log.matches("(111: Connection refused)").count()
-    };
+    let log = || fs::read_to_string("/var/log/nginx/error.log").unwrap();
+    let refused = || log().matches("(111: Connection refused)").count();
     let mut fleet = Fleet::start(&["--drain-delay", "300ms", DELAY, DRAIN]);
     let _nginx = Balancer::nginx();
     let ((), reports) = under_load(&[UDP], || {
@@ -439,8 +439,12 @@ fn nginx_that_is_not_told_finds_out_by_lost_datagrams() {
         }
     });
     let Datagrams { sent, lost, empty } = Datagrams::of(&reports[0]);
-    // What a server has received is answered, to its end.
-    assert_eq!(sent - fleet.received(), lost + empty, "what was lost came when nobody listened");
+    println!("nginx says:\n{}", log());
+    // What a server has received is answered, to its end; but nginx waits for it no longer than the
+    // timeout, which a machine that is busy may exceed.
+    let unheard = sent - fleet.received();
+    let given_up = log().matches("(110: Connection timed out)").count() as u64;
+    assert!((unheard..=unheard + given_up).contains(&(lost + empty)), "{unheard}, {given_up}");
     let most = SERVERS.len() as u64 * (5 + 2 * IN_FLIGHT);
     assert!(empty >= SERVERS.len() as u64 && lost + empty <= most);
 }
@@ -474,6 +478,49 @@ fn with_socket_activation_nginx_need_not_know() {
         }
     });
     reports.iter().flatten().for_each(Report::assert_clean);
+}
+
+/// The answers of `--service who` to some clients, over TCP and over UDP: each has the name of its server.
+fn who_answers() -> BTreeSet<String> {
+    let name = |line: &[u8]| {
+        let answer: Value = serde_json::from_slice(line).unwrap();
+        // Servers see the balancer.
+        assert!(answer["peer"].as_str().unwrap().starts_with("192.0.2.1:"), "{answer}");
+        format!(
+            "{} over {}",
+            answer["name"].as_str().unwrap(),
+            answer["protocol"].as_str().unwrap()
+        )
+    };
+    let balancer = (LOCALHOST, 12_000).into();
+    let mut names = BTreeSet::new();
+    for _ in 0..10 {
+        let stream = connect(balancer);
+        stream.shutdown(Shutdown::Write).unwrap();
+        names.insert(name(&read_to_end(&stream)));
+    }
+    for _ in 0..10 {
+        let socket = UdpSocket::bind((LOCALHOST, 0)).unwrap();
+        socket.set_read_timeout(Some(DEADLINE)).unwrap();
+        socket.send_to(&[b' '; 400], balancer).unwrap();
+        let mut room = [0; 400];
+        let length = socket.recv(&mut room).unwrap();
+        names.insert(name(&room[..length]));
+    }
+    names
+}
+
+fn nginx_asks_all_servers_but_those_that_are_down() {
+    let named = |server: usize| start(server, &["--service", "who", "--name", SERVERS[server].0]);
+    let _fleet = Fleet::of(named);
+    let _nginx = Balancer::nginx();
+    let all = ["a over tcp", "a over udp", "b over tcp", "b over udp", "c over tcp", "c over udp"];
+    wait_until("all servers answer", || who_answers().iter().eq(all));
+    tell_nginx(0, 0);
+    let others = who_answers();
+    assert!(others.iter().eq(&all[2..]), "{others:?}");
+    tell_nginx(0, 1);
+    wait_until("all servers answer again", || who_answers().iter().eq(all));
 }
 
 // ---- rules
