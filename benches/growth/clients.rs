@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use evecho::client::load::{self, Mode, Phase, Report};
 use evecho::client::{Cancel, pattern};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
@@ -17,8 +19,11 @@ use socket2::{Domain, Socket, Type};
 /// The flag that makes this program a client.
 pub(crate) const CLIENT: &str = "--client";
 
-/// The address of the first process of clients, 127.0.0.2; the next one has the next.
+/// The first address of clients, 127.0.0.2.
 const FIRST_SOURCE: u32 = 0x7f00_0002;
+/// Of an address's 28,000 ports Linux takes every other first. When these are gone, it looks at all of them
+/// before each connection.
+const MOST_PER_SOURCE: u32 = 10_000;
 
 /// What a client tells.
 #[derive(Serialize, Deserialize)]
@@ -53,8 +58,9 @@ impl Clients {
             let mut config = config.clone();
             config.connections =
                 config.connections / processes + u32::from(index < config.connections % processes);
-            // One address has ports enough for a process, which cannot have so many descriptors.
-            config.sources = vec![Ipv4Addr::from(FIRST_SOURCE + index).into()];
+            let sources = room.div_ceil(MOST_PER_SOURCE);
+            let first = FIRST_SOURCE + index * sources;
+            config.sources = (first..first + sources).map(|ip| Ipv4Addr::from(ip).into()).collect();
             Client::start(&config).map_err(|error| format!("cannot start a client: {error}"))
         };
         let mut clients = Clients((0..processes).map(client).collect::<Result<_, _>>()?);
@@ -141,6 +147,8 @@ impl Drop for Client {
 
 /// Is a client, to the end of the process.
 pub(crate) fn run() {
+    // As the servers do: nobody outlives the bench.
+    let _ = set_pdeathsig(Signal::SIGKILL);
     let config = hear().expect("a client is told what to do");
     let config: load::Config = serde_json::from_str(&config).expect("a load's config is JSON");
     let outcome = match config.mode {
@@ -194,7 +202,8 @@ fn hold(config: &load::Config) -> io::Result<()> {
         let socket = Socket::new(Domain::for_address(config.address), Type::STREAM, None)?;
         // The port is chosen at connect, as the load does it: see ip(7).
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
-        socket.bind(&SocketAddr::new(config.sources[0], 0).into())?;
+        let source = config.sources[index as usize % config.sources.len()];
+        socket.bind(&SocketAddr::new(source, 0).into())?;
         socket.connect(&config.address.into())?;
         socket.set_read_timeout(Some(config.timeout))?;
         let stream = socket.into();

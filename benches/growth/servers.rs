@@ -1,7 +1,6 @@
 //! The servers: which there are, and how each is started for so many connections.
 
-use std::fmt::Write;
-use std::io::{Read, Write as _};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,8 +10,11 @@ use evecho::client::process::{CommandError, ServerCommand, ServerProcess, Start,
 
 use crate::kernel;
 
-/// How long a server may take to start.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// evecho of this build.
+const EVECHO: &str = env!("CARGO_BIN_EXE_evecho");
+
+/// How long a server may take to start; the table of all sockets is long where many connections ended.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A server that takes part.
 #[derive(Clone, Debug)]
@@ -52,10 +54,15 @@ impl Processes {
     }
 }
 
+/// The program as a word of a command.
+fn program() -> String {
+    shlex::try_quote(EVECHO).expect("a path has no NUL").into_owned()
+}
+
 /// evecho of this build, with these flags.
 pub(crate) fn evecho(name: &str, flags: &str, processes: Processes) -> Candidate {
-    let program = shlex::try_quote(env!("CARGO_BIN_EXE_evecho")).expect("a path has no NUL");
-    let command = format!("{program} --port {{port}} --bind 127.0.0.1 --tcp-only --quiet {flags}");
+    let command =
+        format!("{} --port {{port}} --bind 127.0.0.1 --tcp-only --quiet {flags}", program());
     let command = command.parse().expect("it has a port and its quotes close");
     let mut contender = Contender::new(name, command);
     contender.version = Some(env!("CARGO_PKG_VERSION").to_owned());
@@ -74,14 +81,15 @@ impl Candidate {
     pub(crate) fn start(&self, processes: u32) -> Result<ServerProcess, String> {
         let mut start = Start::default();
         start.patience = PATIENCE;
+        let parent = std::process::id().to_string();
+        start.supervisor =
+            [EVECHO, "__supervise", "--parent", &parent, "--"].map(Into::into).into();
         let mut command = self.contender.command.to_string();
         if processes > 1 {
-            // The first word of "$@" is a program, so the others start beside the one that replaces the shell.
-            let mut script = String::new();
-            for _ in 1..processes {
-                let _ = write!(script, "\"$@\" & ");
-            }
-            command = format!("sh -c '{script}exec \"$@\"' sh {command} --reuse-port");
+            // All but the one that the shell becomes end with that one.
+            let others =
+                r#""$0" __supervise --parent $$ -- "$@" & "#.repeat(processes as usize - 1);
+            command = format!("sh -c '{others}exec \"$@\"' {} {command} --reuse-port", program());
         }
         let command: ServerCommand =
             command.parse().map_err(|error: CommandError| error.to_string())?;
@@ -94,7 +102,7 @@ impl Candidate {
                     server.last_words()
                 ));
             }
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(50));
         }
         greet(&server).map_err(|error| format!("it does not answer: {error}"))?;
         Ok(server)

@@ -108,12 +108,10 @@ fn costs(cost: &Cost) -> String {
 
 /// Of what the kernel's memory for the most idle connections of the first server consists.
 fn caches(growth: &Growth) -> String {
-    let Some(cost) = growth
-        .idle
-        .iter()
-        .filter(|idle| idle.server == growth.idle[0].server)
-        .filter_map(|idle| idle.cost.as_ref())
-        .next_back()
+    let of_first = growth.idle.iter().filter(|idle| idle.server == growth.idle[0].server);
+    // Of few connections the kernel's part is not known.
+    let known = |cost: &&Cost| !cost.caches.is_empty();
+    let Some(cost) = of_first.filter_map(|idle| idle.cost.as_ref()).filter(known).next_back()
     else {
         return String::new();
     };

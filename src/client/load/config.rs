@@ -75,7 +75,7 @@ pub struct Config {
     pub timeout: Duration,
     /// The client's own addresses, used in turn; each has some 28,000 ports for one server
     /// address. Default: the system's choice, but 127.0.0.2 to 127.0.0.65 where one address
-    /// would not have enough ports (churn, and over 20,000 connections) and the server is in
+    /// would not have enough ports (churn, and over 10,000 connections) and the server is in
     /// 127.0.0.0/8.
     pub sources: Vec<IpAddr>,
     /// Threads that share the connections, each with an event loop of its own: at least 1, and no
@@ -90,8 +90,9 @@ pub struct Config {
 /// A thread looks this often whether an interval is over.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
-/// More connections than this do not fit the ports of one source address.
-const MOST_PER_SOURCE: u32 = 20_000;
+/// More connections than this are opened slowly from one source address: of its 28,000 ports Linux takes
+/// every other first, and when these are gone, it looks at all of them before each connection.
+const MOST_PER_SOURCE: u32 = 10_000;
 
 impl Config {
     /// The defaults, for the server at `address`.
