@@ -246,11 +246,14 @@ mod tests {
     use super::*;
     use crate::impairments::Impairments;
 
-    /// What a peer has sent and nobody has read.
+    /// What a peer has sent and nobody has read, and what it was sent.
     #[derive(Default)]
     struct Wire {
         bytes: VecDeque<u8>,
         end: Option<Option<ErrorKind>>,
+        written: Vec<u8>,
+        flushed: bool,
+        shut_down: bool,
     }
 
     #[derive(Clone, Default)]
@@ -258,7 +261,7 @@ mod tests {
 
     impl Read for Script {
         fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-            let Wire { bytes, end } = &mut *self.0.borrow_mut();
+            let Wire { bytes, end, .. } = &mut *self.0.borrow_mut();
             match (bytes.is_empty(), *end) {
                 (false, _) => bytes.read(room),
                 (true, None) => Err(ErrorKind::WouldBlock.into()),
@@ -270,21 +273,43 @@ mod tests {
 
     impl Write for Script {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            Ok(bytes.len())
+            self.0.borrow_mut().written.write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
+            self.0.borrow_mut().flushed = true;
             Ok(())
         }
     }
 
     impl Stream for Script {
         fn shutdown_write(&mut self) -> io::Result<()> {
+            self.0.borrow_mut().shut_down = true;
             Ok(())
         }
 
         fn local_addr(&self) -> io::Result<SocketAddr> {
             Err(ErrorKind::Unsupported.into())
+        }
+    }
+
+    /// Who waits to be accepted, and who was registered.
+    struct Backlog {
+        waiting: VecDeque<Script>,
+        registered: Vec<ConnectionId>,
+    }
+
+    impl Listener for Backlog {
+        type Stream = Script;
+
+        fn accept(&mut self) -> io::Result<(Script, SocketAddr)> {
+            let stream = self.waiting.pop_front().ok_or(ErrorKind::WouldBlock)?;
+            Ok((stream, ([127, 0, 0, 1], 40_000).into()))
+        }
+
+        fn register(&mut self, _: &mut Script, id: ConnectionId) -> io::Result<()> {
+            self.registered.push(id);
+            Ok(())
         }
     }
 
@@ -306,22 +331,24 @@ mod tests {
             let now = Rc::new(Cell::new(Moment::default()));
             let clock = Rc::clone(&now);
             let delays = Rc::new(RefCell::new(Delays::new(fates, move || clock.get(), max_held)));
-            let mut bench = Bench {
+            let wires: Vec<_> = (0..streams).map(|_| Script::default()).collect();
+            let backlog = Backlog { waiting: wires.clone().into(), registered: Vec::new() };
+            let mut listener = DelayedListener::new(backlog, &delays);
+            let accept = |slot| {
+                let (mut stream, _) = listener.accept().unwrap();
+                let id = ConnectionId { slot, generation: 1 };
+                listener.register(&mut stream, id).unwrap();
+                assert_eq!(listener.inner.registered.last(), Some(&id));
+                stream
+            };
+            Bench {
                 now,
                 delays,
-                wires: Vec::new(),
-                streams: Vec::new(),
+                wires,
+                streams: (0..streams as u32).map(accept).collect(),
                 read: vec![Vec::new(); streams],
                 ends: vec![None; streams],
-            };
-            for slot in 0..streams as u32 {
-                let wire = Script::default();
-                let mut stream = Delayed::new(wire.clone(), Rc::clone(&bench.delays));
-                stream.id = Some(ConnectionId { slot, generation: 1 });
-                bench.wires.push(wire);
-                bench.streams.push(stream);
             }
-            bench
         }
 
         /// As a connection with an event: it reads until nothing is there.
@@ -406,7 +433,7 @@ mod tests {
     #[test]
     fn what_cannot_be_held_back_waits_and_comes_later() {
         // The one who came first holds all that may be held.
-        let mut bench = Bench::new(3, 10, 0, READ);
+        let mut bench = Bench::new(3, 10, 0, READ + OVERHEAD);
         for stream in 0..3 {
             bench.wires[stream].0.borrow_mut().bytes.extend(std::iter::repeat_n(7, 5 * READ));
             bench.read(stream);
@@ -433,5 +460,30 @@ mod tests {
         assert!((MAX_HELD - READ..=MAX_HELD + READ).contains(&left), "{left}");
         bench.pass_to(Moment::default() + Duration::from_millis(30));
         assert_eq!(bench.read[0].len(), 2 * MAX_HELD);
+    }
+
+    #[test]
+    fn a_stream_holds_no_more_than_it_may_to_the_byte() {
+        let mut bench = Bench::new(1, 10, 0, usize::MAX);
+        let full = MAX_HELD / (READ + OVERHEAD);
+        let rest = MAX_HELD - full * (READ + OVERHEAD) - OVERHEAD;
+        for length in [full * READ + rest, 1] {
+            bench.wires[0].0.borrow_mut().bytes.extend(std::iter::repeat_n(7, length));
+            bench.read(0);
+            assert_eq!(bench.streams[0].held, MAX_HELD);
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_not_delayed() {
+        let mut bench = Bench::new(1, 10, 0, usize::MAX);
+        assert_eq!(bench.streams[0].write(b"at once").unwrap(), 7);
+        bench.streams[0].flush().unwrap();
+        bench.streams[0].shutdown_write().unwrap();
+        let wire = bench.wires[0].0.borrow();
+        assert_eq!(
+            (&wire.written[..], wire.flushed, wire.shut_down),
+            (&b"at once"[..], true, true)
+        );
     }
 }

@@ -124,6 +124,8 @@ impl Passage {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn impairments(text: &str) -> Impairments {
@@ -148,6 +150,13 @@ mod tests {
         let mut fates =
             Fates::of(&Impairments { seed: Some(seed), ..impairments(text) }, 0).unwrap();
         (0..count).map(|_| fates.next()).collect()
+    }
+
+    #[test]
+    fn a_delay_delays_and_nothing_else_does() {
+        let delays = |text| Fates::of(&impairments(text), 0).unwrap().delays();
+        assert!(delays("delay=1 loss=10%"));
+        assert!(!delays("loss=10% duplicate=10%"));
     }
 
     #[test]
@@ -217,12 +226,33 @@ mod tests {
     }
 
     #[test]
+    fn jitter_reaches_both_ends() {
+        let nanosecond = Duration::from_nanos(1);
+        let impairments =
+            Impairments { delay: nanosecond, jitter: nanosecond, ..Impairments::default() };
+        let mut fates = Fates::of(&impairments, 0).unwrap();
+        let delays: BTreeSet<Duration> = (0..100).map(|_| fates.delay()).collect();
+        assert!(delays.into_iter().eq([0, 1, 2].map(Duration::from_nanos)));
+    }
+
+    #[test]
+    fn what_is_not_delayed_and_not_changed_is_clear() {
+        let all = fates("loss=50% reorder=50% delay=1", 1, 100);
+        for copy in all.iter().flat_map(|fate| fate.copies()) {
+            assert_eq!(copy.is_clear(), copy.reordered);
+        }
+    }
+
+    #[test]
     fn one_bit_is_changed_and_no_more() {
         for fate in fates("corrupt=100%", 5, 1_000) {
             let [copy] = fate.copies() else { panic!("{fate:?}") };
-            let mut bytes = [0; 3];
-            copy.spoil(&mut bytes);
-            assert_eq!(bytes.iter().map(|byte| byte.count_ones()).sum::<u32>(), 1);
+            for before in [0x00, 0xff] {
+                let mut bytes = [before; 3];
+                copy.spoil(&mut bytes);
+                let changed = bytes.iter().map(|byte| (byte ^ before).count_ones());
+                assert_eq!(changed.sum::<u32>(), 1);
+            }
             assert!(!copy.is_clear());
             // There is nothing to change.
             copy.spoil(&mut []);
