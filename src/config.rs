@@ -51,7 +51,9 @@ pub struct Config {
     /// How many connections may wait to be accepted, as far as the system allows
     /// (net.core.somaxconn). Default: 4096.
     pub backlog: u32,
-    /// Whether several processes may share the port (SO_REUSEPORT). Default: no.
+    /// Whether several processes may share the port (SO_REUSEPORT), which have to belong to one user.
+    /// When one ends, connections that it has not accepted are reset, unless
+    /// net.ipv4.tcp_migrate_req lets them move to another (Linux 5.14). Default: no.
     pub reuse_port: bool,
     /// Whether somebody else keeps the sockets open, as a service manager does, and hands them to the
     /// next server. Then a drain leaves who waits in them to that one: clients in the backlog,
