@@ -276,9 +276,10 @@ const DELAY: &str = "--delay=20ms";
 const DRAIN: &str = "--drain-timeout=30s";
 /// So many connections, or datagrams, a second, each run for a second.
 const RATE: u64 = 200;
-const CHURN: &[&str] = &["--mode", "churn", "-n", "200", "-r", "200", "-c", "16"];
+const CHURN: &[&str] =
+    &["--mode", "churn", "-n", "200", "-r", "200", "-c", "16", "--timeout", "30s"];
 /// For longer than a server takes until its drain begins.
-const STREAM: &[&str] = &["--mode", "stream", "-t", "2500ms", "-c", "6"];
+const STREAM: &[&str] = &["--mode", "stream", "-t", "2500ms", "-c", "6", "--timeout", "30s"];
 /// An answer that took longer would be given up by nginx before.
 const UDP: &[&str] = &["--udp", "-n", "200", "-r", "200", "-c", "16", "--timeout", "5s"];
 /// So many datagrams are in flight at most.
