@@ -215,14 +215,9 @@ impl<V: Service> Endpoint<BoundSocket, V> {
         self.socket.leave();
     }
 
-    /// What a thread that has nothing else to do waits for, until [`Endpoint::deadline`].
+    /// For a thread that has nothing else to do, and waits until [`Endpoint::deadline`].
     pub(super) fn poll_fd(&self) -> PollFd<'_> {
-        self.socket.poll_fd(match (self.outlet, self.resume_at) {
-            (Outlet::Full { .. }, _) => PollFlags::POLLOUT,
-            (_, Some(_)) => PollFlags::empty(),
-            _ if self.closed => PollFlags::empty(),
-            (_, None) => PollFlags::POLLIN,
-        })
+        self.socket.poll_fd(self.awaited())
     }
 }
 
@@ -317,6 +312,15 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     /// Whether it is closed, and nothing waits to be sent.
     pub(super) fn is_done(&self) -> bool {
         self.closed && self.queue.is_empty() && self.next_held().is_none()
+    }
+
+    /// The event without which nothing can be done before the deadline.
+    fn awaited(&self) -> PollFlags {
+        match self.outlet {
+            Outlet::Full { .. } => PollFlags::POLLOUT,
+            _ if self.closed || self.resume_at.is_some() => PollFlags::empty(),
+            _ => PollFlags::POLLIN,
+        }
     }
 
     /// When the next answer leaves of those that are held back on purpose.

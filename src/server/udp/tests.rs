@@ -276,6 +276,22 @@ fn a_lasting_error_is_tried_seldom() {
     assert_eq!(bench.stats().udp_errors, 2 * u64::from(MAX_FAILURES) + 1);
 }
 
+#[test]
+fn a_thread_waits_for_what_it_can_go_on_with() {
+    let mut bench = Bench::new(0, 0, None);
+    assert_eq!(bench.endpoint.awaited(), PollFlags::POLLIN);
+    bench.serve(&[Errno::EAGAIN], Duration::ZERO);
+    assert_eq!(bench.endpoint.awaited(), PollFlags::POLLOUT);
+    bench.endpoint.close();
+    assert_eq!(bench.endpoint.awaited(), PollFlags::POLLOUT);
+    bench.turn(MAX_WAIT);
+    assert_eq!(bench.endpoint.awaited(), PollFlags::empty());
+    let mut bench = Bench::new(0, 0, None);
+    bench.script.0.borrow_mut().broken = Some(Errno::EPERM);
+    bench.turn(Duration::ZERO);
+    assert_eq!(bench.endpoint.awaited(), PollFlags::empty());
+}
+
 /// A call that was interrupted, or heard of an earlier one's fate, is made again, but not for ever.
 #[test]
 fn a_send_is_repeated_for_what_is_not_about_it() {
