@@ -1,12 +1,13 @@
 //! Resident memory over time as a drawing (SVG): a line a server, with points where nobody was connected.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use crate::record::{Kept, Record, Sample};
 
 /// Where the lines are, within a drawing of 860 by 400.
 const LEFT: f64 = 64.0;
-const RIGHT: f64 = 840.0;
+const RIGHT: f64 = 816.0;
 const TOP: f64 = 72.0;
 const BOTTOM: f64 = 350.0;
 
@@ -23,8 +24,10 @@ text{fill:#e6edf3}.paper{fill:#0d1117}.grid{stroke:#30363d}
 pub(crate) fn svg(record: &Record) -> String {
     let samples = || record.servers.iter().flat_map(|kept| &kept.all);
     let axes = Axes {
-        minutes: samples().map(|(at, _)| at.as_secs_f64() / 60.0).fold(0.0, f64::max),
-        mebibytes: samples().map(|(_, sample)| mebibytes(sample)).fold(1.0, f64::max).ceil(),
+        minutes: samples().map(|(at, _)| minutes(*at)).fold(0.0, f64::max),
+        // In whole quarters.
+        mebibytes: 4.0
+            * (samples().map(|(_, sample)| mebibytes(sample) / 4.0).fold(1.0, f64::max)).ceil(),
     };
     let mut body = axes.grid();
     for (index, kept) in record.servers.iter().enumerate() {
@@ -65,7 +68,7 @@ impl Axes {
             let _ = writeln!(
                 grid,
                 "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{RIGHT}\"/>\
-                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{mebibytes:.1}</text>\
+                 <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{mebibytes:.0}</text>\
                  <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{minutes:.0} min</text>",
                 LEFT - 7.0,
                 y + 4.5,
@@ -76,7 +79,7 @@ impl Axes {
     }
 
     fn draw(&self, body: &mut String, index: usize, kept: &Kept) {
-        let place = |&(at, sample): &_| self.place(at_minutes(at), mebibytes(&sample));
+        let place = |&(at, sample): &_| self.place(minutes(at), mebibytes(&sample));
         let path: Vec<_> =
             kept.all.iter().map(place).map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
         let _ = writeln!(body, "<path class=\"line s{index}\" d=\"M{}\"/>", path.join("L"));
@@ -97,6 +100,6 @@ impl Axes {
     }
 }
 
-fn at_minutes(at: std::time::Duration) -> f64 {
+fn minutes(at: Duration) -> f64 {
     at.as_secs_f64() / 60.0
 }
