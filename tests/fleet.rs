@@ -555,9 +555,10 @@ fn graded(rules: &str) -> (Vec<String>, Vec<String>) {
         (names("failed"), names("skipped"))
     };
     let (mut broken, skipped) = grade(rules);
-    // What a balancer breaks, it breaks every time; a machine that is busy does not.
+    // These two measure times, which a machine that is busy makes longer; what a balancer breaks, it breaks every time.
+    let measure = ["tcp-fair", "udp-beside-tcp"];
     for _ in 0..2 {
-        if !broken.is_empty() {
+        if !broken.is_empty() && broken.iter().all(|name| measure.contains(&&**name)) {
             broken = grade(&broken.join(",")).0;
         }
     }
