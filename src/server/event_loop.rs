@@ -412,8 +412,6 @@ impl<L: connections::Listener, V: Service> EventLoop<L, V> {
         self.connections.drain(drain.ask_at);
         for datagrams in &mut self.datagrams {
             if !self.hand_over {
-                datagrams.leave();
-                datagrams.hint(true, true);
                 datagrams.finish(&mut self.guard, now);
             }
             datagrams.close();

@@ -93,6 +93,10 @@ pub(super) trait Socket {
     /// Neighbours that the kernel is looking for: answers to them stay in the send buffer.
     fn missing_neighbours(&mut self) -> Vec<IpAddr>;
 
+    /// Leaves the port, with all that waits here: what comes from now on is for the other sockets on
+    /// the port, if there are some (SO_REUSEPORT).
+    fn leave(&mut self);
+
     /// The address of ours that a datagram on `route` was sent to.
     fn local_addr(&self, route: &Route) -> io::Result<SocketAddr>;
 }
@@ -210,11 +214,6 @@ impl<V: Service> Endpoint<BoundSocket, V> {
         self.socket.as_fd()
     }
 
-    /// Leaves the port to others: what comes from now on is not for this socket.
-    pub(super) fn leave(&self) {
-        self.socket.leave();
-    }
-
     /// For a thread that has nothing else to do, and waits until [`Endpoint::deadline`].
     pub(super) fn poll_fd(&self) -> PollFd<'_> {
         self.socket.poll_fd(self.awaited())
@@ -295,9 +294,11 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.count();
     }
 
-    /// Receives what is in the queue, and answers as much as the socket takes: the last turns of a
-    /// socket.
+    /// The last turns of a socket: it leaves the port, receives what is in the queue, and answers as
+    /// much as it takes.
     pub(super) fn finish(&mut self, guard: &mut Guard, now: Moment) {
+        self.socket.leave();
+        self.hint(true, true);
         for _ in 0..LAST_TURNS {
             self.holding = false;
             self.turn(guard, now);

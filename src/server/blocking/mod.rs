@@ -218,8 +218,6 @@ fn answer<V: Service>(
         wait_for_datagrams(&mut datagrams, Some(until_stop), clock)?;
     }
     if !hand_over {
-        datagrams.leave();
-        datagrams.hint(true, true);
         datagrams.finish(&mut guard(), clock.now());
     }
     datagrams.close();

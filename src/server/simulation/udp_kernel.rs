@@ -610,6 +610,8 @@ impl Socket for SimulatedSocket {
         self.0.borrow_mut().missing_neighbours()
     }
 
+    fn leave(&mut self) {}
+
     fn local_addr(&self, _: &Route) -> io::Result<SocketAddr> {
         Err(Errno::ENOTSUP.into())
     }

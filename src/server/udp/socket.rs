@@ -61,21 +61,6 @@ impl BoundSocket {
         self.socket.as_fd()
     }
 
-    /// Leaves the port, with all that waits here: what comes from now on is for the other sockets on
-    /// the port, if there are some (SO_REUSEPORT). The kernel passes over a connected one.
-    pub(super) fn leave(&self) {
-        let Ok(mut nobody) = self.socket.local_addr() else { return };
-        if nobody.ip().is_unspecified() {
-            nobody.set_ip(match nobody {
-                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        nobody.set_port(DISCARD);
-        // Where this fails, what still comes is lost when the socket is closed.
-        let _ = self.socket.connect(nobody);
-    }
-
     /// What a thread that has nothing else to do waits for.
     pub(super) fn poll_fd(&self, events: PollFlags) -> PollFd<'_> {
         PollFd::new(self.socket.as_fd(), events)
@@ -138,6 +123,20 @@ impl Socket for BoundSocket {
             );
             Vec::new()
         })
+    }
+
+    /// The kernel passes over a connected socket when it looks for one that is not.
+    fn leave(&mut self) {
+        let Ok(mut nobody) = self.socket.local_addr() else { return };
+        if nobody.ip().is_unspecified() {
+            nobody.set_ip(match nobody {
+                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        nobody.set_port(DISCARD);
+        // Where this fails, what still comes is lost when the socket is closed.
+        let _ = self.socket.connect(nobody);
     }
 
     fn local_addr(&self, route: &Route) -> io::Result<SocketAddr> {

@@ -24,6 +24,7 @@ struct Script {
     /// Whether it was told to use the whole send buffer, or half of it.
     reserve: Vec<bool>,
     missing: Vec<IpAddr>,
+    has_left: bool,
 }
 
 #[derive(Clone, Default)]
@@ -64,6 +65,12 @@ impl Socket for Scripted {
 
     fn missing_neighbours(&mut self) -> Vec<IpAddr> {
         self.0.borrow().missing.clone()
+    }
+
+    fn leave(&mut self) {
+        let mut script = self.0.borrow_mut();
+        assert_eq!(script.receives, 0, "what came in between is lost");
+        script.has_left = true;
     }
 
     fn local_addr(&self, _: &Route) -> io::Result<SocketAddr> {
@@ -173,6 +180,7 @@ fn the_last_turns_answer_what_is_there() {
     let mut bench = Bench::new(count + 1, 1, None);
     bench.endpoint.finish(&mut bench.guard, Moment::default());
     assert_eq!((bench.left(), bench.sent()), (1, count));
+    assert!(bench.script.0.borrow().has_left);
 }
 
 impl Bench {
