@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use evecho::client::load::{self, Mode, Phase, Report};
+use evecho::client::load::{self, MOST_PER_SOURCE, Mode, Phase, Report};
 use evecho::client::{Cancel, pattern};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
@@ -21,9 +21,6 @@ pub(crate) const CLIENT: &str = "--client";
 
 /// The first address of clients, 127.0.0.2.
 const FIRST_SOURCE: u32 = 0x7f00_0002;
-/// Of an address's 28,000 ports Linux takes every other first. When these are gone, it looks at all of them
-/// before each connection.
-const MOST_PER_SOURCE: u32 = 10_000;
 
 /// What a client tells.
 #[derive(Serialize, Deserialize)]

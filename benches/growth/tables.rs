@@ -111,8 +111,7 @@ fn caches(growth: &Growth) -> String {
     let of_first = growth.idle.iter().filter(|idle| idle.server == growth.idle[0].server);
     // Of few connections the kernel's part is not known.
     let known = |cost: &&Cost| !cost.caches.is_empty();
-    let Some(cost) = of_first.filter_map(|idle| idle.cost.as_ref()).filter(known).next_back()
-    else {
+    let Some(cost) = of_first.filter_map(|idle| idle.cost.as_ref()).rfind(known) else {
         return String::new();
     };
     let mut text =

@@ -53,7 +53,7 @@ use std::panic::resume_unwind;
 use std::thread;
 use std::time::Duration;
 
-pub use config::{Config, Invalid, Length, Mode};
+pub use config::{Config, Invalid, Length, MOST_PER_SOURCE, Mode};
 pub use faults::Errors;
 pub use report::{Interval, Latency, MergeError, Phase, Progress, Report};
 pub(super) use socket::check_room;
