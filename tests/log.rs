@@ -346,7 +346,7 @@ fn the_fields_of_an_event_are_values() {
     let address: SocketAddr = listening["addresses"].as_str().unwrap().parse().unwrap();
     assert_eq!(address.ip(), LOCALHOST);
 
-    let left = |line: &&Value| line["event"] == "closed" && line["reason"] == "peer";
+    let left = |line: &&Value| line["event"] == "closed" && line["reason"] == "peer_fin";
     let closed = lines.iter().find(left).unwrap();
     assert_eq!(closed["level"], "debug");
     let peer: SocketAddr = closed["peer"].as_str().unwrap().parse().unwrap();

@@ -85,7 +85,7 @@ impl CloseReason {
     /// Its name in the fields of the log.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            CloseReason::Peer => "peer",
+            CloseReason::Peer => "peer_fin",
             CloseReason::Reset => "reset",
             CloseReason::Idle => "idle",
             CloseReason::Drain => "draining",

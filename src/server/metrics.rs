@@ -34,7 +34,7 @@ const FAMILIES: [Family; 2] = [
         name: "connections_closed",
         help: "TCP connections that ended, by reason.",
         reasons: &[
-            ("closed_by_peer", "peer"),
+            ("closed_by_peer", "peer_fin"),
             ("closed_by_reset", "reset"),
             ("closed_idle", "idle"),
             ("closed_draining", "draining"),
