@@ -519,3 +519,21 @@ fn of_a_server_elsewhere_only_our_own_ends_are_seen() {
     }
     assert!(output.status.success());
 }
+
+#[test]
+fn a_full_table_of_time_wait_is_told() {
+    let Some(networks) = Networks::new("buckets") else { return };
+    ip(&format!("-n {} link set lo up", networks.names[0])).unwrap();
+    let mut none = networks.command(0, "sh");
+    none.args(["-c", "echo 0 > /proc/sys/net/ipv4/tcp_max_tw_buckets"]);
+    if !none.status().unwrap().success() {
+        println!("skipped, since the setting is not to be changed here");
+        return;
+    }
+    let mut states = networks.command(0, env!("CARGO_BIN_EXE_evecho"));
+    let output = states.args(["states", "server-closes", "--timeout", "2s"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let reason = "CLOSED; the kernel may have no room for one more in TIME_WAIT: see net.ipv4.tcp_max_tw_buckets";
+    assert!(text.contains(reason), "{text}");
+}

@@ -126,9 +126,9 @@ impl Fact {
     /// What is there instead.
     pub(super) fn seen(&self, view: &View) -> String {
         match self.place {
-            Place::Client(number) => view.connections[number - 1].client.to_string(),
+            Place::Client(number) => self.what.instead(&view.connections[number - 1].client),
             Place::Server(number) => match &view.connections[number - 1].server {
-                Some(end) => end.to_string(),
+                Some(end) => self.what.instead(end),
                 None => "it cannot be seen".to_owned(),
             },
             Place::Listener => match &view.listener {
@@ -151,6 +151,18 @@ impl What {
             Self::NotAccepted => end.waits_to_be_accepted(),
             Self::ZeroWindow => end.zero_window,
             Self::Waiting(_) => true,
+        }
+    }
+
+    /// What this end is, and what may have kept it from being what it should be.
+    fn instead(self, end: &End) -> String {
+        match self {
+            // Many short connections fill it within a minute (tcp(7)).
+            Self::Is(State::TimeWait) if end.state == State::Closed => format!(
+                "{end}; the kernel may have no room for one more in TIME_WAIT: see \
+                 net.ipv4.tcp_max_tw_buckets"
+            ),
+            _ => end.to_string(),
         }
     }
 }
