@@ -495,7 +495,7 @@ fn a_conversation_is_told_step_by_step_in_each_design() {
             format!("wrote{serves} 5 5"),
             format!("waiting{serves} bytes"),
             format!("end_of_stream{serves}"),
-            format!("closed{serves} peer"),
+            format!("closed{serves} peer_fin"),
         ];
         // The loop waits for all at once.
         let waits = |step: &&String| design != "event-loop" || !step.starts_with("waiting");

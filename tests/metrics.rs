@@ -88,7 +88,7 @@ fn the_numbers_are_those_of_the_server() {
         ("evecho_build_info{version=\"0.1.0\"}", 1.0),
         ("evecho_accepted_total", 2.0),
         ("evecho_connections_closed_total{reason=\"frame_error\"}", 1.0),
-        ("evecho_connections_closed_total{reason=\"peer\"}", 0.0),
+        ("evecho_connections_closed_total{reason=\"peer_fin\"}", 0.0),
         ("evecho_udp_answered_total", 1.0),
         ("evecho_udp_bytes_out_total", 5.0),
         ("evecho_accept_paused", 0.0),
