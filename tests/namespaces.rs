@@ -122,8 +122,9 @@ impl Server {
         }
         let mut process = command.env_remove("RUST_LOG").stderr(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
-        let listens = lines.by_ref().map(Result::unwrap).find(|line| line.contains("listening on"));
-        listens.expect("a server that listens says so");
+        let logged = |line: &String| !line.starts_with("nice: ");
+        let first = lines.by_ref().map(Result::unwrap).find(logged).unwrap();
+        assert!(first.contains("listening on"), "{first}");
         let log = Arc::new(Mutex::new(Vec::new()));
         let heard = Arc::clone(&log);
         thread::spawn(move || lines.for_each(|line| heard.lock().unwrap().extend(line)));
