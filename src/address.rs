@@ -4,7 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs, UdpSocket};
 use std::str::FromStr;
 
-use nix::net::if_::if_nametoindex;
+use crate::error::ParseError;
+use crate::sys;
 
 /// An address to bind: an IP address, with a zone where it is a link-local one, and with a port where
 /// it has one of its own.
@@ -144,7 +145,7 @@ fn interface(zone: &str) -> Result<u32, ParseError> {
     if let Ok(index) = zone.parse() {
         return Ok(index);
     }
-    if_nametoindex(zone).map_err(|_| {
+    sys::interface_index(zone).ok_or_else(|| {
         ParseError::new(format!("there is no interface '{zone}'; 'ip link' shows those there are"))
     })
 }
@@ -160,24 +161,6 @@ impl fmt::Display for BindAddress {
         }
     }
 }
-
-/// Why a text cannot be read as a configuration value: one sentence.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ParseError(String);
-
-impl ParseError {
-    pub(crate) fn new(sentence: impl Into<String>) -> Self {
-        ParseError(sentence.into())
-    }
-}
-
-impl fmt::Display for ParseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for ParseError {}
 
 #[cfg(test)]
 mod tests {
@@ -196,7 +179,7 @@ mod tests {
             assert_eq!(bound(text, 12), "[::1]:12");
         }
         assert_eq!(bound("[::1]:0", 12), "[::1]:0");
-        let lo = if_nametoindex("lo").unwrap();
+        let lo = sys::interface_index("lo").unwrap();
         for text in ["fe80::1%lo", "[fe80::1%lo]", &format!("fe80::1%{lo}")] {
             assert_eq!(bound(text, 12), format!("[fe80::1%{lo}]:12"));
         }

@@ -4,13 +4,14 @@ use std::fmt;
 #[cfg(feature = "daemon")]
 use std::net::SocketAddr;
 use std::num::{NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::address::{BindAddress, ParseError};
+use crate::address::BindAddress;
+use crate::error::{ConfigError, ParseError};
 use crate::impairments::Impairments;
 use crate::protocol::{Framing, Name, Protocol};
-use crate::service_manager::ServiceManager;
 
 /// The default port.
 pub const DEFAULT_PORT: u16 = 12000;
@@ -171,6 +172,34 @@ pub enum ServiceKind {
     Who,
 }
 
+/// A service manager that a server reports to, as sd_notify(3) has it: see
+/// [`Config::service_manager`](crate::Config::service_manager).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct ServiceManager {
+    /// The path of its datagram socket; an `@` in front means a name in the abstract namespace
+    /// (unix(7)).
+    pub socket: PathBuf,
+    /// It ends and restarts a server that says nothing for so long. Default: never.
+    pub watchdog: Option<Duration>,
+}
+
+impl ServiceManager {
+    /// The one that listens on this socket.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        ServiceManager { socket: socket.into(), watchdog: None }
+    }
+
+    /// The one of this process, if there is one: NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID of the
+    /// environment.
+    #[cfg(feature = "daemon")]
+    pub fn from_env() -> Option<Self> {
+        let socket = std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())?;
+        let watchdog = sd_notify::watchdog_enabled().filter(|time| !time.is_zero());
+        Some(ServiceManager { watchdog, ..ServiceManager::new(socket) })
+    }
+}
+
 /// Limits on what clients may do.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -284,32 +313,8 @@ impl fmt::Display for GuardPorts {
 pub const MAX_MAX_FRAME: u32 = 16 << 20;
 /// The least that [`Limits::max_buffered`] may be.
 pub const MIN_MAX_BUFFERED: usize = 1 << 20;
-/// The hop limit that UDP answers leave with (IP_TTL, IPV6_UNICAST_HOPS).
-///
-/// No client starts with this value: systems start with 64, 128 or 255, and no path is 55 hops long.
-/// So a server that receives such an answer recognises it and does not answer it: two servers of this
-/// kind cannot be made to answer each other, on whatever ports.
-pub const ANSWER_HOP_LIMIT: u8 = 200;
 /// The longest that [`Config::busy_poll`] may be.
 pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
-
-/// Why a configuration is invalid: one sentence, which names the field.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError(String);
-
-impl ConfigError {
-    pub(crate) fn new(sentence: impl Into<String>) -> Self {
-        ConfigError(sentence.into())
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "invalid configuration: {}", self.0)
-    }
-}
-
-impl std::error::Error for ConfigError {}
 
 /// How many monitors may be connected at a time: see [`Config::metrics`].
 #[cfg(feature = "daemon")]
@@ -328,7 +333,7 @@ impl Config {
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let max_frame = self.protocol.max_frame;
         if !(1..=MAX_MAX_FRAME).contains(&max_frame) {
-            return Err(ConfigError(format!(
+            return Err(ConfigError::new(format!(
                 "`max_frame` is {max_frame} bytes; give 1 to {MAX_MAX_FRAME}"
             )));
         }
@@ -338,19 +343,19 @@ impl Config {
             _ => MIN_MAX_BUFFERED.max(4 * max_frame as usize),
         };
         if max_buffered < least {
-            return Err(ConfigError(format!(
+            return Err(ConfigError::new(format!(
                 "`max_buffered` is {max_buffered} bytes; give at least {least}, which is what conversations need"
             )));
         }
         if self.busy_poll > MAX_BUSY_POLL {
-            return Err(ConfigError(format!(
+            return Err(ConfigError::new(format!(
                 "`busy_poll` is {:?}, which would only waste CPU; give at most {MAX_BUSY_POLL:?}",
                 self.busy_poll
             )));
         }
         #[cfg(feature = "daemon")]
         if self.metrics.is_some() && self.design != Design::EventLoop {
-            return Err(ConfigError(format!(
+            return Err(ConfigError::new(format!(
                 "`metrics` are for the event loop, and the `design` is {}; leave one of them out",
                 self.design
             )));
@@ -359,7 +364,7 @@ impl Config {
         let bound = |address: &BindAddress| address.with_port(address.port().unwrap_or(self.port));
         for (index, address) in self.bind.iter().enumerate() {
             if self.bind[..index].iter().any(|other| bound(other) == bound(address)) {
-                return Err(ConfigError(format!("`bind` has {address} twice; name it once")));
+                return Err(ConfigError::new(format!("`bind` has {address} twice; name it once")));
             }
         }
         Ok(())
@@ -370,7 +375,7 @@ impl Config {
         if !self.transport.udp()
             && let Some(field) = self.impairments.hidden_by_tcp().next()
         {
-            return Err(ConfigError(format!(
+            return Err(ConfigError::new(format!(
                 "`{field}` is for datagrams: TCP sends again what is lost or damaged and puts all in order, so that its clients would only see a delay; serve UDP, or give a `delay`"
             )));
         }
@@ -378,7 +383,7 @@ impl Config {
             && self.design != Design::EventLoop
             && !self.impairments.delay.is_zero()
         {
-            return Err(ConfigError(format!(
+            return Err(ConfigError::new(format!(
                 "`delay` is for the event loop, or for UDP alone: the {} design has nobody who could hold back what a stream sent while it reads on",
                 self.design
             )));

@@ -5,8 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::address::ParseError;
-use crate::config::ConfigError;
+use crate::error::{ConfigError, ParseError};
 
 /// The longest that [`Impairments::delay`] may be.
 pub const MAX_DELAY: Duration = Duration::from_secs(60);

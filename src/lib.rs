@@ -45,13 +45,13 @@ mod buffer;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod config;
+mod error;
 mod impairments;
 pub mod protocol;
 mod random;
 pub mod server;
-mod service_manager;
-mod socket;
 mod stats;
+mod sys;
 pub mod units;
 
 /// What the fuzz targets drive, and nobody else sees.
@@ -79,16 +79,16 @@ pub mod fuzzing {
     }
 }
 
-pub use address::{BindAddress, ParseError};
-pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, Transport};
+pub use address::BindAddress;
+pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, ServiceManager, Transport};
+pub use error::{AdoptError, BindError, ConfigError, Error, ParseError};
 pub use impairments::{Impairments, MAX_DELAY, Probability};
 pub use protocol::{Framing, Protocol, Service};
-pub use server::{Error, Handle, Server};
-pub use service_manager::ServiceManager;
-#[cfg(feature = "daemon")]
-pub use socket::inherited_sockets;
-pub use socket::{AdoptError, BindError, raise_open_file_limit};
+pub use server::{Handle, Server};
 pub use stats::Snapshot;
+pub use sys::limits::raise_open_file_limit;
+#[cfg(feature = "daemon")]
+pub use sys::service_manager::inherited_sockets;
 
 /// The examples of the documentation compile.
 #[cfg(doctest)]

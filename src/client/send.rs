@@ -18,7 +18,7 @@ use super::Cancel;
 use super::target::{self, Target, Transport};
 use super::wait::{self, TICK};
 use crate::protocol::{Framing, MAX_DATAGRAM};
-use crate::socket::is_not_now;
+use crate::sys::socket::is_not_now;
 use crate::units;
 use dialogue::{Buffer, Dialogue, MAX_MESSAGE};
 

@@ -13,7 +13,7 @@ use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 
 use crate::config::DEFAULT_PORT;
-use crate::socket::is_not_now;
+use crate::sys::socket::is_not_now;
 use crate::units;
 
 /// The longest time that a tool waits for one thing, a day; a longer timeout is cut to it.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::framing::{Framing, Protocol};
 use super::replies::Replies;
 use super::service::{Context, Flow, Message, Service};
-use crate::address::ParseError;
+use crate::error::ParseError;
 
 /// Tells who asks and who answers, as one line of JSON: for tests of what stands between a client and
 /// its servers.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use log::{debug, warn};
-use nix::errno::Errno;
 
 use super::clock::Moment;
 use super::incidents::Incidents;
@@ -16,8 +15,8 @@ use super::memory;
 use super::peer::{Peer, Source};
 use crate::config::Config;
 use crate::protocol::Protocol;
-use crate::socket;
 use crate::stats::Stats;
+use crate::sys::{limits, socket};
 
 /// What connections are allowed.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +50,7 @@ impl Rules {
     pub(super) fn of(config: &Config) -> Self {
         let limits = &config.limits;
         let wanted = limits.max_connections.map_or(usize::MAX, NonZeroUsize::get);
-        let possible = socket::files_left().saturating_sub(config.spare_files()).max(1);
+        let possible = limits::files_left().saturating_sub(config.spare_files()).max(1);
         // A slot is named in 31 bits.
         let max_connections = wanted.min(possible).min(i32::MAX as usize);
         let from_config = wanted == max_connections;
@@ -146,7 +145,7 @@ impl Admission {
             return AcceptError::Empty;
         }
         self.errors_in_a_row += 1;
-        if is_about_one_connection(error) && self.errors_in_a_row < ERRORS_IN_A_ROW {
+        if socket::is_about_one_connection(error) && self.errors_in_a_row < ERRORS_IN_A_ROW {
             self.stats.accept_errors.increment();
             debug!(
                 event = "accept_error",
@@ -257,30 +256,12 @@ impl Sources {
     }
 }
 
-/// Errors of accept(2) that are about the connection it would have returned, not about us.
-fn is_about_one_connection(error: &io::Error) -> bool {
-    let Some(code) = error.raw_os_error() else { return false };
-    matches!(
-        Errno::from_raw(code),
-        Errno::ECONNABORTED
-            | Errno::EINTR
-            | Errno::EPROTO
-            | Errno::ENOPROTOOPT
-            | Errno::EOPNOTSUPP
-            | Errno::ENETDOWN
-            | Errno::ENETUNREACH
-            | Errno::ENONET
-            | Errno::EHOSTDOWN
-            | Errno::EHOSTUNREACH
-            | Errno::ETIMEDOUT
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddr;
 
     use super::*;
+    use crate::sys::Errno;
 
     fn rules(per_source: usize) -> Rules {
         Rules {

@@ -10,9 +10,9 @@ use mio::{Events, Poll, Token, Waker};
 use super::clock::Moment;
 use super::connection::LINGER_TIME;
 use super::notify::Notifier;
-use super::signals::{Request, Signals};
 use crate::config::Config;
 use crate::stats::{Snapshot, Stats};
+use crate::sys::signals::{Request, Signals};
 use crate::units;
 
 /// The token of a handle that wants to be heard.

@@ -25,10 +25,11 @@ use super::fate::Fates;
 use super::guard::Guard;
 use super::story::{self, WokenBy};
 use super::turns::Turns;
-use super::udp::{BoundSocket, Endpoint};
+use super::udp::Endpoint;
 use crate::config::Config;
 use crate::protocol::Service;
 use crate::stats::Stats;
+use crate::sys::datagram::BoundSocket;
 
 /// So many events are asked for at a time.
 const EVENTS: usize = 1024;

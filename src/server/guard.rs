@@ -10,21 +10,13 @@ use std::ops::RangeInclusive;
 
 use super::clock::Moment;
 use super::peer::{Peer, Source};
-use crate::config::ANSWER_HOP_LIMIT;
 use crate::protocol::MAX_DATAGRAM;
+use crate::sys::datagram::Arrival;
+use crate::sys::socket::REPLY_HOP_LIMIT;
 
 /// What an answer may have left of its hop limit when it arrives. Questions have at most 128, or more
 /// than 200.
-const HOPS_OF_ANSWERS: RangeInclusive<u8> = 129..=ANSWER_HOP_LIMIT;
-
-/// How a datagram came, as far as that decides whether it may be answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Arrival {
-    /// Whether it was sent to an address of ours: not to a group or to everyone.
-    pub(crate) to_us_alone: bool,
-    /// What is left of its hop limit, where that is known.
-    pub(crate) hop_limit: Option<u8>,
-}
+const HOPS_OF_ANSWERS: RangeInclusive<u8> = 129..=REPLY_HOP_LIMIT;
 
 /// Why a datagram is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

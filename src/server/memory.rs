@@ -11,10 +11,9 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit};
-
 use crate::buffer::Buffer;
 use crate::stats::Stats;
+use crate::sys::limits;
 
 /// The most that one turn reads, whatever is free.
 pub(crate) const CHUNK: usize = 256 << 10;
@@ -99,28 +98,13 @@ impl Memory {
 }
 
 /// How much of `wanted` there can be: half of the address space that the limits on this process leave
-/// it (setrlimit(2)), since whoever finds none left for a small thing cannot go on.
+/// it, since a small allocation that fails ends the process.
 pub(crate) fn possible(wanted: usize) -> usize {
-    let limits = [Resource::RLIMIT_AS, Resource::RLIMIT_DATA];
-    let limits = limits.into_iter().filter_map(|limit| getrlimit(limit).ok()).map(|(soft, _)| soft);
-    wanted.min(share_of(limits.min().unwrap_or(RLIM_INFINITY), address_space()))
+    wanted.min(share_of(limits::address_space_left()))
 }
 
-fn share_of(limit: u64, used: u64) -> usize {
-    usize::try_from(limit.saturating_sub(used) / 2).unwrap_or(usize::MAX).max(LEAST)
-}
-
-/// The bytes of address space that this process has; 0 where nothing tells.
-fn address_space() -> u64 {
-    of_process("VmSize:")
-}
-
-/// The bytes that this process has of one kind of memory (proc(5)); 0 where nothing tells.
-pub(crate) fn of_process(kind: &str) -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let size = status.lines().find_map(|line| line.strip_prefix(kind));
-    let kilobytes = size.and_then(|size| size.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kilobytes.unwrap_or(0) << 10
+fn share_of(left: u64) -> usize {
+    usize::try_from(left / 2).unwrap_or(usize::MAX).max(LEAST)
 }
 
 /// Bytes that wait, counted for as long as they are there.
@@ -221,11 +205,10 @@ mod tests {
 
     #[test]
     fn a_limit_on_address_space_leaves_room_for_the_rest() {
-        assert_eq!(share_of(24 << 20, 10 << 20), 7 << 20);
-        assert_eq!(share_of(1 << 20, 10 << 20), 64 << 10);
-        assert!(share_of(RLIM_INFINITY, 10 << 20) > usize::MAX / 4);
+        assert_eq!(share_of(14 << 20), 7 << 20);
+        assert_eq!(share_of(0), 64 << 10);
+        assert!(share_of(u64::MAX) > usize::MAX / 4);
         assert_eq!(possible(10), 10);
-        assert!(address_space() > 1 << 20);
     }
 
     #[test]

@@ -1,12 +1,8 @@
 //! A server as a monitor sees it: its counters and gauges as OpenMetrics text.
 
 use std::fmt;
-use std::fs;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeVal;
-use nix::time::{ClockId, clock_gettime};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet, text,
@@ -14,10 +10,9 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
-use super::memory;
 use super::turns::{Distribution, Turns};
-use crate::socket;
 use crate::stats::{Counted, Snapshot};
+use crate::sys::{limits, process};
 
 /// The media type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -241,36 +236,14 @@ struct Process {
 
 impl Process {
     fn now(start: SystemTime) -> Self {
-        let spent = |time: TimeVal| {
-            let micros = i128::from(time.tv_sec()) * 1_000_000 + i128::from(time.tv_usec());
-            Duration::from_micros(u64::try_from(micros).unwrap_or_default())
-        };
-        let usage = getrusage(UsageWho::RUSAGE_SELF);
         Process {
             start,
-            cpu: usage.map_or(Duration::ZERO, |usage| {
-                spent(usage.user_time()) + spent(usage.system_time())
-            }),
-            resident: memory::of_process("VmRSS:"),
-            open_files: socket::open_files() as u64,
-            max_files: socket::open_file_limit(),
+            cpu: process::cpu_time(),
+            resident: process::resident_memory(),
+            open_files: limits::open_files() as u64,
+            max_files: limits::open_file_limit(),
         }
     }
-}
-
-/// When this process started: now, less its age. Where nothing tells that, now.
-pub(super) fn process_start() -> SystemTime {
-    // proc_pid_stat(5) counts it from the boot on, in ticks, of which Linux has 100 a second.
-    let ticks = fs::read_to_string("/proc/self/stat").ok().and_then(|stat| {
-        let (_, fields) = stat.rsplit_once(')')?;
-        fields.split_whitespace().nth(19)?.parse().ok().map(|ticks: u64| ticks)
-    });
-    let now = SystemTime::now();
-    let (Some(ticks), Ok(since_boot)) = (ticks, clock_gettime(ClockId::CLOCK_BOOTTIME)) else {
-        return now;
-    };
-    let age = Duration::from(since_boot).saturating_sub(Duration::from_millis(ticks * 10));
-    now.checked_sub(age).unwrap_or(now)
 }
 
 #[cfg(test)]
@@ -334,13 +307,5 @@ mod tests {
             assert!(!help.contains(['"', '\\', '\n', '`', '[']), "{name}: {help}");
             assert!(help.ends_with('.'), "{name}: {help}");
         }
-    }
-
-    #[test]
-    fn the_process_is_this_one() {
-        let Process { start, cpu, resident, open_files, max_files } = Process::now(process_start());
-        let age = SystemTime::now().duration_since(start).unwrap();
-        assert!(age < Duration::from_secs(3_600) && cpu < 64 * Duration::from_secs(3_600));
-        assert!(resident > 100 << 10 && open_files >= 3 && open_files <= max_files);
     }
 }

@@ -21,23 +21,19 @@ mod monitor;
 mod notify;
 mod peer;
 mod ready;
-mod signals;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod simulation;
+pub(crate) mod sockets;
 mod story;
-
 mod threaded;
 mod turns;
 mod udp;
 
 pub use control::Handle;
 
-use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 #[cfg(feature = "daemon")]
 use std::net::TcpListener;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use log::{info, warn};
@@ -46,12 +42,14 @@ use mio::Poll;
 use self::admission::Rules;
 use self::control::Control;
 use self::guard::Guard;
-use crate::config::{Config, ConfigError, Design, ServiceKind, Transport};
+use self::sockets::Sockets;
+use crate::config::{Config, Design, ServiceKind, Transport};
+use crate::error::{ConfigError, Error};
 use crate::impairments::Impairments;
 use crate::protocol::{Echo, Service, Upper, Who};
 use crate::random;
-use crate::socket::{self, AdoptError, BindError, Sockets};
 use crate::stats::Stats;
+use crate::sys::{self, OwnedFd};
 use crate::units;
 
 /// A server whose sockets are bound: clients that connect wait in the backlog until it runs.
@@ -98,7 +96,7 @@ impl Server {
     /// to do about it.
     pub fn bind(config: Config) -> Result<Server, Error> {
         // The sockets last, since who can connect can also send a signal.
-        Server::set_up(config, |config| Ok(socket::bind(config)?))
+        Server::set_up(config, |config| Ok(sockets::bind(config)?))
     }
 
     /// Takes over sockets that were bound elsewhere, as by a service manager: TCP listeners and UDP
@@ -125,7 +123,7 @@ impl Server {
         sockets: impl IntoIterator<Item = OwnedFd>,
     ) -> Result<Server, Error> {
         Server::set_up(config, |config| {
-            let sockets = socket::adopt(config, sockets)?;
+            let sockets = sockets::adopt(config, sockets)?;
             config.transport = match (sockets.listeners.is_empty(), sockets.datagrams.is_empty()) {
                 (false, false) => Transport::Both,
                 (false, true) => Transport::Tcp,
@@ -150,7 +148,7 @@ impl Server {
         let control = Control::new(&poll, &config, Arc::clone(&stats)).map_err(Error::Poll)?;
         let sockets = sockets(&mut config)?;
         #[cfg(feature = "daemon")]
-        let monitor = config.metrics.map(socket::bind_monitor).transpose()?;
+        let monitor = config.metrics.map(sockets::bind_monitor).transpose()?;
         Ok(Server {
             config,
             sockets,
@@ -199,10 +197,8 @@ impl Server {
             ServiceKind::Echo => self.run_with(Echo),
             ServiceKind::Upper => self.run_with(Upper::default()),
             ServiceKind::Who => {
-                let host = nix::unistd::gethostname().unwrap_or_default();
                 let Config { protocol, ref name, .. } = self.config;
-                let who =
-                    Who::new(protocol, &host.to_string_lossy(), std::process::id(), name.as_ref());
+                let who = Who::new(protocol, &sys::host_name(), std::process::id(), name.as_ref());
                 self.run_with(who)
             }
         }
@@ -350,65 +346,4 @@ fn guard_of(config: &Config, sockets: &Sockets) -> Guard {
     let mut ports = config.limits.guard_ports.ports().to_vec();
     ports.extend(own.map(|address| address.port()));
     Guard::new(ports, config.limits.udp_rate)
-}
-
-/// Why a server does not start, or ends early.
-///
-/// Shows one sentence for people; the error of the system behind it is its
-/// [`source`](std::error::Error::source), which the sentence does not repeat.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Error {
-    /// The configuration is invalid.
-    Config(ConfigError),
-    /// A socket cannot be bound.
-    Bind(BindError),
-    /// A socket that was bound elsewhere cannot be served.
-    Adopt(AdoptError),
-    /// The system gives no poll, waker or signals.
-    Poll(io::Error),
-    /// The system refuses what the server cannot go on without, as to poll.
-    Run(io::Error),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Error::Config(error) => error.fmt(f),
-            Error::Bind(error) => error.fmt(f),
-            Error::Adopt(error) => error.fmt(f),
-            Error::Poll(_) => f.write_str("the server cannot be set up"),
-            Error::Run(_) => f.write_str("the server cannot go on"),
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            // Shown as they are: what is behind them is behind this.
-            Error::Config(error) => error.source(),
-            Error::Bind(error) => error.source(),
-            Error::Adopt(error) => error.source(),
-            Error::Poll(error) | Error::Run(error) => Some(error),
-        }
-    }
-}
-
-impl From<ConfigError> for Error {
-    fn from(error: ConfigError) -> Self {
-        Error::Config(error)
-    }
-}
-
-impl From<AdoptError> for Error {
-    fn from(error: AdoptError) -> Self {
-        Error::Adopt(error)
-    }
-}
-
-impl From<BindError> for Error {
-    fn from(error: BindError) -> Self {
-        Error::Bind(error)
-    }
 }

@@ -14,6 +14,7 @@ use crate::config::{MIN_MAX_BUFFERED, MONITORS};
 use crate::protocol::http::{Http, OK, Page, SERVICE_UNAVAILABLE, Site};
 use crate::protocol::{Protocol, Service};
 use crate::stats::Stats;
+use crate::sys::process;
 
 /// A monitor that asks for nothing for so long is disconnected: a little longer than monitors usually
 /// wait from one look to the next.
@@ -34,7 +35,7 @@ pub(super) fn answer(listener: Listener, handle: Handle) -> Monitors {
         newcomers_first: true,
     };
     let turns = Rc::new(Turns::default());
-    let view = View { handle, turns: Rc::clone(&turns), process_start: metrics::process_start() };
+    let view = View { handle, turns: Rc::clone(&turns), process_start: process::start_time() };
     let make = move || Box::new(Http::new(view.clone())) as Box<dyn Service>;
     let stats = Arc::new(Stats::default());
     Monitors { connections: Connections::new(vec![listener], rules, make, stats), turns }

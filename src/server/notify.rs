@@ -4,16 +4,14 @@
 //! Nothing here blocks, as sd_notify::notify does: what the manager has no room for is sent later.
 
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use log::warn;
 
 use super::clock::Moment;
-use crate::service_manager::ServiceManager;
-use crate::socket::is_not_now;
+use crate::config::ServiceManager;
+use crate::sys::service_manager::NotifySocket;
+use crate::sys::socket::is_not_now;
 
 /// When to try again where the manager has no room.
 const RETRY: Duration = Duration::from_millis(100);
@@ -23,7 +21,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 /// Who reports to a service manager.
 #[derive(Debug)]
 pub(super) struct Notifier {
-    way: io::Result<Way>,
+    socket: io::Result<NotifySocket>,
     /// What is served, in a sentence.
     pub(super) status: String,
     /// How often to say that we are alive.
@@ -36,29 +34,10 @@ pub(super) struct Notifier {
     warned: bool,
 }
 
-/// The way to the manager.
-#[derive(Debug)]
-struct Way {
-    socket: UnixDatagram,
-    address: SocketAddr,
-}
-
-impl Way {
-    fn to(manager: &ServiceManager) -> io::Result<Self> {
-        let address = match manager.socket.as_os_str().as_bytes() {
-            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-            _ => SocketAddr::from_pathname(&manager.socket)?,
-        };
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        Ok(Way { socket, address })
-    }
-}
-
 impl Notifier {
     pub(super) fn new(manager: &ServiceManager) -> Self {
         Notifier {
-            way: Way::to(manager),
+            socket: NotifySocket::open(&manager.socket),
             status: String::new(),
             // Twice within its time, as sd_watchdog_enabled(3) recommends.
             interval: manager.watchdog.map(|time| (time / 2).max(SHORTEST)),
@@ -108,10 +87,8 @@ impl Notifier {
 
     fn send(&mut self, now: Moment) {
         self.retry_at = None;
-        let sent = match &self.way {
-            Ok(Way { socket, address }) => {
-                socket.send_to_addr(self.unsent.as_bytes(), address).map(drop)
-            }
+        let sent = match &self.socket {
+            Ok(socket) => socket.send(&self.unsent),
             Err(error) => Err(error.kind().into()),
         };
         match sent {
@@ -135,6 +112,9 @@ impl Notifier {
 
 #[cfg(test)]
 mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
     use super::*;
 
     fn at(millis: u64) -> Moment {

@@ -19,6 +19,7 @@ use super::admission::{MaxSetBy, Rules};
 use super::blocking::{self, Backlog, Client};
 use super::story::{self, Awaited};
 use crate::protocol::Service;
+use crate::sys::limits;
 
 /// The stack of a client's thread, instead of the usual 2 MiB. The built-in services, with every log
 /// line and without optimisation, do with 16 KiB; the rest is for services of other makes. Only what
@@ -34,9 +35,7 @@ const OTHER_MAPPINGS: usize = 1_000;
 /// How many clients can have a thread. Most limits show as an error when a thread is to be started,
 /// and then the client waits; without mappings a thread would die as it starts, and all with it.
 fn limit() -> usize {
-    let mappings = std::fs::read_to_string("/proc/sys/vm/max_map_count");
-    let mappings = mappings.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_530_usize);
-    (mappings.saturating_sub(OTHER_MAPPINGS) / MAPPINGS_PER_THREAD).max(1)
+    (limits::mappings().saturating_sub(OTHER_MAPPINGS) / MAPPINGS_PER_THREAD).max(1)
 }
 
 /// Runs the server.

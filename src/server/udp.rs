@@ -13,27 +13,21 @@ mod held;
 mod impaired;
 mod neighbours;
 mod route;
-mod rtnetlink;
 mod send_queue;
-mod socket;
 #[cfg(test)]
 mod tests;
 
 pub(super) use neighbours::Neighbours;
-#[cfg(any(test, fuzzing))]
-pub(super) use route::Local;
-pub(super) use route::{Route, Unjoinable};
-pub(super) use socket::BoundSocket;
+pub(super) use route::Unjoinable;
 
-use std::io::{self, IoSlice};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::IoSlice;
+use std::net::UdpSocket;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use log::{debug, error, warn};
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
 
 use self::fairness::Fairness;
@@ -42,11 +36,13 @@ use self::impaired::Impaired;
 use self::send_queue::{Call, Joining, MAX_SEGMENTS, Piece, Place, SendQueue};
 use super::clock::{Episode, Moment};
 use super::fate::Fates;
-use super::guard::{Arrival, Guard, Refusal};
+use super::guard::{Guard, Refusal};
 use super::peer::Peer;
 use super::story;
 use crate::protocol::{Context, MAX_DATAGRAM, Scratch, Service, answer_datagram};
 use crate::stats::Stats;
+use crate::sys::Errno;
+use crate::sys::datagram::{BoundSocket, Received, Route, Socket};
 
 /// No datagram of any address family is longer, nor a run of them that comes in one piece.
 pub(super) const MAX_RECEIVE: usize = 65_535;
@@ -72,45 +68,6 @@ pub(super) const MAX_FAILURES: u32 = 8;
 pub(super) const RETRY: Duration = Duration::from_millis(100);
 /// A send may be repeated so often because of something that is not about it.
 const REPEATS: usize = 16;
-
-/// What datagrams come from and go to.
-pub(super) trait Socket {
-    /// Receives a datagram, or a run of equal ones in one piece, into the beginning of `room`.
-    fn receive(&mut self, room: &mut [u8]) -> Result<Received, Errno>;
-
-    /// Sends `pieces` back on `route`: as one datagram, or cut into datagrams of `segment` bytes,
-    /// the last of which may be shorter.
-    fn send(
-        &mut self,
-        pieces: &[IoSlice<'_>],
-        segment: Option<u16>,
-        route: &Route,
-    ) -> Result<(), Errno>;
-
-    /// Lets answers use the whole send buffer, or no more than half of it, as in the beginning.
-    fn use_reserve(&mut self, whole: bool);
-
-    /// Neighbours that the kernel is looking for: answers to them stay in the send buffer.
-    fn missing_neighbours(&mut self) -> Vec<IpAddr>;
-
-    /// Leaves the port, with all that waits here: what comes from now on is for the other sockets on
-    /// the port, if there are some (SO_REUSEPORT).
-    fn leave(&mut self);
-
-    /// The address of ours that a datagram on `route` was sent to.
-    fn local_addr(&self, route: &Route) -> io::Result<SocketAddr>;
-}
-
-/// A datagram, or a run of equal ones, as it came.
-#[derive(Debug)]
-pub(super) struct Received {
-    pub(super) length: usize,
-    /// The length of each of a run but the last.
-    pub(super) segment: Option<usize>,
-    pub(super) truncated: bool,
-    pub(super) arrival: Arrival,
-    pub(super) route: Route,
-}
 
 /// One UDP socket of a server.
 pub(super) struct Endpoint<S, V> {

@@ -10,7 +10,7 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use super::seen::Seen;
 use crate::client::wait::ready;
-use crate::socket::is_not_now;
+use crate::sys::socket::is_not_now;
 use crate::units::size;
 
 /// The receive buffer of a narrow connection. The kernel doubles it and keeps a minimum.

@@ -13,7 +13,7 @@ use super::run::Run;
 use super::socket::{Opener, unreachable};
 use super::worker::Driver;
 use crate::protocol::MAX_DATAGRAM;
-use crate::socket::is_not_now;
+use crate::sys::socket::is_not_now;
 
 /// All sockets of a run.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use nix::poll::PollFlags;
 use super::Config;
 use crate::client::target::{self, Transport};
 use crate::protocol::{Framing, MAX_DATAGRAM};
-use crate::socket::is_not_now;
+use crate::sys::socket::is_not_now;
 
 /// The longest reply that is understood, in bytes: more than the longest ping. A datagram has no
 /// longer one.

@@ -15,7 +15,7 @@ use super::report::{Connection, Segment, Side, State, Step};
 use super::{Progress, Stop};
 use crate::client::process::ServerProcess;
 use crate::client::{Cancel, pattern};
-use crate::socket::is_not_now;
+use crate::sys::socket::is_not_now;
 use crate::units::{size, time};
 
 /// How often the kernel is asked for what has not come yet. Nothing tells when it has.

@@ -39,8 +39,9 @@ use super::control::{self, Control, Handle, Step, Stop};
 use super::fate::Fates;
 use super::guard::Guard;
 use super::story::{self, Awaited};
-use super::udp::{BoundSocket, Endpoint};
+use super::udp::Endpoint;
 use crate::protocol::Service;
+use crate::sys::datagram::BoundSocket;
 
 /// How often it is looked whether there is something to tell of what strangers caused.
 const REPORT_GAP: Duration = Duration::from_secs(10);

@@ -5,8 +5,6 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use nix::errno::Errno;
-
 use super::script::answers_one_read;
 use super::world::{Edges, Wire, World};
 use crate::config::MIN_MAX_BUFFERED;
@@ -14,6 +12,7 @@ use crate::protocol::Framing;
 use crate::server::admission::Rules;
 use crate::server::connection::{ConnectionId, LINGER_BYTES, LINGER_TIME, Stream};
 use crate::server::connections::Listener;
+use crate::sys::Errno;
 
 impl World {
     fn violation(&mut self, wire: usize, what: impl std::fmt::Display) {

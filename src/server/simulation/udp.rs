@@ -8,8 +8,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::errno::Errno;
-
 use super::random::Random;
 use super::udp_kernel::{
     Incoming, Path, PeerModel, Settings, SimulatedSocket, Tally, UdpWorld, answers,
@@ -18,11 +16,11 @@ use crate::impairments::{Impairments, Probability};
 use crate::protocol::{Context, Flow, Message, Replies, Service};
 use crate::server::clock::Moment;
 use crate::server::fate::Fates;
-use crate::server::guard::{Arrival, Guard};
-use crate::server::udp::{
-    BATCH, Endpoint, Local, MAX_FAILURES, MAX_RECEIVE, MAX_TURN, RETRY, ROOM,
-};
+use crate::server::guard::Guard;
+use crate::server::udp::{BATCH, Endpoint, MAX_FAILURES, MAX_RECEIVE, MAX_TURN, RETRY, ROOM};
 use crate::stats::Stats;
+use crate::sys::Errno;
+use crate::sys::datagram::{Arrival, Local};
 
 /// Ports that nobody is answered on.
 const GUARDED: [u16; 2] = [7, 12_000];

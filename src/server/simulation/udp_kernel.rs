@@ -7,18 +7,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use nix::errno::Errno;
-
 use super::random::Random;
 use crate::protocol::MAX_DATAGRAM;
 use crate::server::clock::Moment;
 use crate::server::fate::Fates;
-use crate::server::guard::{Arrival, Guard};
+use crate::server::guard::Guard;
 use crate::server::peer::Peer;
 use crate::server::udp::{
-    Local, MAX_JOINED_SEGMENT, MAX_RECEIVE, MAX_TURN, MAX_WAIT, Neighbours, ROOM, Received, Route,
-    Socket, Unjoinable,
+    MAX_JOINED_SEGMENT, MAX_RECEIVE, MAX_TURN, MAX_WAIT, Neighbours, ROOM, Unjoinable,
 };
+use crate::sys::Errno;
+use crate::sys::datagram::{Arrival, Local, Received, Route, Socket};
 
 /// What a history is about.
 pub(super) struct Settings {

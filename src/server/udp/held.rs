@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::route::Route;
 use crate::server::clock::Moment;
+use crate::sys::datagram::Route;
 
 /// So many are held back at the most.
 pub(super) const MAX_HELD: usize = 16_384;

@@ -1,10 +1,10 @@
 //! Answers that are impaired on purpose: which leave, when, and what they say then.
 
 use super::held::{Answer, Full, HeldBack};
-use super::route::Route;
 use crate::server::clock::Moment;
 use crate::server::fate::{Fates, Passage};
 use crate::stats::Stats;
+use crate::sys::datagram::Route;
 
 /// The impairments of one socket.
 #[derive(Debug)]

@@ -1,26 +1,11 @@
 //! The way back of a datagram, and which ways refuse joined ones. Pure: `now` is an argument.
 
 use std::hash::{BuildHasher, RandomState};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::server::clock::Moment;
-
-/// Where a datagram came from and went to: the way back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Route {
-    /// As the socket has it: IPv4-mapped where the socket is an IPv6 one.
-    pub(crate) peer: SocketAddr,
-    pub(crate) local: Option<Local>,
-}
-
-/// Which of our addresses a datagram was sent to, where the socket has several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Local {
-    V4([u8; 4]),
-    /// With the index of its interface where the address is link-local, else 0 (RFC 3542, 6.2).
-    V6([u8; 16], u32),
-}
+use crate::sys::datagram::Route;
 
 /// Routes that refused segmentation offload a short time ago.
 ///
@@ -69,6 +54,8 @@ impl Unjoinable {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
 
     fn route(host: u32, port: u16) -> Route {

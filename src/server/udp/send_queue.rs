@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::MAX_JOINED_SEGMENT;
-use super::route::Route;
+use crate::sys::datagram::Route;
 
 use crate::protocol::MAX_DATAGRAM;
 use crate::server::peer::Peer;
@@ -211,8 +211,8 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::route::Local;
     use super::*;
+    use crate::sys::datagram::Local;
 
     /// A reply, and what decides whether it may share a call.
     type Pushed = (Piece, Route, Joining);

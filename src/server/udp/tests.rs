@@ -2,11 +2,13 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::*;
 use crate::protocol::{Echo, Flow, service_fn};
+use crate::sys::datagram::Arrival;
 
 /// What the socket is asked for, and what it says.
 #[derive(Default)]

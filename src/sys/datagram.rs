@@ -16,17 +16,78 @@ use nix::sys::socket::{
 
 use socket2::SockRef;
 
-use super::route::{Local, Route};
-use super::rtnetlink;
-use super::{Received, Socket};
-use crate::server::guard::Arrival;
-use crate::socket::set_send_buffer_size;
+use super::neighbours;
+use super::socket::set_send_buffer_size;
 
 /// The Discard Protocol (RFC 863): its port sends nothing.
 const DISCARD: u16 = 9;
 
+/// What datagrams come from and go to.
+pub(crate) trait Socket {
+    /// Receives a datagram, or a run of equal ones in one piece, into the beginning of `room`.
+    fn receive(&mut self, room: &mut [u8]) -> Result<Received, Errno>;
+
+    /// Sends `pieces` back on `route`: as one datagram, or cut into datagrams of `segment` bytes,
+    /// the last of which may be shorter.
+    fn send(
+        &mut self,
+        pieces: &[IoSlice<'_>],
+        segment: Option<u16>,
+        route: &Route,
+    ) -> Result<(), Errno>;
+
+    /// Lets answers use the whole send buffer, or no more than half of it, as in the beginning.
+    fn use_reserve(&mut self, whole: bool);
+
+    /// Neighbours that the kernel is looking for: answers to them stay in the send buffer.
+    fn missing_neighbours(&mut self) -> Vec<IpAddr>;
+
+    /// Leaves the port, with all that waits here: what comes from now on is for the other sockets on
+    /// the port, if there are some (SO_REUSEPORT).
+    fn leave(&mut self);
+
+    /// The address of ours that a datagram on `route` was sent to.
+    fn local_addr(&self, route: &Route) -> io::Result<SocketAddr>;
+}
+
+/// A datagram, or a run of equal ones, as it came.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) length: usize,
+    /// The length of each of a run but the last.
+    pub(crate) segment: Option<usize>,
+    pub(crate) truncated: bool,
+    pub(crate) arrival: Arrival,
+    pub(crate) route: Route,
+}
+
+/// How a datagram came, as far as that decides whether it may be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Arrival {
+    /// Whether it was sent to an address of ours: not to a group or to everyone.
+    pub(crate) to_us_alone: bool,
+    /// What is left of its hop limit, where that is known.
+    pub(crate) hop_limit: Option<u8>,
+}
+
+/// Where a datagram came from and went to: the way back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// As the socket has it: IPv4-mapped where the socket is an IPv6 one.
+    pub(crate) peer: SocketAddr,
+    pub(crate) local: Option<Local>,
+}
+
+/// Which of our addresses a datagram was sent to, where the socket has several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Local {
+    V4([u8; 4]),
+    /// With the index of its interface where the address is link-local, else 0 (RFC 3542, 6.2).
+    V6([u8; 16], u32),
+}
+
 /// A bound, non-blocking UDP socket.
-pub(in crate::server) struct BoundSocket {
+pub(crate) struct BoundSocket {
     socket: UdpSocket,
     /// Whether it has several addresses, so that replies have to name theirs.
     wildcard: bool,
@@ -39,7 +100,7 @@ pub(in crate::server) struct BoundSocket {
 
 impl BoundSocket {
     /// Takes the socket; `offload` becomes false where the kernel has no segmentation offload.
-    pub(super) fn new(socket: UdpSocket, offload: &mut bool) -> Self {
+    pub(crate) fn new(socket: UdpSocket, offload: &mut bool) -> Self {
         // A kernel that knows one of the two knows both (udp(7)). Who had the socket before may have
         // wanted it otherwise.
         *offload = setsockopt(&socket, sockopt::UdpGroSegment, offload).is_ok() && *offload;
@@ -57,12 +118,12 @@ impl BoundSocket {
         socket
     }
 
-    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 
     /// What a thread that has nothing else to do waits for.
-    pub(super) fn poll_fd(&self, events: PollFlags) -> PollFd<'_> {
+    pub(crate) fn poll_fd(&self, events: PollFlags) -> PollFd<'_> {
         PollFd::new(self.socket.as_fd(), events)
     }
 }
@@ -115,7 +176,7 @@ impl Socket for BoundSocket {
     }
 
     fn missing_neighbours(&mut self) -> Vec<IpAddr> {
-        rtnetlink::missing_neighbours().unwrap_or_else(|error| {
+        neighbours::missing_neighbours().unwrap_or_else(|error| {
             debug!(
                 event = "neighbours_unknown",
                 errno = error.raw_os_error();
@@ -255,7 +316,8 @@ fn alone<T>() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ANSWER_HOP_LIMIT, Config, Transport};
+    use crate::config::{Config, Transport};
+    use crate::sys::socket::REPLY_HOP_LIMIT;
 
     const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
@@ -264,7 +326,7 @@ mod tests {
         let mut config = Config::default();
         let bind = bind.iter().map(|&ip| ip.into()).collect();
         (config.port, config.bind, config.transport) = (0, bind, Transport::Udp);
-        let socket = crate::socket::bind(&config).unwrap().datagrams.remove(0);
+        let socket = crate::server::sockets::bind(&config).unwrap().datagrams.remove(0);
         let address = socket.local_addr().unwrap();
         (BoundSocket::new(socket, &mut true), address)
     }
@@ -289,7 +351,7 @@ mod tests {
             (config.bind, config.port, config.reuse_port) = (bind, 0, true);
             config.transport = Transport::Udp;
             let socket = |config: &Config| {
-                let socket = crate::socket::bind(config).unwrap().datagrams.remove(0);
+                let socket = crate::server::sockets::bind(config).unwrap().datagrams.remove(0);
                 socket.set_nonblocking(true).unwrap();
                 socket
             };
@@ -363,13 +425,13 @@ mod tests {
             let ((mut one, address), (mut other, other_address)) = (bound(bind), bound(bind));
             let ip = ip.parse().unwrap();
             let (received, _client) = exchange(&mut one, address.port(), ip);
-            assert_ne!(received.arrival.hop_limit, Some(ANSWER_HOP_LIMIT));
+            assert_ne!(received.arrival.hop_limit, Some(REPLY_HOP_LIMIT));
             let peer =
                 if other_address.is_ipv6() { IpAddr::V6(ip.to_ipv6_mapped()) } else { ip.into() };
             let route = Route { peer: (peer, other_address.port()).into(), local: None };
             one.send(&[IoSlice::new(b"answer")], None, &route).unwrap();
             let received = other.receive(&mut [0; 100]).unwrap();
-            assert_eq!(received.arrival.hop_limit, Some(ANSWER_HOP_LIMIT));
+            assert_eq!(received.arrival.hop_limit, Some(REPLY_HOP_LIMIT));
         }
         let Ok(client) = UdpSocket::bind("[::1]:0") else { return };
         let (mut socket, address) = bound(&[]);
@@ -379,7 +441,7 @@ mod tests {
         let peer = (received.route.peer.ip(), other_address.port()).into();
         socket.send(&[IoSlice::new(b"answer")], None, &Route { peer, ..received.route }).unwrap();
         let received = other.receive(&mut [0; 100]).unwrap();
-        assert_eq!(received.arrival.hop_limit, Some(ANSWER_HOP_LIMIT));
+        assert_eq!(received.arrival.hop_limit, Some(REPLY_HOP_LIMIT));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use signal_hook_mio::v1_0::Signals as Pending;
 
 /// What a signal asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// SIGTERM, SIGINT, SIGHUP.
     Stop,
     /// SIGUSR1.
@@ -22,7 +22,7 @@ pub(super) enum Request {
 
 /// SIGTERM, SIGINT, SIGHUP and SIGUSR1, as long as this lives. SIGHUP is left alone where it is
 /// ignored, as nohup(1) has it.
-pub(super) struct Signals(Pending);
+pub(crate) struct Signals(Pending);
 
 /// A handler, once installed, stays: without unsafe code the default disposition does not come back.
 /// Instead each signal that had it gets a handler that acts like it while this says so.
@@ -42,7 +42,7 @@ fn taken() -> MutexGuard<'static, Taken> {
 
 impl Signals {
     /// Takes the signals: from here on `token` has an event for each.
-    pub(super) fn take(registry: &Registry, token: Token) -> io::Result<Self> {
+    pub(crate) fn take(registry: &Registry, token: Token) -> io::Result<Self> {
         let mut taken = taken();
         let before = Dispositions::read();
         let mut wanted = vec![SIGTERM, SIGINT, SIGUSR1];
@@ -61,7 +61,7 @@ impl Signals {
     }
 
     /// What the signals that have come ask for.
-    pub(super) fn requests(&mut self) -> impl Iterator<Item = Request> + '_ {
+    pub(crate) fn requests(&mut self) -> impl Iterator<Item = Request> + '_ {
         self.0.pending().map(|signal| match signal {
             SIGUSR1 => Request::Report,
             _ => Request::Stop,

@@ -22,7 +22,7 @@ const ADDRESS: u16 = 1;
 const ROOM: usize = 32 << 10;
 
 /// The neighbours, IPv4 and IPv6, whose link-layer address the kernel does not know.
-pub(super) fn missing_neighbours() -> io::Result<Vec<IpAddr>> {
+pub(crate) fn missing_neighbours() -> io::Result<Vec<IpAddr>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
     let kernel = NetlinkAddr::new(0, 0);

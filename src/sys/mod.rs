@@ -1,0 +1,34 @@
+//! Everything that names an operating system: a file a topic, small interfaces.
+//!
+//! What differs between systems is decided here, and nowhere above.
+
+pub(crate) mod datagram;
+pub(crate) mod limits;
+pub(crate) mod neighbours;
+#[cfg(feature = "daemon")]
+pub(crate) mod process;
+pub(crate) mod service_manager;
+pub(crate) mod signals;
+pub(crate) mod socket;
+pub(crate) mod wait;
+
+pub(crate) use std::os::fd::OwnedFd;
+
+pub(crate) use nix::errno::Errno;
+use nix::net::if_::if_nametoindex;
+
+/// Whether a read that does not fill its buffer has emptied the socket, so that the next bytes come
+/// with a new event. epoll(7) and kqueue(2) promise it. With poll(2), mio has to see a `WouldBlock`
+/// before it asks for events again (tokio-rs/mio#1611).
+#[expect(dead_code, reason = "the connection is about to ask it")]
+pub(crate) const SHORT_READ_EMPTIES: bool = cfg!(not(mio_unsupported_force_poll_poll));
+
+/// The index of the network interface with this name.
+pub(crate) fn interface_index(name: &str) -> Option<u32> {
+    if_nametoindex(name).ok()
+}
+
+/// The name of this machine.
+pub(crate) fn host_name() -> String {
+    nix::unistd::gethostname().unwrap_or_default().to_string_lossy().into_owned()
+}

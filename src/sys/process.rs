@@ -1,0 +1,53 @@
+//! What the system says of this process, for metrics.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use nix::time::{ClockId, clock_gettime};
+
+use super::limits;
+
+/// CPU time that this process has used, user and system.
+pub(crate) fn cpu_time() -> Duration {
+    let spent = |time: TimeVal| {
+        let micros = i128::from(time.tv_sec()) * 1_000_000 + i128::from(time.tv_usec());
+        Duration::from_micros(u64::try_from(micros).unwrap_or_default())
+    };
+    getrusage(UsageWho::RUSAGE_SELF)
+        .map_or(Duration::ZERO, |usage| spent(usage.user_time()) + spent(usage.system_time()))
+}
+
+/// Bytes of this process that are in RAM; 0 where unknown.
+pub(crate) fn resident_memory() -> u64 {
+    limits::memory("VmRSS:")
+}
+
+/// When this process started: now, less its age. Where the age is unknown, now.
+pub(crate) fn start_time() -> SystemTime {
+    // proc_pid_stat(5) counts from the boot on, in ticks, of which Linux has 100 a second.
+    let ticks = fs::read_to_string("/proc/self/stat").ok().and_then(|stat| {
+        let (_, fields) = stat.rsplit_once(')')?;
+        fields.split_whitespace().nth(19)?.parse().ok().map(|ticks: u64| ticks)
+    });
+    let now = SystemTime::now();
+    let (Some(ticks), Ok(since_boot)) = (ticks, clock_gettime(ClockId::CLOCK_BOOTTIME)) else {
+        return now;
+    };
+    let age = Duration::from(since_boot).saturating_sub(Duration::from_millis(ticks * 10));
+    now.checked_sub(age).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_is_this_one() {
+        let age = SystemTime::now().duration_since(start_time()).unwrap();
+        assert!(age < Duration::from_secs(3_600));
+        assert!(cpu_time() < 64 * Duration::from_secs(3_600));
+        assert!(resident_memory() > 100 << 10);
+    }
+}
