@@ -41,7 +41,6 @@ compile_error!(
 );
 
 mod address;
-mod buffer;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod config;
@@ -54,7 +53,7 @@ mod stats;
 mod sys;
 pub mod units;
 
-/// What the fuzz targets drive, and nobody else sees.
+/// What the fuzz targets drive.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {

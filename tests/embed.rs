@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -344,38 +344,13 @@ fn each_reply_is_a_frame() {
             replies.send_with(|reply| reply.extend(message.iter().rev()));
             replies.echo();
             replies.send(b"");
-            replies.begin(4);
-            replies.push(b"en");
-            replies.push(b"d.");
+            replies.send(b"end.");
             Flow::Continue
         }),
     );
     let mut client = server.connect();
     client.send(b"\0\0\0\x02ab");
     client.expect(b"\0\0\0\x02ba\0\0\0\x02ab\0\0\0\0\0\0\0\x04end.");
-}
-
-#[test]
-fn who_computes_for_long_serves_others_meanwhile() {
-    let flag = Arc::new(AtomicBool::new(false));
-    let server = TestServer::with_service(
-        framed(Design::EventLoop, Framing::Lines),
-        service_fn(move |message, replies, _| {
-            if message == b"wait\n" && !flag.load(Ordering::Relaxed) {
-                return Flow::Again;
-            }
-            flag.store(true, Ordering::Relaxed);
-            replies.echo();
-            Flow::Continue
-        }),
-    );
-    let (mut waiting, mut other) = (server.connect(), server.connect());
-    waiting.send(b"wait\nand this\n");
-    server.wait_for("the line", |stats| stats.bytes_in == 14);
-    // What comes meanwhile waits its turn.
-    waiting.send(b"and that\n");
-    other.exchange(b"go on\n");
-    waiting.expect(b"wait\nand this\nand that\n");
 }
 
 #[test]

@@ -13,15 +13,15 @@ fuzz_target!(|input: (u8, u16, Vec<u8>, Vec<u16>)| {
     let mut protocol = Protocol::default();
     (protocol.framing, protocol.max_frame, protocol.once) = (framing, max_frame.max(1).into(), once);
     let upper = choices & 0x20 != 0;
-    let answer = if upper {
+    let reply = if upper {
         however_cut(protocol, Upper::default(), &stream, &cuts)
     } else {
         however_cut(protocol, Echo, &stream, &cuts)
     };
-    assert_eq!(answer, evecho::fuzzing::expected(protocol, upper, &stream));
+    assert_eq!(reply, evecho::fuzzing::expected(protocol, upper, &stream));
 });
 
-/// The answer to `stream`, which is the same whole, byte by byte, and in pieces as long as `cuts`.
+/// The reply to `stream`, which is the same whole, byte by byte, and in pieces as long as `cuts`.
 fn however_cut<V: Service + Clone>(
     protocol: Protocol,
     service: V,
@@ -35,7 +35,7 @@ fn however_cut<V: Service + Clone>(
     whole
 }
 
-/// The answers to pieces of these lengths, to the rest, and to a FIN.
+/// The replies to pieces of these lengths, to the rest, and to a FIN.
 fn converse<V: Service>(
     protocol: Protocol,
     service: V,
@@ -49,33 +49,13 @@ fn converse<V: Service>(
     for length in pieces.iter().map(|&length| length.into()).chain([usize::MAX]) {
         let (piece, rest) = stream.split_at(stream.len().min(length));
         stream = rest;
-        let answer = session.receive(piece, usize::MAX, &mut scratch, &context);
-        all.extend_from_slice(&answer.bytes);
-        let verdict = answer.verdict;
-        let verdict = resume(&mut session, verdict, &mut scratch, &context, &mut all);
-        if verdict != Verdict::Continue {
-            return (all, verdict);
+        let reply = session.receive(piece, usize::MAX, &mut scratch, &context);
+        all.extend_from_slice(&reply.bytes);
+        if reply.verdict != Verdict::Continue {
+            return (all, reply.verdict);
         }
     }
-    let answer = session.finish(&mut scratch, &context);
-    all.extend_from_slice(&answer.bytes);
-    let verdict = answer.verdict;
-    let verdict = resume(&mut session, verdict, &mut scratch, &context, &mut all);
-    (all, verdict)
-}
-
-/// All the turns that the answer takes.
-fn resume<V: Service>(
-    session: &mut Session<V>,
-    mut verdict: Verdict,
-    scratch: &mut Scratch,
-    context: &Context<'_>,
-    all: &mut Vec<u8>,
-) -> Verdict {
-    while verdict == Verdict::Again {
-        let answer = session.resume(usize::MAX, scratch, context);
-        all.extend_from_slice(&answer.bytes);
-        verdict = answer.verdict;
-    }
-    verdict
+    let reply = session.finish(&mut scratch, &context);
+    all.extend_from_slice(&reply.bytes);
+    (all, reply.verdict)
 }

@@ -6,13 +6,13 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Framing {
-    /// Bytes are answered as they come (RFC 862).
+    /// No messages: bytes are served as they come (RFC 862).
     #[default]
     Raw,
-    /// Whole lines: up to and with a line feed, a carriage return before it included. What follows
-    /// the last line feed is answered when the peer ends its side.
+    /// Lines: each ends with its line feed, which belongs to it as a carriage return before it does.
+    /// What follows the last line feed is served when the peer ends its side.
     Lines,
-    /// Whole frames: a length in four bytes, big-endian, and so many bytes of payload.
+    /// Frames: a length in four bytes, big-endian, then that number of bytes of payload.
     LengthPrefixed,
 }
 
@@ -22,10 +22,14 @@ pub enum Framing {
 pub struct Protocol {
     /// How the stream is cut into messages.
     pub framing: Framing,
-    /// The longest frame that is answered, in bytes: of a line with its line feed, of a payload
-    /// without its length. Without meaning for [`Framing::Raw`].
+    /// The longest frame that is served, in bytes: of a line with its line feed, of a payload without
+    /// its length. Without meaning for [`Framing::Raw`].
+    ///
+    /// A frame is served in one call, and the event loop serves no other connection meanwhile. That of
+    /// 64 KiB, the default, takes [`Upper`](super::Upper) half a millisecond or less; each MiB of
+    /// letters that are not ASCII takes it some 7 ms.
     pub max_frame: u32,
-    /// Close after the first message is answered.
+    /// Close after the reply to the first message.
     pub once: bool,
 }
 
@@ -41,7 +45,7 @@ impl Default for Protocol {
 pub enum FrameError {
     /// A frame is longer than [`Protocol::max_frame`] allows.
     TooLong {
-        /// The length in front of it, in bytes; of a line nobody knows how long it would have become.
+        /// The length in front of the frame, in bytes. A line announces none.
         announced: Option<u32>,
     },
     /// The peer ended its side in the middle of a length-prefixed frame.
@@ -67,24 +71,29 @@ impl fmt::Display for FrameError {
 
 impl std::error::Error for FrameError {}
 
-/// The bytes in front of a length-prefixed payload.
+/// The number of bytes in front of a length-prefixed payload.
 pub(super) const PREFIX: usize = 4;
 
 impl Protocol {
-    /// How many bytes of `input` complete the frame that began with `held`; `None` when its end is
-    /// not among them. Only `input` is searched, so that a trickled line costs no more than its length.
-    pub(super) fn frame_end(&self, held: &[u8], input: &[u8]) -> Result<Option<usize>, FrameError> {
+    /// The number of bytes of `input` that complete the frame that began with `begun`; `None` if its
+    /// end is not among them. Searches `input` alone, so that a line that trickles in costs no more than
+    /// its length.
+    pub(super) fn frame_end(
+        &self,
+        begun: &[u8],
+        input: &[u8],
+    ) -> Result<Option<usize>, FrameError> {
         match self.framing {
             Framing::Raw => Ok(Some(input.len())),
-            Framing::Lines => self.line_end(held, input),
-            Framing::LengthPrefixed => self.payload_end(held, input),
+            Framing::Lines => self.line_end(begun, input),
+            Framing::LengthPrefixed => self.payload_end(begun, input),
         }
     }
 
-    fn line_end(&self, held: &[u8], input: &[u8]) -> Result<Option<usize>, FrameError> {
+    fn line_end(&self, begun: &[u8], input: &[u8]) -> Result<Option<usize>, FrameError> {
         let end = memchr::memchr(b'\n', input).map(|at| at + 1);
         // Without its line feed a line is at least one byte longer than what is here.
-        let length = held.len() + end.unwrap_or(input.len() + 1);
+        let length = begun.len() + end.unwrap_or(input.len() + 1);
         if length > self.max_frame as usize {
             Err(FrameError::TooLong { announced: None })
         } else {
@@ -92,22 +101,22 @@ impl Protocol {
         }
     }
 
-    fn payload_end(&self, held: &[u8], input: &[u8]) -> Result<Option<usize>, FrameError> {
-        let Some(length) = announced(held, input) else { return Ok(None) };
+    fn payload_end(&self, begun: &[u8], input: &[u8]) -> Result<Option<usize>, FrameError> {
+        let Some(length) = announced(begun, input) else { return Ok(None) };
         if length > self.max_frame {
             return Err(FrameError::TooLong { announced: Some(length) });
         }
-        let needed = PREFIX + length as usize - held.len();
+        let needed = PREFIX + length as usize - begun.len();
         Ok((needed <= input.len()).then_some(needed))
     }
 
-    /// The most bytes that the frame may have that begins with `held` and `input`.
-    pub(super) fn most(&self, held: &[u8], input: &[u8]) -> usize {
+    /// The most bytes that the frame can have that begins with `begun` and `input`.
+    pub(super) fn longest(&self, begun: &[u8], input: &[u8]) -> usize {
         match self.framing {
             Framing::Raw => input.len(),
             Framing::Lines => self.max_frame as usize,
             Framing::LengthPrefixed => {
-                PREFIX + announced(held, input).map_or(0, |length| length as usize)
+                PREFIX + announced(begun, input).map_or(0, |length| length as usize)
             }
         }
     }
@@ -121,10 +130,10 @@ impl Protocol {
     }
 }
 
-/// The length in front of a frame, once all of it is there.
-fn announced(held: &[u8], input: &[u8]) -> Option<u32> {
+/// The length in front of a frame, once all of its bytes are there.
+fn announced(begun: &[u8], input: &[u8]) -> Option<u32> {
     let mut prefix = [0; PREFIX];
-    let mut bytes = held.iter().chain(input);
+    let mut bytes = begun.iter().chain(input);
     for byte in &mut prefix {
         *byte = *bytes.next()?;
     }

@@ -1,8 +1,8 @@
-//! As much of HTTP as a monitor needs (RFC 9110, RFC 9112): GET and HEAD of a few pages, one connection
-//! for as many requests as the client likes.
+//! The HTTP that monitors speak (RFC 9110, RFC 9112): GET and HEAD of a few pages, any number of
+//! requests on one connection.
 //!
-//! A request has no body: who announces one is answered, and its connection is closed, since what
-//! follows is not read. In each turn one request is answered.
+//! A request has no body: the reply to one that announces a body closes the connection, since what
+//! follows is not read.
 
 use std::io::Write;
 use std::time::{Duration, SystemTime};
@@ -12,24 +12,27 @@ use httparse::{EMPTY_HEADER, Error, Request, Status as Parsed};
 use super::replies::Replies;
 use super::service::{Context, Flow, Message, Service};
 
-/// The longest that a request may be, in bytes.
+/// The longest request, in bytes.
 const LONGEST: usize = 8 << 10;
-/// The most fields that a request may have.
+/// The most fields of a request.
 const MOST_FIELDS: usize = 64;
-/// The longest that a request may take to come, from its first byte on. One that stops coming ends by
-/// the idle timeout.
+/// The longest time between the first byte of a request and its last. A request that stops coming ends
+/// by the idle timeout.
 const LONGEST_TIME: Duration = Duration::from_secs(10);
+/// The most requests of one read that have a reply. A client that has sent more (pipelining) has to be
+/// ready for a connection that closes (RFC 9112, 9.3.2).
+const MOST_REQUESTS: usize = 16;
 
-/// What there is to see.
+/// The pages.
 pub(crate) trait Site {
-    /// The page at this path; `None` where there is none.
+    /// The page at this path, if there is one.
     fn page(&self, path: &str) -> Option<Page>;
 
-    /// The time, by the clock on the wall.
+    /// The time of the wall clock.
     fn now(&self) -> SystemTime;
 }
 
-/// What is answered to a request.
+/// The content of a response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Page {
     pub(crate) status: Status,
@@ -61,99 +64,109 @@ impl Page {
 #[derive(Debug)]
 pub(crate) struct Http<S> {
     site: S,
-    /// What has come and is not answered: the beginning of a request, and perhaps more of them.
+    /// The beginning of a request.
     input: Vec<u8>,
-    /// Since when the request comes.
+    /// When the first bytes of that request came.
     since: Option<SystemTime>,
-    /// The next message is the last one again.
-    again: bool,
 }
 
-/// An answer, and what it says about the connection.
-struct Answer {
+struct Response {
     page: Page,
-    /// HEAD: all but the body.
+    /// Whether the body is left out: to HEAD.
     without_body: bool,
     connection: Connection,
 }
 
-/// What is said about the connection, and what becomes of it.
+/// What a response says about the connection, and what becomes of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Connection {
-    /// Nothing: it goes on.
+    /// Nothing: it stays open.
     Unsaid,
-    /// It goes on, which HTTP/1.0 wants to be told.
+    /// It stays open, which a client of HTTP/1.0 expects to read.
     KeepAlive,
     Close,
 }
 
 impl<S: Site> Http<S> {
     pub(crate) fn new(site: S) -> Self {
-        Http { site, input: Vec::new(), since: None, again: false }
+        Http { site, input: Vec::new(), since: None }
     }
 
-    /// Answers the first request of the input, if it is there.
-    fn answer_next(&mut self, is_last: bool, replies: &mut Replies<'_>) -> Flow {
-        // Between requests these mean nothing (RFC 9112, 2.2).
-        let blank = self.input.iter().take_while(|byte| b"\r\n".contains(byte)).count();
-        self.input.drain(..blank);
-        if self.input.is_empty() {
-            // Who is silent needs no memory.
-            (self.input, self.since) = (Vec::new(), None);
-            return Flow::Continue;
-        }
-        let now = self.site.now();
-        let came_for = now.duration_since(*self.since.get_or_insert(now)).unwrap_or_default();
+    /// The response to the request that `input` begins with, and how long that is; `None` if it is not
+    /// complete. No more input comes if `is_last`.
+    fn next(&self, input: &[u8], is_last: bool, came_for: Duration) -> Option<(usize, Response)> {
         let mut fields = [EMPTY_HEADER; MOST_FIELDS];
         let mut request = Request::new(&mut fields);
-        let seen = &self.input[..self.input.len().min(LONGEST)];
-        let (length, answer) = match request.parse(seen) {
-            Ok(Parsed::Complete(length)) => (length, answer(&request, &self.site)),
+        let seen = &input[..input.len().min(LONGEST)];
+        let (status, sentence) = match request.parse(seen) {
+            Ok(Parsed::Complete(length)) => return Some((length, respond(&request, &self.site))),
             Ok(Parsed::Partial) if seen.len() == LONGEST => {
-                (0, Answer::refusal(FIELDS_TOO_LARGE, "the request is longer than 8 KiB"))
+                (FIELDS_TOO_LARGE, "the request is longer than 8 KiB")
             }
-            Ok(Parsed::Partial) if is_last => {
-                (0, Answer::refusal(BAD_REQUEST, "the request is not complete"))
-            }
+            Ok(Parsed::Partial) if is_last => (BAD_REQUEST, "the request is not complete"),
             Ok(Parsed::Partial) if came_for >= LONGEST_TIME => {
-                (0, Answer::refusal(REQUEST_TIMEOUT, "the request took longer than 10 s to come"))
+                (REQUEST_TIMEOUT, "the request took longer than 10 s to come")
             }
-            Ok(Parsed::Partial) => return Flow::Continue,
-            Err(Error::TooManyHeaders) => {
-                (0, Answer::refusal(FIELDS_TOO_LARGE, "the request has more than 64 fields"))
+            Ok(Parsed::Partial) => return None,
+            Err(Error::TooManyHeaders) => (FIELDS_TOO_LARGE, "the request has more than 64 fields"),
+            Err(error) => {
+                return Some((0, Response::refusal(BAD_REQUEST, &format!("no HTTP/1.1: {error}"))));
             }
-            Err(error) => (0, Answer::refusal(BAD_REQUEST, &format!("no HTTP/1.1: {error}"))),
         };
-        answer.send(now, replies);
-        if answer.connection == Connection::Close {
-            return Flow::Close;
+        Some((0, Response::refusal(status, sentence)))
+    }
+
+    /// Replies to the requests that `input` begins with. Returns what is left: the beginning of another;
+    /// `None` if the connection closes.
+    fn respond_to<'a>(
+        &mut self,
+        mut input: &'a [u8],
+        is_last: bool,
+        replies: &mut Replies<'_>,
+    ) -> Option<&'a [u8]> {
+        for count in 1.. {
+            if input.is_empty() {
+                self.since = None;
+                break;
+            }
+            let now = self.site.now();
+            let came_for = now.duration_since(*self.since.get_or_insert(now)).unwrap_or_default();
+            let Some((length, mut response)) = self.next(input, is_last, came_for) else { break };
+            input = without_blank_lines(&input[length..]);
+            if count == MOST_REQUESTS && !input.is_empty() {
+                response.connection = Connection::Close;
+            }
+            response.send(now, replies);
+            if response.connection == Connection::Close {
+                return None;
+            }
+            self.since = None;
         }
-        self.input.drain(..length);
-        self.since = None;
-        self.again = !self.input.is_empty();
-        if self.again {
-            return Flow::Again;
-        }
-        self.input = Vec::new();
-        Flow::Continue
+        Some(input)
     }
 }
 
 impl<S: Site> Service for Http<S> {
     fn serve(&mut self, message: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
-        if !std::mem::take(&mut self.again) {
-            self.input.extend_from_slice(message.bytes());
-        }
-        self.answer_next(message == Message::End, replies)
-    }
-
-    fn read_limit(&self) -> usize {
-        LONGEST
+        let mut input = std::mem::take(&mut self.input);
+        input.extend_from_slice(message.bytes());
+        let requests = without_blank_lines(&input);
+        let Some(rest) = self.respond_to(requests, message == Message::End, replies) else {
+            return Flow::Close;
+        };
+        self.input = rest.to_vec();
+        Flow::Continue
     }
 }
 
-/// What is answered to a request that is complete.
-fn answer(request: &Request<'_, '_>, site: &impl Site) -> Answer {
+/// Skips what means nothing between two requests (RFC 9112, 2.2).
+fn without_blank_lines(input: &[u8]) -> &[u8] {
+    let blank = input.iter().take_while(|byte| b"\r\n".contains(byte)).count();
+    &input[blank..]
+}
+
+/// The response to a request that is complete.
+fn respond(request: &Request<'_, '_>, site: &impl Site) -> Response {
     let values = |name: &'static str| {
         let named =
             request.headers.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
@@ -163,10 +176,10 @@ fn answer(request: &Request<'_, '_>, site: &impl Site) -> Answer {
     // Exactly one; HTTP/1.0 did not know it (RFC 9112, 3.2).
     let hosts = values("host").count();
     if hosts > 1 || (hosts == 0 && !is_old) {
-        return Answer::refusal(BAD_REQUEST, "a request has one Host");
+        return Response::refusal(BAD_REQUEST, "a request has one Host");
     }
     let Ok(length) = content_length(values("content-length")) else {
-        return Answer::refusal(BAD_REQUEST, "a request has one Content-Length, a number");
+        return Response::refusal(BAD_REQUEST, "a request has one Content-Length, a number");
     };
     let has_body = length > 0 || values("transfer-encoding").next().is_some();
     let wants = |wanted: &str| {
@@ -189,10 +202,10 @@ fn answer(request: &Request<'_, '_>, site: &impl Site) -> Answer {
         }
         _ => Page::sentence(METHOD_NOT_ALLOWED, "GET and HEAD are all there is"),
     };
-    Answer { page, without_body: request.method == Some("HEAD"), connection }
+    Response { page, without_body: request.method == Some("HEAD"), connection }
 }
 
-/// The length of the body that is announced: 0 where none is.
+/// The length of the body that is announced; 0 if none is.
 fn content_length<'a>(values: impl Iterator<Item = &'a [u8]>) -> Result<u64, ()> {
     let mut announced = None;
     for value in values {
@@ -215,15 +228,15 @@ fn path(target: &str) -> &str {
     path.split_once('?').map_or(path, |(path, _)| path)
 }
 
-impl Answer {
-    /// The last one: what follows cannot be understood.
+impl Response {
+    /// A response that closes: what follows the request cannot be understood.
     fn refusal(status: Status, sentence: &str) -> Self {
         let page = Page::sentence(status, sentence);
-        Answer { page, without_body: false, connection: Connection::Close }
+        Response { page, without_body: false, connection: Connection::Close }
     }
 
     fn send(&self, now: SystemTime, replies: &mut Replies<'_>) {
-        let Answer { page: Page { status, content_type, body }, without_body, connection } = self;
+        let Response { page: Page { status, content_type, body }, without_body, connection } = self;
         replies.send_with(|reply| {
             let allow = match *status {
                 METHOD_NOT_ALLOWED => "Allow: GET, HEAD\r\n",
@@ -258,8 +271,8 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::Index;
 
-    use super::super::oracle::Conversation;
-    use super::super::{Protocol, Verdict};
+    use super::super::oracle::{Conversation, context};
+    use super::super::{Framing, Protocol, Scratch};
     use super::*;
 
     /// 6 November 1994, 08:49:37, as in RFC 9110, 5.6.7.
@@ -283,29 +296,29 @@ mod tests {
         }
     }
 
-    /// All that is answered to these reads and a FIN.
-    fn answers(reads: &[&[u8]]) -> String {
+    /// All responses to these reads and a FIN.
+    fn responses(reads: &[&[u8]]) -> String {
         let http = Http::new(Greeting::default());
         let all = Conversation::new(Protocol::default(), http).all(reads);
         String::from_utf8(all.bytes).unwrap()
     }
 
-    /// The codes of the answers to these requests.
+    /// The codes of the responses to these requests.
     fn codes(requests: &str) -> Vec<u16> {
-        let answers = answers(&[requests.as_bytes()]);
-        let first_lines = answers.split("HTTP/1.1 ").skip(1);
+        let responses = responses(&[requests.as_bytes()]);
+        let first_lines = responses.split("HTTP/1.1 ").skip(1);
         first_lines.map(|line| line[..3].parse().unwrap()).collect()
     }
 
     #[test]
-    fn an_answer_has_all_that_clients_expect() {
+    fn a_response_has_all_that_clients_expect() {
         assert_eq!(
-            answers(&[b"GET /hi HTTP/1.1\r\nHost: a\r\n\r\n"]),
+            responses(&[b"GET /hi HTTP/1.1\r\nHost: a\r\n\r\n"]),
             "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 6\r\n\r\nhello\n"
         );
-        let head = answers(&[b"HEAD /hi HTTP/1.1\r\nHost: a\r\n\r\n"]);
+        let head = responses(&[b"HEAD /hi HTTP/1.1\r\nHost: a\r\n\r\n"]);
         assert!(head.ends_with("\r\nContent-Length: 6\r\n\r\n"), "{head}");
-        let refused = answers(&[b"POST /hi HTTP/1.1\r\nHost: a\r\n\r\n"]);
+        let refused = responses(&[b"POST /hi HTTP/1.1\r\nHost: a\r\n\r\n"]);
         assert!(
             refused.contains("405 Method Not Allowed")
                 && refused.contains("\r\nAllow: GET, HEAD\r\n")
@@ -369,35 +382,52 @@ mod tests {
             ("PUT /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", "close", false),
             ("GET /hi HTTP/1.1\r\n\r\n", "close", false),
         ] {
-            let answers = answers(&[first.as_bytes(), next.as_bytes()]);
-            let (head, rest) = answers.split_once("\r\n\r\n").unwrap();
+            let responses = responses(&[first.as_bytes(), next.as_bytes()]);
+            let (head, rest) = responses.split_once("\r\n\r\n").unwrap();
             let line = format!("\r\nConnection: {said}");
-            assert_eq!(head.contains("\r\nConnection: "), !said.is_empty(), "{first}{answers}");
-            assert!(said.is_empty() || head.contains(&line), "{first}{answers}");
-            assert_eq!(rest.contains("404 Not Found"), goes_on, "{first}{answers}");
+            assert_eq!(head.contains("\r\nConnection: "), !said.is_empty(), "{first}{responses}");
+            assert!(said.is_empty() || head.contains(&line), "{first}{responses}");
+            assert_eq!(rest.contains("404 Not Found"), goes_on, "{first}{responses}");
         }
     }
 
     #[test]
-    fn one_request_is_answered_in_a_turn() {
-        let requests = "GET /hi HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3);
-        let mut session =
-            super::super::Session::new(Protocol::default(), Http::new(Greeting::default()));
-        let (mut scratch, context) =
-            (super::super::Scratch::default(), super::super::oracle::context());
-        let first = session.receive(requests.as_bytes(), usize::MAX, &mut scratch, &context);
-        assert_eq!(first.verdict, Verdict::Again);
-        let length = first.bytes.len();
-        for verdict in [Verdict::Again, Verdict::Continue] {
-            let next = session.resume(usize::MAX, &mut scratch, &context);
-            assert_eq!((next.verdict, next.bytes.len()), (verdict, length));
+    fn a_read_of_many_requests_has_replies_to_sixteen() {
+        let request = &b"GET /hi HTTP/1.1\r\nHost: a\r\n\r\n"[..];
+        let closes = |text: &str| text.ends_with("Connection: close\r\n\r\nhello\n");
+        for (requests, behind, replied, is_closed) in [
+            (16, &b""[..], 16, false),
+            (16, b"\r\n", 16, false),
+            (16, b"G", 16, true),
+            (17, b"", 16, true),
+            (40, b"", 16, true),
+        ] {
+            let read = [&request.repeat(requests), behind].concat();
+            let text = responses(&[&read]);
+            assert_eq!(text.matches("200 OK").count(), replied, "{requests}");
+            assert_eq!(
+                (closes(&text), text.matches("close").count()),
+                (is_closed, is_closed.into())
+            );
         }
-        assert_eq!(session.held(), 0);
-        assert_eq!(session.read_limit(), LONGEST);
+        // Of many reads it is any number.
+        let text = responses(&vec![request; 40]);
+        assert_eq!((text.matches("200 OK").count(), closes(&text)), (40, false));
     }
 
     #[test]
-    fn who_is_slow_is_told_so_and_who_asks_again_has_time_again() {
+    fn a_connection_without_a_request_holds_no_memory() {
+        let mut http = Http::new(Greeting::default());
+        let mut scratch = Scratch::default();
+        for (read, held) in [(&b"GET /hi"[..], 7), (b" HTTP/1.1\r\nHost: a\r\n\r\n\r\n", 0)] {
+            let mut replies = Replies::new(read, None, Framing::Raw.into(), &mut scratch);
+            let flow = http.serve(Message::Chunk(read), &mut replies, &context());
+            assert_eq!((flow, http.input.capacity()), (Flow::Continue, held));
+        }
+    }
+
+    #[test]
+    fn a_slow_request_times_out_and_the_next_has_its_own_time() {
         let slow = |each_look, requests: &[&[u8]]| {
             let site = Greeting { each_look, ..Greeting::default() };
             let all = Conversation::new(Protocol::default(), Http::new(site)).all(requests);
@@ -408,14 +438,14 @@ mod tests {
         let last = bytes.len() as u32 - 1;
         // The first look is at its first byte, and the last one finds it complete.
         let just_in_time = LONGEST_TIME / (last - 1) - Duration::from_micros(1);
-        let answers = slow(just_in_time, &bytes.repeat(3));
-        assert_eq!(answers.matches("200 OK").count(), 3, "{answers}");
-        let answers = slow(LONGEST_TIME / (last - 1) + Duration::from_micros(1), &bytes);
-        assert!(answers.starts_with("HTTP/1.1 408 Request Timeout"), "{answers}");
-        assert!(answers.contains("\r\nConnection: close\r\n"), "{answers}");
+        let responses = slow(just_in_time, &bytes.repeat(3));
+        assert_eq!(responses.matches("200 OK").count(), 3, "{responses}");
+        let responses = slow(LONGEST_TIME / (last - 1) + Duration::from_micros(1), &bytes);
+        assert!(responses.starts_with("HTTP/1.1 408 Request Timeout"), "{responses}");
+        assert!(responses.contains("\r\nConnection: close\r\n"), "{responses}");
     }
 
-    /// Requests of all kinds, and what is none.
+    /// Requests of all kinds, and bytes that are none.
     fn inputs() -> impl Strategy<Value = Vec<u8>> {
         let whole = prop::sample::select(vec![
             "GET /hi HTTP/1.1\r\nHost: a\r\n\r\n",
@@ -445,7 +475,7 @@ mod tests {
             input in inputs(),
             cuts in prop::collection::vec(any::<Index>(), 0..20),
         ) {
-            let whole = answers(&[&input]);
+            let whole = responses(&[&input]);
             let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(input.len() + 1)).collect();
             cuts.sort_unstable();
             cuts.push(input.len());
@@ -454,10 +484,10 @@ mod tests {
                 .into_iter()
                 .map(|end| &input[std::mem::replace(&mut start, end)..end])
                 .collect();
-            prop_assert_eq!(&answers(&pieces), &whole);
+            prop_assert_eq!(&responses(&pieces), &whole);
             // Long ones take a while.
             let bytes: Vec<&[u8]> = input.chunks(1 + input.len() / 400).collect();
-            prop_assert_eq!(&answers(&bytes), &whole);
+            prop_assert_eq!(&responses(&bytes), &whole);
         }
     }
 }

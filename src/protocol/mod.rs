@@ -1,9 +1,9 @@
-//! The conversation, without the wire: bytes in, bytes out. Nothing here knows a socket, a clock or
-//! an event loop.
+//! The conversation without the wire: bytes in, bytes out. Nothing here knows a socket, a clock or an
+//! event loop.
 //!
-//! A [`Session`] is one peer's conversation over a stream. It cuts the incoming bytes into messages
-//! ([`Framing`]), shows each to a [`Service`], and puts the replies together. [`answer_datagram`] does
-//! the same for one datagram.
+//! A session is one peer's conversation over a stream. It cuts the incoming bytes into messages
+//! ([`Framing`]), passes each to a [`Service`], and puts the [`Replies`] together. A datagram is a
+//! conversation of one message.
 
 mod framing;
 #[cfg(feature = "daemon")]
@@ -16,15 +16,20 @@ mod replies;
 mod service;
 mod session;
 mod upper;
-mod uppercase;
 mod who;
 
 pub use framing::{FrameError, Framing, Protocol};
-pub use replies::{Replies, Scratch};
+pub use replies::Replies;
 pub use service::{Context, Echo, Flow, Message, Service, ServiceFn, service_fn};
-pub use session::{Answer, Bytes, Frame, Messages, Panicked, Session, Verdict, answer_datagram};
 pub use upper::Upper;
 pub use who::{Name, Who};
+
+// For the server; beyond it, for a bench and a fuzz target.
+#[doc(hidden)]
+pub use replies::Scratch;
+pub(crate) use session::reply_to_datagram;
+#[doc(hidden)]
+pub use session::{Reply, Session, Verdict};
 
 /// The longest payload of a UDP datagram over IPv4, in bytes: 65,535 of an IP packet (RFC 791), less
 /// 20 of its header and 8 of UDP's (RFC 768).
@@ -35,7 +40,7 @@ mod tests {
     use super::oracle::{Conversation, Expected, context};
     use super::*;
 
-    /// All answers to `input`, read in pieces of `step` bytes, and the last verdict.
+    /// All replies to `input`, read in pieces of `step` bytes, and the last verdict.
     fn converse<V: Service>(
         protocol: Protocol,
         service: V,
@@ -61,13 +66,13 @@ mod tests {
         for (framing, input, whole) in cases {
             let mut scratch = Scratch::default();
             let mut session = Session::new(framed(framing, 64), Echo);
-            let answer = session.receive(input, usize::MAX, &mut scratch, &context());
-            assert_eq!(answer.bytes.as_ptr_range(), input[..whole].as_ptr_range(), "{framing:?}");
+            let reply = session.receive(input, usize::MAX, &mut scratch, &context());
+            assert_eq!(reply.bytes.as_ptr_range(), input[..whole].as_ptr_range(), "{framing:?}");
         }
     }
 
     #[test]
-    fn frames_are_answered_whole_however_they_come() {
+    fn frames_are_served_whole_however_they_come() {
         let lines = b"one\ntwo\r\n\nlast";
         let frames = b"\0\0\0\x03one\0\0\0\0\0\0\0\x02ab";
         for step in 1..=lines.len() {
@@ -98,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn once_answers_one_message() {
+    fn once_serves_one_message() {
         let once = |framing| Protocol { framing, max_frame: 64, once: true };
         let (all, verdict) = converse(once(Framing::Lines), Echo, b"one\ntwo\n", 3);
         assert_eq!((&all[..], verdict), (&b"one\n"[..], Verdict::Close));
@@ -133,7 +138,7 @@ mod tests {
     /// The replies of a service to one datagram.
     fn replies_to(service: impl Service, datagram: &[u8]) -> Vec<Vec<u8>> {
         let mut scratch = Scratch::default();
-        let replies = answer_datagram(service, datagram, &mut scratch, &context()).unwrap();
+        let replies = reply_to_datagram(service, datagram, &mut scratch, &context()).unwrap();
         replies.map(<[u8]>::to_vec).collect()
     }
 
@@ -147,12 +152,9 @@ mod tests {
         let several = service_fn(|message, replies, _| {
             replies.send(b"");
             replies.echo();
-            replies.begin(4);
-            replies.push(b"pu");
-            replies.push(b"sh");
             replies.send_with(|reply| reply.extend(message.iter().rev()));
             Flow::Close
         });
-        assert_eq!(replies_to(several, b"ab"), [&b""[..], b"ab", b"push", b"ba"]);
+        assert_eq!(replies_to(several, b"ab"), [&b""[..], b"ab", b"ba"]);
     }
 }

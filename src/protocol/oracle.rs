@@ -1,8 +1,8 @@
-//! What a stream is answered: the same rules, written down a second time and without any cleverness.
+//! The reply to a stream: the same rules, written a second time, as plainly as can be.
 
 use super::{FrameError, Framing, Protocol, Verdict};
 
-/// The answer to all that a peer sends, its FIN included, and how the conversation ends.
+/// The reply to all that a peer sends, its FIN included, and how the conversation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Expected {
     pub(crate) bytes: Vec<u8>,
@@ -10,8 +10,8 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
-    /// Echo or upper case, for a stream that ends behind `input`. In an unframed stream of which one
-    /// message is answered, that is all of `input`.
+    /// Echo or upper case, for a stream that ends behind `input`. Unframed and with `once`, `input` is
+    /// the first read.
     pub(crate) fn new(protocol: Protocol, upper: bool, input: &[u8]) -> Self {
         let mut expected = Expected { bytes: Vec::new(), verdict: Verdict::Finished };
         let mut rest = input;
@@ -43,16 +43,16 @@ impl Expected {
     }
 }
 
-/// A conversation that is played through.
+/// A conversation that a test plays.
 #[cfg(test)]
 pub(crate) struct Conversation<V> {
     pub(crate) session: super::Session<V>,
     scratch: super::Scratch,
-    /// All that was answered so far.
+    /// All replies so far.
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Of whoever.
+/// A context for tests.
 #[cfg(test)]
 pub(crate) fn context() -> super::Context<'static> {
     fn local() -> std::io::Result<std::net::SocketAddr> {
@@ -68,7 +68,7 @@ impl<V: super::Service> Conversation<V> {
         Conversation { session, scratch: super::Scratch::default(), bytes: Vec::new() }
     }
 
-    /// All answers to these reads and a FIN, and how it ends.
+    /// All replies to these reads and a FIN, and how it ends.
     pub(crate) fn all(mut self, reads: &[&[u8]]) -> Expected {
         let mut verdict = Verdict::Continue;
         for read in reads {
@@ -83,31 +83,18 @@ impl<V: super::Service> Conversation<V> {
         Expected { bytes: self.bytes, verdict }
     }
 
-    /// Answers a read, however many turns that takes.
+    /// Plays a read.
     pub(crate) fn read(&mut self, read: &[u8]) -> Verdict {
-        let answer = self.session.receive(read, usize::MAX, &mut self.scratch, &context());
-        self.bytes.extend_from_slice(&answer.bytes);
-        let verdict = answer.verdict;
-        self.resume(verdict)
+        let reply = self.session.receive(read, usize::MAX, &mut self.scratch, &context());
+        self.bytes.extend_from_slice(&reply.bytes);
+        reply.verdict
     }
 
-    /// Answers a FIN.
+    /// Plays a FIN.
     pub(crate) fn end(&mut self) -> Verdict {
-        let answer = self.session.finish(&mut self.scratch, &context());
-        self.bytes.extend_from_slice(&answer.bytes);
-        let verdict = answer.verdict;
-        self.resume(verdict)
-    }
-
-    fn resume(&mut self, mut verdict: Verdict) -> Verdict {
-        while verdict == Verdict::Again {
-            assert!(self.session.is_pending());
-            let answer = self.session.resume(usize::MAX, &mut self.scratch, &context());
-            self.bytes.extend_from_slice(&answer.bytes);
-            verdict = answer.verdict;
-        }
-        assert!(!self.session.is_pending());
-        verdict
+        let reply = self.session.finish(&mut self.scratch, &context());
+        self.bytes.extend_from_slice(&reply.bytes);
+        reply.verdict
     }
 }
 
@@ -120,7 +107,7 @@ fn first_message(protocol: Protocol, rest: &[u8]) -> Result<Parts<'_>, FrameErro
         Framing::Raw => Ok((&[], rest, &[])),
         Framing::Lines => {
             let feed = rest.iter().position(|&byte| byte == b'\n');
-            // A line that was not ended is judged as if its line feed came next.
+            // A line without end is as long as if its line feed came next.
             let length = feed.unwrap_or(rest.len()) + 1;
             let (line, behind) = rest.split_at(length.min(rest.len()));
             let too_long = Err(FrameError::TooLong { announced: None });

@@ -14,7 +14,7 @@ pub enum Message<'a> {
     Chunk(&'a [u8]),
     /// A whole frame (without its length, with its line feed) or a whole datagram.
     Whole(&'a [u8]),
-    /// The end of an unframed stream: the last chance to answer what was kept back.
+    /// The end of an unframed stream: the last chance to reply to what was kept back.
     End,
 }
 
@@ -28,24 +28,18 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What a service wants after a call.
+/// How a conversation goes on after a call of its service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[must_use]
 pub enum Flow {
-    /// The next message.
+    /// With the next message.
     Continue,
-    /// The end of the conversation, once the replies are sent. The peer's further messages are not
-    /// served.
+    /// It ends once the replies are sent. Messages that follow are not served.
     Close,
-    /// The same message again, in a later turn: there is more to compute. In between, the replies so
-    /// far are sent and others are served. A service that computes for longer than some ten
-    /// microseconds uses this, since an event loop serves nobody else meanwhile. For a datagram the
-    /// next call follows at once.
-    Again,
 }
 
-/// Who asks, and how.
+/// The peer of a conversation, and how the message came.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     peer: SocketAddr,
@@ -55,8 +49,8 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// The context of a conversation over a stream with `peer`, which has the number `connection`.
-    /// `local` finds our address when it is asked for.
+    /// Makes the context of a stream from `peer`, which has the number `connection`. `local` finds our
+    /// address when a service asks for it.
     pub fn stream(
         connection: u32,
         peer: SocketAddr,
@@ -65,8 +59,8 @@ impl<'a> Context<'a> {
         Context { peer, local, connection: Some(connection) }
     }
 
-    /// The context of a datagram from `peer`. `local` finds the address that it was sent to when that
-    /// is asked for.
+    /// Makes the context of a datagram from `peer`. `local` finds the address that it was sent to when a
+    /// service asks for it.
     pub fn datagram(peer: SocketAddr, local: &'a dyn Fn() -> io::Result<SocketAddr>) -> Self {
         Context { peer, local, connection: None }
     }
@@ -76,28 +70,28 @@ impl<'a> Context<'a> {
         self.peer
     }
 
-    /// Our address, which the peer talks to; an IPv4 address as such, as with [`peer`](Context::peer).
-    /// For a stream this is a system call.
+    /// Our address, to which the peer talks. An IPv4 address of an IPv6 socket is an IPv4 address, as with
+    /// [`peer`](Context::peer). For a stream this is a system call.
     ///
     /// # Errors
     ///
-    /// What the system says where it cannot tell.
+    /// If the system does not tell.
     pub fn local(&self) -> io::Result<SocketAddr> {
         let local = (self.local)()?;
         Ok(match local.ip().to_canonical() {
             IpAddr::V4(ip) => SocketAddr::new(ip.into(), local.port()),
-            // As it is: it may have a zone.
+            // Unchanged: it may have a zone.
             IpAddr::V6(_) => local,
         })
     }
 
-    /// Whether the message is a datagram: otherwise it came over a stream.
+    /// Whether the message is a datagram; if not, it came over a stream.
     pub fn is_datagram(&self) -> bool {
         self.connection.is_none()
     }
 
-    /// The number of the TCP connection, of those that this server has accepted: the first has 1, and
-    /// after 2³² - 1 comes 1 again. A datagram has none.
+    /// The number of the TCP connection among those that this server has accepted: 1 for the first, and
+    /// 1 again after 2³² - 1. A datagram has none.
     pub fn connection(&self) -> Option<u32> {
         self.connection
     }
@@ -112,16 +106,19 @@ impl fmt::Debug for Context<'_> {
     }
 }
 
-/// Answers the messages of one conversation.
+/// Replies to the messages of one conversation.
 ///
-/// A server makes a service for each conversation: for each TCP connection one, and for each datagram
-/// one. What a service remembers therefore belongs to one connection, and nothing passes from one UDP
-/// peer to another by accident. What conversations are to share lives behind an [`Arc`](std::sync::Arc).
+/// A server makes a service for each TCP connection and for each datagram. So the state of a service
+/// belongs to one connection, and nothing passes from one UDP peer to another by accident. What
+/// conversations share lives behind an [`Arc`](std::sync::Arc).
 ///
 /// The calls come in this order: [`open`](Service::open) once; [`serve`](Service::serve) for each
-/// message; [`broken`](Service::broken) at most once, and nothing is served after it;
-/// [`close`](Service::close) once. A service that panics ends its own conversation only;
-/// [`close`](Service::close) is still called.
+/// message; [`broken`](Service::broken) at most once, with nothing served after it;
+/// [`close`](Service::close) once. A panic of a service ends its own conversation alone;
+/// [`close`](Service::close) is called after it, too.
+///
+/// The event loop serves no other connection while a service computes. Its work per call is bounded by
+/// what one read brings, 256 KiB, or by one frame ([`Protocol::max_frame`](super::Protocol::max_frame)).
 ///
 /// ```
 /// use evecho::protocol::{Context, Flow, Message, Replies, Service};
@@ -143,14 +140,13 @@ impl fmt::Debug for Context<'_> {
 /// }
 /// ```
 pub trait Service {
-    /// A conversation begins. What is replied here greets the peer. [`Flow::Close`] ends it before
-    /// anything is served; [`Flow::Again`] is taken as [`Flow::Continue`].
+    /// Begins a conversation. Replies greet the peer. [`Flow::Close`] ends it before anything is served.
     fn open(&mut self, replies: &mut Replies<'_>, context: &Context<'_>) -> Flow {
         let _ = (replies, context);
         Flow::Continue
     }
 
-    /// Answers `message` with what it puts into `replies`: nothing, one message or several.
+    /// Replies to `message` with what it puts into `replies`: nothing, one message or several.
     fn serve(
         &mut self,
         message: Message<'_>,
@@ -158,20 +154,14 @@ pub trait Service {
         context: &Context<'_>,
     ) -> Flow;
 
-    /// The stream broke its framing: what is replied here is the last that the peer gets.
+    /// Ends a stream that broke its framing. Replies are the last that the peer gets.
     fn broken(&mut self, error: FrameError, replies: &mut Replies<'_>, context: &Context<'_>) {
         let _ = (error, replies, context);
     }
 
-    /// The conversation is over, for whatever reason: nothing can be replied any more.
+    /// Ends the conversation, for any reason. There is no reply any more.
     fn close(&mut self, context: &Context<'_>) {
         let _ = context;
-    }
-
-    /// How many bytes of a stream are to be read at once, at the most: at least 1. A service whose
-    /// work grows with the bytes keeps its turns short by this.
-    fn read_limit(&self) -> usize {
-        usize::MAX
     }
 }
 
@@ -196,17 +186,13 @@ impl<V: Service + ?Sized> Service for Box<V> {
     fn close(&mut self, context: &Context<'_>) {
         (**self).close(context);
     }
-
-    fn read_limit(&self) -> usize {
-        (**self).read_limit()
-    }
 }
 
 /// A service that is a closure: see [`service_fn`].
 #[derive(Clone, Copy)]
 pub struct ServiceFn<F>(F);
 
-/// Makes a service of a closure, which is given the bytes of each message. It is not called for
+/// Makes a service of a closure, which gets the bytes of each message. It is not called for
 /// [`Message::End`].
 ///
 /// ```
@@ -249,7 +235,7 @@ impl<F> fmt::Debug for ServiceFn<F> {
     }
 }
 
-/// Every byte comes back as it was sent (RFC 862). Nothing is copied.
+/// Sends every byte back as it came (RFC 862), without a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Echo;
 
@@ -266,9 +252,9 @@ mod tests {
 
     use super::*;
     use crate::protocol::oracle::context;
-    use crate::protocol::{Framing, Protocol, Scratch, Session, Upper, Verdict, answer_datagram};
+    use crate::protocol::{Framing, Protocol, Scratch, Session, Verdict, reply_to_datagram};
 
-    /// Notes what it is called for.
+    /// Notes each call.
     #[derive(Clone, Default)]
     struct Noting(Arc<Mutex<Vec<String>>>);
 
@@ -303,10 +289,6 @@ mod tests {
         fn close(&mut self, context: &Context<'_>) {
             self.note(format!("close, datagram: {}", context.is_datagram()));
         }
-
-        fn read_limit(&self) -> usize {
-            7
-        }
     }
 
     #[test]
@@ -316,11 +298,10 @@ mod tests {
         let mut protocol = Protocol::default();
         (protocol.framing, protocol.max_frame) = (Framing::LengthPrefixed, 1);
         let (mut session, mut scratch) = (Session::new(protocol, boxed), Scratch::default());
-        assert_eq!(session.read_limit(), 7);
         assert_eq!(session.open(&mut scratch, &context()).verdict, Verdict::Close);
         let input = b"\0\0\0\x01a\0\0\0\x02";
-        let answer = session.receive(input, usize::MAX, &mut scratch, &context());
-        assert_eq!(&answer.bytes[..], b"\0\0\0\x01a\0\0\0\x01!");
+        let reply = session.receive(input, usize::MAX, &mut scratch, &context());
+        assert_eq!(&reply.bytes[..], b"\0\0\0\x01a\0\0\0\x01!");
         session.close(&context());
         let calls = noting.0.lock().unwrap();
         assert_eq!(
@@ -340,31 +321,29 @@ mod tests {
         let nowhere = || Err(io::ErrorKind::Unsupported.into());
         let context = Context::datagram(([192, 0, 2, 1], 9).into(), &nowhere);
         let service = noting.clone();
-        assert_eq!(answer_datagram(service, b"x", &mut scratch, &context).unwrap().count(), 0);
+        assert_eq!(reply_to_datagram(service, b"x", &mut scratch, &context).unwrap().count(), 0);
         assert_eq!(*noting.0.lock().unwrap(), ["open 192.0.2.1:9", "close, datagram: true"]);
         let panicking = service_fn(|_, replies, _| {
             replies.send(b"never sent");
             panic!("as it should")
         });
-        let error = answer_datagram(panicking, b"x", &mut scratch, &context).unwrap_err();
+        let error = reply_to_datagram(panicking, b"x", &mut scratch, &context).unwrap_err();
         assert_eq!(error.to_string(), "the service panicked");
     }
 
     #[test]
-    fn a_service_that_says_nothing_else_is_asked_for_nothing_else() {
+    fn a_service_needs_nothing_but_serve() {
         let closure = service_fn(|message, replies, _| {
             replies.send(&message.to_ascii_uppercase());
             Flow::Continue
         });
         let mut session = Session::new(Protocol::default(), closure);
-        assert_eq!(session.read_limit(), usize::MAX);
         let mut scratch = Scratch::default();
-        let answer = session.open(&mut scratch, &context());
-        assert_eq!((answer.verdict, answer.bytes.len()), (Verdict::Continue, 0));
-        let answer = session.receive(b"abc", 0, &mut scratch, &context());
-        assert_eq!((&answer.bytes[..], answer.verdict), (&b"ABC"[..], Verdict::Continue));
-        let answer = session.finish(&mut scratch, &context());
-        assert_eq!((&answer.bytes[..], answer.verdict), (&b""[..], Verdict::Finished));
-        assert_eq!(Session::new(Protocol::default(), Upper::default()).read_limit(), 32 << 10);
+        let reply = session.open(&mut scratch, &context());
+        assert_eq!((reply.verdict, reply.bytes.len()), (Verdict::Continue, 0));
+        let reply = session.receive(b"abc", 0, &mut scratch, &context());
+        assert_eq!((&reply.bytes[..], reply.verdict), (&b"ABC"[..], Verdict::Continue));
+        let reply = session.finish(&mut scratch, &context());
+        assert_eq!((&reply.bytes[..], reply.verdict), (&b""[..], Verdict::Finished));
     }
 }

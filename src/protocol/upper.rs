@@ -1,153 +1,71 @@
-//! The service that answers in upper case.
+//! The service that replies in upper case.
 
 use super::replies::Replies;
 use super::service::{Context, Flow, Message, Service};
-use super::uppercase::to_upper;
 
-/// So many bytes are looked at in a call: some ten microseconds of work.
-const PIECE: usize = 32 << 10;
-
-/// Text comes back in Unicode upper case, as [`str::to_uppercase`] has it; bytes that are not UTF-8
-/// come back unchanged. A character split over two chunks is put together first.
+/// Sends text back in Unicode upper case, as [`str::to_uppercase`] has it, and bytes that are not UTF-8
+/// unchanged. Puts a character together that is split over two reads.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Upper {
-    /// Boxed, since there seldom is one, and an idle connection pays for it.
-    unfinished: Option<Box<Unfinished>>,
-}
-
-/// What has to be remembered until the next call.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Unfinished {
     /// The first bytes of a character whose rest has not come yet.
-    Character(Beginning),
-    /// How long the upper case of a long message is, up to a place in it.
-    Measuring { at: usize, length: usize },
-    /// The upper case of a long message is sent up to a place in it.
-    Sending { at: usize },
+    carry: [u8; 3],
+    carried: u8,
 }
 
 impl Service for Upper {
     fn serve(&mut self, message: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
         match message {
-            Message::Whole(bytes) if bytes.len() > PIECE => return self.long(bytes, replies),
             Message::Whole(bytes) => replies.send_with(|reply| upper_into(reply, bytes)),
             Message::Chunk(bytes) => replies.send_with(|reply| self.chunk(bytes, reply)),
-            Message::End => replies.send(self.take_beginning().bytes()),
+            Message::End => replies.send(self.carry()),
         }
         Flow::Continue
-    }
-
-    fn read_limit(&self) -> usize {
-        PIECE
     }
 }
 
 impl Upper {
-    /// Answers a message piece by piece: first how long its upper case is, then the upper case.
-    fn long(&mut self, bytes: &[u8], replies: &mut Replies<'_>) -> Flow {
-        let unfinished = self.unfinished.take().map(|unfinished| *unfinished);
-        let next = match unfinished {
-            Some(Unfinished::Sending { at }) => {
-                let piece = first_piece(&bytes[at..]);
-                to_upper(piece, |block| replies.push(block));
-                Unfinished::Sending { at: at + piece.len() }
-            }
-            other => {
-                let (at, mut length) = match other {
-                    Some(Unfinished::Measuring { at, length }) => (at, length),
-                    _ => (0, 0),
-                };
-                let piece = first_piece(&bytes[at..]);
-                to_upper(piece, |block| length += block.len());
-                Unfinished::Measuring { at: at + piece.len(), length }
+    /// Writes the upper case of the carry and `bytes`, less what is a carry again.
+    fn chunk(&mut self, bytes: &[u8], reply: &mut Vec<u8>) {
+        let joined;
+        let text = match self.carry() {
+            [] => bytes,
+            carry => {
+                joined = [carry, bytes].concat();
+                &joined
             }
         };
-        self.unfinished = Some(Box::new(match next {
-            Unfinished::Measuring { at, length } if at == bytes.len() => {
-                replies.begin(length);
-                Unfinished::Sending { at: 0 }
-            }
-            Unfinished::Sending { at } if at == bytes.len() => {
-                self.unfinished = None;
-                return Flow::Continue;
-            }
-            unfinished => unfinished,
-        }));
-        Flow::Again
-    }
-
-    fn chunk(&mut self, mut bytes: &[u8], reply: &mut Vec<u8>) {
-        let mut beginning = self.take_beginning();
-        while !beginning.bytes().is_empty() {
-            let Some((&next, rest)) = bytes.split_first() else { break };
-            let mut joined = [0; 4];
-            let length = beginning.bytes().len() + 1;
-            joined[..length - 1].copy_from_slice(beginning.bytes());
-            joined[length - 1] = next;
-            let joined = &joined[..length];
-            if unfinished(joined) == length {
-                beginning = Beginning::of(joined);
-                bytes = rest;
-                continue;
-            }
-            beginning = Beginning::default();
-            if std::str::from_utf8(joined).is_ok() {
-                upper_into(reply, joined);
-                bytes = rest;
-            } else {
-                // It never becomes a character; `next` may begin one.
-                reply.extend_from_slice(&joined[..length - 1]);
-            }
-        }
-        let (whole, kept) = bytes.split_at(bytes.len() - unfinished(bytes));
+        let (whole, carry) = text.split_at(text.len() - unfinished(text));
         upper_into(reply, whole);
-        if !kept.is_empty() {
-            beginning = Beginning::of(kept);
-        }
-        if !beginning.bytes().is_empty() {
-            self.unfinished = Some(Box::new(Unfinished::Character(beginning)));
-        }
+        *self = Upper { carry: [0; 3], carried: carry.len() as u8 };
+        self.carry[..carry.len()].copy_from_slice(carry);
     }
 
-    fn take_beginning(&mut self) -> Beginning {
-        match self.unfinished.take().map(|unfinished| *unfinished) {
-            Some(Unfinished::Character(beginning)) => beginning,
-            _ => Beginning::default(),
-        }
-    }
-}
-
-/// Up to three bytes that may become a character.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-struct Beginning {
-    bytes: [u8; 3],
-    length: u8,
-}
-
-impl Beginning {
-    fn of(bytes: &[u8]) -> Self {
-        let mut beginning = Beginning { bytes: [0; 3], length: bytes.len() as u8 };
-        beginning.bytes[..bytes.len()].copy_from_slice(bytes);
-        beginning
-    }
-
-    fn bytes(&self) -> &[u8] {
-        &self.bytes[..usize::from(self.length)]
+    fn carry(&self) -> &[u8] {
+        &self.carry[..self.carried.into()]
     }
 }
 
 fn upper_into(reply: &mut Vec<u8>, bytes: &[u8]) {
     reply.reserve(bytes.len());
-    to_upper(bytes, |block| reply.extend_from_slice(block));
+    if bytes.is_ascii() {
+        return ascii_upper_into(reply, bytes);
+    }
+    for chunk in bytes.utf8_chunks() {
+        match chunk.valid() {
+            ascii if ascii.is_ascii() => ascii_upper_into(reply, ascii.as_bytes()),
+            text => reply.extend_from_slice(text.to_uppercase().as_bytes()),
+        }
+        reply.extend_from_slice(chunk.invalid());
+    }
 }
 
-/// The beginning of `bytes`, not cut inside a character.
-fn first_piece(bytes: &[u8]) -> &[u8] {
-    let Some(piece) = bytes.get(..PIECE) else { return bytes };
-    &piece[..PIECE - unfinished(piece)]
+fn ascii_upper_into(reply: &mut Vec<u8>, ascii: &[u8]) {
+    let start = reply.len();
+    reply.extend_from_slice(ascii);
+    reply[start..].make_ascii_uppercase();
 }
 
-/// How many bytes at the end of `bytes` may still become a character: 0 to 3.
+/// The number of bytes at the end of `bytes` that may still become a character: 0 to 3.
 fn unfinished(bytes: &[u8]) -> usize {
     let may_become = |tail: &[u8]| {
         std::str::from_utf8(tail)
@@ -158,9 +76,8 @@ fn unfinished(bytes: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::protocol::oracle::{Conversation, context};
-    use crate::protocol::{Framing, Protocol, Scratch, Session, Verdict};
+    use crate::protocol::oracle::Conversation;
+    use crate::protocol::{Protocol, Upper};
 
     fn upper_of(chunks: &[&[u8]]) -> Vec<u8> {
         Conversation::new(Protocol::default(), Upper::default()).all(chunks).bytes
@@ -192,42 +109,10 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_not_long_is_answered_at_once() {
-        let mut protocol = Protocol::default();
-        (protocol.framing, protocol.max_frame) = (Framing::Lines, u32::MAX);
-        for (length, verdict) in [(PIECE, Verdict::Continue), (PIECE + 1, Verdict::Again)] {
-            let line = [&vec![b'a'; length - 1][..], b"\n"].concat();
-            let (mut session, mut scratch) =
-                (Session::new(protocol, Upper::default()), Scratch::default());
-            let answer = session.receive(&line, usize::MAX, &mut scratch, &context());
-            assert_eq!(answer.verdict, verdict);
-            assert_eq!(session.read_limit(), PIECE);
+    fn long_text_is_served_at_once() {
+        for text in ["a", "я", "ΐ", "漢", "ﬃ", "😀", "a\u{390}"] {
+            let text = text.repeat(50_000);
+            assert!(upper_of(&[text.as_bytes()]) == text.to_uppercase().as_bytes());
         }
-    }
-
-    #[test]
-    fn a_long_message_is_answered_piece_by_piece() {
-        let text = "naïve ß ŉ ὐ 😀 ǆ ΐ".repeat(20 << 10);
-        let frame = [&(text.len() as u32).to_be_bytes(), text.as_bytes()].concat();
-        let mut protocol = Protocol::default();
-        (protocol.framing, protocol.max_frame) = (Framing::LengthPrefixed, u32::MAX);
-        let mut session = Session::new(protocol, Upper::default());
-        let (mut scratch, mut all, mut turns) = (Scratch::default(), Vec::new(), 0);
-        let answer = session.receive(&frame, usize::MAX, &mut scratch, &context());
-        assert_eq!((&answer.bytes[..], answer.verdict), (&b""[..], Verdict::Again));
-        loop {
-            let answer = session.resume(usize::MAX, &mut scratch, &context());
-            assert!(answer.bytes.len() <= 3 * PIECE, "{}", answer.bytes.len());
-            all.extend_from_slice(&answer.bytes);
-            turns += 1;
-            if answer.verdict == Verdict::Continue {
-                break;
-            }
-        }
-        let upper = text.to_uppercase();
-        let expected = [&(upper.len() as u32).to_be_bytes(), upper.as_bytes()].concat();
-        assert!(all == expected, "{} of {} bytes", all.len(), expected.len());
-        assert!(turns >= 2 * text.len() / PIECE, "{turns} turns");
-        assert_eq!(session.held(), 0);
     }
 }

@@ -158,7 +158,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::oracle::{Conversation, context};
-    use crate::protocol::{Scratch, Session, Verdict, answer_datagram};
+    use crate::protocol::{Scratch, Session, Verdict, reply_to_datagram};
 
     fn protocol(framing: Framing, once: bool) -> Protocol {
         Protocol { framing, max_frame: 64, once }
@@ -212,7 +212,7 @@ mod tests {
     /// The answers to a datagram of this length, and whether one was withheld.
     fn answers(who: Who, context: &Context<'_>, length: usize) -> (Vec<String>, bool) {
         let (datagram, mut scratch) = (vec![b'?'; length], Scratch::default());
-        let replies = answer_datagram(who, &datagram, &mut scratch, context).unwrap();
+        let replies = reply_to_datagram(who, &datagram, &mut scratch, context).unwrap();
         let withheld = replies.withheld();
         (replies.map(|reply| String::from_utf8(reply.to_vec()).unwrap()).collect(), withheld)
     }

@@ -3,6 +3,7 @@
 //! A connection does what its readiness allows and no more than one read a turn. What it may hold is
 //! bounded: unsent output is the answer to one read, and while there is some, nothing is read.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::SocketAddr;
@@ -17,9 +18,7 @@ use super::clock::Moment;
 use super::memory::{Held, Memory, NoRoom};
 use super::peer::Peer;
 use super::story;
-use crate::protocol::{
-    Answer, Bytes, Context, Frame, FrameError, Scratch, Service, Session, Verdict,
-};
+use crate::protocol::{Context, FrameError, Reply, Scratch, Service, Session, Verdict};
 use crate::stats::{Counter, Stats};
 use crate::units::{self, count};
 
@@ -313,11 +312,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
 
     /// Whether there is something to do that does not have to wait for an event.
     pub(crate) fn can_act(&self) -> bool {
-        if self.unsent.is_some() {
-            self.ready.writable
-        } else {
-            self.ready.readable || self.session.is_pending()
-        }
+        if self.unsent.is_some() { self.ready.writable } else { self.ready.readable }
     }
 
     /// The first thing to do: greets the peer, where the service has something to say.
@@ -350,15 +345,12 @@ impl<S: Stream, V: Service> Connection<S, V> {
         now: Moment,
     ) -> Turn<usize> {
         self.flush(now)?;
-        if self.unsent.is_none() && self.session.is_pending() {
-            return self.resume(scratch, memory, now).map(|()| 0);
-        }
         if self.unsent.is_some() || !self.ready.readable {
             return self.found_nothing(idle_timeout, now);
         }
         let most = match self.phase {
             Phase::Lingering(..) => LINGER_READ,
-            Phase::Open | Phase::Flushing(_) => self.session.read_limit(),
+            Phase::Open | Phase::Flushing(_) => usize::MAX,
         };
         let most = room.len().min(most);
         let room = &mut room[..most];
@@ -414,26 +406,12 @@ impl<S: Stream, V: Service> Connection<S, V> {
         self.conclude(answer, memory, now)
     }
 
-    /// Computes and answers more of what was read before.
-    fn resume(&mut self, scratch: &mut Scratch, memory: &Arc<Memory>, now: Moment) -> Turn {
-        // Only a drain does not wait until all is computed.
-        if self.phase != Phase::Flushing(CloseReason::Drain) {
-            self.active = now;
-        } else if self.deadline(None).is_some_and(|deadline| now >= deadline) {
-            return Err(CloseReason::Drain);
-        }
-        let answer =
-            self.converse(memory, |session, room, context| session.resume(room, scratch, context));
-        story::answered(&self.peer, answer.bytes.len());
-        self.conclude(answer, memory, now)
-    }
-
     /// Has the session answer, within the memory that is free.
     fn converse<'a>(
         &mut self,
         memory: &Memory,
-        ask: impl FnOnce(&mut Session<V>, usize, &Context<'_>) -> Answer<'a>,
-    ) -> Answer<'a> {
+        ask: impl FnOnce(&mut Session<V>, usize, &Context<'_>) -> Reply<'a>,
+    ) -> Reply<'a> {
         let local = || self.stream.local_addr();
         let context = Context::stream(self.generation, self.peer.into(), &local);
         let held = self.session.held();
@@ -443,9 +421,9 @@ impl<S: Stream, V: Service> Connection<S, V> {
     }
 
     /// Sends an answer, and does what follows from it.
-    fn conclude(&mut self, answer: Answer<'_>, memory: &Arc<Memory>, now: Moment) -> Turn {
+    fn conclude(&mut self, answer: Reply<'_>, memory: &Arc<Memory>, now: Moment) -> Turn {
         let reason = match answer.verdict {
-            Verdict::Continue | Verdict::Again => None,
+            Verdict::Continue => None,
             Verdict::Close => Some(CloseReason::Service),
             Verdict::Finished => Some(CloseReason::Peer),
             Verdict::Broken(error) => {
@@ -537,20 +515,18 @@ impl<S: Stream, V: Service> Connection<S, V> {
         self.phase = Phase::Flushing(match answer.verdict {
             Verdict::Broken(error) => error.into(),
             Verdict::Panicked => CloseReason::Panicked,
-            Verdict::Continue | Verdict::Again | Verdict::Close | Verdict::Finished => {
-                CloseReason::Peer
-            }
+            Verdict::Continue | Verdict::Close | Verdict::Finished => CloseReason::Peer,
         });
         self.active = now;
         self.conclude(answer, memory, now)
     }
 
-    fn send(&mut self, bytes: Bytes<'_>, memory: &Arc<Memory>, now: Moment) -> Turn {
+    fn send(&mut self, bytes: Cow<'_, [u8]>, memory: &Arc<Memory>, now: Moment) -> Turn {
         let sent = self.write(&bytes)?;
         if sent < bytes.len() {
             let (bytes, sent) = match bytes {
-                Bytes::Owned(Frame(bytes)) => (Held::own(bytes, memory)?, sent),
-                Bytes::Borrowed(bytes) => (Held::copy(&bytes[sent..], memory)?, 0),
+                Cow::Owned(bytes) => (Held::own(bytes, memory)?, sent),
+                Cow::Borrowed(bytes) => (Held::copy(&bytes[sent..], memory)?, 0),
             };
             self.unsent = Some(Box::new(Unsent { bytes, sent, since: now }));
         }
@@ -609,7 +585,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
     /// Goes on with closing, once nothing is left to send.
     fn advance(&mut self) -> Turn {
         match self.phase {
-            Phase::Flushing(_) if self.unsent.is_some() || self.session.is_pending() => Ok(()),
+            Phase::Flushing(_) if self.unsent.is_some() => Ok(()),
             Phase::Flushing(CloseReason::Peer) => Err(CloseReason::Peer),
             // Both sides are done: there is nothing to linger for.
             Phase::Flushing(reason @ CloseReason::FrameTruncated) => Err(reason),

@@ -3,6 +3,7 @@
 //! It decides and does not wait. What it needs of the world (a stream, a listener, the time) comes in
 //! from outside, so that a simulation can stand in for it.
 
+use std::collections::TryReserveError;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -21,7 +22,6 @@ use super::memory::{CHUNK, Memory};
 use super::peer::Peer;
 use super::ready::{Queue, ReadyQueues, SMALL_TURN, SPARSE_READ};
 use super::story;
-use crate::buffer::{Buffer, NoMemory};
 use crate::protocol::{Scratch, Service, Session};
 use crate::stats::Stats;
 
@@ -294,14 +294,12 @@ impl<L: Listener, V: Service> Connections<L, V> {
     }
 
     /// Makes sure that there is memory to serve one more: else it waits in the backlog.
-    fn reserve_slot(&mut self) -> Result<(), NoMemory> {
+    fn reserve_slot(&mut self) -> Result<(), TryReserveError> {
         let slots = self.slab.len() + 1;
         self.ready.reserve(slots)?;
         if self.slab.capacity() < slots {
-            // A slab cannot be asked to try. It doubles; whether it can, this tells. It tries in a mapping:
-            // glibc moves what is of a size that was freed before to the heap, which leaves holes
-            // behind as it grows (M_MMAP_THRESHOLD, mallopt(3)).
-            Buffer::with_capacity(2 * slots * Self::SLOT, true)?;
+            // A slab cannot be asked to try. It doubles; whether it can, this tells.
+            Vec::<u8>::new().try_reserve_exact(2 * slots * Self::SLOT)?;
             self.slab.reserve(slots);
         }
         Ok(())

@@ -11,7 +11,6 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::buffer::Buffer;
 use crate::stats::Stats;
 use crate::sys::limits;
 
@@ -22,8 +21,6 @@ const SMALLEST_READ: usize = 16;
 /// A read takes at most one part in so many of what is free. Its answer may be three times as long
 /// (upper case of "ΐ": two bytes become six), and then more than half is left.
 const PARTS: usize = 8;
-/// So much comes from the heap, which is quick. It keeps that, when a burst is over.
-const HEAP_PART: usize = 4 << 20;
 /// With less than this, hardly anyone could be served.
 const LEAST: usize = 64 << 10;
 
@@ -74,12 +71,6 @@ impl Memory {
         self.free().saturating_sub(self.limit / 4) / 2
     }
 
-    /// Whether so much is held that what comes on top is better given back to the system at once than
-    /// kept by the heap.
-    pub(crate) fn prefers_mappings(&self) -> bool {
-        self.held() > HEAP_PART
-    }
-
     /// Takes so many bytes, if they are free.
     pub(crate) fn take(&self, bytes: usize) -> Result<(), NoRoom> {
         let more = |held: usize| held.checked_add(bytes).filter(|&held| held <= self.limit);
@@ -109,27 +100,26 @@ fn share_of(left: u64) -> usize {
 
 /// Bytes that wait, counted for as long as they are there.
 pub(crate) struct Held {
-    bytes: Buffer,
+    bytes: Vec<u8>,
     memory: Arc<Memory>,
 }
 
 impl Held {
     /// A copy of `bytes`, if there is room for it.
     pub(crate) fn copy(bytes: &[u8], memory: &Arc<Memory>) -> Result<Held, NoRoom> {
-        let mapped = memory.prefers_mappings();
-        let size = Buffer::size_for(bytes.len(), mapped);
-        memory.take(size)?;
-        let Ok(mut buffer) = Buffer::with_capacity(bytes.len(), mapped) else {
-            memory.adjust(size, 0);
+        memory.take(bytes.len())?;
+        let mut copy = Vec::new();
+        if copy.try_reserve_exact(bytes.len()).is_err() {
+            memory.adjust(bytes.len(), 0);
             return Err(NoRoom);
-        };
-        buffer.extend(bytes);
-        memory.adjust(size, buffer.capacity());
-        Ok(Held { bytes: buffer, memory: Arc::clone(memory) })
+        }
+        copy.extend_from_slice(bytes);
+        memory.adjust(bytes.len(), copy.capacity());
+        Ok(Held { bytes: copy, memory: Arc::clone(memory) })
     }
 
     /// These bytes themselves, if there is room for them.
-    pub(crate) fn own(bytes: Buffer, memory: &Arc<Memory>) -> Result<Held, NoRoom> {
+    pub(crate) fn own(bytes: Vec<u8>, memory: &Arc<Memory>) -> Result<Held, NoRoom> {
         memory.take(bytes.capacity())?;
         Ok(Held { bytes, memory: Arc::clone(memory) })
     }
@@ -175,8 +165,8 @@ mod tests {
         let held = Held::copy(b"123456", &memory).unwrap();
         assert_eq!((&held[..], memory.held(), memory.free()), (&b"123456"[..], 6, 4));
         assert_eq!(Held::copy(b"12345", &memory).unwrap_err(), NoRoom);
-        assert_eq!(Held::own(Buffer::Heap(vec![0; 5]), &memory).unwrap_err(), NoRoom);
-        let other = Held::own(Buffer::Heap(vec![0; 4]), &memory).unwrap();
+        assert_eq!(Held::own(vec![0; 5], &memory).unwrap_err(), NoRoom);
+        let other = Held::own(vec![0; 4], &memory).unwrap();
         assert_eq!(memory.free(), 0);
         drop((held, other));
         assert_eq!(memory.held(), 0);
@@ -224,17 +214,6 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_does_not_stay_on_the_heap() {
-        let memory = memory(LIMIT);
-        let piece = vec![b'x'; 20_000];
-        let held: Vec<Held> = (0..1_000).map(|_| Held::copy(&piece, &memory).unwrap()).collect();
-        let on_the_heap = held.iter().filter(|held| matches!(held.bytes, Buffer::Heap(_)));
-        assert_eq!(on_the_heap.count(), (4 << 20) / piece.len() + 1);
-        drop(held);
-        assert_eq!(memory.held(), 0);
-    }
-
-    #[test]
     fn shares_are_what_they_are_said_to_be() {
         let memory = memory(8_000);
         assert_eq!(
@@ -250,14 +229,5 @@ mod tests {
         assert_eq!((memory.growth(), memory.held()), (0, 6_000));
         memory.adjust(6_000, 10);
         assert_eq!(memory.held(), 10);
-    }
-
-    #[test]
-    fn mappings_are_for_what_comes_on_top() {
-        let memory = memory(LIMIT);
-        memory.take(4 << 20).unwrap();
-        assert!(!memory.prefers_mappings());
-        memory.take(1).unwrap();
-        assert!(memory.prefers_mappings());
     }
 }

@@ -39,7 +39,7 @@ use super::fate::Fates;
 use super::guard::{Guard, Refusal};
 use super::peer::Peer;
 use super::story;
-use crate::protocol::{Context, MAX_DATAGRAM, Scratch, Service, answer_datagram};
+use crate::protocol::{Context, MAX_DATAGRAM, Scratch, Service, reply_to_datagram};
 use crate::stats::Stats;
 use crate::sys::Errno;
 use crate::sys::datagram::{BoundSocket, Received, Route, Socket};
@@ -480,7 +480,8 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         let input = &self.room[bytes.clone()];
         let local = || self.socket.local_addr(&route);
         let context = Context::datagram(peer.into(), &local);
-        let Ok(replies) = answer_datagram((self.make)(), input, &mut self.scratch, &context) else {
+        let Ok(replies) = reply_to_datagram((self.make)(), input, &mut self.scratch, &context)
+        else {
             self.stats.udp_panics.increment();
             if self.warnings.panicked.begins(now) {
                 error!(

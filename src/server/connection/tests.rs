@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::*;
-use crate::protocol::{Echo, Flow, Framing, Message, Protocol, Replies, Upper, Who};
+use crate::protocol::{Echo, Framing, Protocol, Upper, Who};
 
 /// A call that is to come next, and what it returns.
 #[derive(Debug)]
@@ -496,65 +496,6 @@ fn what_is_dropped_is_read_whatever_the_share() {
     assert_eq!(bench.connection.read_limit(7), 7);
     assert_eq!(bench.close(CloseReason::Drain, [Shutdown]), Ok(()));
     assert_eq!(bench.connection.read_limit(7), 16 << 10);
-}
-
-/// Never done with a message.
-#[derive(Clone)]
-struct Endless;
-
-impl Service for Endless {
-    fn serve(&mut self, _: Message<'_>, _: &mut Replies<'_>, _: &Context<'_>) -> Flow {
-        Flow::Again
-    }
-}
-
-#[test]
-fn only_a_drain_does_not_wait_for_what_is_computed() {
-    let mut bench = bench(Protocol::default(), Endless);
-    bench.connection.hint(READABLE);
-    bench.script.0.borrow_mut().calls.push_back(Reads(b"a"));
-    let (mut room, mut scratch) = ([0; 16], Scratch::default());
-    assert_eq!(bench.receive(&mut room, &mut scratch), Ok(1));
-    let Bench { connection, memory, now, .. } = &mut bench;
-    assert_eq!(connection.answer(b"a", &mut scratch, memory, *now), Ok(()));
-    bench.now = bench.now + 2 * IDLE_TIME;
-    assert_eq!(bench.receive(&mut room, &mut scratch), Ok(0));
-    assert_eq!(bench.connection.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
-    assert_eq!(bench.close(CloseReason::Drain, []), Ok(()));
-    bench.now = bench.now + SECOND;
-    assert_eq!(bench.receive(&mut room, &mut scratch), Ok(0));
-    bench.now = bench.now + SECOND;
-    assert_eq!(bench.receive(&mut room, &mut scratch), Err(CloseReason::Drain));
-}
-
-/// Has to compute first, and then echoes.
-#[derive(Clone, Default)]
-struct Hesitant {
-    computed: bool,
-}
-
-impl Service for Hesitant {
-    fn serve(&mut self, _: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
-        if !std::mem::replace(&mut self.computed, true) {
-            return Flow::Again;
-        }
-        replies.echo();
-        Flow::Continue
-    }
-}
-
-#[test]
-fn a_drain_sends_what_is_computed_in_time_and_then_our_fin() {
-    let mut bench = bench(LINES, Hesitant::default());
-    bench.connection.hint(READABLE);
-    bench.script.0.borrow_mut().calls.push_back(Reads(b"one\n"));
-    let (mut room, mut scratch) = ([0; 16], Scratch::default());
-    assert_eq!(bench.receive(&mut room, &mut scratch), Ok(4));
-    let Bench { connection, memory, now, .. } = &mut bench;
-    assert_eq!(connection.answer(b"one\n", &mut scratch, memory, *now), Ok(()));
-    assert_eq!(bench.close(CloseReason::Drain, []), Ok(()));
-    assert_eq!(bench.turns([Takes(4), Shutdown]), Ok(()));
-    assert_eq!(bench.event(CLOSED, [Reads(b"")]), Err(CloseReason::Drain));
 }
 
 /// As large as a stream in a release build: a descriptor.

@@ -269,10 +269,6 @@ impl<V: Service> Service for Asking<V> {
         assert_eq!(context.local().map(|address| address.port()).ok(), Some(7));
         self.0.serve(message, replies, context)
     }
-
-    fn read_limit(&self) -> usize {
-        self.0.read_limit()
-    }
 }
 
 /// Somebody who is about to connect, and where.
