@@ -25,9 +25,9 @@ pub struct Protocol {
     /// The longest frame that is served, in bytes: of a line with its line feed, of a payload without
     /// its length. Without meaning for [`Framing::Raw`].
     ///
-    /// A frame is served in one call, and the event loop serves no other connection meanwhile. That of
-    /// 64 KiB, the default, takes [`Upper`](super::Upper) half a millisecond or less; each MiB of
-    /// letters that are not ASCII takes it some 7 ms.
+    /// A frame is served in one call, and the event loop serves no other connection meanwhile. Of letters
+    /// that are not ASCII, 64 KiB (the default) take [`Upper`](super::Upper) about 1 ms, and each MiB
+    /// 15 to 30 ms.
     pub max_frame: u32,
     /// Close after the reply to the first message.
     pub once: bool,
