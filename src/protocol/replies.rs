@@ -213,10 +213,10 @@ impl Scratch {
     }
 
     fn append(&mut self, bytes: &[u8]) {
-        if self.joined.try_reserve(bytes.len()).is_ok() {
+        self.failed |= self.joined.try_reserve(bytes.len()).is_err();
+        // Nothing follows a reply that is cut off.
+        if !self.failed {
             self.joined.extend_from_slice(bytes);
-        } else {
-            self.failed = true;
         }
     }
 }

@@ -198,7 +198,7 @@ impl<V: Service> Session<V> {
         let replies = Replies::new(&frame, Some(0..frame.len()), self.wire(), scratch);
         let verdict = self.serve(message, replies, context);
         scratch.hand_over(frame, is_last);
-        verdict
+        if scratch.failed { Verdict::Broken(FrameError::NoRoom) } else { verdict }
     }
 
     /// Serves the end of an unframed stream.
