@@ -1,4 +1,4 @@
-//! The configuration of a server: plain values with their defaults, checked once.
+//! The configuration of a server: plain values with defaults, checked once.
 
 use std::fmt;
 #[cfg(feature = "daemon")]
@@ -9,7 +9,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::address::BindAddress;
-use crate::error::{ConfigError, ParseError};
+use crate::error::{ConfigError, ParseError, Setting};
 use crate::impairments::Impairments;
 use crate::protocol::{Framing, Name, Protocol};
 
@@ -29,7 +29,7 @@ pub const DEFAULT_PORT: u16 = 12000;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Config {
-    /// How the server is built.
+    /// The design of the server.
     pub design: Design,
     /// The port of each address that has no port of its own; 0 picks a free port, the same for TCP and
     /// UDP. Default: 12000.
@@ -39,26 +39,26 @@ pub struct Config {
     pub bind: Vec<BindAddress>,
     /// What is served. Default: TCP and UDP.
     pub transport: Transport,
-    /// What [`Server::run`](crate::Server::run) answers. Default: the same bytes.
+    /// What [`Server::run`](crate::Server::run) replies. Default: the same bytes.
     pub service: ServiceKind,
-    /// What [`ServiceKind::Who`] calls this server. Default: nothing.
+    /// The name of this server in the replies of [`ServiceKind::Who`]. Default: none.
     pub name: Option<Name>,
-    /// Framing, the longest frame, and whether one message is enough.
+    /// Framing, the longest frame, and whether a connection ends after one message.
     pub protocol: Protocol,
     /// Limits on what clients may do.
     pub limits: Limits,
-    /// What becomes of answers on purpose. Default: nothing.
+    /// How replies are made worse on purpose. Default: not at all.
     pub impairments: Impairments,
     /// How many connections may wait to be accepted, as far as the system allows
     /// (net.core.somaxconn). Default: 4096.
     pub backlog: u32,
-    /// Whether several processes may share the port (SO_REUSEPORT), which have to belong to one user.
-    /// When one ends, connections that it has not accepted are reset, unless
-    /// net.ipv4.tcp_migrate_req lets them move to another (Linux 5.14). Default: no.
+    /// Whether several processes of one user may share the port (SO_REUSEPORT). When one ends,
+    /// connections that it has not accepted are reset, unless net.ipv4.tcp_migrate_req lets them move
+    /// to another (Linux 5.14). Default: no.
     pub reuse_port: bool,
-    /// Whether somebody else keeps the sockets open, as a service manager does, and hands them to the
-    /// next server. Then a drain leaves who waits in them to that one: clients in the backlog,
-    /// datagrams in the queue. Otherwise they would be lost, and are served first. Default: no.
+    /// Whether another process, such as a service manager, keeps the sockets open and hands them to the
+    /// next server. A drain then leaves clients in the backlog and datagrams in the queue to that
+    /// server. Otherwise they would be lost, so the drain serves them first. Default: no.
     pub hand_over: bool,
     /// How long the event loop polls before it sleeps, while polling finds new messages; zero
     /// switches it off. Default: 50 µs.
@@ -72,14 +72,15 @@ pub struct Config {
     ///
     /// Afterwards a signal does what it did before: a handler of yours that was there is still
     /// called, and where there was none the signal ends the process again. Do not install a handler
-    /// for one of these later on: it would be called, and the process would end all the same.
+    /// for one of these later: it would be called, and the process would end all the same.
     pub signals: bool,
-    /// Who is told when the server serves and when it stops, and, where there is a watchdog, that it
-    /// is alive. Default: nobody, whatever the environment says.
+    /// The service manager that hears when the server is ready, when it stops and, with a watchdog,
+    /// that it is alive. Default: none, whatever the environment says.
     pub service_manager: Option<ServiceManager>,
-    /// Where monitors are answered over HTTP: `/metrics` is OpenMetrics text, `/livez` and `/readyz` are
-    /// about health. Port 0 picks a free one: [`Server::metrics_addr`](crate::Server::metrics_addr).
-    /// Only [`Design::EventLoop`] does this. Needs the feature `daemon`. Default: nowhere.
+    /// The address of the port for monitors, which speaks HTTP: `/metrics` is OpenMetrics text, `/livez`
+    /// and `/readyz` are about health. Port 0 picks a free one:
+    /// [`Server::metrics_addr`](crate::Server::metrics_addr). Only [`Design::EventLoop`] has this port.
+    /// Needs the feature `daemon`. Default: none.
     #[cfg(feature = "daemon")]
     pub metrics: Option<SocketAddr>,
 }
@@ -109,7 +110,7 @@ impl Default for Config {
     }
 }
 
-/// How a server is built.
+/// The design of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Design {
@@ -118,8 +119,8 @@ pub enum Design {
     EventLoop,
     /// A thread for each connection, and one for UDP.
     ///
-    /// A connection's thread has a stack of 128 KiB instead of the usual 2 MiB, and the service runs on
-    /// it: one that needs more overflows it, which ends the process.
+    /// The service runs on the connection's thread, which has a stack of 128 KiB instead of the usual
+    /// 2 MiB. A service that needs more overflows it, which ends the process.
     Threaded,
     /// One client at a time, while the others wait; and a thread for UDP.
     Iterative,
@@ -168,11 +169,11 @@ pub enum ServiceKind {
     Echo,
     /// [`Upper`](crate::protocol::Upper): text in upper case.
     Upper,
-    /// [`Who`](crate::protocol::Who): who asked, and which server answers.
+    /// [`Who`](crate::protocol::Who): the addresses of the client and of the server, and its name.
     Who,
 }
 
-/// A service manager that a server reports to, as sd_notify(3) has it: see
+/// A service manager that a server notifies (sd_notify(3)): see
 /// [`Config::service_manager`](crate::Config::service_manager).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -180,18 +181,18 @@ pub struct ServiceManager {
     /// The path of its datagram socket; an `@` in front means a name in the abstract namespace
     /// (unix(7)).
     pub socket: PathBuf,
-    /// It ends and restarts a server that says nothing for so long. Default: never.
+    /// The time without a notification after which it restarts the server. Default: none.
     pub watchdog: Option<Duration>,
 }
 
 impl ServiceManager {
-    /// The one that listens on this socket.
+    /// The service manager that listens on this socket.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         ServiceManager { socket: socket.into(), watchdog: None }
     }
 
-    /// The one of this process, if there is one: NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID of the
-    /// environment.
+    /// The service manager of this process, if there is one: NOTIFY_SOCKET, WATCHDOG_USEC and
+    /// WATCHDOG_PID of the environment.
     #[cfg(feature = "daemon")]
     pub fn from_env() -> Option<Self> {
         let socket = std::env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty())?;
@@ -207,32 +208,33 @@ pub struct Limits {
     /// The most TCP connections at a time; further ones wait in the backlog. Kept below the limit on
     /// open files. Default: as many as that allows.
     pub max_connections: Option<NonZeroUsize>,
-    /// Descriptors that are left to the rest of the process, whatever `max_connections` says. Those
-    /// that are open when the server runs, and those of monitors, are not counted. Default: 32.
+    /// Descriptors that connections leave free for the rest of the process, whatever `max_connections`
+    /// says. Those that are open when the server starts, and those of monitors, do not count. Default:
+    /// 32.
     pub spare_files: usize,
     /// The most TCP connections at a time from one source (an IPv4 address or an IPv6 /64); further
     /// ones are closed. Default: no limit.
     pub per_source_connections: Option<NonZeroUsize>,
-    /// A connection on which no bytes have moved for this time is closed. Default: never.
+    /// The time without any bytes moved after which a connection is closed. Default: none.
     pub idle_timeout: Option<Duration>,
-    /// How long everybody is still served, new clients too, after the server was told to stop. It is
-    /// [not ready](crate::Handle::is_ready) any more: this is for load balancers that take a while to
-    /// notice. Default: not at all.
+    /// The time from the request to stop to the start of the drain. All clients are still served, new
+    /// ones too, but the server is [not ready](crate::Handle::is_ready): this is for load balancers that
+    /// take a while to notice. Default: zero.
     pub drain_delay: Duration,
-    /// The longest time from then on to the end. Until its last quarter (at most 2 s)
-    /// connections may go on; then the server closes its side of them, and at the end it cuts off
-    /// those that are left. Zero cuts them off at once. A service that computes for longer delays the
-    /// end. Default: 8 s, less than the 10 s after which container engines kill.
+    /// The longest time of the drain. Open connections may go on until its last quarter (at most 2 s);
+    /// then the server closes its side of them, and at the end it cuts off those that are left. Zero
+    /// cuts them off at once. A service that computes for longer delays the end. Default: 8 s, less than
+    /// the 10 s after which container engines kill.
     pub drain_timeout: Duration,
-    /// The most bytes that all TCP conversations hold together: answers that their peers have not read
+    /// The most bytes that all TCP connections hold together: replies that their peers have not read
     /// yet, and frames that are not complete. Near this limit reads get smaller, and a connection that
     /// needs more when nothing is left is closed. At least 1 MiB, and with a framing four times
     /// [`Protocol::max_frame`]. Default: 64 MiB.
     pub max_buffered: usize,
-    /// The most datagrams per second that are answered to one remote source; loopback is not limited.
+    /// The most replies per second to datagrams from one remote source; loopback is not limited.
     /// Default: 10,000.
     pub udp_rate: Option<NonZeroU32>,
-    /// Source ports whose datagrams are not answered; those from our own port never are.
+    /// Source ports whose datagrams get no reply, besides our own ports.
     pub guard_ports: GuardPorts,
 }
 
@@ -252,11 +254,11 @@ impl Default for Limits {
     }
 }
 
-/// Source ports whose datagrams are not answered. Some of these services answer anything, so that two
-/// servers would answer each other without end (CERT CA-1996-01). Others would take our answer for the
-/// answer to a question of theirs.
+/// Source ports whose datagrams get no reply. Some of these services reply to anything, so that two
+/// servers would reply to each other without end (CERT CA-1996-01). Others would take our reply for the
+/// reply to a request of theirs.
 ///
-/// The default holds no port (0), echo (7), daytime (13), qotd (17), chargen (19), time (37), domain
+/// The default is no port (0), echo (7), daytime (13), qotd (17), chargen (19), time (37), domain
 /// (53), tftp (69) and ntp (123).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct GuardPorts(Vec<u16>);
@@ -316,12 +318,12 @@ pub const MIN_MAX_BUFFERED: usize = 1 << 20;
 /// The longest that [`Config::busy_poll`] may be.
 pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
-/// How many monitors may be connected at a time: see [`Config::metrics`].
+/// The most monitors that are connected at a time: see [`Config::metrics`].
 #[cfg(feature = "daemon")]
 pub(crate) const MONITORS: usize = 16;
 
 impl Config {
-    /// Descriptors that connections leave to others, monitors among them.
+    /// Descriptors that connections leave free: [`Limits::spare_files`], and those of monitors.
     pub(crate) fn spare_files(&self) -> usize {
         let spare = self.limits.spare_files;
         #[cfg(feature = "daemon")]
@@ -333,9 +335,8 @@ impl Config {
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let max_frame = self.protocol.max_frame;
         if !(1..=MAX_MAX_FRAME).contains(&max_frame) {
-            return Err(ConfigError::new(format!(
-                "`max_frame` is {max_frame} bytes; give 1 to {MAX_MAX_FRAME}"
-            )));
+            let reason = format!("{max_frame} bytes; give 1 to {MAX_MAX_FRAME}");
+            return Err(ConfigError::new(Setting::MaxFrame, reason));
         }
         let max_buffered = self.limits.max_buffered;
         let least = match self.protocol.framing {
@@ -343,28 +344,31 @@ impl Config {
             _ => MIN_MAX_BUFFERED.max(4 * max_frame as usize),
         };
         if max_buffered < least {
-            return Err(ConfigError::new(format!(
-                "`max_buffered` is {max_buffered} bytes; give at least {least}, which is what conversations need"
-            )));
+            let reason = format!(
+                "{max_buffered} bytes are too few for one connection; give at least {least}"
+            );
+            return Err(ConfigError::new(Setting::MaxBuffered, reason));
         }
-        if self.busy_poll > MAX_BUSY_POLL {
-            return Err(ConfigError::new(format!(
-                "`busy_poll` is {:?}, which would only waste CPU; give at most {MAX_BUSY_POLL:?}",
-                self.busy_poll
-            )));
+        let busy_poll = self.busy_poll;
+        if busy_poll > MAX_BUSY_POLL {
+            let reason =
+                format!("{busy_poll:?} would only waste CPU; give at most {MAX_BUSY_POLL:?}");
+            return Err(ConfigError::new(Setting::BusyPoll, reason));
         }
         #[cfg(feature = "daemon")]
         if self.metrics.is_some() && self.design != Design::EventLoop {
-            return Err(ConfigError::new(format!(
-                "`metrics` are for the event loop, and the `design` is {}; leave one of them out",
+            let reason = format!(
+                "only the event loop serves metrics, not the {} design; choose one of them",
                 self.design
-            )));
+            );
+            return Err(ConfigError::new(Setting::Metrics, reason));
         }
         self.check_impairments()?;
         let bound = |address: &BindAddress| address.with_port(address.port().unwrap_or(self.port));
         for (index, address) in self.bind.iter().enumerate() {
             if self.bind[..index].iter().any(|other| bound(other) == bound(address)) {
-                return Err(ConfigError::new(format!("`bind` has {address} twice; name it once")));
+                let reason = format!("{address} is given twice; give it once");
+                return Err(ConfigError::new(Setting::Bind, reason));
             }
         }
         Ok(())
@@ -373,20 +377,22 @@ impl Config {
     fn check_impairments(&self) -> Result<(), ConfigError> {
         self.impairments.check()?;
         if !self.transport.udp()
-            && let Some(field) = self.impairments.hidden_by_tcp().next()
+            && let Some(setting) = self.impairments.hidden_by_tcp().next()
         {
-            return Err(ConfigError::new(format!(
-                "`{field}` is for datagrams: TCP sends again what is lost or damaged and puts all in order, so that its clients would only see a delay; serve UDP, or give a `delay`"
-            )));
+            return Err(ConfigError::new(
+                setting,
+                "only for datagrams, since TCP sends again what is lost or damaged and restores the order: its clients would only see a delay; serve UDP, or give a delay",
+            ));
         }
         if self.transport.tcp()
             && self.design != Design::EventLoop
             && !self.impairments.delay.is_zero()
         {
-            return Err(ConfigError::new(format!(
-                "`delay` is for the event loop, or for UDP alone: the {} design has nobody who could hold back what a stream sent while it reads on",
+            let reason = format!(
+                "only for the event loop, or for UDP alone: a thread of the {} design that holds back a reply cannot read on",
                 self.design
-            )));
+            );
+            return Err(ConfigError::new(Setting::Delay, reason));
         }
         Ok(())
     }
@@ -414,26 +420,33 @@ mod tests {
 
     #[cfg(feature = "daemon")]
     #[test]
-    fn monitors_have_descriptors_of_their_own_and_are_answered_by_the_event_loop() {
+    fn monitors_have_descriptors_of_their_own_and_need_the_event_loop() {
         let metrics = Some(([127, 0, 0, 1], 0).into());
         let mut config = Config { metrics, ..Config::default() };
         assert_eq!((config.check(), config.spare_files()), (Ok(()), 32 + MONITORS));
         for design in [Design::Threaded, Design::Iterative] {
             config.design = design;
-            let said = config.check().unwrap_err().to_string();
-            assert!(said.contains("`metrics`") && said.contains(&design.to_string()), "{said}");
+            let error = config.check().unwrap_err();
+            assert_eq!(error.setting(), Setting::Metrics);
+            assert!(error.reason().contains(&design.to_string()), "{error}");
         }
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused() {
+    fn an_invalid_configuration_names_the_setting() {
         assert_eq!(Config::default().check(), Ok(()));
         let twice = Config { bind: vec![Ipv4Addr::LOCALHOST.into(); 2], ..Config::default() };
         let slow = Config { busy_poll: Duration::from_secs(1), ..Config::default() };
         let protocol = Protocol { max_frame: 0, ..Protocol::default() };
         let small = Config { protocol, ..Config::default() };
-        for (config, word) in [(twice, "twice"), (slow, "CPU"), (small, "frame")] {
-            assert!(config.check().unwrap_err().to_string().contains(word));
+        for (config, setting) in
+            [(&twice, Setting::Bind), (&slow, Setting::BusyPoll), (&small, Setting::MaxFrame)]
+        {
+            assert_eq!(config.check().unwrap_err().setting(), setting);
         }
+        assert_eq!(
+            small.check().unwrap_err().to_string(),
+            "invalid configuration: `max_frame`: 0 bytes; give 1 to 16777216"
+        );
     }
 }

@@ -1,9 +1,59 @@
-//! What can go wrong, each as one sentence: texts, configurations, sockets, the server.
+//! The errors of the crate, each one sentence, and the settings that they name.
 
 use std::error;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+
+macro_rules! settings {
+    ($($name:ident $field:literal,)*) => {
+        /// A setting of a server that an error or a record of the log is about: a field of
+        /// [`Config`](crate::Config) or of a struct in it.
+        ///
+        /// Prints as the name of the field.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Setting {
+            $(#[doc = concat!("`", $field, "`")] $name,)*
+        }
+
+        impl Setting {
+            /// All settings.
+            pub const ALL: &'static [Setting] = &[$(Setting::$name,)*];
+
+            /// The name of the field.
+            pub const fn field(self) -> &'static str {
+                match self {
+                    $(Setting::$name => $field,)*
+                }
+            }
+        }
+    };
+}
+
+settings! {
+    Port "port",
+    Bind "bind",
+    Metrics "metrics",
+    MaxFrame "max_frame",
+    MaxConnections "max_connections",
+    PerSourceConnections "per_source_connections",
+    MaxBuffered "max_buffered",
+    UdpRate "udp_rate",
+    Loss "loss",
+    Delay "delay",
+    Jitter "jitter",
+    Duplicate "duplicate",
+    Reorder "reorder",
+    Corrupt "corrupt",
+    BusyPoll "busy_poll",
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.field())
+    }
+}
 
 /// Why a text cannot be read as a configuration value: one sentence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,19 +73,32 @@ impl fmt::Display for ParseError {
 
 impl error::Error for ParseError {}
 
-/// Why a configuration is invalid: one sentence, which names the field.
+/// Why a configuration is invalid: a setting, and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError(String);
+pub struct ConfigError {
+    setting: Setting,
+    reason: String,
+}
 
 impl ConfigError {
-    pub(crate) fn new(sentence: impl Into<String>) -> Self {
-        ConfigError(sentence.into())
+    pub(crate) fn new(setting: Setting, reason: impl Into<String>) -> Self {
+        ConfigError { setting, reason: reason.into() }
+    }
+
+    /// The setting that is wrong.
+    pub fn setting(&self) -> Setting {
+        self.setting
+    }
+
+    /// What is wrong with it and what to do, without the name of the setting.
+    pub fn reason(&self) -> &str {
+        &self.reason
     }
 }
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "invalid configuration: {}", self.0)
+        write!(f, "invalid configuration: `{}`: {}", self.setting, self.reason)
     }
 }
 
@@ -59,34 +122,41 @@ pub(crate) enum Purpose {
     Metrics,
 }
 
+impl BindError {
+    /// The setting to change, if one helps.
+    pub fn setting(&self) -> Option<Setting> {
+        match (self.purpose, self.source.kind()) {
+            #[cfg(feature = "daemon")]
+            (Purpose::Metrics, _) => Some(Setting::Metrics),
+            (_, ErrorKind::AddrInUse | ErrorKind::PermissionDenied) => Some(Setting::Port),
+            (_, ErrorKind::AddrNotAvailable) => Some(Setting::Bind),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let BindError { purpose, address, source } = self;
-        let (name, another, higher, one) = match purpose {
-            Purpose::Tcp => ("TCP", "another `port`", "a higher `port`", "`bind` one"),
-            Purpose::Udp => ("UDP", "another `port`", "a higher `port`", "`bind` one"),
+        let purpose = match purpose {
+            Purpose::Tcp => "TCP",
+            Purpose::Udp => "UDP",
             #[cfg(feature = "daemon")]
-            Purpose::Metrics => (
-                "`metrics`",
-                "another one for `metrics`",
-                "a higher one for `metrics`",
-                "give `metrics` one",
-            ),
+            Purpose::Metrics => "metrics",
         };
-        write!(f, "cannot listen on {address} ({name})")?;
-        match source.kind() {
-            ErrorKind::AddrInUse => write!(
-                f,
-                ": another process has that port; stop it, or choose {another} (0 picks a free one)"
-            ),
+        write!(f, "cannot listen on {address} ({purpose})")?;
+        f.write_str(match source.kind() {
+            ErrorKind::AddrInUse => {
+                ": another process has that port; stop it, or choose another port (0 picks a free one)"
+            }
             ErrorKind::PermissionDenied => {
-                write!(f, ": ports below 1024 need CAP_NET_BIND_SERVICE, or choose {higher}")
+                ": ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one without it"
             }
             ErrorKind::AddrNotAvailable => {
-                write!(f, ": this machine has no such address; {one} of those that 'ip addr' shows")
+                ": this machine has no such address; choose one that 'ip addr' shows"
             }
-            _ => Ok(()),
-        }
+            _ => "",
+        })
     }
 }
 
@@ -96,28 +166,33 @@ impl error::Error for BindError {
     }
 }
 
-#[cfg(feature = "daemon")]
-impl AdoptError {
-    pub(crate) fn new(index: usize, why: &'static str) -> Self {
-        AdoptError { index, why, source: None }
-    }
-}
-
-/// Why a socket that was bound elsewhere cannot be served: one sentence. The error of the system,
-/// where there is one, is its [`source`](std::error::Error::source).
+/// Why a socket that was bound elsewhere cannot be served: one sentence. The error of the system, if
+/// there is one, is its [`source`](std::error::Error::source).
 #[derive(Debug)]
 pub struct AdoptError {
-    pub(crate) index: usize,
-    pub(crate) why: &'static str,
-    pub(crate) source: Option<io::Error>,
+    /// The index of the socket; `None` if there is no socket at all.
+    index: Option<usize>,
+    reason: &'static str,
+    source: Option<io::Error>,
+}
+
+impl AdoptError {
+    pub(crate) fn new(index: usize, reason: &'static str, source: Option<io::Error>) -> Self {
+        AdoptError { index: Some(index), reason, source }
+    }
+
+    pub(crate) fn no_socket() -> Self {
+        AdoptError { index: None, reason: "there is none", source: None }
+    }
 }
 
 impl fmt::Display for AdoptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let AdoptError { index, why, source: _ } = self;
+        let index = self.index.map(|index| format!(" {index}")).unwrap_or_default();
         write!(
             f,
-            "cannot serve the inherited socket {index}: {why}; TCP listeners and UDP sockets that are bound can be served"
+            "cannot serve the inherited socket{index}: {}; give TCP listeners and UDP sockets that are bound",
+            self.reason
         )
     }
 }
@@ -130,7 +205,7 @@ impl error::Error for AdoptError {
 
 /// Why a server does not start, or ends early.
 ///
-/// Shows one sentence for people; the error of the system behind it is its
+/// Prints as one sentence. The error of the system behind it is its
 /// [`source`](std::error::Error::source), which the sentence does not repeat.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -145,6 +220,17 @@ pub enum Error {
     Poll(io::Error),
     /// The system refuses what the server cannot go on without, as to poll.
     Run(io::Error),
+}
+
+impl Error {
+    /// The setting that is wrong or that helps, if there is one.
+    pub fn setting(&self) -> Option<Setting> {
+        match self {
+            Error::Config(error) => Some(error.setting()),
+            Error::Bind(error) => error.setting(),
+            Error::Adopt(_) | Error::Poll(_) | Error::Run(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Error {
@@ -162,7 +248,7 @@ impl fmt::Display for Error {
 impl error::Error for Error {
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
-            // Shown as they are: what is behind them is behind this.
+            // Printed as they are: their source is the source of this.
             Error::Config(error) => error.source(),
             Error::Bind(error) => error.source(),
             Error::Adopt(error) => error.source(),

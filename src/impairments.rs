@@ -1,21 +1,20 @@
-//! What a server does to its answers on purpose: it loses, delays, repeats, reorders and spoils them, so
-//! that clients can be tried on a path that is worse than the one there is.
+//! Impairments of replies, in netem's words: loss, delay, jitter, duplicates, reordering, corruption. For
+//! trying clients on a path that is worse than the real one.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::error::{ConfigError, ParseError};
+use crate::error::{ConfigError, ParseError, Setting};
 
 /// The longest that [`Impairments::delay`] may be.
 pub const MAX_DELAY: Duration = Duration::from_secs(60);
 
-/// What becomes of answers on purpose, in the terms of tc-netem(8). Default: nothing, they leave as they
-/// are, at once.
+/// How replies are made worse on purpose, in the terms of tc-netem(8). Default: not at all.
 ///
 /// Only [`delay`](Impairments::delay) and [`jitter`](Impairments::jitter) are for TCP too, in the event
-/// loop. The others are for datagrams: TCP sends again what is lost and puts in order what is not, so
-/// that a client would only see a delay.
+/// loop. The others are for datagrams: TCP sends again what is lost and restores the order, so that a
+/// client would only see a delay.
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,66 +30,72 @@ pub const MAX_DELAY: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub struct Impairments {
-    /// How many answers are not sent.
+    /// The share of replies that are not sent.
     pub loss: Probability,
-    /// How much later answers leave; at most [`MAX_DELAY`].
+    /// How much later replies leave; at most [`MAX_DELAY`].
     pub delay: Duration,
-    /// How much less or more than `delay` it is for each answer, evenly spread; at most `delay`. So
-    /// datagrams overtake each other; the bytes of a stream never do.
+    /// How much shorter or longer than `delay` the delay of each reply is, evenly distributed; at most
+    /// `delay`. With it datagrams overtake each other; the bytes of a stream never do.
     pub jitter: Duration,
-    /// How many answers are sent twice.
+    /// The share of replies that are sent twice.
     pub duplicate: Probability,
-    /// How many answers do not wait for `delay`, so that they overtake others.
+    /// The share of replies that leave without `delay`, so that they overtake others.
     pub reorder: Probability,
-    /// How many answers have one bit changed, anywhere in the data. The checksum is right, or nobody
-    /// would see them.
+    /// The share of replies in which one bit is changed, anywhere in the data. Their checksum is right,
+    /// or the receiver's kernel would drop them.
     pub corrupt: Probability,
-    /// What chance starts from. The same seed makes the same of the same answers again. Default: a
-    /// seed is drawn, and logged when the server starts.
+    /// The seed of the random generator. The same seed does the same to the same replies. Default: a
+    /// random one, which is logged when the server starts.
     pub seed: Option<u64>,
 }
 
 impl Impairments {
-    /// Whether answers leave as they are.
+    /// Whether replies leave as they are.
     pub fn is_none(&self) -> bool {
         Impairments { seed: None, ..*self } == Impairments::default()
     }
 
-    /// Those that TCP would hide from its clients, by the names of the fields.
-    pub(crate) fn hidden_by_tcp(&self) -> impl Iterator<Item = &'static str> {
-        self.shares().map(|(name, _)| name)
+    /// The impairments that TCP would hide from its clients.
+    pub(crate) fn hidden_by_tcp(&self) -> impl Iterator<Item = Setting> {
+        self.shares().map(|(setting, _)| setting)
     }
 
-    /// What happens to a share of answers, by the names of the fields.
-    fn shares(&self) -> impl Iterator<Item = (&'static str, Probability)> {
+    /// The impairments of a share of the replies.
+    fn shares(&self) -> impl Iterator<Item = (Setting, Probability)> {
         let Impairments { loss, duplicate, reorder, corrupt, .. } = *self;
-        [("loss", loss), ("duplicate", duplicate), ("reorder", reorder), ("corrupt", corrupt)]
-            .into_iter()
-            .filter(|(_, probability)| !probability.is_zero())
+        [
+            (Setting::Loss, loss),
+            (Setting::Duplicate, duplicate),
+            (Setting::Reorder, reorder),
+            (Setting::Corrupt, corrupt),
+        ]
+        .into_iter()
+        .filter(|(_, probability)| !probability.is_zero())
     }
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let Impairments { delay, jitter, reorder, .. } = *self;
         if delay > MAX_DELAY {
-            return Err(ConfigError::new(format!(
-                "`delay` is {delay:?}; give at most {MAX_DELAY:?}"
-            )));
+            let reason = format!("{delay:?} is too long; give at most {MAX_DELAY:?}");
+            return Err(ConfigError::new(Setting::Delay, reason));
         }
         if jitter > delay {
-            return Err(ConfigError::new(format!(
-                "`jitter` is {jitter:?} and `delay` {delay:?}; an answer cannot leave before it is there, so give a `jitter` of at most the `delay`"
-            )));
+            let reason = format!(
+                "{jitter:?} is more than the delay of {delay:?}, and a reply cannot leave before it exists; give at most the delay"
+            );
+            return Err(ConfigError::new(Setting::Jitter, reason));
         }
         if !reorder.is_zero() && delay.is_zero() {
             return Err(ConfigError::new(
-                "`reorder` lets answers overtake those that wait for `delay`; give a `delay`, too",
+                Setting::Reorder,
+                "lets replies overtake those that are delayed; give a delay too",
             ));
         }
         Ok(())
     }
 }
 
-/// As in a sentence: `loss 30%, delay 50ms ± 10ms`.
+/// Prints as in a sentence: `loss 30%, delay 50ms ± 10ms`.
 impl fmt::Display for Impairments {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Impairments { delay, jitter, .. } = *self;
@@ -105,7 +110,7 @@ impl fmt::Display for Impairments {
     }
 }
 
-/// How probable something is, from never to always. Reads and prints as a percentage: `30%`, `0.1%`.
+/// A probability. Reads and prints as a percentage: `30%`, `0.1%`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Probability {
     /// In billionths.
@@ -115,7 +120,7 @@ pub struct Probability {
 impl Probability {
     const ALWAYS: u32 = 1_000_000_000;
 
-    /// Whether it never happens.
+    /// Whether this is 0 %.
     pub fn is_zero(self) -> bool {
         self.billionths == 0
     }
@@ -125,9 +130,9 @@ impl Probability {
         f64::from(self.billionths) / f64::from(Self::ALWAYS)
     }
 
-    /// Whether it happens this time, by a number that may be any.
-    pub(crate) fn holds(self, any: u64) -> bool {
-        any % u64::from(Self::ALWAYS) < u64::from(self.billionths)
+    /// Whether the event happens, by a random number.
+    pub(crate) fn holds(self, random: u64) -> bool {
+        random % u64::from(Self::ALWAYS) < u64::from(self.billionths)
     }
 }
 
@@ -189,15 +194,15 @@ mod tests {
     }
 
     #[test]
-    fn it_holds_as_often_as_it_says() {
+    fn a_probability_holds_for_its_share_of_the_numbers() {
         let third = probability("33%");
-        let often = (0..1_000_000_000).step_by(1_000).filter(|&any| third.holds(any)).count();
+        let often = (0..1_000_000_000).step_by(1_000).filter(|&random| third.holds(random)).count();
         assert_eq!(often, 330_000);
         assert!(probability("100%").holds(u64::MAX) && !probability("0%").holds(0));
     }
 
     #[test]
-    fn impairments_are_told_in_a_sentence() {
+    fn impairments_print_as_a_sentence() {
         let mut impairments = Impairments { seed: Some(3), ..Impairments::default() };
         assert!(impairments.is_none());
         impairments.loss = probability("30%");
@@ -206,22 +211,25 @@ mod tests {
         impairments.jitter = Duration::from_millis(10);
         impairments.corrupt = probability("0.1%");
         assert_eq!(impairments.to_string(), "loss 30%, corrupt 0.1%, delay 50ms ± 10ms");
-        assert_eq!(impairments.hidden_by_tcp().collect::<Vec<_>>(), ["loss", "corrupt"]);
+        let hidden = impairments.hidden_by_tcp().collect::<Vec<_>>();
+        assert_eq!(hidden, [Setting::Loss, Setting::Corrupt]);
         assert!(!impairments.is_none());
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn impossible_impairments_are_refused() {
         let millis = Duration::from_millis;
         let none = Impairments::default();
         let often = probability("5%");
         let late = Impairments { delay: millis(60_001), ..none };
         let early = Impairments { delay: millis(5), jitter: millis(6), ..none };
         let nothing_to_overtake = Impairments { reorder: often, ..none };
-        for (impairments, word) in
-            [(late, "at most"), (early, "jitter"), (nothing_to_overtake, "give a `delay`")]
-        {
-            assert!(impairments.check().unwrap_err().to_string().contains(word));
+        for (impairments, setting) in [
+            (late, Setting::Delay),
+            (early, Setting::Jitter),
+            (nothing_to_overtake, Setting::Reorder),
+        ] {
+            assert_eq!(impairments.check().unwrap_err().setting(), setting);
         }
         let good = Impairments { delay: millis(5), jitter: millis(5), reorder: often, ..none };
         assert_eq!((good.check(), none.check()), (Ok(()), Ok(())));

@@ -80,7 +80,7 @@ pub mod fuzzing {
 
 pub use address::BindAddress;
 pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, ServiceManager, Transport};
-pub use error::{AdoptError, BindError, ConfigError, Error, ParseError};
+pub use error::{AdoptError, BindError, ConfigError, Error, ParseError, Setting};
 pub use impairments::{Impairments, MAX_DELAY, Probability};
 pub use protocol::{Framing, Protocol, Service};
 pub use server::{Handle, Server};

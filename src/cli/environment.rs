@@ -1,7 +1,7 @@
-//! The server's flags from the environment: what counts as set, and what is not meant for us.
+//! The server's flags from the environment.
 //!
-//! A variable that is empty is unset. An error about a value names the variable that it came from.
-//! Only the server has variables: what stands in them never stops another command.
+//! An empty variable is unset. An error about a value names the variable that it came from. Only the
+//! server reads variables: their values never stop another command.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,27 +11,26 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Command, CommandFactory, FromArgMatches};
 
-use super::Cli;
-use super::flags::with_flags;
+use super::{Cli, flag, output};
 
-/// What the environment had for the server.
+/// Which flags of the server came from the environment.
 #[derive(Debug, Default)]
 pub(super) struct Environment {
-    /// A sentence for each variable of ours that holds what was meant for others.
+    /// A sentence for each variable that is ignored because Kubernetes set it.
     pub(super) ignored: Vec<String>,
-    /// The flags that have their value from a variable, by the long name.
+    /// The flags that a variable set, by the long name.
     set: Vec<String>,
-    /// Those that have it from the command line.
+    /// The flags that the command line set.
     given: Vec<String>,
 }
 
 impl Environment {
-    /// Whether this flag has a value that somebody gave it.
+    /// Whether this flag is set: not its default.
     pub(super) fn gives(&self, flag: &str) -> bool {
         self.set.iter().chain(&self.given).any(|given| given == flag)
     }
 
-    /// What a value of this flag is called where it came from: `--port`, or `EVECHO_PORT`.
+    /// The name of this flag where its value came from: `--port`, or `EVECHO_PORT`.
     pub(super) fn name(&self, flag: &str) -> String {
         match self.set.iter().any(|set| set == flag) {
             true => variable(flag),
@@ -39,21 +38,16 @@ impl Environment {
         }
     }
 
-    /// The same text with variables where it has flags or fields that were set by them: `max_frame`
-    /// becomes EVECHO_MAX_FRAME.
-    pub(super) fn name_in(&self, text: &str) -> String {
-        let word = |c: char| c.is_ascii_alphanumeric() || c == '-';
-        self.set.iter().fold(with_flags(text).into_owned(), |text, flag| {
-            let name = format!("--{flag}");
-            let mut pieces = text.split(&name);
-            let mut named = pieces.next().unwrap_or_default().to_owned();
-            for after in pieces {
-                let longer = after.starts_with(word);
-                named += &if longer { name.clone() } else { variable(flag) };
-                named += after;
-            }
-            named
-        })
+    /// An error of the server as one sentence: the flag or the variable to change, then what is wrong.
+    pub(super) fn sentence(&self, error: &evecho::Error) -> String {
+        let sentence = match error {
+            evecho::Error::Config(error) => error.reason().to_owned(),
+            _ => output::sentence(error),
+        };
+        match error.setting() {
+            Some(setting) => format!("{}: {sentence}", self.name(&flag(setting.field()))),
+            None => sentence,
+        }
     }
 }
 
@@ -65,9 +59,9 @@ fn variable(flag: &str) -> String {
 ///
 /// # Errors
 ///
-/// Wrong usage, or the help that was asked for.
+/// Wrong usage, or a request for help.
 pub(super) fn parse(arguments: Vec<OsString>) -> Result<(Cli, Environment), clap::Error> {
-    // The first time without variables: whatever is wrong then is wrong on the command line.
+    // First without variables: any error then is one of the command line.
     let alone = Cli::command().mut_args(forget).mut_subcommand("serve", |c| c.mut_args(forget));
     let explicit = match alone.try_get_matches_from(&arguments) {
         Err(error) if error.kind() == ErrorKind::DisplayHelp => {
@@ -97,7 +91,7 @@ fn forget(arg: clap::Arg) -> clap::Arg {
     arg.env(None)
 }
 
-/// Has a command read its variables, but for those that are empty or not meant for us.
+/// Lets a command read its variables, except those that are empty or not meant for it.
 fn read(command: Command, ignored: &mut Vec<String>) -> Command {
     command.mut_args(|mut arg| {
         if matches!(arg.get_action(), ArgAction::SetTrue) {
@@ -121,14 +115,14 @@ fn read(command: Command, ignored: &mut Vec<String>) -> Command {
     })
 }
 
-/// Whether a variable is one of those that Kubernetes sets in every container for each Service, in
-/// the style of Docker's links: `EVECHO_PORT=tcp://10.96.0.12:12000` for one named `evecho`.
+/// Whether a variable is one that Kubernetes sets in every container for each Service, in the
+/// style of Docker's links: `EVECHO_PORT=tcp://10.96.0.12:12000` for one named `evecho`.
 fn is_service_link(name: &str, value: &str) -> bool {
     let protocols = ["tcp://", "udp://", "sctp://"];
     name.ends_with("_PORT") && protocols.iter().any(|protocol| value.starts_with(protocol))
 }
 
-/// Puts the variable where the error has a flag: without variables the command line was right.
+/// Replaces the flag in the error by its variable: without variables the command line was right.
 fn name_the_variable(mut error: clap::Error, command: &Command) -> clap::Error {
     if let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg)
         && let serve = command.find_subcommand("serve").into_iter().flat_map(Command::get_arguments)
@@ -158,14 +152,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_came_from_a_variable_is_called_by_its_name() {
-        let set = vec!["max-frame".to_owned(), "udp".to_owned()];
-        let environment = Environment { set, ..Environment::default() };
-        assert_eq!(environment.name("udp"), "EVECHO_UDP");
-        assert_eq!(environment.name("port"), "--port");
-        assert_eq!(
-            environment.name_in("`max_frame` is 0; --udp is not --udp-rate, nor `port`"),
-            "EVECHO_MAX_FRAME is 0; EVECHO_UDP is not --udp-rate, nor --port"
-        );
+    fn an_error_names_the_flag_or_the_variable() {
+        let mut config = evecho::Config::default();
+        config.protocol.max_frame = 0;
+        let error = evecho::Server::bind(config).expect_err("no frame is this short");
+        let mut environment = Environment::default();
+        let sentence = environment.sentence(&error);
+        assert_eq!(sentence, "--max-frame: 0 bytes; give 1 to 16777216");
+        environment.set.push("max-frame".to_owned());
+        let sentence = environment.sentence(&error);
+        assert_eq!(sentence, "EVECHO_MAX_FRAME: 0 bytes; give 1 to 16777216");
     }
 }

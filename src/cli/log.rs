@@ -1,11 +1,12 @@
-//! The log on standard error. Writing it never blocks: a server whose log nobody reads goes on serving.
+//! The log on standard error. Writing it never blocks: a server whose log is not read goes on serving.
 //!
 //! What cannot be written at once is kept, up to [`MAX_KEPT`]; further lines are dropped and counted, and
 //! a line says how many as soon as lines can be written again. There is no thread for it: what was kept
 //! is written before the next line, and at the end by [`flush`].
 //!
-//! Where the library names a field, the log names its flag. Lines are formatted by `env_logger`, which
-//! writes them into a [`KeptLines`]; a different [`Format`] is a different `env_logger::Logger`.
+//! A record with a field `setting` names its flag at the end of the line. Lines are formatted by
+//! `env_logger`, which writes them into a [`KeptLines`]; a different [`Format`] is a different
+//! `env_logger::Logger`.
 
 use std::env;
 use std::fmt;
@@ -24,12 +25,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serializer;
 use serde::ser::SerializeMap;
 
-use super::flags::with_flags;
+use super::flag;
 
 /// Bytes of lines that are kept while they cannot be written.
 const MAX_KEPT: usize = 64 << 10;
 
-/// How lines are written.
+/// The format of lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// For people: the time, the level, the message.
@@ -54,12 +55,12 @@ pub(super) fn start(level: LevelFilter, format: Format) {
     let kept = SharedLines::new(StandardError::open());
     let mut builder = env_logger::Builder::new();
     builder
-        // What a signal asked for is shown at every level.
+        // The report that a signal asked for is shown at every level.
         .filter_module("evecho::report", LevelFilter::Info)
         .write_style(anstream::AutoStream::choice(&io::stderr()).into())
         .format_target(false)
         .target(env_logger::Target::Pipe(Box::new(kept.clone())));
-    // What is wrong with RUST_LOG is told on standard error, in words of its own: no line of ours.
+    // env_logger complains about RUST_LOG on standard error, as text: in other formats it is a line of ours.
     let unread = match format {
         Format::Text => None,
         _ => unreadable_filter(),
@@ -67,11 +68,11 @@ pub(super) fn start(level: LevelFilter, format: Format) {
     if unread.is_none() && env::var_os("RUST_LOG").is_some_and(|filter| !filter.is_empty()) {
         builder.filter_level(level).parse_default_env();
     } else {
-        // What libraries trace is for their authors.
+        // Traces of libraries are for their authors.
         builder.filter_level(level.min(LevelFilter::Info)).filter_module("evecho", level);
     }
     match format {
-        // Two steps of a story are microseconds apart.
+        // Steps are microseconds apart.
         Format::Text if level == LevelFilter::Trace => _ = builder.format_timestamp_micros(),
         Format::Text => {}
         Format::Journal => _ = builder.format(write_for_journald),
@@ -105,13 +106,13 @@ fn write_for_journald(line: &mut Formatter, record: &Record<'_>) -> io::Result<(
     message.lines().try_for_each(|text| writeln!(line, "<{priority}>{text}"))
 }
 
-/// Calls `act` with the name of this thread, unless it is the only one that a process begins with.
+/// Calls `act` with the name of this thread, unless it is the main thread.
 fn with_thread_name<T>(act: impl FnOnce(Option<&str>) -> T) -> T {
     let thread = thread::current();
     act(thread.name().filter(|&name| name != "main"))
 }
 
-/// Fields that a line has by itself: those of an event have other names.
+/// Fields of every line. Those of an event have other names.
 const OF_EACH_LINE: [&str; 4] = ["time", "level", "message", "thread"];
 
 fn write_json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
@@ -134,8 +135,7 @@ struct Fields<'a, M>(&'a mut M);
 
 impl<'kvs, M: SerializeMap> VisitSource<'kvs> for Fields<'_, M> {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
-        let mut json = serde_json::Value::Null;
-        value.visit(Json(&mut json))?;
+        let json = json(value);
         if json.is_null() || OF_EACH_LINE.contains(&key.as_str()) {
             return Ok(());
         }
@@ -143,7 +143,15 @@ impl<'kvs, M: SerializeMap> VisitSource<'kvs> for Fields<'_, M> {
     }
 }
 
-/// The value of a field: what has no number or truth value is text.
+/// The value of a field. What is neither a number nor a truth value is text.
+fn json(value: Value<'_>) -> serde_json::Value {
+    let mut json = serde_json::Value::Null;
+    match value.visit(Json(&mut json)) {
+        Ok(()) => json,
+        Err(_) => serde_json::Value::Null,
+    }
+}
+
 struct Json<'a>(&'a mut serde_json::Value);
 
 impl<'v> VisitValue<'v> for Json<'_> {
@@ -178,7 +186,7 @@ impl<'v> VisitValue<'v> for Json<'_> {
     }
 }
 
-/// Writes what was kept, as far as it can be written at once: to be called before the process ends.
+/// Writes what was kept, as far as this is possible at once. To be called before the process ends.
 pub(super) fn flush() {
     log::logger().flush();
 }
@@ -192,6 +200,20 @@ struct Logger {
 }
 
 impl Logger {
+    /// The message of a record, with the name of the thread before it and the flag of its setting behind
+    /// it.
+    fn message(&self, record: &Record<'_>) -> String {
+        let mut message = with_thread_name(|name| match name.filter(|_| self.names_threads) {
+            Some(name) => format!("{name}: {}", record.args()),
+            None => record.args().to_string(),
+        });
+        let setting = record.key_values().get(Key::from("setting")).map(json);
+        if let Some(serde_json::Value::String(field)) = setting {
+            message += &format!(" (--{})", flag(&field));
+        }
+        message
+    }
+
     /// Writes what was kept. If that was everything, a line says how many others were dropped.
     fn catch_up(&self) {
         let dropped = self.kept.lock().catch_up();
@@ -215,15 +237,11 @@ impl Log for Logger {
     fn log(&self, record: &Record<'_>) {
         if self.format.matches(record) {
             self.catch_up();
-            let message = with_thread_name(|name| match name.filter(|_| self.names_threads) {
-                Some(name) => format!("{name}: {}", record.args()),
-                None => record.args().to_string(),
-            });
-            let shown = with_flags(&message);
+            let message = self.message(record);
             self.format.log(
                 &Record::builder()
                     .metadata(record.metadata().clone())
-                    .args(format_args!("{shown}"))
+                    .args(format_args!("{message}"))
                     .key_values(&record.key_values())
                     .build(),
             );
@@ -273,8 +291,8 @@ impl<W: Write> KeptLines<W> {
         KeptLines { output, kept: Vec::new(), dropped: 0 }
     }
 
-    /// Writes or keeps a line, or drops it where no more is kept. Once a line has been dropped all that
-    /// follow are, until [`KeptLines::catch_up`] has said so: the gap is in one place.
+    /// Writes or keeps a line, or drops it when no more can be kept. Once a line has been dropped, all
+    /// that follow are, until [`KeptLines::catch_up`] has said so: the gap is in one place.
     fn push(&mut self, line: &[u8]) {
         let full = !self.kept.is_empty() && self.kept.len() + line.len() > MAX_KEPT;
         if full || self.dropped > 0 {
@@ -291,7 +309,7 @@ impl<W: Write> KeptLines<W> {
         if self.kept.is_empty() { std::mem::take(&mut self.dropped) } else { 0 }
     }
 
-    /// Writes what can be written at once. Any error means "not now": a full disk may have room later.
+    /// Writes what can be written at once. Any error means "not now": a full disk may have space later.
     fn write_kept(&mut self) {
         let mut written = 0;
         while written < self.kept.len() {
@@ -318,7 +336,7 @@ fn next_chunk(bytes: &[u8]) -> &[u8] {
 /// Standard error, written without waiting.
 ///
 /// `O_NONBLOCK` belongs to the open file description, which others share (the shell, the processes of a
-/// pipeline): it is not set there. A pipe or a terminal is opened once more instead, and the flag is set
+/// pipeline), so it is not set there. A pipe or a terminal is opened once more instead, and the flag is set
 /// on that. Where this is not allowed, and for all else (files, sockets), poll(2) is asked before each
 /// write of at most `PIPE_BUF` bytes, which a pipe or socket that is ready takes without blocking.
 struct StandardError(Box<dyn AsFd + Send>);
@@ -359,7 +377,7 @@ impl Write for StandardError {
 mod tests {
     use super::*;
 
-    /// An output that takes so many bytes, and then says that it would block, or another error.
+    /// An output that takes `room` bytes, and then fails with this error.
     struct Output {
         taken: Vec<u8>,
         room: usize,

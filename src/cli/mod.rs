@@ -1,13 +1,12 @@
 //! The command line: clap types, and the step from flags to the library's plain configs.
 //!
-//! Each command has a file of its own with its flags (`Args`) and a `run` that turns them into a
-//! checked config and calls the library. `evecho` without a command serves.
+//! Each command has a file with its flags (`Args`) and a `run` that turns them into a checked config and
+//! calls the library. `evecho` without a command serves.
 
 mod check;
 mod compare;
 mod completions;
 mod environment;
-mod flags;
 mod load;
 mod log;
 #[cfg(test)]
@@ -34,7 +33,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 
 use output::complain;
 
-/// What a command ends in: an exit code, or one sentence for standard error (exit code 1).
+/// The result of a command: an exit code, or one sentence for standard error (exit code 1).
 type CommandResult = Result<ExitCode, Box<dyn std::error::Error>>;
 
 #[derive(Parser)]
@@ -99,12 +98,12 @@ impl FamilyArgs {
     }
 }
 
-/// Parses the command line, runs what it names and turns the outcome into an exit code: 0 done,
+/// Parses the command line, runs the command and turns the outcome into an exit code: 0 done,
 /// 1 run time, 2 usage (clap's own exit).
 pub(crate) fn run() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
     let result = match arguments.get(1) {
-        // Not for people: no help knows it, and no mistake comes near it.
+        // Hidden from help and suggestions.
         Some(word) if word == supervise::NAME => {
             supervise::run(supervise::Args::parse_from(arguments.into_iter().skip(1)))
         }
@@ -135,10 +134,14 @@ fn command(arguments: Vec<OsString>) -> CommandResult {
     }
 }
 
-/// Ends with a usage error of a command (exit code 2), as clap does for what it finds itself.
-/// Without a command it is the server's.
+/// The long name of the flag that sets a field of the library: `max_frame` has `max-frame`.
+fn flag(field: &str) -> String {
+    field.replace('_', "-")
+}
+
+/// Ends with a usage error (exit code 2) of a command, or of the server, as clap does for the errors
+/// that it finds.
 fn usage(command: Option<&str>, kind: ErrorKind, sentence: &str) -> ! {
-    let sentence = flags::with_flags(sentence);
     let mut cli = Cli::command();
     cli.build();
     match command.and_then(|name| cli.find_subcommand_mut(name)) {
@@ -147,7 +150,7 @@ fn usage(command: Option<&str>, kind: ErrorKind, sentence: &str) -> ! {
     }
 }
 
-/// Cancels at SIGINT or SIGTERM. A second one ends the program at once.
+/// Cancels at SIGINT or SIGTERM. A second signal ends the program at once.
 fn cancel_at_signals() -> std::io::Result<Cancel> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -158,10 +161,27 @@ fn cancel_at_signals() -> std::io::Result<Cancel> {
     Ok(Cancel::from(stop))
 }
 
-/// Set at SIGUSR1, which asks a tool for its report so far. A client never ends by it: what is meant
-/// for the servers of a machine reaches clients of the same name too.
+/// A flag that SIGUSR1 sets, which asks a tool for its report so far. The signal never ends a client: one
+/// that is meant for all servers of a machine reaches clients of the same name too.
 fn flag_at_sigusr1() -> std::io::Result<Arc<AtomicBool>> {
     let asked = Arc::new(AtomicBool::new(false));
     signal_hook::flag::register(SIGUSR1, Arc::clone(&asked))?;
     Ok(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn each_setting_of_the_library_has_a_flag() {
+        let command = Cli::command();
+        let flags: HashSet<&str> =
+            command.get_arguments().filter_map(|argument| argument.get_long()).collect();
+        for setting in evecho::Setting::ALL {
+            assert!(flags.contains(&*flag(setting.field())), "no flag sets {setting}");
+        }
+    }
 }

@@ -3,10 +3,8 @@
 use std::error::Error;
 use std::io::{self, Stdout, Write};
 
-use super::flags::with_flags;
-
-/// Standard output. When nobody reads it any more (`evecho check ... | head -1`), what is written
-/// is dropped without a word: the command comes to its verdict, and its exit code tells it.
+/// Standard output. Once its reader has gone (`evecho check ... | head -1`), what is written is dropped
+/// silently: the command goes on to its verdict, which is its exit code.
 pub(super) struct Output<W = Stdout> {
     inner: W,
     closed: bool,
@@ -20,7 +18,7 @@ impl Output {
 }
 
 impl<W: Write> Output<W> {
-    /// What ends in standard output, such as a stream that knows about colours.
+    /// A writer that ends in standard output, such as a stream that knows about colours.
     pub(super) fn new(inner: W) -> Self {
         Self { inner, closed: false }
     }
@@ -30,7 +28,7 @@ impl<W: Write> Output<W> {
         self.closed
     }
 
-    /// Drops what cannot be written for want of a reader.
+    /// Drops what cannot be written because the reader has gone.
     fn forgive<T>(&mut self, written: io::Result<T>, dropped: T) -> io::Result<T> {
         match written {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
@@ -62,13 +60,12 @@ impl<W: Write> Write for Output<W> {
     }
 }
 
-/// Writes a sentence for people to standard error. Nobody can be told when that fails.
+/// Writes a sentence for people to standard error. A failure has nowhere to be reported.
 pub(super) fn complain(sentence: &str) {
     let _ = writeln!(io::stderr().lock(), "evecho: {sentence}");
 }
 
-/// An error and what caused it, as one sentence that names flags. A cause that the sentence has already is not
-/// repeated.
+/// An error and its causes as one sentence. A cause that the sentence already contains is not repeated.
 pub(super) fn sentence(error: &dyn Error) -> String {
     let mut sentence = error.to_string();
     let mut cause = error.source();
@@ -79,14 +76,14 @@ pub(super) fn sentence(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    with_flags(&sentence).into_owned()
+    sentence
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Takes so many bytes, and has then lost its reader.
+    /// Takes this number of bytes, and then has lost its reader.
     struct Pipe(usize);
 
     impl Write for Pipe {
@@ -117,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cause_is_told_once() {
+    fn a_cause_is_not_repeated() {
         let error = io::Error::other("the disk is full");
         assert_eq!(sentence(&error), "the disk is full");
         let wrapped = evecho::client::send::Error::Output(error);

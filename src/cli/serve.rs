@@ -45,14 +45,14 @@ struct SocketArgs {
     port: u16,
     /// Bind this address; may be given several times [default: every interface, IPv4 and IPv6]
     ///
-    /// An IP address or a host name, with a port behind it if it has one of its own: 127.0.0.1, ::1,
+    /// An IP address or a host name, with a port if it is not --port: 127.0.0.1, ::1,
     /// localhost, 127.0.0.1:7, '[::1]:7', fe80::1%eth0.
     #[arg(long, value_name = "ADDR[:PORT]", env = "EVECHO_BIND", value_delimiter = ',', value_parser = bound)]
     bind: Vec<Bound>,
-    /// Serve no UDP
+    /// Serve TCP only
     #[arg(long, env = "EVECHO_TCP_ONLY")]
     tcp_only: bool,
-    /// Serve no TCP
+    /// Serve UDP only
     #[arg(long, env = "EVECHO_UDP_ONLY")]
     udp_only: bool,
     /// Connections that may wait to be accepted, as far as the system allows
@@ -61,10 +61,10 @@ struct SocketArgs {
     /// Let several processes share the port (SO_REUSEPORT)
     #[arg(long, env = "EVECHO_REUSE_PORT")]
     reuse_port: bool,
-    /// Answer monitors here over HTTP: /metrics (OpenMetrics), /livez and /readyz [default: off]
+    /// Serve monitors here over HTTP: /metrics (OpenMetrics), /livez and /readyz [default: off]
     ///
-    /// An IP address and a port; port 0 picks a free one and prints it. Whoever reaches it can read all
-    /// counters: choose an address of this machine, as 127.0.0.1:9100, or of a private network. For the event loop only.
+    /// An IP address and a port; port 0 picks a free one and prints it. Any client that reaches it can read all
+    /// counters: choose an address of this machine, such as 127.0.0.1:9100, or of a private network. For the event loop only.
     #[arg(long, value_name = "ADDR:PORT", env = "EVECHO_METRICS", value_parser = monitored)]
     metrics: Option<SocketAddr>,
 }
@@ -83,21 +83,21 @@ fn bound(text: &str) -> Result<Bound, ParseError> {
 }
 
 #[derive(clap::Args)]
-#[command(next_help_heading = "What to answer")]
+#[command(next_help_heading = "What to reply")]
 struct ConversationArgs {
-    /// What comes back
+    /// What to reply
     #[arg(long, env = "EVECHO_SERVICE", value_enum, default_value_t = ServiceArg::Echo)]
     service: ServiceArg,
-    /// Name of this server in the answers of --service who: 1 to 64 letters, digits, '.', '_' and '-'
+    /// Name of this server in the replies of --service who: 1 to 64 letters, digits, '.', '_' and '-'
     #[arg(long, env = "EVECHO_NAME")]
     name: Option<Name>,
     /// How the end of a message is marked in a TCP stream; each datagram is a message
     #[arg(long, env = "EVECHO_FRAMING", value_enum, default_value_t = FramingArg::Raw)]
     framing: FramingArg,
-    /// Longest frame that is answered: a longer one ends the connection
+    /// Longest frame that is served: a longer one ends the connection
     #[arg(long, value_name = "SIZE", env = "EVECHO_MAX_FRAME", default_value = "64k", value_parser = units::size)]
     max_frame: u64,
-    /// Answer the first message of a connection, then close it
+    /// Reply to the first message of a connection, then close it
     #[arg(long, env = "EVECHO_ONCE")]
     once: bool,
 }
@@ -111,7 +111,7 @@ struct LimitArgs {
     /// whatever this says.
     #[arg(long, value_name = "N", env = "EVECHO_MAX_CONNECTIONS")]
     max_connections: Option<NonZeroUsize>,
-    /// Leave this many descriptors of the limit on open files to others
+    /// Leave this many descriptors free for other purposes
     #[arg(long, value_name = "N", env = "EVECHO_SPARE_FILES", default_value_t = 32)]
     spare_files: usize,
     /// Most TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]
@@ -122,27 +122,27 @@ struct LimitArgs {
     /// Close a connection when no bytes have moved for this time; 0 never does
     #[arg(long, value_name = "TIME", env = "EVECHO_IDLE_TIMEOUT", default_value = "0", value_parser = units::duration)]
     idle_timeout: Duration,
-    /// Serve on for this time after SIGTERM, SIGINT or SIGHUP, before the drain; a second signal ends at once
+    /// Keep serving for this time after SIGTERM, SIGINT or SIGHUP, before the drain; a second signal ends at once
     ///
     /// For load balancers that take a while to notice that the server is not ready any more.
     #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_DELAY", default_value = "0", value_parser = units::duration)]
     drain_delay: Duration,
     /// Longest time of the drain, up to the exit; a second signal ends at once
     ///
-    /// No new clients are served, and connections may finish. In the last quarter of the time (at most 2 s) the server closes
-    /// its side of those that are still open.
+    /// No new clients are accepted, and open connections may finish. In the last quarter of the time (at most 2 s) the server
+    /// closes its side of those that are still open.
     #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_TIMEOUT", default_value = "8s", value_parser = units::duration)]
     drain_timeout: Duration,
-    /// Most memory that all TCP conversations hold together; near this limit, reads get smaller
+    /// Most memory that all TCP connections hold together; near this limit, reads get smaller
     ///
-    /// This is for answers that clients have not read yet, and for frames that are not complete. A
+    /// This is for replies that clients have not read yet, and for frames that are not complete. A
     /// connection that needs more when nothing is left is closed.
     #[arg(long, value_name = "SIZE", env = "EVECHO_MAX_BUFFERED", default_value = "64m", value_parser = units::size)]
     max_buffered: u64,
-    /// Most datagrams per second that are answered to one remote IPv4 address or IPv6 /64; 0 is no limit
+    /// Most UDP replies per second to one remote IPv4 address or IPv6 /64; 0 is no limit
     #[arg(long, value_name = "N", env = "EVECHO_UDP_RATE", default_value_t = 10_000)]
     udp_rate: u32,
-    /// Do not answer datagrams from these ports, nor from our own; or 'none'
+    /// Ignore datagrams from these source ports, besides our own; or 'none'
     #[arg(long, value_name = "PORTS", env = "EVECHO_GUARD_PORTS", default_value_t)]
     guard_ports: GuardPorts,
 }
@@ -150,25 +150,27 @@ struct LimitArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "A bad path on purpose (as tc-netem(8))")]
 struct ImpairmentArgs {
-    /// Lose this share of answers, like 30%; UDP only
+    /// Drop this share of replies, such as 30%; UDP only
     #[arg(long, value_name = "PERCENT", env = "EVECHO_LOSS", default_value_t)]
     loss: Probability,
-    /// Hold each answer back for this time; UDP, and TCP with the event loop
+    /// Delay each reply by this time; UDP, and TCP with the event loop
+    ///
+    /// Over TCP, the server behaves as one that takes this long for what it reads at a time.
     #[arg(long, value_name = "TIME", env = "EVECHO_DELAY", default_value = "0", value_parser = units::duration)]
     delay: Duration,
     /// Make the delay up to this much shorter or longer
     #[arg(long, value_name = "TIME", env = "EVECHO_JITTER", default_value = "0", value_parser = units::duration)]
     jitter: Duration,
-    /// Send this share of answers twice; UDP only
+    /// Send this share of replies twice; UDP only
     #[arg(long, value_name = "PERCENT", env = "EVECHO_DUPLICATE", default_value_t)]
     duplicate: Probability,
-    /// Let this share of answers not wait for the delay, so that they overtake others; UDP only
+    /// Send this share of replies without the delay, so that they overtake others; UDP only
     #[arg(long, value_name = "PERCENT", env = "EVECHO_REORDER", default_value_t)]
     reorder: Probability,
-    /// Change one bit in this share of answers; UDP only
+    /// Flip one bit in this share of replies; UDP only
     #[arg(long, value_name = "PERCENT", env = "EVECHO_CORRUPT", default_value_t)]
     corrupt: Probability,
-    /// Let the same happen to the same answers again [default: drawn, and logged]
+    /// Seed of the random generator: the same seed does the same to the same replies [default: random, and logged]
     #[arg(long, value_name = "N", env = "EVECHO_SEED")]
     seed: Option<u64>,
 }
@@ -176,10 +178,10 @@ struct ImpairmentArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "How to run")]
 struct DesignArgs {
-    /// How the server is built
+    /// Design of the server
     #[arg(long, env = "EVECHO_DESIGN", value_enum, default_value_t = DesignArg::EventLoop)]
     design: DesignArg,
-    /// Poll for up to this time before sleeping, while this finds new messages; 0 switches it off
+    /// Poll for up to this time before sleeping, as long as this finds new messages; 0 switches it off
     ///
     /// For the event loop only: the threads of the other designs always sleep at once.
     #[arg(long, value_name = "TIME", env = "EVECHO_BUSY_POLL", default_value = "50us", value_parser = units::duration)]
@@ -192,10 +194,10 @@ struct DesignArgs {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Log (on standard error; RUST_LOG overrides)")]
 struct LogArgs {
-    /// How lines of the log are written
+    /// Format of the log
     #[arg(long, value_name = "FORMAT", env = "EVECHO_LOG_FORMAT", value_enum, default_value_t = LogFormatArg::Auto)]
     log_format: LogFormatArg,
-    /// Log more: -v how each connection ended, -vv each step on the way
+    /// Log more: -v how each connection ended, -vv each step
     #[arg(short, long, env = "EVECHO_VERBOSE", action = clap::ArgAction::Count)]
     verbose: u8,
     /// Log errors only, whatever -v says
@@ -205,11 +207,11 @@ struct LogArgs {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum LogFormatArg {
-    /// For people; under journald without times, which it adds, and with levels as it reads them
+    /// As text; under journald without times, which it adds, and with levels as it reads them
     Auto,
     /// For people
     Text,
-    /// For programs: a JSON object a line
+    /// For programs: one JSON object per line
     Json,
 }
 
@@ -219,17 +221,17 @@ enum ServiceArg {
     Echo,
     /// Text in Unicode upper case; bytes that are not UTF-8 unchanged
     Upper,
-    /// Who asked, and which server answers: a line of JSON
+    /// The addresses of client and server, and the name of the server: a line of JSON
     Who,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum FramingArg {
-    /// Bytes are answered as they come
+    /// No messages: bytes as they come
     Raw,
-    /// Whole lines, up to a line feed; without one there is no answer
+    /// Lines: each ends with a line feed
     Lines,
-    /// Whole frames, behind a length in four bytes, big-endian
+    /// Frames: a length in four bytes, big-endian, then the payload
     Length,
 }
 
@@ -249,7 +251,7 @@ pub(super) enum DesignArg {
     EventLoop,
     /// A thread for each connection, and one for UDP
     Threaded,
-    /// One client at a time, the others wait until it leaves; and a thread for UDP
+    /// One client at a time while the others wait, and a thread for UDP
     Iterative,
 }
 
@@ -265,13 +267,13 @@ impl From<DesignArg> for Design {
 
 /// Runs the server until a signal ends it.
 pub(crate) fn run(args: Args, environment: &Environment) -> CommandResult {
-    // First of all: it changes the environment, which nobody else may be reading.
+    // First of all: it changes the environment, which no other thread may read meanwhile.
     let inherited = evecho::inherited_sockets();
     let format = args.log.format();
     super::log::start(args.log.level(), format);
     let result = serve(args, inherited, environment);
     if let (Err(error), Format::Json | Format::Journal) = (&result, format) {
-        // Who reads the log by line reads this too.
+        // A program that reads the log line by line reads this too.
         error!(event = "failed"; "{}", sentence(&**error));
         super::log::flush();
         return Ok(ExitCode::from(1));
@@ -294,14 +296,13 @@ fn serve(
             "the limit on open files stays as it is: {error}"
         );
     }
-    let sockets = inherited.map_err(|error| environment.name_in(&sentence(&error)))?;
+    let sockets = inherited?;
     let server = match set_up(config(args, environment), sockets, environment) {
         Ok(server) => server,
         Err(error @ Error::Config(_)) => {
-            let sentence = environment.name_in(&error.to_string());
-            super::usage(None, ErrorKind::ValueValidation, &sentence)
+            super::usage(None, ErrorKind::ValueValidation, &environment.sentence(&error))
         }
-        Err(error) => return Err(environment.name_in(&sentence(&error)).into()),
+        Err(error) => return Err(environment.sentence(&error).into()),
     };
     let ended = server.run();
     super::log::flush();
@@ -312,8 +313,8 @@ fn serve(
 /// Flags that say what to bind.
 const BINDING: [&str; 5] = ["port", "bind", "tcp-only", "udp-only", "reuse-port"];
 
-/// Binds sockets, unless there are some already. Those stay when this process ends: whoever passed
-/// them to us has them, too.
+/// Binds sockets, unless some are inherited. Those stay open when this process ends, in the process that
+/// passed them.
 fn set_up(
     mut config: Config,
     inherited: Vec<OwnedFd>,
@@ -324,7 +325,7 @@ fn set_up(
     }
     if let Some(flag) = BINDING.into_iter().find(|flag| environment.gives(flag)) {
         let sentence = format!(
-            "{} says what to bind, but the sockets are bound and inherited already (LISTEN_FDS): leave it out, and say it where they are bound, as in a socket unit",
+            "{} says what to bind, but the sockets are inherited (LISTEN_FDS) and already bound: leave it out, and set it where they are bound, such as in a socket unit",
             environment.name(flag)
         );
         super::usage(None, ErrorKind::ArgumentConflict, &sentence);
@@ -382,7 +383,7 @@ fn config(args: Args, environment: &Environment) -> Config {
     };
     config.name = conversation.name;
     config.protocol.framing = conversation.framing.into();
-    // The library says what is too long.
+    // The library refuses what is too long.
     config.protocol.max_frame = u32::try_from(conversation.max_frame).unwrap_or(u32::MAX);
     config.protocol.once = conversation.once;
     config.limits.max_connections = limits.max_connections;

@@ -44,7 +44,7 @@ use self::control::Control;
 use self::guard::Guard;
 use self::sockets::Sockets;
 use crate::config::{Config, Design, ServiceKind, Transport};
-use crate::error::{ConfigError, Error};
+use crate::error::{AdoptError, Error};
 use crate::impairments::Impairments;
 use crate::protocol::{Echo, Service, Upper, Who};
 use crate::random;
@@ -128,7 +128,7 @@ impl Server {
                 (false, false) => Transport::Both,
                 (false, true) => Transport::Tcp,
                 (true, false) => Transport::Udp,
-                (true, true) => return Err(ConfigError::new("no socket was inherited").into()),
+                (true, true) => return Err(AdoptError::no_socket().into()),
             };
             // Some of what is to be served was not known before.
             config.check()?;

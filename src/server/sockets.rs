@@ -1,4 +1,4 @@
-//! Binds the sockets of a server with their options, and hands them over.
+//! Binds the sockets of a server, or takes over bound ones, and sets their options.
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -11,20 +11,20 @@ use crate::error::{AdoptError, BindError, Purpose};
 use crate::sys::OwnedFd;
 use crate::sys::socket::{lacks_ipv6, listen, set_datagram_options, set_stream_options};
 
-/// The bound sockets of a server, blocking as yet.
+/// The bound sockets of a server, still blocking.
 #[derive(Debug)]
 pub(crate) struct Sockets {
     pub(crate) listeners: Vec<TcpListener>,
     pub(crate) datagrams: Vec<UdpSocket>,
 }
 
-/// How often a port that the system picked for TCP may turn out to be taken for UDP.
+/// The most tries to find a port that is free for TCP and for UDP.
 const PICKS: usize = 32;
-/// How many monitors may wait to be accepted.
+/// The backlog of the port for monitors.
 #[cfg(feature = "daemon")]
 const MONITOR_BACKLOG: u32 = 1024;
 
-/// Binds all that `config` names, on one port.
+/// Binds all addresses that `config` names, on one port.
 pub(crate) fn bind(config: &Config) -> Result<Sockets, BindError> {
     let ports = config.bind.iter().map(|address| address.port().unwrap_or(config.port));
     let picked = config.port == 0 || ports.into_iter().any(|port| port == 0);
@@ -43,7 +43,7 @@ fn bind_all(config: &Config) -> Result<Sockets, BindError> {
     let mut sockets = Sockets { listeners: Vec::new(), datagrams: Vec::new() };
     let everywhere = config.bind.is_empty();
     let wildcard = [BindAddress::from(Ipv6Addr::UNSPECIFIED)];
-    // Once the system has picked it, the port of all that have none of their own.
+    // The port of all addresses that have none of their own, once the system has picked it.
     let mut common_port = config.port;
     for address in if everywhere { &wildcard[..] } else { &config.bind } {
         let mut port = address.port().unwrap_or(common_port);
@@ -93,8 +93,8 @@ fn open(
     }
 }
 
-/// Binds the port for monitors. It is this process's alone, also where others share the server's port:
-/// each has metrics of its own.
+/// Binds the port for monitors. No other process shares it, even if several share the server's port: each
+/// has metrics of its own.
 #[cfg(feature = "daemon")]
 pub(crate) fn bind_monitor(address: SocketAddr) -> Result<TcpListener, BindError> {
     let bind = || {
@@ -108,8 +108,8 @@ pub(crate) fn bind_monitor(address: SocketAddr) -> Result<TcpListener, BindError
     bind().map_err(|source| BindError { purpose: Purpose::Metrics, address, source })
 }
 
-/// Takes over sockets that were bound elsewhere. Each gets every option again, but for those that had
-/// to be set before it was bound.
+/// Takes over sockets that were bound elsewhere. Sets every option again, except those that have to be set
+/// before binding.
 pub(crate) fn adopt(
     config: &Config,
     sockets: impl IntoIterator<Item = OwnedFd>,
@@ -117,11 +117,9 @@ pub(crate) fn adopt(
     let mut adopted = Sockets { listeners: Vec::new(), datagrams: Vec::new() };
     for (index, fd) in sockets.into_iter().enumerate() {
         let socket = Socket::from(fd);
-        match adopt_one(config, &socket).map_err(|(why, source)| AdoptError {
-            index,
-            why,
-            source,
-        })? {
+        let kind = adopt_one(config, &socket)
+            .map_err(|(reason, source)| AdoptError::new(index, reason, source))?;
+        match kind {
             Type::STREAM => adopted.listeners.push(socket.into()),
             _ => adopted.datagrams.push(socket.into()),
         }
@@ -129,9 +127,9 @@ pub(crate) fn adopt(
     Ok(adopted)
 }
 
-/// Checks one socket by what it is, and sets its options; which type it has.
+/// Checks what one socket is, and sets its options. Returns its type.
 fn adopt_one(config: &Config, socket: &Socket) -> Result<Type, (&'static str, Option<io::Error>)> {
-    let asked = |error| ("it cannot be asked what it is", Some(error));
+    let asked = |error| ("its type and address cannot be read", Some(error));
     let refused = |why| move |error| (why, Some(error));
     let kind = socket.r#type().map_err(asked)?;
     let address = socket.local_addr().map_err(asked)?.as_socket();

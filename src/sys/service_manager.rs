@@ -52,7 +52,7 @@ pub fn inherited_sockets() -> Result<Vec<OwnedFd>, AdoptError> {
     let announced = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse::<u64>().ok());
     if let Some(count) = announced.filter(|&count| count > limits::open_file_limit()) {
         let index = usize::try_from(count).unwrap_or(usize::MAX) - 1;
-        return Err(AdoptError::new(index, "LISTEN_FDS counts more than can be open"));
+        return Err(AdoptError::new(index, "LISTEN_FDS is more than the limit on open files", None));
     }
     let mut passed = listenfd::ListenFd::from_env();
     let mut sockets = Vec::new();
@@ -60,7 +60,7 @@ pub fn inherited_sockets() -> Result<Vec<OwnedFd>, AdoptError> {
         sockets.push(match (passed.take_tcp_listener(index), passed.take_udp_socket(index)) {
             (Ok(Some(listener)), _) => listener.into(),
             (_, Ok(Some(socket))) => socket.into(),
-            _ => return Err(AdoptError::new(index, "it is neither a TCP nor a UDP socket")),
+            _ => return Err(AdoptError::new(index, "it is neither a TCP nor a UDP socket", None)),
         });
     }
     Ok(sockets)
