@@ -7,8 +7,8 @@ use std::str::FromStr;
 use crate::error::ParseError;
 use crate::sys;
 
-/// An address to bind: an IP address, with a zone where it is a link-local one, and with a port where
-/// it has one of its own.
+/// An address to bind: an IP address, with a zone if it is link-local, and with a port if it has one of its
+/// own.
 ///
 /// ```
 /// use evecho::BindAddress;
@@ -21,18 +21,18 @@ use crate::sys;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct BindAddress {
     ip: IpAddr,
-    /// The index of an interface; 0 where none is meant.
+    /// The index of an interface; 0 if there is none.
     zone: u32,
     port: Option<u16>,
 }
 
 impl BindAddress {
-    /// The addresses that a text means: one, or all that a host name (`localhost`, `localhost:7`)
-    /// has on this machine.
+    /// Resolves a text: to the address that it is, or to all addresses that a host name (`localhost`,
+    /// `localhost:7`) has on this machine.
     ///
     /// # Errors
     ///
-    /// Where the text is neither an address nor a host name that the system resolves.
+    /// If the text is neither an address nor a host name that the system resolves.
     pub fn resolve(text: &str) -> Result<Vec<BindAddress>, ParseError> {
         let not_an_address = match text.parse() {
             Ok(address) => return Ok(vec![address]),
@@ -46,7 +46,7 @@ impl BindAddress {
             return Err(not_an_address);
         };
         let resolved = (host, 0).to_socket_addrs().map_err(|error| {
-            ParseError::new(format!("'{host}' is no address, and no host that is known: {error}"))
+            ParseError::new(format!("'{host}' is neither an address nor a known host: {error}"))
         })?;
         let mut addresses: Vec<BindAddress> = Vec::new();
         for address in resolved {
@@ -63,7 +63,7 @@ impl BindAddress {
         Ok(addresses)
     }
 
-    /// The port of its own, where it has one.
+    /// The port of its own, if it has one.
     pub(crate) fn port(&self) -> Option<u16> {
         self.port
     }
@@ -112,7 +112,7 @@ impl FromStr for BindAddress {
     fn from_str(text: &str) -> Result<Self, ParseError> {
         let bad = || {
             ParseError::new(format!(
-                "'{text}' is not an address to bind; give an IP address, with a port behind it if it has one of its own: 127.0.0.1, 127.0.0.1:7, ::1, [::1]:7, fe80::1%eth0"
+                "'{text}' is not an address to bind; give an IP address, with a port if it has one of its own: 127.0.0.1, 127.0.0.1:7, ::1, [::1]:7, fe80::1%eth0"
             ))
         };
         if let Ok(ip) = text.parse::<IpAddr>() {
@@ -146,7 +146,7 @@ fn interface(zone: &str) -> Result<u32, ParseError> {
         return Ok(index);
     }
     sys::interface_index(zone).ok_or_else(|| {
-        ParseError::new(format!("there is no interface '{zone}'; 'ip link' shows those there are"))
+        ParseError::new(format!("there is no interface '{zone}'; 'ip link' shows the interfaces"))
     })
 }
 
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_a_port_of_its_own_or_not() {
+    fn an_address_may_have_a_port_of_its_own() {
         assert_eq!(bound("127.0.0.1", 12), "127.0.0.1:12");
         assert_eq!(bound("127.0.0.1:7", 12), "127.0.0.1:7");
         for text in ["::1", "[::1]"] {
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_means_its_addresses() {
+    fn a_name_resolves_to_its_addresses() {
         let addresses = BindAddress::resolve("localhost:7").unwrap();
         let loopback = |address: &BindAddress| address.ip.is_loopback() && address.port == Some(7);
         assert!(!addresses.is_empty() && addresses.iter().all(loopback), "{addresses:?}");
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_one_sentence() {
+    fn an_invalid_address_is_one_sentence() {
         for bad in [
             "",
             ":7",

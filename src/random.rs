@@ -1,8 +1,8 @@
-//! Numbers that look like chance, and are the same for the same seed in every version; and a seed.
+//! A random generator, whose sequence for a seed is the same in every version, and random seeds.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-/// The SplitMix64 generator: see Steele, Lea and Flood, "Fast splittable pseudorandom number
+/// SplitMix64, seeded: see Steele, Lea and Flood, "Fast splittable pseudorandom number
 /// generators" (2014).
 #[derive(Debug, Clone)]
 pub(crate) struct SplitMix64 {
@@ -22,13 +22,13 @@ impl SplitMix64 {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `end`, which is not 0.
+    /// A number below `end`, which must not be 0.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }
 }
 
-/// A number that nobody knows beforehand, from the keys that the system gives to hash tables.
+/// A number that cannot be predicted, from the random keys of std's hash tables.
 pub(crate) fn draw() -> u64 {
     RandomState::new().build_hasher().finish()
 }

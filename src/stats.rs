@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crate::units;
 
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
-        /// The counters and gauges of a running server, shared with whoever watches it.
+    ($($name:ident $(($family:ident, $reason:literal))?: $help:literal,)*) => {
+        /// The counters and gauges of a running server, shared between its threads and its handles.
         #[derive(Debug)]
         pub(crate) struct Stats {
-            $($(#[doc = $doc])* pub(crate) $name: Counter,)*
+            $(#[doc = $help] pub(crate) $name: Counter,)*
             pub(crate) buffered: AtomicUsize,
             pub(crate) accept_paused: AtomicBool,
             start: Instant,
@@ -28,18 +28,19 @@ macro_rules! counters {
             }
         }
 
-        /// The counters and gauges of a server at one time. Counters only grow.
+        /// The counters and gauges of a server at one time. Counters only grow. Where the description of
+        /// one names a field, this is the setting that it is about.
         ///
         /// `{}` prints the counters that are not zero, by name; `{:#}` prints all counters and gauges,
         /// always in the same order.
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Snapshot {
-            $($(#[doc = $doc])* pub $name: u64,)*
-            /// Gauge: bytes that all conversations hold together: answers that are not read
-            /// yet, and frames that are not complete.
+            $(#[doc = $help] pub $name: u64,)*
+            /// Gauge: bytes that all connections hold together: replies that are not read yet, and
+            /// frames that are not complete.
             pub buffered: usize,
-            /// Gauge: whether new TCP clients wait because there is no room for them.
+            /// Gauge: whether new TCP clients wait in the backlog because accept has paused.
             pub accept_paused: bool,
             /// Gauge: the time since the server was bound.
             pub uptime: Duration,
@@ -58,7 +59,7 @@ macro_rules! counters {
         }
 
         impl Snapshot {
-            /// Logs it: with a message, and with all counters and gauges as fields.
+            /// Logs a message with all counters and gauges as fields.
             pub(crate) fn log(&self, target: &str, event: &str, message: fmt::Arguments<'_>) {
                 log::info!(
                     target: target,
@@ -76,7 +77,8 @@ macro_rules! counters {
             pub(crate) fn counters(&self) -> impl Iterator<Item = Counted> {
                 [$(Counted {
                     name: stringify!($name),
-                    doc: concat!($($doc),*),
+                    label: None$(.or(Some((Family::$family, $reason))))?,
+                    help: $help,
                     count: self.$name,
                 },)*]
                 .into_iter()
@@ -88,10 +90,79 @@ macro_rules! counters {
 /// A counter at one time.
 pub(crate) struct Counted {
     pub(crate) name: &'static str,
-    /// Its documentation.
-    #[cfg_attr(not(feature = "daemon"), expect(dead_code, reason = "only a monitor asks for it"))]
-    pub(crate) doc: &'static str,
+    /// The family that the counter belongs to, and its label `reason` there.
+    pub(crate) label: Option<(Family, &'static str)>,
+    #[cfg_attr(not(any(feature = "daemon", test)), expect(dead_code, reason = "for metrics"))]
+    pub(crate) help: &'static str,
     pub(crate) count: u64,
+}
+
+/// Counters that are one metric: they differ only in a label `reason`, for which the log has the same word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    ConnectionsClosed,
+    UdpNotAnswered,
+}
+
+counters! {
+    accepted: "TCP connections taken from the backlog and served.",
+    refused: "TCP connections taken from the backlog and closed at once: per_source_connections.",
+    closed_by_peer (ConnectionsClosed, "peer_fin"):
+        "Connections that the peer closed (FIN), after the reply to every byte.",
+    closed_by_reset (ConnectionsClosed, "reset"): "Connections that the peer reset (RST).",
+    closed_idle (ConnectionsClosed, "idle"):
+        "Connections that we closed because no bytes had moved for idle_timeout.",
+    closed_draining (ConnectionsClosed, "draining"):
+        "Connections that we closed because the server was draining.",
+    closed_by_frame_error (ConnectionsClosed, "frame_error"):
+        "Connections that we closed because a frame was too long or incomplete.",
+    closed_by_service (ConnectionsClosed, "service"):
+        "Connections that the service, or once, ended.",
+    closed_for_memory (ConnectionsClosed, "no_room"):
+        "Connections that we closed because no memory was left for them: max_buffered.",
+    closed_by_panic (ConnectionsClosed, "panic"):
+        "Connections that ended because the service panicked.",
+    closed_by_error (ConnectionsClosed, "error"): "Connections that ended with any other error.",
+    bytes_in: "Bytes received over TCP.",
+    bytes_out: "Bytes sent over TCP.",
+    reads: "Reads from TCP streams that returned bytes.",
+    writes: "Writes to TCP streams that took at least a byte.",
+    short_writes: "Writes of which the socket took only a part.",
+    accept_errors:
+        "Connections that had already failed when accept took them from the backlog.",
+    registration_errors:
+        "Connections that were accepted and closed at once, because epoll refused to watch them.",
+    accept_pauses:
+        "Times that accept paused: the limit on connections was reached, or descriptors or memory ran out.",
+    stale_events: "Events for connections that had already ended.",
+    udp_received: "Datagrams received.",
+    udp_answered: "Datagrams answered.",
+    udp_bytes_in: "Bytes in the datagrams received.",
+    udp_bytes_out: "Bytes in the replies to datagrams.",
+    udp_guarded (UdpNotAnswered, "guarded"):
+        "Datagrams not answered because the reply could start a loop: a guarded source port, a multicast or broadcast address on either side, or the reply of another echo server.",
+    udp_rate_limited (UdpNotAnswered, "rate"):
+        "Datagrams not answered because their source had reached its limit: udp_rate.",
+    udp_truncated (UdpNotAnswered, "truncated"):
+        "Datagrams that were cut when they were received, and not answered.",
+    udp_too_short (UdpNotAnswered, "too_short"):
+        "Datagrams not answered because the reply would be longer than they are: service who.",
+    udp_too_long (UdpNotAnswered, "too_long"):
+        "Datagrams not answered because the reply would be longer than a datagram can be.",
+    udp_dropped (UdpNotAnswered, "dropped"):
+        "Replies dropped because the network did not take them in time, or their neighbour does not exist.",
+    udp_panics (UdpNotAnswered, "panic"):
+        "Datagrams not answered because the service panicked.",
+    udp_errors: "Errors in receiving or sending a datagram.",
+    udp_paused: "Times that replies had to wait because the send buffer of a UDP socket was full.",
+    udp_lost: "Replies that were not sent on purpose: loss.",
+    udp_duplicated: "Replies that were sent twice on purpose: duplicate.",
+    udp_reordered: "Replies that did not wait for the delay, on purpose: reorder.",
+    udp_corrupted: "Replies of which a bit was changed on purpose: corrupt.",
+    udp_overflowed: "Replies dropped because too many others were waiting already: delay.",
+    busy_poll_wins:
+        "Waits in which polling found events before the loop had to sleep: busy_poll.",
+    busy_poll_losses: "Waits in which polling found nothing, so that the loop slept after all.",
 }
 
 impl fmt::Display for Snapshot {
@@ -113,98 +184,19 @@ impl fmt::Display for Snapshot {
     }
 }
 
-counters! {
-    /// TCP connections taken from the backlog and served.
-    accepted,
-    /// TCP connections taken from the backlog and closed at once:
-    /// [`Limits::per_source_connections`](crate::Limits::per_source_connections).
-    refused,
-    /// Connections that the peer closed (FIN), after every byte was answered.
-    closed_by_peer,
-    /// Connections that the peer reset (RST).
-    closed_by_reset,
-    /// Connections that we closed because no bytes had moved for
-    /// [`Limits::idle_timeout`](crate::Limits::idle_timeout).
-    closed_idle,
-    /// Connections that we closed because the server was draining.
-    closed_draining,
-    /// Connections that we closed because a frame was too long or incomplete.
-    closed_by_frame_error,
-    /// Connections that the service, or [`Protocol::once`](crate::Protocol::once), ended.
-    closed_by_service,
-    /// Connections that we closed because no memory was left for them:
-    /// [`Limits::max_buffered`](crate::Limits::max_buffered).
-    closed_for_memory,
-    /// Connections that ended because the service panicked.
-    closed_by_panic,
-    /// Connections that ended with any other error.
-    closed_by_error,
-    /// Bytes received over TCP.
-    bytes_in,
-    /// Bytes sent over TCP.
-    bytes_out,
-    /// Reads from TCP streams that returned bytes.
-    reads,
-    /// Writes to TCP streams that took at least a byte.
-    writes,
-    /// Writes of which the socket took only a part.
-    short_writes,
-    /// Connections that had already failed when accept took them from the backlog.
-    accept_errors,
-    /// Connections that were accepted and closed at once, because epoll refused to watch them.
-    registration_errors,
-    /// Times that accept paused: the limit on connections was reached, or descriptors or memory ran
-    /// out.
-    accept_pauses,
-    /// Events for connections that had already ended.
-    stale_events,
-    /// Datagrams received.
-    udp_received,
-    /// Datagrams answered.
-    udp_answered,
-    /// Bytes in the datagrams received.
-    udp_bytes_in,
-    /// Bytes in the datagrams answered.
-    udp_bytes_out,
-    /// Datagrams not answered because the answer could start a loop: a guarded source port, a multicast
-    /// or broadcast address on either side, or the answer of another echo server.
-    udp_guarded,
-    /// Datagrams not answered because their source had reached its limit:
-    /// [`Limits::udp_rate`](crate::Limits::udp_rate).
-    udp_rate_limited,
-    /// Datagrams that were cut when they were received, and not answered.
-    udp_truncated,
-    /// Datagrams not answered because the answer would be longer than they are:
-    /// [`Who`](crate::protocol::Who).
-    udp_too_short,
-    /// Datagrams not answered because the answer would be longer than a datagram can be.
-    udp_too_long,
-    /// Answers dropped because the network did not take them in time, or their neighbour does not exist.
-    udp_dropped,
-    /// Datagrams not answered because the service panicked.
-    udp_panics,
-    /// Errors in receiving or sending a datagram.
-    udp_errors,
-    /// Times that answers had to wait for room in the send buffer of a UDP socket.
-    udp_paused,
-    /// Answers that were not sent on purpose: [`Impairments::loss`](crate::Impairments::loss).
-    udp_lost,
-    /// Answers that were sent twice on purpose: [`Impairments::duplicate`](crate::Impairments::duplicate).
-    udp_duplicated,
-    /// Answers that did not wait for the delay, on purpose:
-    /// [`Impairments::reorder`](crate::Impairments::reorder).
-    udp_reordered,
-    /// Answers of which a bit was changed on purpose:
-    /// [`Impairments::corrupt`](crate::Impairments::corrupt).
-    udp_corrupted,
-    /// Answers dropped because as many as can be were held back already:
-    /// [`Impairments::delay`](crate::Impairments::delay).
-    udp_overflowed,
-    /// Waits in which polling found events before the loop had to sleep:
-    /// [`Config::busy_poll`](crate::Config::busy_poll).
-    busy_poll_wins,
-    /// Waits in which polling found nothing, so that the loop slept after all.
-    busy_poll_losses,
+impl Snapshot {
+    /// TCP connections that are open.
+    pub fn open(&self) -> u64 {
+        self.accepted.saturating_sub(self.closed())
+    }
+
+    /// TCP connections that ended, for any reason.
+    pub fn closed(&self) -> u64 {
+        let closed = |counted: &Counted| {
+            counted.label.is_some_and(|(family, _)| family == Family::ConnectionsClosed)
+        };
+        self.counters().filter(closed).map(|counted| counted.count).sum()
+    }
 }
 
 /// A number that only grows.
@@ -213,7 +205,7 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add(&self, more: u64) {
-        // Independent of all else: no order is promised between two counters.
+        // Two counters are independent: nothing relies on the order of their updates.
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
@@ -226,32 +218,12 @@ impl Counter {
     }
 }
 
-impl Snapshot {
-    /// TCP connections that are open.
-    pub fn open(&self) -> u64 {
-        self.accepted.saturating_sub(self.closed())
-    }
-
-    /// TCP connections that ended, for whatever reason.
-    pub fn closed(&self) -> u64 {
-        self.closed_by_peer
-            + self.closed_by_reset
-            + self.closed_idle
-            + self.closed_draining
-            + self.closed_by_frame_error
-            + self.closed_by_service
-            + self.closed_by_panic
-            + self.closed_for_memory
-            + self.closed_by_error
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_names_what_happened() {
+    fn a_snapshot_prints_what_is_not_zero() {
         let stats = Stats::default();
         assert_eq!(stats.snapshot().to_string(), "nothing happened yet");
         stats.accepted.add(3);
@@ -262,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_named_where_it_is_asked_for() {
+    fn the_alternate_form_prints_everything() {
         let stats = Stats::default();
         stats.accepted.add(3);
         stats.buffered.store(70, Ordering::Relaxed);
@@ -270,5 +242,39 @@ mod tests {
         assert!(text.starts_with("accepted 3, refused 0, closed_by_peer 0, "), "{text}");
         assert!(text.ends_with(", open 3, buffered 70, accept_paused false, uptime 0s"), "{text}");
         assert_eq!(text.lines().count(), 1);
+    }
+
+    /// A row of a table in docs/operate.md: the name, and the text as a sentence that names fields.
+    fn documented(row: &str) -> Option<(String, String)> {
+        let (name, text) = row.strip_prefix("| `")?.strip_suffix(" |")?.split_once("` | ")?;
+        let mut text: String = text
+            .split('`')
+            .map(|part| part.strip_prefix("--").map_or(part.into(), field))
+            .collect();
+        text[..1].make_ascii_uppercase();
+        Some((name.to_owned(), text + "."))
+    }
+
+    fn field(flag: &str) -> String {
+        flag.replace('-', "_")
+    }
+
+    #[test]
+    fn the_documents_have_the_same_table_of_counters() {
+        let (_, section) =
+            include_str!("../docs/operate.md").split_once("| counter |").expect("the table");
+        let (section, _) = section.split_once("\n\n").expect("its end");
+        let documented: Vec<_> = section.lines().filter_map(documented).collect();
+        let counters = Snapshot::default().counters();
+        let expected: Vec<_> =
+            counters.map(|counted| (counted.name.to_owned(), counted.help.to_owned())).collect();
+        assert_eq!(documented, expected);
+    }
+
+    #[test]
+    fn help_needs_no_escapes_in_a_metric() {
+        for Counted { name, help, .. } in Snapshot::default().counters() {
+            assert!(!help.contains(['"', '\\', '\n']) && help.ends_with('.'), "{name}: {help}");
+        }
     }
 }

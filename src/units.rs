@@ -1,4 +1,4 @@
-//! Numbers, times, sizes and rates as all tools print them: `1,234`, `98.7 µs`, `64 KiB`, `1.5 GiB/s`.
+//! How all tools print numbers, times, sizes and rates: `1,234`, `98.7 µs`, `64 KiB`, `1.5 GiB/s`.
 
 use std::fmt;
 use std::time::Duration;
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_have_three_digits_and_no_idle_zeros() {
+    fn times_have_three_digits_and_no_trailing_zeros() {
         for (nanoseconds, expected) in [
             (0, "0 ns"),
             (999, "999 ns"),

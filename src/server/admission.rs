@@ -1,4 +1,4 @@
-//! Who may come in over TCP: the same for all designs.
+//! Admission of TCP connections, the same for all designs: limits, and errors of accept.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -14,11 +14,12 @@ use super::incidents::Incidents;
 use super::memory;
 use super::peer::{Peer, Source};
 use crate::config::Config;
+use crate::error::Setting;
 use crate::protocol::Protocol;
 use crate::stats::Stats;
 use crate::sys::{limits, socket};
 
-/// What connections are allowed.
+/// What connections may do.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
     pub(crate) protocol: Protocol,
@@ -27,31 +28,31 @@ pub(crate) struct Rules {
     pub(crate) per_source_connections: Option<NonZeroUsize>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) max_buffered: usize,
-    /// Where all places are taken, somebody new gets the place of the one on which nothing has moved
-    /// for longest. Otherwise it waits in the backlog.
+    /// When full, the connection that has been idle longest is closed for a new one. Otherwise the new
+    /// one waits in the backlog.
     pub(crate) newcomers_first: bool,
 }
 
-/// What keeps [`Rules::max_connections`] from being more.
+/// What sets [`Rules::max_connections`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MaxSetBy {
     /// [`Limits::max_connections`](crate::Limits::max_connections).
     Config,
     /// The limit on open files.
     OpenFiles,
-    /// As many threads as the system lets us have.
+    /// The limit on threads.
     Threads,
-    /// The design: one at a time.
+    /// The design, which serves one at a time.
     Design,
 }
 
 impl Rules {
-    /// The rules of a config, with as many connections as the limit on open files allows now.
+    /// The rules of a config, with no more connections than the limit on open files allows now.
     pub(super) fn of(config: &Config) -> Self {
         let limits = &config.limits;
         let wanted = limits.max_connections.map_or(usize::MAX, NonZeroUsize::get);
         let possible = limits::files_left().saturating_sub(config.spare_files()).max(1);
-        // A slot is named in 31 bits.
+        // An id has 31 bits for the slot.
         let max_connections = wanted.min(possible).min(i32::MAX as usize);
         let from_config = wanted == max_connections;
         Rules {
@@ -74,24 +75,23 @@ impl Rules {
     }
 }
 
-/// How long accept waits for descriptors or memory when no connection leaves before.
+/// How long accept pauses for lack of descriptors or memory, unless a connection closes before.
 pub(crate) const ACCEPT_RETRY: Duration = Duration::from_secs(1);
-/// After this many errors in a row that seem to be about one connection each, accept pauses all the
-/// same.
+/// After this many errors in a row that seem to be about one connection each, accept pauses too.
 const ERRORS_IN_A_ROW: u32 = 64;
 
-/// What to do after accept(2) has failed.
+/// What to do after an error of accept(2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AcceptError {
-    /// Wait for the next client: the backlog is empty.
+    /// Wait for an event: the backlog is empty.
     Empty,
-    /// Go on: the error was about the connection that would have been returned.
+    /// Accept the next connection: the error was about one that has failed.
     Connection,
-    /// Accept nobody until a connection has left or [`ACCEPT_RETRY`] is over.
+    /// Pause until a connection closes or [`ACCEPT_RETRY`] is over.
     Starved,
 }
 
-/// Decides who comes in, and tells of those who do not.
+/// Decides which connections are served, and logs and counts the others.
 #[derive(Debug)]
 pub(super) struct Admission {
     set_by: MaxSetBy,
@@ -112,7 +112,7 @@ impl Admission {
         }
     }
 
-    /// Whether a connection that was accepted may stay: its source has not as many as it may have.
+    /// Whether an accepted connection is served: its source has fewer than allowed.
     pub(super) fn admit(&mut self, peer: Peer, now: Moment) -> bool {
         self.errors_in_a_row = 0;
         let admitted = self.sources.count_in(peer);
@@ -123,22 +123,22 @@ impl Admission {
         admitted
     }
 
-    /// A connection that was admitted has left.
+    /// Counts an admitted connection that has closed.
     pub(super) fn leave(&mut self, peer: Peer) {
         self.sources.count_out(peer);
     }
 
-    /// What there is to tell of connections that were closed or not let in.
+    /// The rate-limited log of closed and refused connections.
     pub(super) fn incidents(&mut self) -> &mut Incidents {
         &mut self.incidents
     }
 
-    /// When there is something to tell, if nothing more happens.
+    /// When a line of the rate-limited log is due.
     pub(super) fn next_report(&self) -> Option<Moment> {
         self.incidents.deadline()
     }
 
-    /// Decides what an error of accept(2) means, with this many connections open.
+    /// Decides what to do after an error of accept(2), with this many connections open.
     pub(super) fn judge(&mut self, error: &io::Error, open: usize, now: Moment) -> AcceptError {
         if error.kind() == ErrorKind::WouldBlock {
             self.errors_in_a_row = 0;
@@ -150,7 +150,7 @@ impl Admission {
             debug!(
                 event = "accept_error",
                 errno = error.raw_os_error();
-                "a connection was gone before it was accepted: {error}"
+                "a connection failed before it was accepted: {error}"
             );
             return AcceptError::Connection;
         }
@@ -158,42 +158,44 @@ impl Admission {
         AcceptError::Starved
     }
 
-    /// Accept pauses with this many connections open: the limit is reached.
+    /// Pauses accept at the limit, with this many connections open.
     pub(super) fn pause_full(&mut self, open: usize, now: Moment) {
         if self.pause(now) {
-            let (name, limit, advice) = match self.set_by {
-                MaxSetBy::Config => ("max_connections", "`max_connections`", ""),
+            let (limit, allowed) = match self.set_by {
+                MaxSetBy::Config => ("max_connections", "allowed"),
                 MaxSetBy::OpenFiles => {
-                    ("open_files", "the limit on open files", "; raise it, as with ulimit -n")
+                    ("open_files", "the limit on open files allows; raise it, as with ulimit -n")
                 }
                 MaxSetBy::Threads => {
-                    ("mappings", "the limit on mappings", "; raise vm.max_map_count")
+                    ("mappings", "the limit on mappings allows; raise vm.max_map_count")
                 }
                 MaxSetBy::Design => return,
             };
+            let from_config = self.set_by == MaxSetBy::Config;
             warn!(
                 event = "accept_paused",
                 open = open,
-                limit = name;
-                "connections open: {open}, as many as {limit} allows{advice}; new clients wait in the backlog until one leaves"
+                limit = limit,
+                setting = from_config.then_some(Setting::MaxConnections.field());
+                "connections open: {open}, as many as {allowed}; new clients wait in the backlog until one closes"
             );
         }
     }
 
-    /// Accept pauses with this many connections open, because of this error: no descriptors, no memory.
+    /// Pauses accept for lack of descriptors or memory, with this many connections open.
     pub(super) fn pause_starved(&mut self, error: &io::Error, open: usize, now: Moment) {
         if self.pause(now) {
             warn!(
                 event = "accept_paused",
                 open = open,
                 errno = error.raw_os_error();
-                "cannot accept with {open} connections open: {error}; new clients wait in the backlog, and we try again"
+                "cannot accept with {open} connections open: {error}; new clients wait in the backlog until the next try"
             );
         }
     }
 
-    /// A connection that was admitted had to be closed at once: the poll would not watch it
-    /// (epoll_ctl(2): no memory, or the user's limit on watches is reached). Accept stops.
+    /// Pauses accept after an admitted connection had to be closed at once: epoll refused to watch it
+    /// (epoll_ctl(2): no memory, or the user's limit on watches is reached).
     pub(super) fn not_registered(
         &mut self,
         peer: Peer,
@@ -209,12 +211,12 @@ impl Admission {
                 open = open,
                 peer:%,
                 errno = error.raw_os_error();
-                "{peer} was closed at once, since epoll cannot watch it with {open} connections open: {error}; new clients wait in the backlog, and we try again"
+                "{peer} was closed at once, since epoll cannot watch it with {open} connections open: {error}; new clients wait in the backlog until the next try"
             );
         }
     }
 
-    /// Counts a pause; true for the first one of an episode.
+    /// Counts a pause. Returns whether to log it.
     fn pause(&mut self, now: Moment) -> bool {
         self.stats.accept_pauses.increment();
         self.errors_in_a_row = 0;
@@ -222,7 +224,7 @@ impl Admission {
     }
 }
 
-/// Open connections by source, where that is limited.
+/// Open connections by source, if there is a limit.
 #[derive(Debug)]
 struct Sources {
     limit: Option<NonZeroUsize>,
@@ -234,7 +236,7 @@ impl Sources {
         Sources { limit, counts: HashMap::new() }
     }
 
-    /// Counts a new connection of its source, unless that has as many as it may have.
+    /// Counts a new connection. Returns whether its source may have it.
     fn count_in(&mut self, peer: Peer) -> bool {
         let Some(limit) = self.limit else { return true };
         let count = self.counts.entry(peer.source()).or_default();
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_config_allows_so_many_or_the_open_files_do() {
+    fn the_config_or_the_open_files_set_the_limit() {
         let mut config = Config::default();
         assert_eq!(Rules::of(&config).max_set_by, MaxSetBy::OpenFiles);
         config.limits.max_connections = NonZeroUsize::new(1);
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_has_no_more_connections_than_it_may() {
+    fn a_source_has_no_more_connections_than_allowed() {
         let (mut admission, stats) = admission(2);
         let mut admit = |address| admission.admit(peer(address), Moment::default());
         assert!(admit("192.0.2.1:1") && admit("192.0.2.1:2"));
@@ -316,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_refused_is_told_of_when_it_is_over() {
+    fn refused_connections_are_reported_when_it_is_over() {
         let (mut admission, _) = admission(1);
         assert!(admission.admit(peer("192.0.2.1:1"), Moment::default()));
         assert_eq!(admission.next_report(), None);
@@ -328,13 +330,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_one_connection_pauses_nobody_unless_it_does_not_end() {
+    fn an_error_about_one_connection_pauses_accept_only_if_it_lasts() {
         let (mut admission, stats) = admission(0);
         let now = Moment::default();
         let mut judge = |errno: Errno| admission.judge(&errno.into(), 0, now);
         assert_eq!(judge(Errno::EAGAIN), AcceptError::Empty);
         assert_eq!(judge(Errno::ECONNABORTED), AcceptError::Connection);
-        // What a filter forbids (seccomp(2), an LSM), it forbids every time.
+        // A filter (seccomp(2), an LSM) that forbids accept forbids it every time.
         for lasting in [Errno::EMFILE, Errno::ENFILE, Errno::ENOBUFS, Errno::ENOMEM, Errno::EPERM] {
             assert_eq!(judge(lasting), AcceptError::Starved, "{lasting}");
         }
@@ -347,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn pauses_are_counted_and_who_was_not_registered_has_left() {
+    fn pauses_are_counted_and_an_unregistered_connection_has_left() {
         let (mut admission, stats) = admission(1);
         let (now, error) = (Moment::default(), io::Error::from(Errno::ENOSPC));
         assert!(admission.admit(peer("192.0.2.1:1"), now));

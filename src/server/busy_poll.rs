@@ -1,7 +1,7 @@
-//! Busy polling: whether to ask for events again before sleeping. Pure: it is told what happened.
+//! Busy polling: whether to poll again before sleeping. Pure: the caller says what happened.
 //!
 //! To sleep and be woken costs several times what an echo costs. When the next event is microseconds
-//! away, asking again is cheaper for both sides; when it is not, asking wastes CPU. So the loop polls
+//! away, polling again is cheaper for both sides; when it is not, polling wastes CPU. So the loop polls
 //! only while polling has found events lately, as a hypervisor does before it halts a virtual CPU.
 
 use std::time::Duration;
@@ -9,10 +9,10 @@ use std::time::Duration;
 /// The policy: how long to poll before the next sleep.
 #[derive(Debug, Clone)]
 pub(crate) struct BusyPoll {
-    /// How long to poll at most; zero switches polling off.
+    /// The longest time to poll; zero switches polling off.
     cap: Duration,
     state: State,
-    /// How many promising waits a try costs, after the last tries failed.
+    /// The number of promising waits before the next try, after the last tries failed.
     patience: u32,
 }
 
@@ -20,11 +20,11 @@ pub(crate) struct BusyPoll {
 enum State {
     /// Polls before each sleep; `misses` of the last polls in a row found nothing.
     Polling { misses: u32 },
-    /// Sleeps at once, until this many more waits have been short enough to try polling again.
+    /// Sleeps at once, until `wanted` more waits have been short enough to try polling again.
     Sleeping { wanted: u32 },
 }
 
-/// How a wait went.
+/// The outcome of a wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
     /// Events were there already, without any polling: a sleep would have returned at once. When
@@ -43,7 +43,7 @@ impl BusyPoll {
     const MISSES: u32 = 2;
     /// A sleep this many caps long would have been no longer than the cap without its own cost.
     const PROMISING: u32 = 4;
-    /// The most promising waits that a further try costs.
+    /// The largest [`patience`](BusyPoll::patience).
     const MAX_PATIENCE: u32 = 1 << 12;
 
     /// A policy that polls for at most `cap` before it sleeps.
@@ -59,7 +59,7 @@ impl BusyPoll {
         }
     }
 
-    /// Learns from a wait: how it went, and how long it was in all.
+    /// Learns from a wait: its outcome, and its time in all.
     pub(crate) fn learn(&mut self, wait: Wait, waited: Duration) {
         match (self.state, wait) {
             (_, Wait::AtOnce) => {}
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_at_once_does_not_keep_it_polling() {
+    fn events_that_are_there_at_once_do_not_keep_it_polling() {
         // A client on the same CPU runs, and sends, only while the server sleeps.
         let gaps = 100_000;
         let shared = (0..gaps).map(|n| Duration::from_micros(if n % 8 == 0 { 100 } else { 0 }));

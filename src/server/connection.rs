@@ -70,7 +70,7 @@ impl fmt::Display for CloseReason {
             CloseReason::Reset => f.write_str("by the peer's RST"),
             CloseReason::Idle => f.write_str("by us: idle"),
             CloseReason::Drain => f.write_str("by us: draining"),
-            CloseReason::FrameTooLong => f.write_str("by us: a frame longer than `max_frame`"),
+            CloseReason::FrameTooLong => f.write_str("by us: a frame longer than allowed"),
             CloseReason::FrameTruncated => f.write_str("by us: the stream ended inside a frame"),
             CloseReason::Service => f.write_str("by us: the service was done"),
             CloseReason::Panicked => f.write_str("by us: the service panicked"),

@@ -23,8 +23,8 @@ use super::control::{self, Control, Drain, Step, poll};
 use super::delayed::{DelayedListener, Delays};
 use super::fate::Fates;
 use super::guard::Guard;
+use super::monitor::Passes;
 use super::story::{self, WokenBy};
-use super::turns::Turns;
 use super::udp::Endpoint;
 use crate::config::Config;
 use crate::protocol::Service;
@@ -151,10 +151,10 @@ impl connection::Stream for TcpStream {
     }
 }
 
-/// Those who look at the server from outside. They have limits and counters of their own.
-pub(super) struct Monitors {
-    pub(super) connections: Connections<Listener, Box<dyn Service>>,
-    pub(super) turns: Rc<Turns>,
+/// Connections of monitors, which have limits and counters of their own.
+struct Monitors {
+    connections: Connections<Listener, Box<dyn Service>>,
+    passes: Rc<Passes>,
 }
 
 /// Everything that the one thread owns.
@@ -230,7 +230,13 @@ impl<L: connections::Listener, V: Service> EventLoop<L, V> {
             Some(listener) => {
                 let own = Token::MonitorListener;
                 let listener = Listener::new(listener, &poll, own, Token::Monitor)?;
-                Some(super::monitor::answer(listener, control.handle()))
+                let passes = Rc::<Passes>::default();
+                let service = super::monitor::service(control.handle(), Rc::clone(&passes));
+                let (rules, stats) = (super::monitor::rules(), Arc::default());
+                Some(Monitors {
+                    connections: Connections::new(vec![listener], rules, service, stats),
+                    passes,
+                })
             }
         };
         #[cfg(not(feature = "daemon"))]
@@ -380,7 +386,7 @@ impl<L: connections::Listener, V: Service> EventLoop<L, V> {
     /// The turn that is counted ends here.
     fn end_turn(&mut self, now: Moment) {
         if let (Some((start, events)), Some(monitors)) = (self.turn.take(), &self.monitors) {
-            monitors.turns.count(now - start, events);
+            monitors.passes.record(now - start, events);
         }
     }
 

@@ -1,6 +1,7 @@
-//! The server: bind, ask where it listens, take a handle, run.
+//! The server: bind or adopt sockets, take a handle, run.
 
 mod admission;
+mod announce;
 mod blocking;
 mod busy_poll;
 mod clock;
@@ -14,19 +15,16 @@ mod guard;
 mod incidents;
 mod iterative;
 mod memory;
-#[cfg(feature = "daemon")]
-mod metrics;
-#[cfg(feature = "daemon")]
 mod monitor;
 mod notify;
 mod peer;
+mod rate_limited;
 mod ready;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod simulation;
 pub(crate) mod sockets;
 mod story;
 mod threaded;
-mod turns;
 mod udp;
 
 pub use control::Handle;
@@ -36,23 +34,19 @@ use std::net::SocketAddr;
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use log::{info, warn};
 use mio::Poll;
 
-use self::admission::Rules;
 use self::control::Control;
 use self::guard::Guard;
 use self::sockets::Sockets;
 use crate::config::{Config, Design, ServiceKind, Transport};
 use crate::error::{AdoptError, Error};
-use crate::impairments::Impairments;
 use crate::protocol::{Echo, Service, Upper, Who};
 use crate::random;
 use crate::stats::Stats;
 use crate::sys::{self, OwnedFd};
-use crate::units;
 
-/// A server whose sockets are bound: clients that connect wait in the backlog until it runs.
+/// A server with bound sockets. Clients that connect wait in the backlog until it runs.
 ///
 /// ```
 /// use std::io::{Read, Write};
@@ -92,16 +86,15 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// A sentence that says what is wrong with the config, or which address cannot be bound and what
-    /// to do about it.
+    /// If the config is invalid, or an address cannot be bound. The error says what to do.
     pub fn bind(config: Config) -> Result<Server, Error> {
-        // The sockets last, since who can connect can also send a signal.
+        // The sockets come last: once clients can connect, signals are handled.
         Server::set_up(config, |config| Ok(sockets::bind(config)?))
     }
 
-    /// Takes over sockets that were bound elsewhere, as by a service manager: TCP listeners and UDP
+    /// Takes over sockets that were bound elsewhere, such as by a service manager: TCP listeners and UDP
     /// sockets, over IPv4 or IPv6, in any order and number. `port`, `bind`, `transport` and
-    /// `reuse_port` of the config do not matter. Where others keep them open, see
+    /// `reuse_port` of the config do not matter. If another process keeps them open, see
     /// [`Config::hand_over`].
     ///
     /// ```
@@ -117,7 +110,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// As [`bind`](Server::bind); and where one is no such socket, is not bound or is connected.
+    /// As [`bind`](Server::bind); and if one is no such socket, is not bound or is connected.
     pub fn adopt(
         config: Config,
         sockets: impl IntoIterator<Item = OwnedFd>,
@@ -130,7 +123,7 @@ impl Server {
                 (true, false) => Transport::Udp,
                 (true, true) => return Err(AdoptError::no_socket().into()),
             };
-            // Some of what is to be served was not known before.
+            // The transports were not known before.
             config.check()?;
             Ok(sockets)
         })
@@ -141,8 +134,7 @@ impl Server {
         sockets: impl FnOnce(&mut Config) -> Result<Sockets, Error>,
     ) -> Result<Server, Error> {
         config.check()?;
-        let Impairments { seed, .. } = &mut config.impairments;
-        seed.get_or_insert_with(random::draw);
+        config.impairments.seed.get_or_insert_with(random::draw);
         let stats = Arc::new(Stats::default());
         let poll = Poll::new().map_err(Error::Poll)?;
         let control = Control::new(&poll, &config, Arc::clone(&stats)).map_err(Error::Poll)?;
@@ -160,7 +152,7 @@ impl Server {
         })
     }
 
-    /// The addresses that are bound, TCP before UDP; each once, though both may have it.
+    /// The addresses that are bound, TCP before UDP. One that both have is listed once.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         let tcp = self.sockets.listeners.iter().filter_map(|socket| socket.local_addr().ok());
         let udp = self.sockets.datagrams.iter().filter_map(|socket| socket.local_addr().ok());
@@ -173,7 +165,7 @@ impl Server {
         addresses
     }
 
-    /// Where monitors are answered: [`Config::metrics`], with the port that was picked.
+    /// The address of the port for monitors: [`Config::metrics`], with the port that was picked.
     #[cfg(feature = "daemon")]
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
         self.monitor.as_ref().and_then(|listener| listener.local_addr().ok())
@@ -184,13 +176,13 @@ impl Server {
         self.control.handle()
     }
 
-    /// Serves with the service that the config names, on this thread, until a [`Handle`] stops it, or
-    /// a signal where [`Config::signals`] says so. When it returns the sockets are closed, its threads
-    /// have ended, and the signals are the process's again.
+    /// Serves with the service that the config names, on this thread, until a [`Handle`] stops it, or a
+    /// signal with [`Config::signals`]. When it returns, the sockets are closed, its threads have ended,
+    /// and the process has its signals back.
     ///
     /// # Errors
     ///
-    /// Only what ends the server itself, as when the system refuses to poll: nothing that a peer
+    /// If the server itself cannot go on, such as when the system refuses to poll. Nothing that a peer
     /// does is an error of the server.
     pub fn run(self) -> Result<(), Error> {
         match self.config.service {
@@ -204,7 +196,7 @@ impl Server {
         }
     }
 
-    /// Serves with a service of yours: a clone of it for each TCP connection, and for each datagram.
+    /// Serves with a service of yours: one clone for each TCP connection, and for each datagram.
     ///
     /// # Errors
     ///
@@ -212,14 +204,14 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// Where `clone` panics. A panic of a service is none of the server's: it ends that conversation,
-    /// and is logged and counted.
+    /// If `clone` panics. A panic of a service does not end the server: it ends that connection, and is
+    /// logged and counted.
     pub fn run_with<V: Service + Clone + Send + 'static>(self, service: V) -> Result<(), Error> {
         self.run_each(move || service.clone())
     }
 
-    /// Serves with services of yours: what `make` returns, anew for each TCP connection and for each
-    /// datagram. A service need be neither `Clone` nor `Send`, and can be a `Box<dyn Service>`.
+    /// Serves with services of yours: `make` is called for each TCP connection and for each datagram. A
+    /// service need be neither `Clone` nor `Send`, and can be a `Box<dyn Service>`.
     ///
     /// # Errors
     ///
@@ -227,8 +219,8 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// Where `make` panics. A panic of a service is none of the server's: it ends that conversation,
-    /// and is logged and counted.
+    /// If `make` panics. A panic of a service does not end the server: it ends that connection, and is
+    /// logged and counted.
     pub fn run_each<V, F>(mut self, make: F) -> Result<(), Error>
     where
         V: Service + 'static,
@@ -247,100 +239,19 @@ impl Server {
         Ok(())
     }
 
-    /// The first line of the log, and the status: what is bound, and who can reach it.
+    /// Logs the first lines, and keeps the status for the service manager.
     fn announce(&mut self) {
-        self.announce_impairments();
-        let transports = match self.config.transport {
-            Transport::Both => "TCP and UDP",
-            Transport::Tcp => "TCP",
-            Transport::Udp => "UDP",
-        };
-        let addresses = self.local_addrs();
-        let listed: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-        let reach = reach(&addresses);
-        let status = format!(
-            "listening on {} ({transports}, {}), for {reach}",
-            listed.join(", "),
-            self.config.design
-        );
-        let separated = listed.join(",");
-        info!(
-            event = "listening",
-            addresses = separated.as_str(),
-            transport = transports,
-            design:% = self.config.design,
-            reach = reach;
-            "{status}"
-        );
-        self.control.set_status(status);
+        announce::impairments(&self.config);
+        self.control.set_status(announce::listening(&self.config, &self.local_addrs()));
         #[cfg(feature = "daemon")]
         if let Some(address) = self.metrics_addr() {
-            let reach = self::reach(&[address]);
-            info!(
-                event = "monitoring",
-                address:%,
-                reach = reach;
-                "metrics on http://{address}/metrics, health on /livez and /readyz, for {reach}"
-            );
+            announce::monitoring(address);
         }
-        let wanted = self.config.limits.max_buffered;
-        let possible = memory::possible(wanted);
-        if possible < wanted {
-            warn!(
-                event = "limit_reduced",
-                limit = "max_buffered",
-                wanted = wanted,
-                possible = possible;
-                "the limit on address space lets conversations hold {}, not {} (max_buffered): raise it with ulimit -v",
-                units::size(possible as u64),
-                units::size(wanted as u64)
-            );
-        }
-        if let Some(wanted) = self.config.limits.max_connections {
-            let possible = Rules::of(&self.config).max_connections;
-            if possible < wanted.get() {
-                warn!(
-                    event = "limit_reduced",
-                    limit = "max_connections",
-                    wanted = wanted,
-                    possible = possible;
-                    "the limit on open files allows {possible} connections, not {wanted} (`max_connections`): raise it, as with ulimit -n"
-                );
-            }
-        }
-    }
-
-    /// Before all else: nobody is to take this server for a good one.
-    fn announce_impairments(&self) {
-        let impairments = &self.config.impairments;
-        let (false, Some(seed)) = (impairments.is_none(), impairments.seed) else { return };
-        let hidden = self.config.transport.tcp() && impairments.hidden_by_tcp().next().is_some();
-        let tcp = match (hidden, impairments.delay.is_zero()) {
-            (false, _) => "",
-            (true, true) => "; TCP is served as usual, since it would hide this",
-            (true, false) => "; over TCP only the delay, since TCP would hide the rest",
-        };
-        warn!(
-            event = "impaired",
-            impairments:% = impairments,
-            seed = seed;
-            "this server impairs its answers on purpose: {impairments} (seed {seed}){tcp}"
-        );
+        announce::reduced_limits(&self.config);
     }
 }
 
-/// Who can reach a server on these addresses.
-fn reach(addresses: &[SocketAddr]) -> &'static str {
-    if addresses.iter().all(|address| address.ip().is_loopback()) {
-        "this machine only"
-    } else if addresses.iter().any(|address| address.ip().is_unspecified()) {
-        "anyone who reaches any address of this machine"
-    } else {
-        "anyone who reaches these addresses"
-    }
-}
-
-/// Our own ports, and those of the config.
+/// The guard of the ports of the config, and of our own.
 fn guard_of(config: &Config, sockets: &Sockets) -> Guard {
     let own = sockets.datagrams.iter().filter_map(|socket| socket.local_addr().ok());
     let mut ports = config.limits.guard_ports.ports().to_vec();

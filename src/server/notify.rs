@@ -1,7 +1,7 @@
-//! Tells the service manager how the server is doing (sd_notify(3)): that it serves, that it stops,
-//! and, again and again, that its loop comes round.
+//! Notifications to the service manager (sd_notify(3)): the server is ready, it stops, and, for the
+//! watchdog, it is alive.
 //!
-//! Nothing here blocks, as sd_notify::notify does: what the manager has no room for is sent later.
+//! Nothing here blocks, unlike `sd_notify::notify`: what the manager does not take at once is sent later.
 
 use std::io;
 use std::time::Duration;
@@ -13,22 +13,22 @@ use crate::config::ServiceManager;
 use crate::sys::service_manager::NotifySocket;
 use crate::sys::socket::is_not_now;
 
-/// When to try again where the manager has no room.
+/// When to try again if the socket of the manager is full.
 const RETRY: Duration = Duration::from_millis(100);
-/// A watchdog is not answered more often.
+/// The shortest interval of a watchdog.
 const SHORTEST: Duration = Duration::from_millis(1);
 
-/// Who reports to a service manager.
+/// Notifies a service manager.
 #[derive(Debug)]
 pub(super) struct Notifier {
     socket: io::Result<NotifySocket>,
-    /// What is served, in a sentence.
+    /// What is served, as a sentence.
     pub(super) status: String,
-    /// How often to say that we are alive.
+    /// The interval of the watchdog.
     interval: Option<Duration>,
-    /// When to say it next.
+    /// When the next notification for the watchdog is due.
     alive_at: Option<Moment>,
-    /// What there was no room for.
+    /// Notifications that the manager has not taken yet.
     unsent: String,
     retry_at: Option<Moment>,
     warned: bool,
@@ -48,26 +48,26 @@ impl Notifier {
         }
     }
 
-    /// Everything is bound and polled.
+    /// The server is ready: everything is bound and polled.
     pub(super) fn ready(&mut self, now: Moment) {
         self.alive_at = self.interval.map(|interval| now + interval);
-        self.tell(&format!("READY=1\nSTATUS={}\n", self.status), now);
+        self.notify(&format!("READY=1\nSTATUS={}\n", self.status), now);
     }
 
-    /// The server has been told to stop, which takes no longer than this.
+    /// The server stops, which takes no longer than `most`.
     pub(super) fn stopping(&mut self, most: Duration, now: Moment) {
-        // A second for what is around it.
+        // One more second for the rest of the exit.
         let micros = most.saturating_add(Duration::from_secs(1)).as_micros();
         let micros = u64::try_from(micros).unwrap_or(u64::MAX);
-        self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS=draining\n"), now);
+        self.notify(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS=draining\n"), now);
     }
 
-    /// The loop comes round: says so when it is time to.
+    /// Notifies the watchdog when this is due. Called in each pass of the loop.
     pub(super) fn turn(&mut self, now: Moment) {
         if self.alive_at.is_some_and(|at| now >= at) {
             self.alive_at = self.interval.map(|interval| now + interval);
             if self.unsent.is_empty() {
-                self.tell("WATCHDOG=1\n", now);
+                self.notify("WATCHDOG=1\n", now);
             }
         }
         if self.retry_at.is_some_and(|at| now >= at) {
@@ -75,12 +75,12 @@ impl Notifier {
         }
     }
 
-    /// When a turn is due.
+    /// When the next call of [`turn`](Self::turn) is due.
     pub(super) fn deadline(&self) -> Option<Moment> {
         [self.alive_at, self.retry_at].into_iter().flatten().min()
     }
 
-    fn tell(&mut self, lines: &str, now: Moment) {
+    fn notify(&mut self, lines: &str, now: Moment) {
         self.unsent += lines;
         self.send(now);
     }
@@ -101,7 +101,7 @@ impl Notifier {
                 warn!(
                     event = "service_manager_unreachable",
                     errno = error.raw_os_error();
-                    "the service manager cannot be told how we are (NOTIFY_SOCKET): {error}"
+                    "cannot notify the service manager (NOTIFY_SOCKET): {error}"
                 );
             }
             _ => {}
@@ -121,7 +121,7 @@ mod tests {
         Moment::default() + Duration::from_millis(millis)
     }
 
-    /// A manager, and who reports to it.
+    /// A service manager, and a notifier for it.
     fn pair(name: &str, watchdog: Option<Duration>) -> (UnixDatagram, Notifier) {
         let name = format!("evecho-{name}-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
@@ -134,13 +134,13 @@ mod tests {
     }
 
     fn heard(socket: &UnixDatagram) -> Option<String> {
-        let mut room = [0; 1_000];
-        let length = socket.recv(&mut room).ok()?;
-        Some(String::from_utf8_lossy(&room[..length]).into_owned())
+        let mut buffer = [0; 1_000];
+        let length = socket.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
 
     #[test]
-    fn a_manager_hears_in_half_of_its_time_that_the_loop_comes_round() {
+    fn the_watchdog_is_notified_at_half_of_its_time() {
         let (manager, mut notifier) = pair("alive", Some(Duration::from_secs(3)));
         assert_eq!(notifier.deadline(), None);
         notifier.ready(at(10_000));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_manager_has_no_room_for_is_sent_later() {
+    fn what_the_manager_does_not_take_is_sent_later() {
         let (manager, mut notifier) = pair("full", Some(Duration::from_millis(20)));
         let other = UnixDatagram::unbound().unwrap();
         other.set_nonblocking(true).unwrap();
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_manager_that_cannot_be_reached_ends_nothing() {
+    fn an_unreachable_manager_does_no_harm() {
         for socket in ["/nonexistent/notify", "", "@", &"x".repeat(1_000)] {
             let mut notifier = Notifier::new(&ServiceManager::new(socket));
             notifier.ready(at(0));

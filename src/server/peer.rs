@@ -1,11 +1,10 @@
-//! Who the other end is. Pure.
+//! The peer of a connection or a datagram. Pure.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-/// The other end: an address, IPv4 wherever it is IPv4, and a port.
-///
-/// Addresses enter the server here, so that no later rule meets an IPv4-mapped one.
+/// The address and port of a peer. IPv4-mapped addresses become IPv4 here, so that no later rule meets
+/// one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Peer {
     ip: IpAddr,
@@ -30,7 +29,7 @@ impl fmt::Display for Peer {
     }
 }
 
-/// Who one party is taken to be: an IPv4 address, or the /64 that an IPv6 host usually has to itself.
+/// What limits count as one source: an IPv4 address, or the /64 that an IPv6 host usually has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Source {
     V4([u8; 4]),

@@ -34,10 +34,11 @@ use self::fairness::Fairness;
 use self::held::Answer;
 use self::impaired::Impaired;
 use self::send_queue::{Call, Joining, MAX_SEGMENTS, Piece, Place, SendQueue};
-use super::clock::{Episode, Moment};
+use super::clock::Moment;
 use super::fate::Fates;
 use super::guard::{Guard, Refusal};
 use super::peer::Peer;
+use super::rate_limited::RateLimited;
 use super::story;
 use crate::protocol::{Context, MAX_DATAGRAM, Scratch, Service, reply_to_datagram};
 use crate::stats::Stats;
@@ -124,11 +125,11 @@ enum Outlet {
 /// One line for what happens again and again.
 #[derive(Debug, Default)]
 struct Warnings {
-    receiving: Episode,
-    sending: Episode,
-    stuck: Episode,
-    limited: Episode,
-    panicked: Episode,
+    receiving: RateLimited,
+    sending: RateLimited,
+    stuck: RateLimited,
+    limited: RateLimited,
+    panicked: RateLimited,
     too_long: bool,
 }
 
@@ -405,7 +406,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             return;
         }
         self.resume_at = Some(now + RETRY);
-        if self.warnings.receiving.begins(now) {
+        if self.warnings.receiving.begins((), now) {
             warn!(
                 event = "receive_failed",
                 errno = error as i32;
@@ -450,12 +451,13 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             self.stats.udp_guarded.increment();
         } else {
             self.stats.udp_rate_limited.increment();
-            if self.warnings.limited.begins(now) {
+            if self.warnings.limited.begins((), now) {
                 warn!(
                     event = "not_answered",
                     peer:%,
-                    reason = refusal.name();
-                    "{peer} has reached the limit for one source (`udp_rate`): what it sends beyond that is not answered"
+                    reason = refusal.name(),
+                    setting = "udp_rate";
+                    "{peer} has reached the limit for one source: what it sends beyond that is not answered"
                 );
             }
         }
@@ -483,7 +485,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         let Ok(replies) = reply_to_datagram((self.make)(), input, &mut self.scratch, &context)
         else {
             self.stats.udp_panics.increment();
-            if self.warnings.panicked.begins(now) {
+            if self.warnings.panicked.begins((), now) {
                 error!(
                     event = "not_answered",
                     peer:%,
@@ -652,7 +654,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     /// UDP may lose; nobody else is to wait for this.
     fn drop_late(&mut self, call: Call, now: Moment) {
         self.stats.udp_dropped.add(call.count as u64);
-        if self.warnings.stuck.begins(now) {
+        if self.warnings.stuck.begins((), now) {
             warn!(
                 event = "send_buffer_full";
                 "the send buffer is full of answers that the network does not take: those to neighbours that do not exist are dropped, and those without room"
@@ -672,7 +674,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     fn give_up(&mut self, call: Call, error: Errno, now: Moment) {
         self.stats.udp_errors.add(call.count as u64);
         let peer = Peer::from(call.route.peer);
-        if self.warnings.sending.begins(now) {
+        if self.warnings.sending.begins((), now) {
             let hint = if error == Errno::EPERM { " (a packet filter?)" } else { "" };
             warn!(
                 event = "send_failed",

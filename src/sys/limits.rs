@@ -10,7 +10,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, getrlimit, setrlimit};
 ///
 /// # Errors
 ///
-/// Where the system does not allow it; the limit stays as it was.
+/// If the system does not allow it. The limit then stays as it was.
 pub fn raise_open_file_limit() -> io::Result<()> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     if soft < hard {
@@ -19,33 +19,33 @@ pub fn raise_open_file_limit() -> io::Result<()> {
     Ok(())
 }
 
-/// How many files this process may still open: the limit, less those that are open.
+/// The number of files that this process may still open: the limit, less those that are open.
 pub(crate) fn files_left() -> usize {
     usize::try_from(open_file_limit()).unwrap_or(usize::MAX).saturating_sub(open_files())
 }
 
-/// How many files this process has open.
+/// The number of files that this process has open.
 pub(crate) fn open_files() -> usize {
     // The size of the folder since Linux 6.2 (proc_pid_fd(5)). Listing many files takes milliseconds.
     match fs::metadata("/proc/self/fd").map(|folder| folder.size()) {
         Ok(files @ 1..) => usize::try_from(files).unwrap_or(usize::MAX),
-        // One of them is the folder that is read. Where it cannot be read: the standard ones.
+        // One of them is the folder that is read. If it cannot be read: the standard ones.
         _ => fs::read_dir("/proc/self/fd").map_or(3, |files| files.count().saturating_sub(1)),
     }
 }
 
-/// How many files this process may open.
+/// The limit on open files of this process.
 pub(crate) fn open_file_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(limit, _)| limit)
 }
 
-/// How many mappings this process may have (vm.max_map_count).
+/// The limit on mappings of this process (vm.max_map_count).
 pub(crate) fn mappings() -> usize {
     let limit = fs::read_to_string("/proc/sys/vm/max_map_count");
     limit.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_530)
 }
 
-/// The bytes of address space that the limits on this process leave it (RLIMIT_AS, RLIMIT_DATA).
+/// The bytes of address space that this process may still take (RLIMIT_AS, RLIMIT_DATA).
 pub(crate) fn address_space_left() -> u64 {
     let limits = [Resource::RLIMIT_AS, Resource::RLIMIT_DATA];
     let limits = limits.into_iter().filter_map(|limit| getrlimit(limit).ok()).map(|(soft, _)| soft);
@@ -55,7 +55,7 @@ pub(crate) fn address_space_left() -> u64 {
     }
 }
 
-/// The bytes that this process has of one kind of memory (proc_pid_status(5)); 0 where unknown.
+/// The bytes that this process has of one kind of memory (proc_pid_status(5)); 0 if unknown.
 pub(super) fn memory(kind: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let size = status.lines().find_map(|line| line.strip_prefix(kind));

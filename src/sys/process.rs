@@ -1,4 +1,4 @@
-//! What the system says of this process, for metrics.
+//! Facts of this process, for metrics.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
@@ -19,14 +19,14 @@ pub(crate) fn cpu_time() -> Duration {
         .map_or(Duration::ZERO, |usage| spent(usage.user_time()) + spent(usage.system_time()))
 }
 
-/// Bytes of this process that are in RAM; 0 where unknown.
+/// Bytes of this process that are in RAM; 0 if unknown.
 pub(crate) fn resident_memory() -> u64 {
     limits::memory("VmRSS:")
 }
 
-/// When this process started: now, less its age. Where the age is unknown, now.
+/// When this process started: now, less its age. If the age is unknown, now.
 pub(crate) fn start_time() -> SystemTime {
-    // proc_pid_stat(5) counts from the boot on, in ticks, of which Linux has 100 a second.
+    // proc_pid_stat(5) counts from boot, in ticks of 10 ms.
     let ticks = fs::read_to_string("/proc/self/stat").ok().and_then(|stat| {
         let (_, fields) = stat.rsplit_once(')')?;
         fields.split_whitespace().nth(19)?.parse().ok().map(|ticks: u64| ticks)

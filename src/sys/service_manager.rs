@@ -1,4 +1,4 @@
-//! The sockets of a service manager: those that it passes on, and the one where it is notified.
+//! The sockets of a service manager: those that it passes, and the one for notifications.
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -11,7 +11,7 @@ use super::{OwnedFd, limits};
 #[cfg(feature = "daemon")]
 use crate::error::AdoptError;
 
-/// A way to the notification socket of a service manager (sd_notify(3)). Sending never blocks, unlike
+/// Sends to the notification socket of a service manager (sd_notify(3)). Never blocks, unlike
 /// `sd_notify::notify`.
 #[derive(Debug)]
 pub(crate) struct NotifySocket {
@@ -38,21 +38,25 @@ impl NotifySocket {
 }
 
 /// The sockets that a service manager passes to this process (sd_listen_fds(3)), for
-/// [`Server::adopt`](crate::Server::adopt). Empty where none are passed, or where LISTEN_PID names
-/// another process.
+/// [`Server::adopt`](crate::Server::adopt). Empty if none are passed, or if LISTEN_PID names another
+/// process.
 ///
 /// Call it once, before the process has threads: it removes LISTEN_PID and LISTEN_FDS from the
-/// environment, so that child processes do not take the sockets for theirs.
+/// environment, so that child processes do not take the sockets for their own.
 ///
 /// # Errors
 ///
-/// A sentence that says which socket is neither TCP nor UDP.
+/// If a socket is neither TCP nor UDP.
 #[cfg(feature = "daemon")]
 pub fn inherited_sockets() -> Result<Vec<OwnedFd>, AdoptError> {
     let announced = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse::<u64>().ok());
     if let Some(count) = announced.filter(|&count| count > limits::open_file_limit()) {
         let index = usize::try_from(count).unwrap_or(usize::MAX) - 1;
-        return Err(AdoptError::new(index, "LISTEN_FDS is more than the limit on open files", None));
+        return Err(AdoptError::new(
+            index,
+            "LISTEN_FDS is more than the limit on open files",
+            None,
+        ));
     }
     let mut passed = listenfd::ListenFd::from_env();
     let mut sockets = Vec::new();

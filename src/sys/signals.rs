@@ -1,4 +1,4 @@
-//! The signals of the process, while a server has them.
+//! The signals of the process, which a server takes while it lives.
 
 use std::fmt;
 use std::fs;
@@ -11,7 +11,7 @@ use mio::{Interest, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals as Pending;
 
-/// What a signal asks for.
+/// The request of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
     /// SIGTERM, SIGINT, SIGHUP.
@@ -20,15 +20,17 @@ pub(crate) enum Request {
     Report,
 }
 
-/// SIGTERM, SIGINT, SIGHUP and SIGUSR1, as long as this lives. SIGHUP is left alone where it is
-/// ignored, as nohup(1) has it.
+/// Handles SIGTERM, SIGINT, SIGHUP and SIGUSR1 until it is dropped. SIGHUP is left alone if it is ignored,
+/// as under nohup(1).
 pub(crate) struct Signals(Pending);
 
-/// A handler, once installed, stays: without unsafe code the default disposition does not come back.
-/// Instead each signal that had it gets a handler that acts like it while this says so.
+/// Whether handlers act like the default disposition. A handler, once installed, stays: without unsafe
+/// code the default disposition does not come back. So each signal that had it gets a handler that acts
+/// like it while this is true.
 static GIVEN_BACK: AtomicBool = AtomicBool::new(true);
 
-/// How many servers have the signals, and which of them act like the default when nobody has.
+/// The number of servers that have the signals, and the signals with a handler that can act like the
+/// default.
 struct Taken {
     servers: usize,
     defaults: Vec<c_int>,
@@ -41,7 +43,7 @@ fn taken() -> MutexGuard<'static, Taken> {
 }
 
 impl Signals {
-    /// Takes the signals: from here on `token` has an event for each.
+    /// Takes the signals. Each is an event for `token` from then on.
     pub(crate) fn take(registry: &Registry, token: Token) -> io::Result<Self> {
         let mut taken = taken();
         let before = Dispositions::read();
@@ -60,7 +62,7 @@ impl Signals {
         Ok(Signals(pending))
     }
 
-    /// What the signals that have come ask for.
+    /// The requests of the signals that have arrived.
     pub(crate) fn requests(&mut self) -> impl Iterator<Item = Request> + '_ {
         self.0.pending().map(|signal| match signal {
             SIGUSR1 => Request::Report,
@@ -84,7 +86,7 @@ impl Drop for Signals {
     }
 }
 
-/// What the process does with signals, from proc_pid_status(5).
+/// The dispositions of the signals of this process (proc_pid_status(5)).
 struct Dispositions {
     ignored: u64,
     caught: u64,

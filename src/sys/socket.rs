@@ -1,4 +1,4 @@
-//! Options of sockets, and what their errors mean.
+//! Options of sockets, and the meaning of their errors.
 
 use std::io::{self, ErrorKind};
 
@@ -7,8 +7,8 @@ use socket2::{SockRef, Socket};
 
 use super::Errno;
 
-/// What is asked for; the system gives at most net.core.rmem_max and net.core.wmem_max. A burst waits
-/// here, and replies to neighbours that do not answer: 208 KiB for each.
+/// The size to ask for; the system gives at most net.core.rmem_max and net.core.wmem_max. Bursts wait in
+/// these buffers, and replies to absent neighbours: 208 KiB for each.
 const DATAGRAM_BUFFER: usize = 4 << 20;
 
 /// The hop limit that UDP replies leave with (IP_TTL, IPV6_UNICAST_HOPS).
@@ -20,22 +20,22 @@ pub(crate) const REPLY_HOP_LIMIT: u8 = 200;
 
 /// Sets the options of a TCP listener. Accepted sockets inherit all of them: no call per connection.
 pub(crate) fn set_stream_options(socket: &Socket) -> io::Result<()> {
-    // Without it, the second half of a reply that does not fit one segment waits for the peer's
-    // delayed acknowledgement.
+    // Otherwise the second half of a reply that does not fit one segment waits for the peer's delayed
+    // acknowledgement.
     socket.set_tcp_nodelay(true)?;
-    // Finds out in time that a peer has vanished (RFC 1122, 4.2.3.6).
+    // Detects that a peer has vanished (RFC 1122, 4.2.3.6).
     socket.set_keepalive(true)?;
-    // Urgent data are bytes of the stream, which is echoed as it comes (RFC 6093).
+    // Urgent data are bytes of the stream, and are echoed like the others (RFC 6093).
     socket.set_out_of_band_inline(true)
 }
 
 /// Sets the options of a UDP socket.
 ///
-/// Each datagram tells which address it was sent to, so that the reply can leave from there, or there
-/// is none, since it was a broadcast: only the IPv4 option tells that. Replies leave with a hop limit
-/// of their own, and each datagram tells its own (ip(7), ipv6(7)).
+/// Each datagram comes with the address that it was sent to: the reply leaves from there, unless it was a
+/// broadcast, which only the IPv4 option shows. Replies have a hop limit of their own, and each datagram
+/// comes with its hop limit (ip(7), ipv6(7)).
 pub(crate) fn set_datagram_options(socket: &Socket, ipv6: bool) -> io::Result<()> {
-    // The system shows twice what it was asked for (socket(7)). An inherited socket may have more.
+    // The system returns twice what it was asked for (socket(7)). An inherited socket may have more.
     if socket.recv_buffer_size()? < 2 * DATAGRAM_BUFFER {
         socket.set_recv_buffer_size(DATAGRAM_BUFFER)?;
     }
@@ -63,12 +63,12 @@ pub(super) fn set_send_buffer_size(socket: &Socket, size: usize) -> io::Result<(
         .or_else(|_| socket.set_send_buffer_size(size))
 }
 
-/// Makes a socket listen, or changes the backlog of one that does.
+/// Makes a socket listen, or changes the backlog of one that listens.
 pub(crate) fn listen<'a>(listener: impl Into<SockRef<'a>>, backlog: u32) -> io::Result<()> {
     listener.into().listen(i32::try_from(backlog).unwrap_or(i32::MAX))
 }
 
-/// Whether an error of a socket or a pipe only says "not now".
+/// Whether an error of a socket or a pipe only means "not now".
 pub(crate) fn is_not_now(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
 }

@@ -1,0 +1,107 @@
+//! The first lines of the log: what is bound, which clients can reach it, and limits that the system reduces.
+
+use std::net::SocketAddr;
+
+use log::{info, warn};
+
+use super::admission::Rules;
+use super::memory;
+use crate::config::{Config, Transport};
+use crate::error::Setting;
+use crate::units;
+
+/// Warns that replies are impaired on purpose. Logged first, so that such a server is not taken for a
+/// healthy one.
+pub(super) fn impairments(config: &Config) {
+    let impairments = &config.impairments;
+    let (false, Some(seed)) = (impairments.is_none(), impairments.seed) else { return };
+    let hidden = config.transport.tcp() && impairments.hidden_by_tcp().next().is_some();
+    let tcp = match (hidden, impairments.delay.is_zero()) {
+        (false, _) => "",
+        (true, true) => "; TCP is served as usual, since it would hide this",
+        (true, false) => "; over TCP only the delay, since TCP would hide the rest",
+    };
+    warn!(
+        event = "impaired",
+        impairments:% = impairments,
+        seed = seed;
+        "this server impairs its replies on purpose: {impairments} (seed {seed}){tcp}"
+    );
+}
+
+/// Logs what is served at these addresses. Returns the sentence, which is the status for a service manager.
+pub(super) fn listening(config: &Config, addresses: &[SocketAddr]) -> String {
+    let transport = match config.transport {
+        Transport::Both => "TCP and UDP",
+        Transport::Tcp => "TCP",
+        Transport::Udp => "UDP",
+    };
+    let (listed, reach) = (list(addresses, ", "), reach(addresses));
+    let status = format!("listening on {listed} ({transport}, {}), for {reach}", config.design);
+    info!(
+        event = "listening",
+        addresses = list(addresses, ",").as_str(),
+        transport = transport,
+        design:% = config.design,
+        reach = reach;
+        "{status}"
+    );
+    status
+}
+
+/// Logs the address of the port for monitors.
+#[cfg(feature = "daemon")]
+pub(super) fn monitoring(address: SocketAddr) {
+    let reach = reach(&[address]);
+    info!(
+        event = "monitoring",
+        address:%,
+        reach = reach;
+        "metrics on http://{address}/metrics, health on /livez and /readyz, for {reach}"
+    );
+}
+
+/// Warns of limits of the config that the system reduces.
+pub(super) fn reduced_limits(config: &Config) {
+    let wanted = config.limits.max_buffered;
+    let possible = memory::possible(wanted);
+    if possible < wanted {
+        warn!(
+            event = "limit_reduced",
+            limit = "max_buffered",
+            setting:% = Setting::MaxBuffered,
+            wanted = wanted,
+            possible = possible;
+            "the limit on address space lets connections hold {}, not {}: raise it with ulimit -v",
+            units::size(possible as u64),
+            units::size(wanted as u64)
+        );
+    }
+    let Some(wanted) = config.limits.max_connections else { return };
+    let possible = Rules::of(config).max_connections;
+    if possible < wanted.get() {
+        warn!(
+            event = "limit_reduced",
+            limit = "max_connections",
+            setting:% = Setting::MaxConnections,
+            wanted = wanted,
+            possible = possible;
+            "the limit on open files allows {possible} connections, not {wanted}: raise it, as with ulimit -n"
+        );
+    }
+}
+
+fn list(addresses: &[SocketAddr], separator: &str) -> String {
+    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(separator)
+}
+
+/// Which clients can reach a server at these addresses.
+fn reach(addresses: &[SocketAddr]) -> &'static str {
+    if addresses.iter().all(|address| address.ip().is_loopback()) {
+        "this machine only"
+    } else if addresses.iter().any(|address| address.ip().is_unspecified()) {
+        "anyone who reaches any address of this machine"
+    } else {
+        "anyone who reaches these addresses"
+    }
+}

@@ -1,0 +1,70 @@
+//! The pages that monitors ask for, and the rules for monitors.
+
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use super::Passes;
+use super::metrics::{self, Metrics};
+use crate::config::{MIN_MAX_BUFFERED, MONITORS};
+use crate::protocol::http::{Http, OK, Page, SERVICE_UNAVAILABLE, Site};
+use crate::protocol::{Protocol, Service};
+use crate::server::admission::{MaxSetBy, Rules};
+use crate::server::control::Handle;
+use crate::sys::process;
+
+/// A monitor that sends no request for this time is disconnected. Monitors usually poll more often.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The rules for monitors, which take nothing from clients: they have few descriptors, of their own. When
+/// all are in use, the monitor that has been idle longest is closed, so that silent ones shut no other
+/// monitor out.
+pub(in crate::server) fn rules() -> Rules {
+    Rules {
+        protocol: Protocol::default(),
+        max_connections: MONITORS,
+        max_set_by: MaxSetBy::Config,
+        per_source_connections: None,
+        idle_timeout: Some(IDLE_TIMEOUT),
+        max_buffered: MIN_MAX_BUFFERED,
+        newcomers_first: true,
+    }
+}
+
+/// Makes the services of monitors, which reply with the state of the server of this handle.
+pub(in crate::server) fn service(
+    handle: Handle,
+    passes: Rc<Passes>,
+) -> impl FnMut() -> Box<dyn Service> {
+    let state = State { handle, passes, process_start: process::start_time() };
+    move || Box::new(Http::new(state.clone()))
+}
+
+/// The state of the server, as pages.
+#[derive(Clone)]
+struct State {
+    handle: Handle,
+    passes: Rc<Passes>,
+    process_start: SystemTime,
+}
+
+impl Site for State {
+    fn page(&self, path: &str) -> Option<Page> {
+        Some(match path {
+            "/metrics" => {
+                let (stats, ready) = (self.handle.stats(), self.handle.is_ready());
+                let metrics = Metrics::new(stats, ready, &self.passes, self.process_start);
+                Page { status: OK, content_type: metrics::CONTENT_TYPE, body: metrics.text() }
+            }
+            "/livez" => Page::sentence(OK, "ok"),
+            "/readyz" => match self.handle.unready() {
+                None => Page::sentence(OK, "ok"),
+                Some(reason) => Page::sentence(SERVICE_UNAVAILABLE, reason),
+            },
+            _ => return None,
+        })
+    }
+
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
