@@ -27,44 +27,44 @@ end
 complete -c evecho -n "__fish_evecho_needs_command" -s p -l port -d 'TCP and UDP port; 0 picks a free one and prints it' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l bind -d 'Bind this address; may be given several times [default: every interface, IPv4 and IPv6]' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l backlog -d 'Connections that may wait to be accepted, as far as the system allows' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l metrics -d 'Answer monitors here over HTTP: /metrics (OpenMetrics), /livez and /readyz [default: off]' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l service -d 'What comes back' -r -f -a "echo\t'The same bytes (RFC 862)'
+complete -c evecho -n "__fish_evecho_needs_command" -l metrics -d 'Serve monitors here over HTTP: /metrics (OpenMetrics), /livez and /readyz [default: off]' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l service -d 'What to reply' -r -f -a "echo\t'The same bytes (RFC 862)'
 upper\t'Text in Unicode upper case; bytes that are not UTF-8 unchanged'
-who\t'Who asked, and which server answers: a line of JSON'"
-complete -c evecho -n "__fish_evecho_needs_command" -l name -d 'Name of this server in the answers of --service who: 1 to 64 letters, digits, \'.\', \'_\' and \'-\'' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l framing -d 'How the end of a message is marked in a TCP stream; each datagram is a message' -r -f -a "raw\t'Bytes are answered as they come'
-lines\t'Whole lines, up to a line feed; without one there is no answer'
-length\t'Whole frames, behind a length in four bytes, big-endian'"
-complete -c evecho -n "__fish_evecho_needs_command" -l max-frame -d 'Longest frame that is answered: a longer one ends the connection' -r
+who\t'The addresses of client and server, and the name of the server: a line of JSON'"
+complete -c evecho -n "__fish_evecho_needs_command" -l name -d 'Name of this server in the replies of --service who: 1 to 64 letters, digits, \'.\', \'_\' and \'-\'' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l framing -d 'How the end of a message is marked in a TCP stream; each datagram is a message' -r -f -a "raw\t'No messages: bytes as they come'
+lines\t'Lines: each ends with a line feed'
+length\t'Frames: a length in four bytes, big-endian, then the payload'"
+complete -c evecho -n "__fish_evecho_needs_command" -l max-frame -d 'Longest frame that is served: a longer one ends the connection' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l max-connections -d 'Most TCP connections at a time; others wait in the backlog [default: what the limit on open files allows]' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l spare-files -d 'Leave this many descriptors of the limit on open files to others' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l spare-files -d 'Leave this many descriptors free for other purposes' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l per-source-connections -d 'Most TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l idle-timeout -d 'Close a connection when no bytes have moved for this time; 0 never does' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l drain-delay -d 'Serve on for this time after SIGTERM, SIGINT or SIGHUP, before the drain; a second signal ends at once' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l drain-delay -d 'Keep serving for this time after SIGTERM, SIGINT or SIGHUP, before the drain; a second signal ends at once' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l drain-timeout -d 'Longest time of the drain, up to the exit; a second signal ends at once' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l max-buffered -d 'Most memory that all TCP conversations hold together; near this limit, reads get smaller' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l udp-rate -d 'Most datagrams per second that are answered to one remote IPv4 address or IPv6 /64; 0 is no limit' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l guard-ports -d 'Do not answer datagrams from these ports, nor from our own; or \'none\'' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l loss -d 'Lose this share of answers, like 30%; UDP only' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l delay -d 'Hold each answer back for this time; UDP, and TCP with the event loop' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l max-buffered -d 'Most memory that all TCP connections hold together; near this limit, reads get smaller' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l udp-rate -d 'Most UDP replies per second to one remote IPv4 address or IPv6 /64; 0 is no limit' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l guard-ports -d 'Ignore datagrams from these source ports, besides our own; or \'none\'' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l loss -d 'Drop this share of replies, such as 30%; UDP only' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l delay -d 'Delay each reply by this time; UDP, and TCP with the event loop' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l jitter -d 'Make the delay up to this much shorter or longer' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l duplicate -d 'Send this share of answers twice; UDP only' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l reorder -d 'Let this share of answers not wait for the delay, so that they overtake others; UDP only' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l corrupt -d 'Change one bit in this share of answers; UDP only' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l seed -d 'Let the same happen to the same answers again [default: drawn, and logged]' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l design -d 'How the server is built' -r -f -a "event-loop\t'One thread, one poll loop, nothing blocks'
+complete -c evecho -n "__fish_evecho_needs_command" -l duplicate -d 'Send this share of replies twice; UDP only' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l reorder -d 'Send this share of replies without the delay, so that they overtake others; UDP only' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l corrupt -d 'Flip one bit in this share of replies; UDP only' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l seed -d 'Seed of the random generator: the same seed does the same to the same replies [default: random, and logged]' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l design -d 'Design of the server' -r -f -a "event-loop\t'One thread, one poll loop, nothing blocks'
 threaded\t'A thread for each connection, and one for UDP'
-iterative\t'One client at a time, the others wait until it leaves; and a thread for UDP'"
-complete -c evecho -n "__fish_evecho_needs_command" -l busy-poll -d 'Poll for up to this time before sleeping, while this finds new messages; 0 switches it off' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l log-format -d 'How lines of the log are written' -r -f -a "auto\t'For people; under journald without times, which it adds, and with levels as it reads them'
+iterative\t'One client at a time while the others wait, and a thread for UDP'"
+complete -c evecho -n "__fish_evecho_needs_command" -l busy-poll -d 'Poll for up to this time before sleeping, as long as this finds new messages; 0 switches it off' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l log-format -d 'Format of the log' -r -f -a "auto\t'As text; under journald without times, which it adds, and with levels as it reads them'
 text\t'For people'
-json\t'For programs: a JSON object a line'"
-complete -c evecho -n "__fish_evecho_needs_command" -l tcp-only -d 'Serve no UDP'
-complete -c evecho -n "__fish_evecho_needs_command" -l udp-only -d 'Serve no TCP'
+json\t'For programs: one JSON object per line'"
+complete -c evecho -n "__fish_evecho_needs_command" -l tcp-only -d 'Serve TCP only'
+complete -c evecho -n "__fish_evecho_needs_command" -l udp-only -d 'Serve UDP only'
 complete -c evecho -n "__fish_evecho_needs_command" -l reuse-port -d 'Let several processes share the port (SO_REUSEPORT)'
-complete -c evecho -n "__fish_evecho_needs_command" -l once -d 'Answer the first message of a connection, then close it'
+complete -c evecho -n "__fish_evecho_needs_command" -l once -d 'Reply to the first message of a connection, then close it'
 complete -c evecho -n "__fish_evecho_needs_command" -l no-udp-offload -d 'Receive and send each datagram alone, without segmentation offload'
-complete -c evecho -n "__fish_evecho_needs_command" -s v -l verbose -d 'Log more: -v how each connection ended, -vv each step on the way'
+complete -c evecho -n "__fish_evecho_needs_command" -s v -l verbose -d 'Log more: -v how each connection ended, -vv each step'
 complete -c evecho -n "__fish_evecho_needs_command" -s q -l quiet -d 'Log errors only, whatever -v says'
 complete -c evecho -n "__fish_evecho_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evecho -n "__fish_evecho_needs_command" -s V -l version -d 'Print version'
@@ -95,7 +95,7 @@ complete -c evecho -n "__fish_evecho_using_subcommand check" -l list -d 'List th
 complete -c evecho -n "__fish_evecho_using_subcommand check" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evecho -n "__fish_evecho_using_subcommand compare" -l design -d 'Designs of evecho to compare' -r -f -a "event-loop\t'One thread, one poll loop, nothing blocks'
 threaded\t'A thread for each connection, and one for UDP'
-iterative\t'One client at a time, the others wait until it leaves; and a thread for UDP'"
+iterative\t'One client at a time while the others wait, and a thread for UDP'"
 complete -c evecho -n "__fish_evecho_using_subcommand compare" -l peer -d 'Another echo server to compare, like socat=\'socat TCP-LISTEN:{port},fork PIPE\'; may be given several times' -r
 complete -c evecho -n "__fish_evecho_using_subcommand compare" -s c -l connections -d 'How many lasting connections: one measurement for each number' -r
 complete -c evecho -n "__fish_evecho_using_subcommand compare" -s s -l size -d 'Bytes in each message' -r
@@ -129,9 +129,9 @@ complete -c evecho -n "__fish_evecho_using_subcommand load" -l json -d 'Print th
 complete -c evecho -n "__fish_evecho_using_subcommand load" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evecho -n "__fish_evecho_using_subcommand merge" -l json -d 'Print the sum as a line of JSON, which can be added again'
 complete -c evecho -n "__fish_evecho_using_subcommand merge" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c evecho -n "__fish_evecho_using_subcommand ping" -s f -l framing -d 'How the end of a ping is marked in a TCP stream' -r -f -a "raw\t'Bytes are answered as they come'
-lines\t'Whole lines, up to a line feed; without one there is no answer'
-length\t'Whole frames, behind a length in four bytes, big-endian'"
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -s f -l framing -d 'How the end of a ping is marked in a TCP stream' -r -f -a "raw\t'No messages: bytes as they come'
+lines\t'Lines: each ends with a line feed'
+length\t'Frames: a length in four bytes, big-endian, then the payload'"
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -s c -l count -d 'Send this many pings; with --deadline, until this many are answered' -r
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -s w -l deadline -d 'End after this time, whatever was sent and answered' -r
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -s i -l interval -d 'Time from one ping to the next; 0 sends each as soon as the one before is answered' -r
@@ -148,9 +148,9 @@ complete -c evecho -n "__fish_evecho_using_subcommand ping" -s D -l timestamps -
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -s q -l quiet -d 'Print only the summary'
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -l json -d 'Print each event, and the summary, as a line of JSON, with times in nanoseconds'
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c evecho -n "__fish_evecho_using_subcommand send" -s f -l framing -d 'How the end of a message is marked in a TCP stream' -r -f -a "raw\t'Bytes are answered as they come'
-lines\t'Whole lines, up to a line feed; without one there is no answer'
-length\t'Whole frames, behind a length in four bytes, big-endian'"
+complete -c evecho -n "__fish_evecho_using_subcommand send" -s f -l framing -d 'How the end of a message is marked in a TCP stream' -r -f -a "raw\t'No messages: bytes as they come'
+lines\t'Lines: each ends with a line feed'
+length\t'Frames: a length in four bytes, big-endian, then the payload'"
 complete -c evecho -n "__fish_evecho_using_subcommand send" -s t -l timeout -d 'Give up when connecting takes this long, or the server then does nothing for this long' -r
 complete -c evecho -n "__fish_evecho_using_subcommand send" -s 4 -l ipv4 -d 'Use IPv4 only'
 complete -c evecho -n "__fish_evecho_using_subcommand send" -s 6 -l ipv6 -d 'Use IPv6 only'
@@ -160,10 +160,10 @@ complete -c evecho -n "__fish_evecho_using_subcommand send" -s h -l help -d 'Pri
 complete -c evecho -n "__fish_evecho_using_subcommand states" -l start -d 'Start this server for each scenario, on loopback; {port} in the command stands for its port' -r
 complete -c evecho -n "__fish_evecho_using_subcommand states" -l design -d 'Design of the server of its own [default: the one that a scenario is about, or event-loop]' -r -f -a "event-loop\t'One thread, one poll loop, nothing blocks'
 threaded\t'A thread for each connection, and one for UDP'
-iterative\t'One client at a time, the others wait until it leaves; and a thread for UDP'"
-complete -c evecho -n "__fish_evecho_using_subcommand states" -l framing -d 'How the end of a message is marked in the scenario echo; the server has to do the same' -r -f -a "raw\t'Bytes are answered as they come'
-lines\t'Whole lines, up to a line feed; without one there is no answer'
-length\t'Whole frames, behind a length in four bytes, big-endian'"
+iterative\t'One client at a time while the others wait, and a thread for UDP'"
+complete -c evecho -n "__fish_evecho_using_subcommand states" -l framing -d 'How the end of a message is marked in the scenario echo; the server has to do the same' -r -f -a "raw\t'No messages: bytes as they come'
+lines\t'Lines: each ends with a line feed'
+length\t'Frames: a length in four bytes, big-endian, then the payload'"
 complete -c evecho -n "__fish_evecho_using_subcommand states" -l timeout -d 'Most time that a state may take to come' -r
 complete -c evecho -n "__fish_evecho_using_subcommand states" -s 4 -l ipv4 -d 'Use IPv4 only'
 complete -c evecho -n "__fish_evecho_using_subcommand states" -s 6 -l ipv6 -d 'Use IPv6 only'

@@ -17,19 +17,24 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! The modules, in the order in which the data goes:
+//! # Modules
 //!
-//! - [`config`]: what a server is told, plain values with defaults.
-//! - [`server`]: bind, run, stop. Three designs, of which the event loop is the default.
-//! - [`protocol`]: bytes in, bytes out. Framings, services, and the [`Service`] trait for one of
-//!   your own.
-//! - `client`: the tools that talk to an echo server, of whatever make.
-//! - [`units`]: times, sizes and rates as all of them print them.
+//! Data goes one way: from the configuration to the server, its connections, and the protocol.
+//!
+//! - [`config`]: the configuration of a server, plain values with defaults. Beside it `address`,
+//!   `impairments` and `error`, and `stats`, the counters.
+//! - [`server`]: bind, run, stop. Three designs that are siblings: the event loop, which is the default,
+//!   the threaded and the iterative one.
+//! - [`protocol`]: bytes in, bytes out, without any I/O. Framings, services, and the [`Service`] trait for
+//!   one of your own.
+//! - `sys`: everything that names an operating system.
+//! - `client`: the tools that talk to any echo server.
+//! - [`units`]: how all of them print times, sizes and rates.
 //!
 //! # Features
 //!
-//! The binary's default is `cli`, all of it. `default-features = false` leaves the server alone;
-//! `client` adds the tools as a library, `daemon` what service managers and monitors want of a server.
+//! The default is `cli`, the whole binary. `default-features = false` leaves only the server; `client` adds
+//! the tools as a library, `daemon` the parts for service managers and monitors.
 //!
 //! # Where it runs
 //!
@@ -61,17 +66,17 @@ pub mod fuzzing {
     use crate::protocol::{Protocol, Verdict};
     use crate::server::simulation;
 
-    /// Plays the history of connections that `chance` decides.
-    pub fn play(chance: &[u8]) {
-        simulation::play_chosen(chance);
+    /// Plays the history of connections that these bytes choose.
+    pub fn play(choices: &[u8]) {
+        simulation::play_chosen(choices);
     }
 
-    /// Plays the history of datagrams that `chance` decides.
-    pub fn play_datagrams(chance: &[u8]) {
-        simulation::play_datagrams_chosen(chance);
+    /// Plays the history of datagrams that these bytes choose.
+    pub fn play_datagrams(choices: &[u8]) {
+        simulation::play_datagrams_chosen(choices);
     }
 
-    /// What a session answers to `input` and a FIN.
+    /// The reply of a session to `input` and a FIN.
     pub fn expected(protocol: Protocol, upper: bool, input: &[u8]) -> (Vec<u8>, Verdict) {
         let Expected { bytes, verdict } = Expected::new(protocol, upper, input);
         (bytes, verdict)

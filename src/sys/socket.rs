@@ -14,8 +14,8 @@ const DATAGRAM_BUFFER: usize = 4 << 20;
 /// The hop limit that UDP replies leave with (IP_TTL, IPV6_UNICAST_HOPS).
 ///
 /// No client starts with this value: systems start with 64, 128 or 255, and no path is 55 hops long.
-/// A server that receives such a reply recognises it and does not answer it, so that two servers of
-/// this kind cannot be made to answer each other, on any ports.
+/// A server that receives such a reply recognises and ignores it, so that two servers of this kind cannot
+/// be made to reply to each other, on any ports.
 pub(crate) const REPLY_HOP_LIMIT: u8 = 200;
 
 /// Sets the options of a TCP listener. Accepted sockets inherit all of them: no call per connection.
