@@ -265,7 +265,8 @@ mod tests {
             include_str!("../docs/operate.md").split_once("| counter |").expect("the table");
         let (section, _) = section.split_once("\n\n").expect("its end");
         let documented: Vec<_> = section.lines().filter_map(documented).collect();
-        let counters = Snapshot::default().counters();
+        let snapshot = Snapshot::default();
+        let counters = snapshot.counters();
         let expected: Vec<_> =
             counters.map(|counted| (counted.name.to_owned(), counted.help.to_owned())).collect();
         assert_eq!(documented, expected);

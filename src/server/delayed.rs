@@ -11,7 +11,7 @@ use std::rc::Rc;
 use super::clock::Moment;
 use super::connection::{ConnectionId, Stream};
 use super::connections::Listener;
-use super::fate::Fates;
+use super::netem::Netem;
 
 /// Of one stream so much is held back, or a read more. What comes beyond that stays in the kernel.
 const MAX_HELD: usize = 256 << 10;
@@ -27,7 +27,7 @@ fn cost(bytes: &[u8]) -> usize {
 
 /// What the delayed streams of a loop share.
 pub(super) struct Delays {
-    fates: Fates,
+    netem: Netem,
     now: Box<dyn Fn() -> Moment>,
     /// When which stream may be read again.
     alarms: BinaryHeap<Reverse<(Moment, u32, u32)>>,
@@ -38,9 +38,9 @@ pub(super) struct Delays {
 
 impl Delays {
     /// `now` tells the time. All streams together hold back no more than `max_held` bytes.
-    pub(super) fn new(fates: Fates, now: impl Fn() -> Moment + 'static, max_held: usize) -> Self {
+    pub(super) fn new(netem: Netem, now: impl Fn() -> Moment + 'static, max_held: usize) -> Self {
         let (now, alarms) = (Box::new(now), BinaryHeap::new());
-        Delays { fates, now, alarms, held: 0, max_held }
+        Delays { netem, now, alarms, held: 0, max_held }
     }
 
     /// When a stream may be read next.
@@ -144,7 +144,7 @@ impl<S: Stream> Delayed<S> {
             return true;
         }
         if let (true, Some(id)) = (self.pieces.is_empty(), self.id) {
-            let at = now + delays.fates.delay();
+            let at = now + delays.netem.delay();
             delays.wake(id, at);
         }
         false
@@ -154,7 +154,7 @@ impl<S: Stream> Delayed<S> {
     fn hold(&mut self, content: Content, now: Moment) {
         let mut delays = self.delays.borrow_mut();
         let last = self.pieces.back().map_or(now, |piece| piece.at);
-        let at = last.max(now + delays.fates.delay());
+        let at = last.max(now + delays.netem.delay());
         match &content {
             Content::Bytes(bytes, _) => {
                 self.held += cost(bytes);
@@ -327,10 +327,10 @@ mod tests {
         fn new(streams: usize, delay: u64, jitter: u64, max_held: usize) -> Self {
             let [delay, jitter] = [delay, jitter].map(Duration::from_millis);
             let impairments = Impairments { delay, jitter, ..Impairments::default() };
-            let fates = Fates::of(&impairments, 0).unwrap();
+            let netem = Netem::new(&impairments, 0).unwrap();
             let now = Rc::new(Cell::new(Moment::default()));
             let clock = Rc::clone(&now);
-            let delays = Rc::new(RefCell::new(Delays::new(fates, move || clock.get(), max_held)));
+            let delays = Rc::new(RefCell::new(Delays::new(netem, move || clock.get(), max_held)));
             let wires: Vec<_> = (0..streams).map(|_| Script::default()).collect();
             let backlog = Backlog { waiting: wires.clone().into(), registered: Vec::new() };
             let mut listener = DelayedListener::new(backlog, &delays);

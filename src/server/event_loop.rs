@@ -3,14 +3,12 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
-use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry};
 
 use super::Server;
@@ -21,22 +19,22 @@ use super::connection::{self, ConnectionId, Readiness};
 use super::connections::{self, Connections};
 use super::control::{self, Control, Drain, Step, poll};
 use super::delayed::{DelayedListener, Delays};
-use super::fate::Fates;
 use super::guard::Guard;
 use super::monitor::Passes;
+use super::netem::Netem;
 use super::story::{self, WokenBy};
 use super::udp::Endpoint;
 use crate::config::Config;
 use crate::protocol::Service;
 use crate::stats::Stats;
-use crate::sys::datagram::BoundSocket;
+use crate::sys::datagram::DatagramSocket;
 
 /// So many events are asked for at a time.
 const EVENTS: usize = 1024;
 /// After this time, new events and datagrams are looked at before the connections go on.
 const PASS: Duration = Duration::from_millis(1);
-/// Streams have chance of their own, beside that of each UDP socket.
-const FATES_OF_STREAMS: usize = Token::SOCKETS;
+/// Streams draw from their own random sequence, beside that of each UDP socket.
+const NETEM_OF_STREAMS: usize = Token::SOCKETS;
 
 /// What an event is about. In mio's token, the upper half is a connection's generation, which is never
 /// 0, and the lower one its slot, the highest bit of which is set for a monitor's; the few others have
@@ -165,7 +163,7 @@ struct EventLoop<L: connections::Listener, V> {
     connections: Connections<L, V>,
     /// What the peers of delayed streams sent.
     delays: Option<Rc<RefCell<Delays>>>,
-    datagrams: Vec<Endpoint<BoundSocket, V>>,
+    datagrams: Vec<Endpoint<DatagramSocket, V>>,
     monitors: Option<Monitors>,
     /// The turn that is counted for them: when it began, and its events.
     turn: Option<(Moment, usize)>,
@@ -184,10 +182,10 @@ pub(super) fn run<V: Service + 'static>(
 ) -> io::Result<()> {
     let clock = Clock::start();
     let Config { impairments, limits, .. } = &server.config;
-    let Some(fates) = Fates::of(impairments, FATES_OF_STREAMS).filter(Fates::delays) else {
+    let Some(netem) = Netem::new(impairments, NETEM_OF_STREAMS).filter(Netem::delays) else {
         return EventLoop::new(server, clock, make, None, |listener| listener)?.run();
     };
-    let delays = Delays::new(fates, move || clock.now(), limits.max_buffered);
+    let delays = Delays::new(netem, move || clock.now(), limits.max_buffered);
     let delays = Rc::new(RefCell::new(delays));
     // This loop has other streams than the usual one, which pays nothing for it.
     let make = move || Box::new(make()) as Box<dyn Service>;
@@ -216,13 +214,11 @@ impl<L: connections::Listener, V: Service> EventLoop<L, V> {
         }
         let mut datagrams = Vec::new();
         for (index, socket) in sockets.datagrams.into_iter().enumerate() {
-            socket.set_nonblocking(true)?;
+            let mut socket = DatagramSocket::new(socket, config.udp_offload)?;
             let both = Interest::READABLE | Interest::WRITABLE;
-            let token = Token::Datagrams(index).into();
-            poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, both)?;
-            let (make, stats) = (make.clone(), Arc::clone(&stats));
-            let endpoint = Endpoint::bound(socket, make, config.udp_offload, stats);
-            datagrams.push(endpoint.impair(Fates::of(&config.impairments, index)));
+            poll.registry().register(socket.source(), Token::Datagrams(index).into(), both)?;
+            let netem = Netem::new(&config.impairments, index);
+            datagrams.push(Endpoint::new(socket, make.clone(), netem, Arc::clone(&stats)));
         }
         #[cfg(feature = "daemon")]
         let monitors = match server.monitor {
@@ -429,10 +425,9 @@ impl<L: connections::Listener, V: Service> EventLoop<L, V> {
     /// In a drain: closes the UDP sockets, once all that was received is answered.
     fn close_sockets(&mut self) {
         if self.draining && self.datagrams.iter().all(Endpoint::is_done) {
-            for datagrams in self.datagrams.drain(..) {
+            for mut datagrams in self.datagrams.drain(..) {
                 // As for listeners.
-                let socket = datagrams.as_fd().as_raw_fd();
-                let _ = self.poll.registry().deregister(&mut SourceFd(&socket));
+                let _ = self.poll.registry().deregister(datagrams.socket().source());
             }
         }
     }

@@ -1,37 +1,52 @@
-//! Who may be answered over UDP: the loop guard and the rate limit. Pure: `now` is an argument.
+//! Which datagrams are answered: the loop guard and the rate limit, and what is logged and counted of
+//! the others. Pure: `now` is an argument.
 //!
-//! A datagram's source address is whatever its sender wrote there, so that an echo server can be made
-//! to talk to another one, or to itself, for ever (CERT CA-1996-01, CERT VU#417980).
+//! A datagram's source address is whatever its sender wrote there. With a forged one, an echo server can
+//! be made to talk to another one, or to itself, without end (CERT CA-1996-01, CERT VU#417980).
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 
+use log::{debug, error, warn};
+
 use super::clock::Moment;
 use super::peer::{Peer, Source};
+use super::rate_limited::RateLimited;
 use crate::protocol::MAX_DATAGRAM;
-use crate::sys::datagram::Arrival;
+use crate::stats::{Counter, Stats};
+use crate::sys::datagram::Received;
 use crate::sys::socket::REPLY_HOP_LIMIT;
 
-/// What an answer may have left of its hop limit when it arrives. Questions have at most 128, or more
-/// than 200.
-const HOPS_OF_ANSWERS: RangeInclusive<u8> = 129..=REPLY_HOP_LIMIT;
+/// What a reply may have left of its hop limit when it arrives. Requests have at most 128, or more than
+/// 200.
+const HOPS_OF_REPLIES: RangeInclusive<u8> = 129..=REPLY_HOP_LIMIT;
 
 /// Why a datagram is not answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// Its source port is one of ours, or one where something answers anything.
+    /// Its source port is one of ours, or one where a service answers anything.
     Port,
-    /// Its source is a group, everyone or no one.
+    /// Its source is a multicast, broadcast or unspecified address.
     NotUnicast,
-    /// It was sent to a group or to everyone: all of them would answer one source, which may be
-    /// forged. RFC 1122, 3.2.2, forbids ICMP errors for the same reason.
+    /// It was sent to a multicast or broadcast address: all hosts there would answer one source, which
+    /// may be forged. RFC 1122, 3.2.2, forbids ICMP errors for the same reason.
     NotToUsAlone,
-    /// It is itself the answer of a server of this kind.
-    Answer,
-    /// Its source has had its share.
+    /// It is itself the reply of a server of this kind.
+    Reply,
+    /// Its source has reached its limit.
     Rate,
+    /// The buffer was too short for it.
+    Truncated,
+    /// The service panicked.
+    Panic,
+    /// The service withholds a reply that would be longer than the datagram.
+    TooShort,
+    /// The reply has more bytes than a datagram can have.
+    TooLong { bytes: usize, longest: usize },
+    /// The network does not take the reply.
+    Dropped,
 }
 
 impl fmt::Display for Refusal {
@@ -40,8 +55,13 @@ impl fmt::Display for Refusal {
             Refusal::Port => "an answer to its source port could start an endless loop",
             Refusal::NotUnicast => "its source is a multicast or broadcast address",
             Refusal::NotToUsAlone => "it was sent to a multicast or broadcast address",
-            Refusal::Answer => "it is itself the answer of an echo server",
+            Refusal::Reply => "it is itself the answer of an echo server",
             Refusal::Rate => "its source has reached the limit on answers",
+            Refusal::Truncated => "the datagram was cut when it was received",
+            Refusal::Panic => "the service panicked",
+            Refusal::TooShort => "the answer would be longer than the datagram",
+            Refusal::TooLong { .. } => "the answer is longer than a datagram can be",
+            Refusal::Dropped => "the network does not take the answer",
         })
     }
 }
@@ -53,13 +73,90 @@ impl Refusal {
             Refusal::Port => "guarded_port",
             Refusal::NotUnicast => "source_not_unicast",
             Refusal::NotToUsAlone => "not_to_us_alone",
-            Refusal::Answer => "answer",
+            Refusal::Reply => "answer",
             Refusal::Rate => "rate",
+            Refusal::Truncated => "truncated",
+            Refusal::Panic => "panic",
+            Refusal::TooShort => "too_short",
+            Refusal::TooLong { .. } => "too_long",
+            Refusal::Dropped => "dropped",
+        }
+    }
+
+    fn counter(self, stats: &Stats) -> &Counter {
+        match self {
+            Refusal::Port | Refusal::NotUnicast | Refusal::NotToUsAlone | Refusal::Reply => {
+                &stats.udp_guarded
+            }
+            Refusal::Rate => &stats.udp_rate_limited,
+            Refusal::Truncated => &stats.udp_truncated,
+            Refusal::Panic => &stats.udp_panics,
+            Refusal::TooShort => &stats.udp_too_short,
+            Refusal::TooLong { .. } => &stats.udp_too_long,
+            Refusal::Dropped => &stats.udp_dropped,
         }
     }
 }
 
-/// Decides who may be answered.
+/// Logs and counts the datagrams of a socket that are not answered. Above level debug, each reason has
+/// one line per episode.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    limited: RateLimited,
+    panicked: RateLimited,
+    too_long: RateLimited,
+    dropped: RateLimited,
+}
+
+impl Refusals {
+    /// Notes that `count` datagrams from `peer` are not answered.
+    #[cold]
+    pub(crate) fn note(
+        &mut self,
+        refusal: Refusal,
+        peer: Peer,
+        count: usize,
+        stats: &Stats,
+        now: Moment,
+    ) {
+        refusal.counter(stats).add(count as u64);
+        match refusal {
+            Refusal::Rate if self.limited.begins((), now) => warn!(
+                event = "not_answered",
+                peer:%,
+                reason = refusal.name(),
+                setting = "udp_rate";
+                "{peer} has reached the limit for one source: what it sends beyond that is not answered"
+            ),
+            Refusal::Panic if self.panicked.begins((), now) => error!(
+                event = "not_answered",
+                peer:%,
+                reason = refusal.name();
+                "the service panicked on a datagram from {peer}, which is not answered"
+            ),
+            Refusal::TooLong { bytes, longest } if self.too_long.begins((), now) => warn!(
+                event = "answer_too_long",
+                peer:%,
+                bytes = bytes,
+                longest = longest;
+                "an answer of {bytes} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are counted"
+            ),
+            Refusal::Dropped if self.dropped.begins((), now) => warn!(
+                event = "send_buffer_full";
+                "the send buffer is full of answers that the network does not take: those to neighbours that do not exist are dropped, and those without room"
+            ),
+            _ => {}
+        }
+        debug!(
+            event = "not_answered",
+            peer:%,
+            reason = refusal.name();
+            "{peer} is not answered: {refusal}"
+        );
+    }
+}
+
+/// Decides which datagrams are answered.
 #[derive(Debug)]
 pub(crate) struct Guard {
     ports: Vec<u16>,
@@ -67,27 +164,27 @@ pub(crate) struct Guard {
 }
 
 impl Guard {
-    /// A guard against sources on any of `ports`, our own among them: an echo server elsewhere
-    /// listens on the same port as we do, and two of them would never end. At most `rate` datagrams
-    /// per second are answered to one remote source; no limit without it.
+    /// Makes a guard against sources on any of `ports`, which include our own: an echo server elsewhere
+    /// listens on the same port as this one, and the two would never end. One remote source gets replies
+    /// to at most `rate` datagrams per second; without a rate there is no limit.
     pub(crate) fn new(mut ports: Vec<u16>, rate: Option<NonZeroU32>) -> Self {
         ports.sort_unstable();
         ports.dedup();
         Guard { ports, rate: rate.map(RateLimit::new) }
     }
 
-    /// Whether a datagram from `peer` that came like this at `now` may be answered.
+    /// Decides whether a datagram from `peer` is answered.
     pub(crate) fn admit(
         &mut self,
         peer: Peer,
-        Arrival { to_us_alone, hop_limit }: Arrival,
+        received: &Received,
         now: Moment,
     ) -> Result<(), Refusal> {
-        if !to_us_alone {
+        if received.to_group {
             return Err(Refusal::NotToUsAlone);
         }
-        if hop_limit.is_some_and(|left| HOPS_OF_ANSWERS.contains(&left)) {
-            return Err(Refusal::Answer);
+        if received.hop_limit.is_some_and(|left| HOPS_OF_REPLIES.contains(&left)) {
+            return Err(Refusal::Reply);
         }
         if self.ports.binary_search(&peer.port()).is_ok() {
             return Err(Refusal::Port);
@@ -104,20 +201,19 @@ impl Guard {
         Ok(())
     }
 
-    /// Whether a datagram of `question` bytes from `peer` that has been admitted may have an answer of
-    /// `answer` bytes. Whoever forges a remote source has no more bytes sent to it than an echo would
-    /// send, beyond an allowance.
-    pub(crate) fn admit_answer(
+    /// Decides whether a datagram of `request` bytes that was admitted gets a reply of `reply` bytes.
+    /// A forged remote source has no more bytes sent to it than an echo would send, beyond an allowance.
+    pub(crate) fn admit_reply(
         &mut self,
         peer: Peer,
-        question: usize,
-        answer: usize,
+        request: usize,
+        reply: usize,
         now: Moment,
     ) -> Result<(), Refusal> {
         if let Some(rate) = &mut self.rate
-            && question != answer
+            && request != reply
             && !peer.is_loopback()
-            && !rate.admit_growth(peer.source(), question, answer, now)
+            && !rate.admit_growth(peer.source(), request, reply, now)
         {
             return Err(Refusal::Rate);
         }
@@ -125,34 +221,34 @@ impl Guard {
     }
 }
 
-/// At most `burst + rate × time` answers to one source in any stretch of time, and as many bytes as it
-/// has sent, beyond the same for bytes.
+/// Limits the replies to one source to `burst + rate × time` in any stretch of time, and their bytes to
+/// what it has sent, beyond the same for bytes.
 ///
 /// The virtual scheduling form of the generic cell rate algorithm (ITU-T I.371): for each bucket only
 /// the time at which it is full again is kept. The table never grows. Sources are spread over it by a
-/// keyed hash; two that meet in a bucket share it, so that the bound holds for each of them, and
-/// nobody outside can choose whom to meet.
+/// keyed hash; two that meet in a bucket share it, so that the bound holds for each of them, and an
+/// attacker cannot choose the source to meet.
 #[derive(Debug)]
 struct RateLimit {
     buckets: Box<[Bucket]>,
     hasher: RandomState,
-    /// Nanoseconds between two answers at the full rate.
+    /// Nanoseconds between two replies at the full rate.
     interval: u64,
     burst: u32,
 }
 
-/// When a bucket is full again: of answers, and of bytes that they may be longer than the questions.
+/// When a bucket is full again: of replies, and of bytes that they may be longer than the requests.
 #[derive(Debug, Clone, Copy, Default)]
 struct Bucket {
-    answers_at: u64,
+    replies_at: u64,
     growth_at: u64,
 }
 
 impl RateLimit {
     const BUCKETS: usize = 8192;
-    /// Answers may be this many bytes longer than their questions, all together: any one answer, ...
+    /// How many bytes replies may be longer than their requests, all together: any one reply, ...
     const GROWTH_BURST: u64 = MAX_DATAGRAM as u64;
-    /// ... and this many more in a second: some hundred names or addresses for an empty question each.
+    /// ... and this many more in a second: some hundred names or addresses for an empty request each.
     const GROWTH_RATE: u64 = 16 << 10;
     /// Nanoseconds for a byte of growth at that rate.
     const GROWTH_INTERVAL: u64 = 1_000_000_000_u64.div_ceil(Self::GROWTH_RATE);
@@ -174,30 +270,24 @@ impl RateLimit {
 
     fn admit(&mut self, source: Source, now: Moment) -> bool {
         let (interval, most) = (self.interval, self.interval * u64::from(self.burst));
-        spend(&mut self.bucket(source).answers_at, interval, most, now)
+        spend(&mut self.bucket(source).replies_at, interval, most, now)
     }
 
-    /// Pays for the growth from a question to its answer; an answer that is shorter earns some.
-    fn admit_growth(
-        &mut self,
-        source: Source,
-        question: usize,
-        answer: usize,
-        now: Moment,
-    ) -> bool {
+    /// Pays for the growth from a request to its reply; a reply that is shorter earns some.
+    fn admit_growth(&mut self, source: Source, request: usize, reply: usize, now: Moment) -> bool {
         let growth_at = &mut self.bucket(source).growth_at;
         let time = |bytes: usize| bytes as u64 * Self::GROWTH_INTERVAL;
-        if answer <= question {
-            *growth_at = growth_at.saturating_sub(time(question - answer));
+        if reply <= request {
+            *growth_at = growth_at.saturating_sub(time(request - reply));
             return true;
         }
         let most = Self::GROWTH_BURST * Self::GROWTH_INTERVAL;
-        spend(growth_at, time(answer - question), most, now)
+        spend(growth_at, time(reply - request), most, now)
     }
 }
 
-/// Takes `cost` from a bucket that holds `most`, both as the time in which they come back; false where
-/// there is not so much in it, which costs nothing.
+/// Takes `cost` from a bucket that holds `most`, both as the time in which they come back. Returns false
+/// where the bucket holds less; that costs nothing.
 fn spend(full_at: &mut u64, cost: u64, most: u64, now: Moment) -> bool {
     let spent = (*full_at).max(now.nanos()) + cost;
     let allowed = spent - now.nanos() <= most;
@@ -218,20 +308,23 @@ mod tests {
         address.parse::<SocketAddr>().unwrap().into()
     }
 
-    const TO_US: Arrival = Arrival { to_us_alone: true, hop_limit: None };
+    /// A datagram to an address of ours.
+    fn received(hop_limit: Option<u8>) -> Received {
+        let peer = ([192, 0, 2, 1], 9).into();
+        Received { hop_limit, ..Received::new(8, peer) }
+    }
 
     #[test]
-    fn what_is_an_answer_or_asks_many_is_not_answered() {
+    fn replies_and_datagrams_to_a_group_are_not_answered() {
         let mut guard = Guard::new(vec![], None);
-        let mut admit = |arrival| guard.admit(peer("192.0.2.1:9"), arrival, Moment::default());
+        let mut admit = |received| guard.admit(peer("192.0.2.1:9"), &received, Moment::default());
         for hops in [0, 1, 64, 128, 201, 255] {
-            assert_eq!(admit(Arrival { hop_limit: Some(hops), ..TO_US }), Ok(()), "{hops}");
+            assert_eq!(admit(received(Some(hops))), Ok(()), "{hops}");
         }
         for hops in [129, 150, 200] {
-            let arrival = Arrival { hop_limit: Some(hops), ..TO_US };
-            assert_eq!(admit(arrival), Err(Refusal::Answer), "{hops}");
+            assert_eq!(admit(received(Some(hops))), Err(Refusal::Reply), "{hops}");
         }
-        let broadcast = Arrival { to_us_alone: false, hop_limit: Some(64) };
+        let broadcast = Received { to_group: true, ..received(Some(64)) };
         assert_eq!(admit(broadcast), Err(Refusal::NotToUsAlone));
     }
 
@@ -243,25 +336,25 @@ mod tests {
         let (mut asked, mut answered) = (0, 0);
         for _ in 0..10_000 {
             asked += 1_400;
-            if guard.admit_answer(remote, 1_400, 4_200, now).is_ok() {
+            if guard.admit_reply(remote, 1_400, 4_200, now).is_ok() {
                 answered += 4_200;
             }
-            assert_eq!(guard.admit_answer(local, 1_400, 4_200, now), Ok(()));
-            assert_eq!(guard.admit_answer(peer("192.0.2.2:9"), 1_400, 1_400, now), Ok(()));
+            assert_eq!(guard.admit_reply(local, 1_400, 4_200, now), Ok(()));
+            assert_eq!(guard.admit_reply(peer("192.0.2.2:9"), 1_400, 1_400, now), Ok(()));
             now = now + Duration::from_millis(1);
         }
         let allowance = RateLimit::GROWTH_BURST + 10 * RateLimit::GROWTH_RATE;
         assert!(answered > 0 && answered <= asked + allowance as usize, "{answered} for {asked}");
-        // All of it is there again after a while, and a shorter answer earns a longer one.
+        // All of it is there again after a while, and a shorter reply earns a longer one.
         now = now + Duration::from_secs(4);
-        assert_eq!(guard.admit_answer(remote, 0, MAX_DATAGRAM, now), Ok(()));
-        assert_eq!(guard.admit_answer(remote, 0, 1, now), Err(Refusal::Rate));
-        assert_eq!(guard.admit_answer(remote, 130, 30, now), Ok(()));
-        assert_eq!(guard.admit_answer(remote, 20, 121, now), Err(Refusal::Rate));
-        assert_eq!(guard.admit_answer(remote, 20, 120, now), Ok(()));
-        assert_eq!(guard.admit_answer(remote, 0, 1, now), Err(Refusal::Rate));
+        assert_eq!(guard.admit_reply(remote, 0, MAX_DATAGRAM, now), Ok(()));
+        assert_eq!(guard.admit_reply(remote, 0, 1, now), Err(Refusal::Rate));
+        assert_eq!(guard.admit_reply(remote, 130, 30, now), Ok(()));
+        assert_eq!(guard.admit_reply(remote, 20, 121, now), Err(Refusal::Rate));
+        assert_eq!(guard.admit_reply(remote, 20, 120, now), Ok(()));
+        assert_eq!(guard.admit_reply(remote, 0, 1, now), Err(Refusal::Rate));
         let mut unlimited = Guard::new(vec![], None);
-        assert!((0..9).all(|_| unlimited.admit_answer(remote, 0, MAX_DATAGRAM, now).is_ok()));
+        assert!((0..9).all(|_| unlimited.admit_reply(remote, 0, MAX_DATAGRAM, now).is_ok()));
     }
 
     #[test]
@@ -280,7 +373,7 @@ mod tests {
     #[test]
     fn loops_are_not_begun() {
         let mut guard = Guard::new(vec![12000, 7, 0, 19], None);
-        let mut admit = |address| guard.admit(peer(address), TO_US, Moment::default());
+        let mut admit = |address| guard.admit(peer(address), &received(None), Moment::default());
         for address in ["127.0.0.1:12000", "192.0.2.1:7", "192.0.2.1:0", "[::ffff:192.0.2.1]:19"] {
             assert_eq!(admit(address), Err(Refusal::Port), "{address}");
         }
@@ -296,7 +389,9 @@ mod tests {
     fn loopback_is_not_limited() {
         let mut guard = Guard::new(vec![], NonZeroU32::new(1));
         let mut admitted = |address| {
-            (0..10).filter(|_| guard.admit(peer(address), TO_US, Moment::default()).is_ok()).count()
+            (0..10)
+                .filter(|_| guard.admit(peer(address), &received(None), Moment::default()).is_ok())
+                .count()
         };
         assert_eq!(admitted("127.0.0.2:9999"), 10);
         assert_eq!(admitted("[::1]:9999"), 10);
@@ -306,9 +401,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { max_shrink_iters: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// For any datagrams at any times: in every stretch of time, answers ≤ burst + rate × time.
+        /// For any datagrams at any times: in every stretch of time, replies ≤ burst + rate × time.
         #[test]
-        fn answers_are_bounded(
+        fn replies_are_bounded(
             rate in prop_oneof![1_u32..2_000, 1_u32..20_000, Just(u32::MAX)],
             datagrams in prop::collection::vec((0_u8..4, 0_u64..40), 1..600),
         ) {
@@ -340,7 +435,7 @@ mod tests {
 
         /// A source that keeps to the rate is always answered.
         #[test]
-        fn who_keeps_to_the_rate_is_answered(rate in 1_u32..20_000, datagrams in 1_usize..500) {
+        fn a_source_that_keeps_to_the_rate_is_answered(rate in 1_u32..20_000, datagrams in 1_usize..500) {
             let mut limit = RateLimit::new(NonZeroU32::new(rate).unwrap());
             let mut now = Moment::default();
             for _ in 0..datagrams {

@@ -4,7 +4,6 @@
 //! Who tells it passes what it knows anyway. Where that level is off, a line costs a comparison.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use log::{LevelFilter, trace};
@@ -342,72 +341,6 @@ pub(super) fn shut_down(peer: &Peer) {
             event = "shutdown",
             peer:%;
             "{peer}: shut down our side: our FIN. What still comes is dropped, until the peer's FIN"
-        )
-    });
-}
-
-// ---- datagrams
-
-/// A datagram was received, or a run of them in one piece.
-#[inline]
-pub(super) fn received(peer: &Peer, bytes: usize, datagrams: usize) {
-    tell(move || {
-        trace!(
-            event = "received",
-            peer:%,
-            bytes = bytes,
-            datagrams = datagrams;
-            "{peer}: received {} in {}",
-            count(bytes, "byte"),
-            count(datagrams, "datagram")
-        )
-    });
-}
-
-/// No datagram is there.
-#[inline]
-pub(super) fn receive_would_block() {
-    tell(
-        move || trace!(event = "would_block", call = "receive"; "receive would block: no other datagram has come"),
-    );
-}
-
-/// An answer was sent, or a run of them in one piece.
-#[inline]
-pub(super) fn sent(to: &SocketAddr, bytes: usize, datagrams: usize) {
-    tell(move || {
-        let peer = Peer::from(*to);
-        trace!(
-            event = "sent",
-            peer:%,
-            bytes = bytes,
-            datagrams = datagrams;
-            "{peer}: sent {} in {}",
-            count(bytes, "byte"),
-            count(datagrams, "datagram")
-        )
-    });
-}
-
-/// The send buffer has no room for an answer.
-#[inline]
-pub(super) fn send_would_block(peer: &Peer) {
-    tell(
-        move || trace!(event = "would_block", call = "send", peer:%; "{peer}: send would block: the send buffer is full"),
-    );
-}
-
-/// Answers, this one first, wait for room; nothing is received meanwhile.
-#[inline]
-pub(super) fn answers_wait(peer: &Peer, most: Duration) {
-    tell(move || {
-        trace!(
-            event = "waiting",
-            what = "room",
-            peer:%,
-            timeout_ns = units::nanoseconds(most);
-            "{peer}: the answer waits for room, for at most {}",
-            units::time(most)
         )
     });
 }

@@ -1,31 +1,30 @@
-//! The one place where datagrams meet the system: recvmsg(2) and sendmmsg(2), with their control data.
+//! UDP sockets: recvmsg(2) and sendmmsg(2) with their control messages.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
+use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use log::debug;
+use mio::net::UdpSocket;
 use nix::cmsg_space;
-use nix::errno::Errno;
 use nix::libc::{cmsghdr, in_addr, in_pktinfo, in6_addr, in6_pktinfo};
-use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmsg,
     sendmmsg, setsockopt, sockopt,
 };
-
 use socket2::SockRef;
 
-use super::neighbours;
 use super::socket::set_send_buffer_size;
+use super::{Errno, neighbours};
 
 /// The Discard Protocol (RFC 863): its port sends nothing.
 const DISCARD: u16 = 9;
 
-/// What datagrams come from and go to.
+/// Receives and sends datagrams, without waiting.
 pub(crate) trait Socket {
-    /// Receives a datagram, or a run of equal ones in one piece, into the beginning of `room`.
-    fn receive(&mut self, room: &mut [u8]) -> Result<Received, Errno>;
+    /// Receives a datagram, or a run of equal ones in one piece, into the beginning of `buffer`.
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno>;
 
     /// Sends `pieces` back on `route`: as one datagram, or cut into datagrams of `segment` bytes,
     /// the last of which may be shorter.
@@ -36,119 +35,111 @@ pub(crate) trait Socket {
         route: &Route,
     ) -> Result<(), Errno>;
 
-    /// Lets answers use the whole send buffer, or no more than half of it, as in the beginning.
+    /// Whether the kernel cuts what is sent into segments.
+    fn offloads(&self) -> bool;
+
+    /// Lets replies use the whole send buffer, or half of it, as in the beginning.
     fn use_reserve(&mut self, whole: bool);
 
-    /// Neighbours that the kernel is looking for: answers to them stay in the send buffer.
+    /// Neighbours that the kernel is looking for: replies to them stay in the send buffer.
     fn missing_neighbours(&mut self) -> Vec<IpAddr>;
 
-    /// Leaves the port, with all that waits here: what comes from now on is for the other sockets on
-    /// the port, if there are some (SO_REUSEPORT).
+    /// Leaves the port with the datagrams that are queued here: later ones go to the other sockets on
+    /// the port, if there are any (SO_REUSEPORT).
     fn leave(&mut self);
 
-    /// The address of ours that a datagram on `route` was sent to.
+    /// Returns our address that a datagram on `route` was sent to.
     fn local_addr(&self, route: &Route) -> io::Result<SocketAddr>;
 }
 
-/// A datagram, or a run of equal ones, as it came.
-#[derive(Debug)]
+/// A datagram, or a run of equal ones in one piece, as it was received.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Received {
+    /// Bytes in the buffer, of all datagrams together.
     pub(crate) length: usize,
-    /// The length of each of a run but the last.
-    pub(crate) segment: Option<usize>,
+    /// The length of each datagram but the last; all of `length` where there is only one.
+    pub(crate) segment: usize,
+    /// Whether the buffer was too short, so that its end is lost.
     pub(crate) truncated: bool,
-    pub(crate) arrival: Arrival,
+    /// Whether it was sent to a broadcast or multicast address.
+    pub(crate) to_group: bool,
+    /// What is left of its hop limit, where that is known.
+    pub(crate) hop_limit: Option<u8>,
+    /// The way back.
     pub(crate) route: Route,
 }
 
-/// How a datagram came, as far as that decides whether it may be answered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Arrival {
-    /// Whether it was sent to an address of ours: not to a group or to everyone.
-    pub(crate) to_us_alone: bool,
-    /// What is left of its hop limit, where that is known.
-    pub(crate) hop_limit: Option<u8>,
-}
-
-/// Where a datagram came from and went to: the way back.
+/// Where a datagram came from and was sent to: the way of the reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Route {
     /// As the socket has it: IPv4-mapped where the socket is an IPv6 one.
     pub(crate) peer: SocketAddr,
-    pub(crate) local: Option<Local>,
+    /// Our address, where the socket has several.
+    pub(crate) local: Option<IpAddr>,
+    /// The index of the interface of `local` where that is link-local, else 0 (RFC 3542, 6.2).
+    pub(crate) interface: u32,
 }
 
-/// Which of our addresses a datagram was sent to, where the socket has several.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Local {
-    V4([u8; 4]),
-    /// With the index of its interface where the address is link-local, else 0 (RFC 3542, 6.2).
-    V6([u8; 16], u32),
-}
-
-/// A bound, non-blocking UDP socket.
-pub(crate) struct BoundSocket {
+/// A bound UDP socket.
+pub(crate) struct DatagramSocket {
     socket: UdpSocket,
+    offload: bool,
     /// Whether it has several addresses, so that replies have to name theirs.
     wildcard: bool,
     /// Half of the send buffer, in bytes as setsockopt(2) takes them.
     half_buffer: usize,
-    /// Room for what comes beside a datagram.
+    /// Buffer for the control messages of a receive.
     control: Vec<u8>,
     headers: Headers,
 }
 
-impl BoundSocket {
-    /// Takes the socket; `offload` becomes false where the kernel has no segmentation offload.
-    pub(crate) fn new(socket: UdpSocket, offload: &mut bool) -> Self {
-        // A kernel that knows one of the two knows both (udp(7)). Who had the socket before may have
-        // wanted it otherwise.
-        *offload = setsockopt(&socket, sockopt::UdpGroSegment, offload).is_ok() && *offload;
+impl DatagramSocket {
+    /// Takes a bound socket. It uses segmentation offload where that is wanted and the kernel has it.
+    pub(crate) fn new(socket: net::UdpSocket, offload: bool) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        // A kernel that knows one of the two knows both (udp(7)). An inherited socket may have it set.
+        let offload = setsockopt(&socket, sockopt::UdpGroSegment, &offload).is_ok() && offload;
         let address = socket.local_addr().ok();
         // The system shows twice what it was asked for (socket(7)).
         let half_buffer = SockRef::from(&socket).send_buffer_size().unwrap_or(0) / 4;
-        let mut socket = BoundSocket {
-            half_buffer,
+        let mut socket = DatagramSocket {
+            socket: UdpSocket::from_std(socket),
+            offload,
             wildcard: address.is_none_or(|address| address.ip().is_unspecified()),
-            headers: Headers::new(address.is_some_and(|address| address.is_ipv6())),
+            half_buffer,
             control: cmsg_space!(in_pktinfo, in6_pktinfo, i32, i32),
-            socket,
+            headers: Headers::new(address.is_some_and(|address| address.is_ipv6())),
         };
         socket.use_reserve(false);
-        socket
+        Ok(socket)
     }
 
-    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
-    }
-
-    /// What a thread that has nothing else to do waits for.
-    pub(crate) fn poll_fd(&self, events: PollFlags) -> PollFd<'_> {
-        PollFd::new(self.socket.as_fd(), events)
+    /// The socket to register with mio.
+    pub(crate) fn source(&mut self) -> &mut UdpSocket {
+        &mut self.socket
     }
 }
 
-impl Socket for BoundSocket {
-    fn receive(&mut self, room: &mut [u8]) -> Result<Received, Errno> {
-        let mut room = [IoSliceMut::new(room)];
-        let message = recvmsg::<SockaddrStorage>(
-            self.socket.as_raw_fd(),
-            &mut room,
-            Some(&mut self.control),
-            MsgFlags::empty(),
-        )?;
-        let peer = message.address.as_ref().and_then(socket_address).ok_or(Errno::EAFNOSUPPORT)?;
-        let mut received = Received {
-            length: message.bytes,
-            segment: None,
-            truncated: message.flags.contains(MsgFlags::MSG_TRUNC),
-            arrival: Arrival { to_us_alone: true, hop_limit: None },
-            route: Route { peer, local: None },
-        };
-        // Control data that were cut would be an error here: without them there is no way back.
-        for control in message.cmsgs()? {
-            received.note(control);
-        }
+impl AsFd for DatagramSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Socket for DatagramSocket {
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
+        let DatagramSocket { socket, control, .. } = self;
+        let mut received = try_io(socket, || {
+            let mut buffer = [IoSliceMut::new(buffer)];
+            let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
+            let message = recvmsg::<SockaddrStorage>(fd, &mut buffer, Some(control), flags)?;
+            let peer = message.address.as_ref().and_then(socket_address);
+            let mut received = Received::new(message.bytes, peer.ok_or(Errno::EAFNOSUPPORT)?);
+            received.truncated = message.flags.contains(MsgFlags::MSG_TRUNC);
+            // Control messages that were cut are an error here: without them there is no way back.
+            message.cmsgs()?.for_each(|control| received.take(control));
+            Ok(received)
+        })?;
         if !self.wildcard {
             received.route.local = None;
         }
@@ -161,7 +152,12 @@ impl Socket for BoundSocket {
         segment: Option<u16>,
         route: &Route,
     ) -> Result<(), Errno> {
-        self.headers.send(&self.socket, pieces, segment, route)
+        let DatagramSocket { socket, headers, .. } = self;
+        try_io(socket, || headers.send(socket, pieces, segment, route))
+    }
+
+    fn offloads(&self) -> bool {
+        self.offload
     }
 
     fn use_reserve(&mut self, whole: bool) {
@@ -186,52 +182,84 @@ impl Socket for BoundSocket {
         })
     }
 
-    /// The kernel passes over a connected socket when it looks for one that is not.
+    /// Connects the socket to a port that sends nothing: the kernel passes over a connected socket when
+    /// it looks for one that is not.
     fn leave(&mut self) {
-        let Ok(mut nobody) = self.socket.local_addr() else { return };
-        if nobody.ip().is_unspecified() {
-            nobody.set_ip(match nobody {
+        let Ok(mut silent) = self.socket.local_addr() else { return };
+        if silent.ip().is_unspecified() {
+            silent.set_ip(match silent {
                 SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
                 SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
             });
         }
-        nobody.set_port(DISCARD);
+        silent.set_port(DISCARD);
         // Where this fails, what still comes is lost when the socket is closed.
-        let _ = self.socket.connect(nobody);
+        let _ = self.socket.connect(silent);
     }
 
     fn local_addr(&self, route: &Route) -> io::Result<SocketAddr> {
         let bound = self.socket.local_addr()?;
-        let ip = match route.local {
-            None => bound.ip(),
-            Some(Local::V4(octets)) => octets.into(),
-            Some(Local::V6(octets, _)) => octets.into(),
-        };
-        Ok(SocketAddr::new(ip.to_canonical(), bound.port()))
+        let ip = route.local.unwrap_or(bound.ip()).to_canonical();
+        Ok(SocketAddr::new(ip, bound.port()))
     }
 }
 
+/// Makes a call such that mio sees where it would block, and tells when it would not any more.
+fn try_io<T>(socket: &UdpSocket, call: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
+    let outcome = socket.try_io(|| call().map_err(io::Error::from));
+    outcome.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or_default()))
+}
+
 impl Received {
-    /// Takes what stood beside the datagram (udp(7), ip(7), ipv6(7)).
-    fn note(&mut self, control: ControlMessageOwned) {
+    /// One datagram from `peer`, with nothing known beside it.
+    pub(crate) fn new(length: usize, peer: SocketAddr) -> Self {
+        let route = Route { peer, local: None, interface: 0 };
+        let (segment, truncated, to_group, hop_limit) = (length, false, false, None);
+        Received { length, segment, truncated, to_group, hop_limit, route }
+    }
+
+    /// Whether it came as a run of several datagrams.
+    pub(crate) fn is_run(&self) -> bool {
+        self.segment < self.length
+    }
+
+    /// How many datagrams it is.
+    pub(crate) fn count(&self) -> usize {
+        if self.is_run() { self.length.div_ceil(self.segment) } else { 1 }
+    }
+
+    /// The place of each datagram in a buffer where the first one begins at `start`.
+    pub(crate) fn datagrams(&self, start: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let Received { length, segment, .. } = *self;
+        let place = move |offset| start + offset..start + length.min(offset + segment);
+        (0..self.count()).map(move |index| place(index * segment))
+    }
+
+    /// Takes a control message (udp(7), ip(7), ipv6(7)).
+    fn take(&mut self, control: ControlMessageOwned) {
         match control {
-            ControlMessageOwned::UdpGroSegments(size) => self.segment = usize::try_from(size).ok(),
-            // For a datagram to a group or to everyone, the second is an address of ours all the same.
-            // Where the datagram came before the option was set, it is not known.
+            ControlMessageOwned::UdpGroSegments(size) => {
+                let size =
+                    usize::try_from(size).ok().filter(|size| (1..self.length).contains(size));
+                self.segment = size.unwrap_or(self.length);
+            }
+            // For a datagram to a group, the second is an address of ours all the same. Where the
+            // datagram came before the option was set, it is not known.
             ControlMessageOwned::Ipv4PacketInfo(in_pktinfo { ipi_addr, ipi_spec_dst, .. }) => {
                 let (to, ours) = (ipi_addr.s_addr, ipi_spec_dst.s_addr);
-                self.arrival.to_us_alone &= ours == to || ours == 0;
+                self.to_group |= ours != to && ours != 0;
                 // An IPv6 socket says it the other way, too.
-                self.route.local.get_or_insert(Local::V4(to.to_ne_bytes()));
+                self.route.local.get_or_insert(IpAddr::from(to.to_ne_bytes()));
             }
             ControlMessageOwned::Ipv6PacketInfo(info) => {
                 let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                self.arrival.to_us_alone &= !address.is_multicast();
-                let interface = if address.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
-                self.route.local = Some(Local::V6(address.octets(), interface));
+                self.to_group |= address.is_multicast();
+                self.route.local = Some(address.into());
+                self.route.interface =
+                    if address.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
             }
             ControlMessageOwned::Ipv4Ttl(left) | ControlMessageOwned::Ipv6HopLimit(left) => {
-                self.arrival.hop_limit = u8::try_from(left).ok();
+                self.hop_limit = u8::try_from(left).ok();
             }
             _ => {}
         }
@@ -245,7 +273,7 @@ fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
 
 /// Headers for sending, made once: nix would otherwise allocate control data for each message.
 struct Headers {
-    /// Alone, and no address to leave from.
+    /// With neither segments nor an address to leave from.
     bare: MultiHeaders<SockaddrStorage>,
     segmented: MultiHeaders<SockaddrStorage>,
     from: MultiHeaders<SockaddrStorage>,
@@ -267,27 +295,27 @@ impl Headers {
         }
     }
 
-    /// Sends `pieces` back on `route`, cut into datagrams of `segment` bytes where that is given.
     fn send(
         &mut self,
         socket: &UdpSocket,
         pieces: &[IoSlice<'_>],
         segment: Option<u16>,
         route: &Route,
-    ) -> Result<(), Errno> {
+    ) -> nix::Result<()> {
         let (v4, v6);
         let from = match route.local {
             None => None,
-            Some(Local::V4(address)) => {
+            Some(IpAddr::V4(ip)) => {
                 v4 = in_pktinfo {
                     ipi_ifindex: 0,
-                    ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(address) },
+                    ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(ip.octets()) },
                     ipi_addr: in_addr { s_addr: 0 },
                 };
                 Some(ControlMessage::Ipv4PacketInfo(&v4))
             }
-            Some(Local::V6(s6_addr, ipi6_ifindex)) => {
-                v6 = in6_pktinfo { ipi6_addr: in6_addr { s6_addr }, ipi6_ifindex };
+            Some(IpAddr::V6(ip)) => {
+                let ipi6_addr = in6_addr { s6_addr: ip.octets() };
+                v6 = in6_pktinfo { ipi6_addr, ipi6_ifindex: route.interface };
                 Some(ControlMessage::Ipv6PacketInfo(&v6))
             }
         };
@@ -307,66 +335,92 @@ impl Headers {
     }
 }
 
-/// Room for one control message without the padding behind it, which would only make the kernel
-/// allocate: control data of up to 36 bytes stand on its stack.
+/// Allocates for one control message, without the padding behind it, which would only make the kernel
+/// allocate: control data of up to 36 bytes fit on its stack.
 fn alone<T>() -> Vec<u8> {
     Vec::with_capacity(size_of::<cmsghdr>() + size_of::<T>())
 }
 
 #[cfg(test)]
 mod tests {
+    use socket2::{Domain, Type};
+
     use super::*;
-    use crate::config::{Config, Transport};
-    use crate::sys::socket::REPLY_HOP_LIMIT;
+    use crate::sys::socket::{REPLY_HOP_LIMIT, set_datagram_options};
 
     const LOOPBACK: Ipv4Addr = Ipv4Addr::LOCALHOST;
 
-    /// A socket as the server has it, its address, and whether it is an IPv6 one.
-    fn bound(bind: &[IpAddr]) -> (BoundSocket, SocketAddr) {
-        let mut config = Config::default();
-        let bind = bind.iter().map(|&ip| ip.into()).collect();
-        (config.port, config.bind, config.transport) = (0, bind, Transport::Udp);
-        let socket = crate::server::sockets::bind(&config).unwrap().datagrams.remove(0);
-        let address = socket.local_addr().unwrap();
-        (BoundSocket::new(socket, &mut true), address)
+    /// A socket with the options of the server's; `ipv6` takes IPv4, too.
+    fn socket(address: SocketAddr) -> net::UdpSocket {
+        let socket = socket2::Socket::new(Domain::for_address(address), Type::DGRAM, None).unwrap();
+        if address.is_ipv6() {
+            socket.set_only_v6(false).unwrap();
+        }
+        socket.set_reuse_port(true).unwrap();
+        set_datagram_options(&socket, address.is_ipv6()).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket.into()
     }
 
-    /// The socket receives what is sent to `to`, and answers it.
-    fn exchange(socket: &mut BoundSocket, port: u16, to: Ipv4Addr) -> (Received, UdpSocket) {
-        let client = UdpSocket::bind((LOOPBACK, 0)).unwrap();
+    /// Such a socket on any port, and its address.
+    fn bound(ip: impl Into<IpAddr>) -> (DatagramSocket, SocketAddr) {
+        let socket = socket(SocketAddr::new(ip.into(), 0));
+        let address = socket.local_addr().unwrap();
+        (DatagramSocket::new(socket, true).unwrap(), address)
+    }
+
+    /// The socket receives what is sent to `to`.
+    fn exchange(
+        socket: &mut DatagramSocket,
+        port: u16,
+        to: Ipv4Addr,
+    ) -> (Received, net::UdpSocket) {
+        let client = net::UdpSocket::bind((LOOPBACK, 0)).unwrap();
         client.set_broadcast(true).unwrap();
         client.send_to(b"question", (to, port)).unwrap();
-        let mut room = [0; 100];
-        let received = socket.receive(&mut room).unwrap();
-        assert_eq!(&room[..received.length], b"question");
+        let mut buffer = [0; 100];
+        let received = socket.receive(&mut buffer).unwrap();
+        assert_eq!(&buffer[..received.length], b"question");
         (received, client)
     }
 
-    /// What waits is received and answered, and what comes later goes to the other socket on the port.
     #[test]
-    fn who_leaves_the_port_keeps_what_waits() {
-        for bind in [&[][..], &[Ipv4Addr::UNSPECIFIED.into()], &[LOOPBACK.into()]] {
-            let mut config = Config::default();
-            let bind = bind.iter().map(|&ip: &IpAddr| ip.into()).collect();
-            (config.bind, config.port, config.reuse_port) = (bind, 0, true);
-            config.transport = Transport::Udp;
-            let socket = |config: &Config| {
-                let socket = crate::server::sockets::bind(config).unwrap().datagrams.remove(0);
-                socket.set_nonblocking(true).unwrap();
-                socket
-            };
-            let one = socket(&config);
+    fn a_run_is_cut_where_the_peer_had_cut_it() {
+        let peer = (LOOPBACK, 9).into();
+        for (length, segment, expected) in [
+            (0, 0, vec![5..5]),
+            (7, 7, vec![5..12]),
+            (7, 3, vec![5..8, 8..11, 11..12]),
+            (6, 3, vec![5..8, 8..11]),
+        ] {
+            let received = Received { segment, ..Received::new(length, peer) };
+            assert_eq!(received.datagrams(5).collect::<Vec<_>>(), expected);
+            assert_eq!((received.count(), received.is_run()), (expected.len(), expected.len() > 1));
+        }
+        for (said, segment) in [(0, 7), (3, 3), (7, 7), (8, 7), (-1, 7)] {
+            let mut received = Received::new(7, peer);
+            received.take(ControlMessageOwned::UdpGroSegments(said));
+            assert_eq!(received.segment, segment, "{said}");
+        }
+    }
+
+    /// What is queued is received and answered, and what comes later goes to the other socket on the port.
+    #[test]
+    fn a_socket_that_leaves_the_port_keeps_what_is_queued() {
+        for ip in [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into(), LOOPBACK.into()] {
+            let ip: IpAddr = ip;
+            let one = socket(SocketAddr::new(ip, 0));
             let address = one.local_addr().unwrap();
-            config.port = address.port();
-            let mut sockets = [one, socket(&config)].map(|one| BoundSocket::new(one, &mut false));
-            let clients: Vec<UdpSocket> =
-                (0..64).map(|_| UdpSocket::bind((LOOPBACK, 0)).unwrap()).collect();
+            let mut sockets =
+                [one, socket(address)].map(|one| DatagramSocket::new(one, false).unwrap());
+            let clients: Vec<net::UdpSocket> =
+                (0..64).map(|_| net::UdpSocket::bind((LOOPBACK, 0)).unwrap()).collect();
             let ask = || {
                 for client in &clients {
                     client.send_to(b"question", (LOOPBACK, address.port())).unwrap();
                 }
             };
-            let answer = |socket: &mut BoundSocket| {
+            let answer = |socket: &mut DatagramSocket| {
                 let mut count = 0;
                 while let Ok(Received { route, .. }) = socket.receive(&mut [0; 100]) {
                     socket.send(&[IoSlice::new(b"answer")], None, &route).unwrap();
@@ -389,13 +443,24 @@ mod tests {
         }
     }
 
-    fn everywhere() -> [(BoundSocket, SocketAddr); 2] {
-        [bound(&[]), bound(&[Ipv4Addr::UNSPECIFIED.into()])]
+    /// An unregistered socket is as good as another: a thread that blocks uses one.
+    #[test]
+    fn a_socket_without_a_datagram_would_block() {
+        let (mut socket, address) = bound(LOOPBACK);
+        let mut receive = || socket.receive(&mut [0; 100]).map(|received| received.length);
+        assert_eq!(receive(), Err(Errno::EAGAIN));
+        let client = net::UdpSocket::bind((LOOPBACK, 0)).unwrap();
+        client.send_to(b"question", address).unwrap();
+        assert_eq!((receive(), receive()), (Ok(8), Err(Errno::EAGAIN)));
     }
 
-    /// One address to leave from is control data of 36 bytes at the most, which stand on the kernel's
-    /// stack (___sys_sendmsg): this holds only as long as nix takes the capacity for the length, and
-    /// wants no padding behind the last message.
+    fn everywhere() -> [(DatagramSocket, SocketAddr); 2] {
+        [bound(Ipv6Addr::UNSPECIFIED), bound(Ipv4Addr::UNSPECIFIED)]
+    }
+
+    /// One address to leave from is control data of up to 36 bytes, which fit on the kernel's stack
+    /// (___sys_sendmsg): this holds only as long as nix takes the capacity for the length, and wants no
+    /// padding behind the last message.
     #[test]
     fn an_address_to_leave_from_takes_no_allocation() {
         assert_eq!(alone::<in6_pktinfo>().capacity(), 36);
@@ -407,10 +472,10 @@ mod tests {
             // More than once, since the headers are used again.
             for segment in [None, Some(3), None, Some(3)] {
                 socket.send(&[IoSlice::new(b"answer")], segment, &received.route).unwrap();
-                let mut room = [0; 100];
+                let mut buffer = [0; 100];
                 for part in if segment.is_some() { &["ans", "wer"][..] } else { &["answer"] } {
-                    let (length, from) = client.recv_from(&mut room).unwrap();
-                    assert_eq!(&room[..length], part.as_bytes());
+                    let (length, from) = client.recv_from(&mut buffer).unwrap();
+                    assert_eq!(&buffer[..length], part.as_bytes());
                     assert_eq!(from, SocketAddr::from((to, address.port())));
                 }
             }
@@ -419,51 +484,53 @@ mod tests {
 
     /// So that no server of this kind answers it.
     #[test]
-    fn an_answer_is_known_by_its_hop_limit() {
-        let localhost = |ip: &str| [ip.parse().unwrap()];
-        for (bind, ip) in [(&[][..], "127.0.0.1"), (&localhost("127.0.0.1"), "127.0.0.1")] {
+    fn a_reply_is_known_by_its_hop_limit() {
+        let any: IpAddr = Ipv6Addr::UNSPECIFIED.into();
+        for bind in [any, LOOPBACK.into()] {
             let ((mut one, address), (mut other, other_address)) = (bound(bind), bound(bind));
-            let ip = ip.parse().unwrap();
-            let (received, _client) = exchange(&mut one, address.port(), ip);
-            assert_ne!(received.arrival.hop_limit, Some(REPLY_HOP_LIMIT));
-            let peer =
-                if other_address.is_ipv6() { IpAddr::V6(ip.to_ipv6_mapped()) } else { ip.into() };
-            let route = Route { peer: (peer, other_address.port()).into(), local: None };
+            let (received, _client) = exchange(&mut one, address.port(), LOOPBACK);
+            assert_ne!(received.hop_limit, Some(REPLY_HOP_LIMIT));
+            let peer = if bind.is_ipv6() {
+                IpAddr::V6(LOOPBACK.to_ipv6_mapped())
+            } else {
+                LOOPBACK.into()
+            };
+            let Received { route, .. } = Received::new(0, (peer, other_address.port()).into());
             one.send(&[IoSlice::new(b"answer")], None, &route).unwrap();
             let received = other.receive(&mut [0; 100]).unwrap();
-            assert_eq!(received.arrival.hop_limit, Some(REPLY_HOP_LIMIT));
+            assert_eq!(received.hop_limit, Some(REPLY_HOP_LIMIT));
         }
-        let Ok(client) = UdpSocket::bind("[::1]:0") else { return };
-        let (mut socket, address) = bound(&[]);
+        let Ok(client) = net::UdpSocket::bind("[::1]:0") else { return };
+        let (mut socket, address) = bound(any);
         client.send_to(b"question", ("::1", address.port())).unwrap();
         let received = socket.receive(&mut [0; 100]).unwrap();
-        let (mut other, other_address) = bound(&[]);
+        let (mut other, other_address) = bound(any);
         let peer = (received.route.peer.ip(), other_address.port()).into();
         socket.send(&[IoSlice::new(b"answer")], None, &Route { peer, ..received.route }).unwrap();
         let received = other.receive(&mut [0; 100]).unwrap();
-        assert_eq!(received.arrival.hop_limit, Some(REPLY_HOP_LIMIT));
+        assert_eq!(received.hop_limit, Some(REPLY_HOP_LIMIT));
     }
 
     #[test]
-    fn a_broadcast_is_told_from_a_question_to_us() {
+    fn a_broadcast_is_told_from_a_datagram_to_us() {
         let port = |address: &SocketAddr| address.port();
         for (mut socket, address) in everywhere() {
             let (received, _) = exchange(&mut socket, port(&address), LOOPBACK);
-            assert!(received.arrival.to_us_alone);
-            let everyone = Ipv4Addr::new(127, 255, 255, 255);
-            let (received, _) = exchange(&mut socket, port(&address), everyone);
-            assert!(!received.arrival.to_us_alone, "{address}");
+            assert!(!received.to_group);
+            let broadcast = Ipv4Addr::new(127, 255, 255, 255);
+            let (received, _) = exchange(&mut socket, port(&address), broadcast);
+            assert!(received.to_group, "{address}");
         }
-        let everyone = Ipv4Addr::new(127, 255, 255, 255);
-        let (mut socket, address) = bound(&[everyone.into()]);
-        let (received, _) = exchange(&mut socket, port(&address), everyone);
-        assert!(!received.arrival.to_us_alone);
+        let broadcast = Ipv4Addr::new(127, 255, 255, 255);
+        let (mut socket, address) = bound(broadcast);
+        let (received, _) = exchange(&mut socket, port(&address), broadcast);
+        assert!(received.to_group);
     }
 
-    /// Who has one address need not name it.
+    /// A socket with one address need not name it.
     #[test]
     fn a_socket_with_one_address_leaves_from_there() {
-        let (mut socket, address) = bound(&[LOOPBACK.into()]);
+        let (mut socket, address) = bound(LOOPBACK);
         let (received, client) = exchange(&mut socket, address.port(), LOOPBACK);
         assert_eq!(received.route.local, None);
         for segment in [None, Some(8)] {

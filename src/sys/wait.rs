@@ -10,7 +10,6 @@ use super::Errno;
 
 /// Waits until one of `sockets` can be read, until the other end of `stop` is closed, or until
 /// `timeout` is over. A signal that interrupts it ends the wait, too.
-#[expect(dead_code, reason = "the blocking designs are about to use it")]
 pub(crate) fn until_readable<S: AsFd>(
     sockets: &[S],
     stop: &PipeReader,

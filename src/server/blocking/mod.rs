@@ -21,7 +21,6 @@ pub(super) use backlog::Backlog;
 pub(super) use client::Client;
 
 use std::io::{self, PipeReader, PipeWriter};
-use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Scope};
@@ -29,19 +28,20 @@ use std::time::Duration;
 
 use mio::{Events, Poll};
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout};
+use nix::poll::{PollFd, PollTimeout};
 
 use self::clients::{Clients, Phase};
 use super::Server;
 use super::admission::Rules;
 use super::clock::{Clock, Moment, round_up};
 use super::control::{self, Control, Handle, Step, Stop};
-use super::fate::Fates;
 use super::guard::Guard;
+use super::netem::Netem;
 use super::story::{self, Awaited};
 use super::udp::Endpoint;
 use crate::protocol::Service;
-use crate::sys::datagram::BoundSocket;
+use crate::sys::datagram::DatagramSocket;
+use crate::sys::wait;
 
 /// How often it is looked whether there is something to tell of what strangers caused.
 const REPORT_GAP: Duration = Duration::from_secs(10);
@@ -70,12 +70,11 @@ pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
                 spawn(scope, "accept", report.clone(), move || serve(backlog, make))?;
             }
             for (index, socket) in sockets.datagrams.into_iter().enumerate() {
-                socket.set_nonblocking(true)?;
                 let (stop, stats) = (until_stop.try_clone()?, Arc::clone(&stats));
-                let (make, fates) = (make.clone(), Fates::of(&config.impairments, index));
+                let (make, netem) = (make.clone(), Netem::new(&config.impairments, index));
                 spawn(scope, "udp", report.clone(), move || {
-                    let datagrams =
-                        Endpoint::bound(socket, make, config.udp_offload, stats).impair(fates);
+                    let socket = DatagramSocket::new(socket, config.udp_offload)?;
+                    let datagrams = Endpoint::new(socket, make, netem, stats);
                     answer(datagrams, config.hand_over, &stop, guard, clients)
                 })?;
             }
@@ -203,7 +202,7 @@ impl Controller<'_> {
 /// Answers the datagrams of a socket, until the server is to stop; then those that wait in it, unless
 /// the next server has it.
 fn answer<V: Service>(
-    mut datagrams: Endpoint<BoundSocket, V>,
+    mut datagrams: Endpoint<DatagramSocket, V>,
     hand_over: bool,
     until_stop: &PipeReader,
     guard: &Mutex<Guard>,
@@ -233,23 +232,19 @@ fn answer<V: Service>(
 
 /// Waits until a socket has something to do, or the server is to stop.
 fn wait_for_datagrams<V: Service>(
-    datagrams: &mut Endpoint<BoundSocket, V>,
+    datagrams: &mut Endpoint<DatagramSocket, V>,
     until_stop: Option<&PipeReader>,
     clock: Clock,
 ) -> io::Result<()> {
-    let socket = datagrams.poll_fd();
-    let stop = until_stop.map(|stop| PollFd::new(stop.as_fd(), PollFlags::POLLIN));
-    let mut all = [socket.clone(), stop.unwrap_or(socket)];
     let left = datagrams.deadline().map(|deadline| deadline - clock.now());
-    // What else it may wait for, a line has told.
-    if all[0].events() == PollFlags::POLLIN {
-        story::waits_for(Awaited::Datagram);
+    match until_stop {
+        Some(stop) if !datagrams.is_full() => {
+            story::waits_for(Awaited::Datagram);
+            wait::until_readable(&[&*datagrams.socket()], stop, left)?;
+        }
+        _ => thread::sleep(left.unwrap_or_default()),
     }
-    wait_for_any(&mut all, left)?;
-    let events = all[0].revents().unwrap_or(PollFlags::all());
-    let failed = events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP);
-    let readable = failed || events.contains(PollFlags::POLLIN);
-    datagrams.hint(readable, failed || events.contains(PollFlags::POLLOUT));
+    datagrams.hint(true, true);
     Ok(())
 }
 

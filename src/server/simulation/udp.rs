@@ -1,5 +1,5 @@
-//! The datagrams of the server in a world that is all chance: peers of every kind and every way to
-//! them, a kernel that says everything once, calls that fail in every way that they can.
+//! The UDP endpoint in a random world: peers of every kind and every path to them, a kernel with
+//! edge-triggered events, calls that fail in every way that they can.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
@@ -10,32 +10,32 @@ use std::time::Duration;
 
 use super::random::Random;
 use super::udp_kernel::{
-    Incoming, Path, PeerModel, Settings, SimulatedSocket, Tally, UdpWorld, answers,
+    Incoming, Path, PeerModel, Settings, SimulatedSocket, Tally, UdpWorld, replies,
 };
 use crate::impairments::{Impairments, Probability};
 use crate::protocol::{Context, Flow, Message, Replies, Service};
 use crate::server::clock::Moment;
-use crate::server::fate::Fates;
 use crate::server::guard::Guard;
-use crate::server::udp::{BATCH, Endpoint, MAX_FAILURES, MAX_RECEIVE, MAX_TURN, RETRY, ROOM};
+use crate::server::netem::Netem;
+use crate::server::udp::{BATCH, BUFFER, Endpoint, MAX_FAILURES, MAX_RECEIVE, MAX_TURN, RETRY};
 use crate::stats::Stats;
 use crate::sys::Errno;
-use crate::sys::datagram::{Arrival, Local};
+use crate::sys::datagram::Received;
 
-/// Ports that nobody is answered on.
+/// Source ports that get no reply.
 const GUARDED: [u16; 2] = [7, 12_000];
 
-/// Answers what [`answers`] says.
+/// Sends the replies that [`replies`] lists.
 #[derive(Clone, Copy)]
 struct Table;
 
 impl Service for Table {
-    fn serve(&mut self, message: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
-        for answer in answers(message.bytes()) {
-            if answer == message.bytes() {
-                replies.echo();
+    fn serve(&mut self, message: Message<'_>, sender: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+        for reply in replies(message.bytes()) {
+            if reply == message.bytes() {
+                sender.echo();
             } else {
-                replies.send(&answer);
+                sender.send(&reply);
             }
         }
         Flow::Continue
@@ -48,11 +48,11 @@ struct UdpBench {
     endpoint: Endpoint<SimulatedSocket, Table>,
     guard: Guard,
     stats: Arc<Stats>,
-    /// How many datagrams had been received when the endpoint was closed.
+    /// Number of datagrams received before the endpoint was closed.
     closed_after: Option<u64>,
 }
 
-/// Plays the history that chance decides.
+/// Plays a random history.
 pub(super) fn play(mut random: Random) {
     let steps = random.size(250);
     let mut bench = UdpBench::new(random);
@@ -60,7 +60,7 @@ pub(super) fn play(mut random: Random) {
         bench.step();
         bench.check();
     }
-    // Some sockets go on with the next server.
+    // Some servers end here.
     if bench.world.borrow_mut().random.one_in(2) {
         bench.close();
     }
@@ -80,13 +80,13 @@ impl UdpBench {
         let count = 1 + random.size(20);
         let peers = (0..count).map(|index| peer(&mut random, index, hosts)).collect();
         let guard = || Guard::new(GUARDED.to_vec(), rate);
-        let offload = settings.offload;
-        let fates = Fates::of(&impairments(&mut random), 0);
-        let world = UdpWorld::new(random, settings, peers, guard(), fates.clone());
+        let impairments = impairments(&mut random);
+        let netem = || Netem::new(&impairments, 0);
+        let world = UdpWorld::new(random, settings, peers, guard(), netem());
         let world = Rc::new(RefCell::new(world));
         let stats = Arc::new(Stats::default());
         let socket = SimulatedSocket(Rc::clone(&world));
-        let endpoint = Endpoint::new(socket, || Table, offload, Arc::clone(&stats)).impair(fates);
+        let endpoint = Endpoint::new(socket, || Table, netem(), Arc::clone(&stats));
         UdpBench { world, endpoint, guard: guard(), stats, closed_after: None }
     }
 
@@ -96,7 +96,7 @@ impl UdpBench {
         self.check();
     }
 
-    /// Something happens.
+    /// Has one thing happen.
     fn step(&mut self) {
         let mut world = self.world.borrow_mut();
         match world.random.below(16) {
@@ -132,7 +132,7 @@ impl UdpBench {
         }
     }
 
-    /// One round of the loop; false where it would sleep instead.
+    /// Plays one pass of the loop; false where it would sleep instead.
     fn iterate(&mut self) -> bool {
         let event = self.world.borrow_mut().poll();
         if let Some((readable, writable)) = event {
@@ -151,7 +151,7 @@ impl UdpBench {
     fn turn(&mut self, now: Moment) {
         let before = {
             let mut world = self.world.borrow_mut();
-            world.begin_turn(self.endpoint.is_holding());
+            world.begin_turn();
             (world.broken_calls, world.tally.errors)
         };
         self.endpoint.turn(&mut self.guard, now);
@@ -164,8 +164,8 @@ impl UdpBench {
         let world = self.world.borrow();
         let Tally { receives_in_turn, sends_in_turn, .. } = world.tally;
         assert!(receives_in_turn <= BATCH, "{receives_in_turn} receives in a turn");
-        // What waited, and what came: each may be refused joined and then be sent alone, and there are
-        // a few repeats.
+        // What waited, and what came: each may be refused as part of a run and then be sent alone, and there
+        // are a few repeats.
         assert!(sends_in_turn <= 8 * MAX_TURN, "{sends_in_turn} sends in a turn");
         let broken = world.broken_calls - before.0;
         assert!(broken <= u64::from(MAX_FAILURES), "{broken} tries that fail in a turn");
@@ -176,6 +176,7 @@ impl UdpBench {
         let world = self.world.borrow();
         assert!(world.violations.is_empty(), "{:#?}", world.violations);
         let (stats, tally) = (self.stats.snapshot(), world.tally);
+        let netem = world.netem_stats.snapshot();
         for (name, counter, happened) in [
             ("udp_received", stats.udp_received, tally.received),
             ("udp_bytes_in", stats.udp_bytes_in, tally.bytes_in),
@@ -186,24 +187,24 @@ impl UdpBench {
             ("udp_rate_limited", stats.udp_rate_limited, tally.limited),
             ("udp_too_long", stats.udp_too_long, tally.too_long),
             ("udp_dropped", stats.udp_dropped, tally.dropped),
-            ("udp_lost", stats.udp_lost, tally.lost),
-            ("udp_duplicated", stats.udp_duplicated, tally.duplicated),
-            ("udp_reordered", stats.udp_reordered, tally.reordered),
-            ("udp_corrupted", stats.udp_corrupted, tally.corrupted),
+            ("udp_lost", stats.udp_lost, netem.udp_lost),
+            ("udp_duplicated", stats.udp_duplicated, netem.udp_duplicated),
+            ("udp_reordered", stats.udp_reordered, netem.udp_reordered),
+            ("udp_corrupted", stats.udp_corrupted, netem.udp_corrupted),
             ("udp_overflowed", stats.udp_overflowed, 0),
             ("udp_errors", stats.udp_errors, tally.errors),
         ] {
             assert_eq!(counter, happened, "{name}");
         }
-        // The room, what a service wrote to a turn's questions, and the list of it.
+        // The buffer, what a service wrote to the requests of a turn, and the list of it.
         let held = self.endpoint.held();
-        assert!(held <= 4 * ROOM + 8 * MAX_RECEIVE, "{held} bytes held");
+        assert!(held <= 4 * BUFFER + 8 * MAX_RECEIVE, "{held} bytes held");
         let waiting = world.peers.iter().any(|peer| !peer.owed.is_empty());
         assert!(
             !waiting || self.endpoint.can_act() || self.endpoint.deadline().is_some(),
-            "answers are forgotten"
+            "replies are forgotten"
         );
-        assert!(!waiting || !self.endpoint.is_done(), "done with answers to send");
+        assert!(!waiting || !self.endpoint.is_done(), "done with replies to send");
         // Eight tries, then one in each pause.
         let broken_for = world.broken_until.map(|until| until - world.now);
         if broken_for.is_some() {
@@ -219,15 +220,15 @@ impl UdpBench {
         let all_received = world.incoming.is_empty() || self.closed_after.is_some();
         assert!(all_received || woken, "asleep with datagrams to receive");
         let owed = world.peers.iter().any(|peer| !peer.owed.is_empty());
-        assert!(!owed || woken, "asleep with answers to send");
-        // Those that wait for room come before those that are held back.
-        let (held, deadline) = (world.next_held(), self.endpoint.deadline());
+        assert!(!owed || woken, "asleep with replies to send");
+        // Those that wait for room come before those that are delayed.
+        let (delayed, deadline) = (world.next_delayed(), self.endpoint.deadline());
         let wakes_by = |at| owed || deadline.is_some_and(|deadline| deadline <= at);
-        assert!(held.is_none_or(wakes_by), "asleep when an answer is to leave");
+        assert!(delayed.is_none_or(wakes_by), "asleep when a reply is due");
     }
 
-    /// Lets all go well, until nothing is left to do: whoever is owed an answer has it, or it was
-    /// dropped and counted.
+    /// Lets all go well, until nothing is left to do: every reply that was owed is sent, or was dropped
+    /// and counted.
     fn settle(&mut self) {
         self.world.borrow_mut().calm = true;
         for _ in 0..100_000 {
@@ -245,7 +246,7 @@ impl UdpBench {
                 }
                 assert_eq!(self.endpoint.is_done(), self.closed_after.is_some());
                 assert!(world.peers.iter().all(|peer| peer.owed.is_empty()));
-                assert_eq!(world.next_held(), None);
+                assert_eq!(world.next_delayed(), None);
                 return;
             };
             world.pass((next - now).max(Duration::from_nanos(1)));
@@ -254,7 +255,7 @@ impl UdpBench {
     }
 }
 
-/// Mostly none.
+/// Usually none.
 fn impairments(random: &mut Random) -> Impairments {
     let mut impairments = Impairments::default();
     if random.one_in(3) {
@@ -272,25 +273,23 @@ fn impairments(random: &mut Random) -> Impairments {
     impairments
 }
 
-/// Somebody who asks.
 fn peer(random: &mut Random, index: usize, hosts: usize) -> PeerModel {
     let host = random.below(hosts) as u8;
-    let (ip, asks): (IpAddr, Vec<Local>) = match random.below(6) {
-        0 => ([127, 0, 0, 1].into(), vec![Local::V4([127, 0, 0, 1]), Local::V4([127, 0, 0, 2])]),
-        1 if hosts > 1 => {
-            let link_local = |end| {
-                let mut ip = [0; 16];
-                (ip[0], ip[1], ip[15]) = (0xfe, 0x80, end);
-                ip
-            };
-            let ip = link_local(100 + host).into();
-            (ip, vec![Local::V6(link_local(1), 2), Local::V6(link_local(1), 3)])
+    let (ip, asks): (IpAddr, Vec<(IpAddr, u32)>) = match random.below(6) {
+        0 => {
+            let asks = [[127, 0, 0, 1], [127, 0, 0, 2]].map(|ip| (ip.into(), 0));
+            ([127, 0, 0, 1].into(), asks.into())
         }
-        _ => ([192, 0, 2, host].into(), vec![Local::V4([192, 0, 2, 100])]),
+        1 if hosts > 1 => {
+            let link_local = |end| IpAddr::from([0xfe80, 0, 0, 0, 0, 0, 0, end]);
+            let asks = [2, 3].map(|interface| (link_local(1), interface));
+            (link_local(100 + u16::from(host)), asks.into())
+        }
+        _ => ([192, 0, 2, host].into(), vec![([192, 0, 2, 100].into(), 0)]),
     };
     let port = match random.below(20) {
         0 => random.pick(&GUARDED),
-        // The guard was not told of it.
+        // The guard does not know of it.
         1 if index == 0 => 0,
         _ => 1_024 + index as u16,
     };
@@ -322,7 +321,7 @@ fn arrive(world: &mut UdpWorld) {
     let most = if random.one_in(80) { random.pick(&[30_000, 65_507]) } else { most };
     let length = if random.one_in(3) { random.size(most.max(1)).min(most) } else { most };
     let mut bytes = vec![0; length];
-    // Its own bytes, as far as they tell.
+    // Different from those of others, as far as the length allows it.
     let mark = random.below(1 << 16) as u32;
     for (place, byte) in bytes.iter_mut().enumerate() {
         *byte = (mark as usize >> (8 * (place % 3))) as u8 ^ place as u8;
@@ -330,21 +329,22 @@ fn arrive(world: &mut UdpWorld) {
     if let Some(first) = bytes.first_mut() {
         *first = if random.one_in(4) { random.pick(b"ntgs") } else { b'e' };
     }
-    let joined = world.settings.offload && (1..30_000).contains(&length) && random.one_in(8);
-    let mut segment = None;
-    if joined {
+    let segment = length;
+    if world.settings.offload && (1..30_000).contains(&length) && random.one_in(8) {
         let count = (2 + random.size(62)).min(MAX_RECEIVE / length);
         let last = random.below(length) + 1;
         bytes = bytes.repeat(count);
         bytes.truncate(length * (count - 1) + last);
-        segment = Some(length);
     }
     let hop_limit =
         random.pick(&[None, Some(64), Some(64), Some(64), Some(128), Some(255), Some(199)]);
-    let arrival = Arrival { to_us_alone: !random.one_in(20), hop_limit };
+    let to_group = random.one_in(20);
     let truncated = random.one_in(60);
     let asks = &world.peers[peer].asks;
-    let local = asks[random.below(asks.len())];
-    world.incoming.push_back(Incoming { peer, bytes, segment, truncated, arrival, local });
+    let (local, interface) = asks[random.below(asks.len())];
+    let mut received = Received::new(bytes.len(), world.peers[peer].address);
+    (received.route.local, received.route.interface) = (Some(local), interface);
+    let received = Received { segment, truncated, to_group, hop_limit, ..received };
+    world.incoming.push_back(Incoming { peer, bytes, received });
     world.read_edge = true;
 }

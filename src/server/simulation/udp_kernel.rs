@@ -1,7 +1,7 @@
 //! The network and the UDP socket of the simulation: what the server calls, and what that returns.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -10,44 +10,45 @@ use std::time::Duration;
 use super::random::Random;
 use crate::protocol::MAX_DATAGRAM;
 use crate::server::clock::Moment;
-use crate::server::fate::Fates;
-use crate::server::guard::Guard;
+use crate::server::guard::{Guard, Refusal};
+use crate::server::netem::{Delayed, Netem};
 use crate::server::peer::Peer;
 use crate::server::udp::{
-    MAX_JOINED_SEGMENT, MAX_RECEIVE, MAX_TURN, MAX_WAIT, Neighbours, ROOM, Unjoinable,
+    BUFFER, MAX_JOINED_SEGMENT, MAX_RECEIVE, MAX_TURN, MAX_WAIT, Neighbours, Unjoinable,
 };
+use crate::stats::Stats;
 use crate::sys::Errno;
-use crate::sys::datagram::{Arrival, Local, Received, Route, Socket};
+use crate::sys::datagram::{Received, Route, Socket};
 
 /// What a history is about.
 pub(super) struct Settings {
     pub(super) offload: bool,
-    /// One call in so many goes wrong; none with 0.
+    /// One call in this many goes wrong; none with 0.
     pub(super) trouble: usize,
-    /// How much fits half of the send buffer.
+    /// The size of half of the send buffer.
     pub(super) send_buffer: usize,
 }
 
-/// Somebody who asks, and the way to it.
+/// A client, and the way to it.
 pub(super) struct PeerModel {
     pub(super) address: SocketAddr,
-    /// The addresses of ours that it asks.
-    pub(super) asks: Vec<Local>,
+    /// Our addresses that it sends to, with their interfaces.
+    pub(super) asks: Vec<(IpAddr, u32)>,
     pub(super) path: Path,
-    /// Answers that it is owed, in order.
+    /// Replies that it is owed, in order.
     pub(super) owed: VecDeque<Owed>,
 }
 
-/// What answers meet on their way.
+/// What replies meet on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Path {
     /// They leave as they are sent.
     Clear,
-    /// Each takes so long to leave.
+    /// Each takes this time to leave.
     Slow(Duration),
     /// The neighbour does not exist: they stay in the buffer until that is known.
     Dead,
-    /// The path takes segments of so many bytes.
+    /// The path takes segments of up to this many bytes.
     Narrow(usize),
     /// The device or the tunnel does not know segmentation offload.
     WithoutOffload,
@@ -55,7 +56,7 @@ pub(super) enum Path {
     Refused(Errno),
 }
 
-/// An answer that is to come.
+/// A reply that is to come.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Owed {
     pub(super) bytes: Vec<u8>,
@@ -63,14 +64,11 @@ pub(super) struct Owed {
     pub(super) came_joined: bool,
 }
 
-/// What waits in the receive queue.
+/// What is in the receive queue.
 pub(super) struct Incoming {
     pub(super) peer: usize,
     pub(super) bytes: Vec<u8>,
-    pub(super) segment: Option<usize>,
-    pub(super) truncated: bool,
-    pub(super) arrival: Arrival,
-    pub(super) local: Local,
+    pub(super) received: Received,
 }
 
 /// What happened, to be compared with the counters.
@@ -85,10 +83,6 @@ pub(super) struct Tally {
     pub(super) limited: u64,
     pub(super) too_long: u64,
     pub(super) dropped: u64,
-    pub(super) lost: u64,
-    pub(super) duplicated: u64,
-    pub(super) reordered: u64,
-    pub(super) corrupted: u64,
     pub(super) errors: u64,
     pub(super) receives_in_turn: usize,
     pub(super) sends_in_turn: usize,
@@ -109,20 +103,18 @@ pub(super) struct UdpWorld {
     pub(super) incoming: VecDeque<Incoming>,
     /// What stands in the send buffer, and until when.
     sent: Vec<Sent>,
-    /// The server has not been told yet.
+    /// The server has not had the event yet.
     pub(super) read_edge: bool,
     pub(super) write_edge: bool,
-    /// When the server met the full buffer first, since it was told that there is room, or has the reserve.
+    /// When the server first met the full buffer, since the last event that there is room, or the reserve.
     full_since: Option<Moment>,
     /// Whether the server uses the whole buffer.
     reserve: bool,
-    /// Hosts of which the server was told that they are missing.
+    /// Hosts that were missing when the server asked.
     missing: Vec<IpAddr>,
-    /// The server keeps answers for a moment: it has not tried to send them.
-    holding: bool,
-    /// When it asked for them last.
+    /// When it asked last.
     asked_at: Option<Moment>,
-    /// What an earlier datagram met, to be told at the next call.
+    /// What an earlier datagram met: the error of the next call.
     pub(super) pending_error: Option<Errno>,
     /// Every receive fails until then.
     pub(super) broken_until: Option<Moment>,
@@ -134,24 +126,22 @@ pub(super) struct UdpWorld {
     /// Decides the same as the server's.
     pub(super) oracle: Guard,
     /// Decides the same as the server's.
-    fates: Option<Fates>,
-    /// Answers that the server holds back on purpose, in the order in which they leave.
-    held: BTreeMap<(Moment, usize), (usize, Owed)>,
-    held_before: usize,
-    /// They were let go in this turn.
+    netem: Option<Netem>,
+    pub(super) netem_stats: Stats,
+    /// The delayed replies that are due are owed already in this turn.
     released: bool,
     pub(super) tally: Tally,
     pub(super) violations: Vec<String>,
 }
 
-/// What the service of the simulation answers.
-pub(super) fn answers(question: &[u8]) -> Vec<Vec<u8>> {
-    match question.first() {
+/// The replies of the simulation's service.
+pub(super) fn replies(request: &[u8]) -> Vec<Vec<u8>> {
+    match request.first() {
         Some(b'n') => vec![],
-        Some(b't') => vec![question.to_vec(), question[..question.len() / 2].to_vec()],
-        Some(b'g') => vec![question.repeat(3)],
-        Some(b's') => vec![question[1..].to_vec()],
-        _ => vec![question.to_vec()],
+        Some(b't') => vec![request.to_vec(), request[..request.len() / 2].to_vec()],
+        Some(b'g') => vec![request.repeat(3)],
+        Some(b's') => vec![request[1..].to_vec()],
+        _ => vec![request.to_vec()],
     }
 }
 
@@ -165,7 +155,7 @@ impl UdpWorld {
         settings: Settings,
         peers: Vec<PeerModel>,
         oracle: Guard,
-        fates: Option<Fates>,
+        netem: Option<Netem>,
     ) -> Self {
         UdpWorld {
             random,
@@ -179,7 +169,6 @@ impl UdpWorld {
             full_since: None,
             reserve: false,
             missing: Vec::new(),
-            holding: false,
             asked_at: None,
             pending_error: None,
             broken_until: None,
@@ -187,9 +176,8 @@ impl UdpWorld {
             refused: Vec::new(),
             calm: false,
             oracle,
-            fates,
-            held: BTreeMap::new(),
-            held_before: 0,
+            netem,
+            netem_stats: Stats::default(),
             released: false,
             tally: Tally::default(),
             violations: Vec::new(),
@@ -208,7 +196,7 @@ impl UdpWorld {
         self.sent.iter().map(|sent| sent.size).sum()
     }
 
-    /// Time goes on; what has left the buffer makes room.
+    /// Lets time pass; what has left the buffer makes room.
     pub(super) fn pass(&mut self, time: Duration) {
         self.now = self.now + time;
         let was_writable = self.is_writable();
@@ -217,12 +205,12 @@ impl UdpWorld {
         self.write_edge |= !was_writable && self.is_writable();
     }
 
-    /// poll(2) says so from half of the buffer on (sock_writeable).
+    /// The socket is writable where half of the buffer is free (sock_writeable).
     fn is_writable(&self) -> bool {
-        2 * self.used() <= self.room()
+        2 * self.used() <= self.buffer()
     }
 
-    fn room(&self) -> usize {
+    fn buffer(&self) -> usize {
         self.settings.send_buffer * if self.reserve { 2 } else { 1 }
     }
 
@@ -239,9 +227,9 @@ impl UdpWorld {
         missing
     }
 
-    /// Whether the server may keep answers from a host: it is missing, or the server may not ask yet.
-    /// Which answers, shows when the next one comes, or none.
-    fn may_be_kept_from(&self, ip: IpAddr) -> bool {
+    /// Whether the server may drop replies to a host: it is missing, or the server may not ask yet. The
+    /// next reply that is sent shows which ones were dropped.
+    fn may_drop_to(&self, ip: IpAddr) -> bool {
         let just_now = self.asked_at.is_some_and(|at| self.now < at + Neighbours::ASK_GAP);
         just_now || self.missing.contains(&ip)
     }
@@ -249,54 +237,51 @@ impl UdpWorld {
     /// The server has nothing left to send: what is still owed was dropped.
     pub(super) fn note_sent_all(&mut self) {
         for index in 0..self.peers.len() {
-            if self.may_be_kept_from(self.peers[index].address.ip()) {
+            if self.may_drop_to(self.peers[index].address.ip()) {
                 self.tally.dropped += self.peers[index].owed.drain(..).count() as u64;
             }
         }
     }
 
-    /// What was held back is owed now, as far as the server may let it go in a turn.
+    /// The delayed replies that are due are owed from here on, as many as the server may send in a turn.
     pub(super) fn release_in_turn(&mut self) {
-        let (mut count, mut bytes) = (0, 0);
-        while !self.released
-            && count < MAX_TURN
-            && bytes < ROOM
-            && let Some(next) = self.held.first_entry()
-            && next.key().0 <= self.now
-        {
-            let (peer, owed) = next.remove();
-            (count, bytes) = (count + 1, bytes + owed.bytes.len());
-            self.peers[peer].owed.push_back(owed);
+        if std::mem::replace(&mut self.released, true) {
+            return;
         }
-        self.released = true;
+        let Some(netem) = &mut self.netem else { return };
+        let (mut count, mut bytes) = (0, 0);
+        while count < MAX_TURN
+            && bytes < BUFFER
+            && let Some(Delayed { route, bytes: reply }) = netem.dequeue(self.now)
+        {
+            (count, bytes) = (count + 1, bytes + reply.len());
+            let peer = self.peers.iter_mut().find(|peer| peer.address == route.peer);
+            let owed = Owed { bytes: reply.into_vec(), route, came_joined: false };
+            peer.expect("replies go to peers").owed.push_back(owed);
+        }
     }
 
-    /// When the server may send next of what it holds back.
-    pub(super) fn next_held(&self) -> Option<Moment> {
-        self.held.keys().next().map(|&(at, _)| at)
+    /// When the next delayed reply is due.
+    pub(super) fn next_delayed(&self) -> Option<Moment> {
+        self.netem.as_ref().and_then(Netem::next_at)
     }
 
-    /// Where the server sends what is not owed yet, it has let go what it held back. It does that when it
-    /// has nothing else left, or while it holds a batch.
+    /// Where the server sends what is not owed yet, it has released delayed replies. It does that when it
+    /// has nothing else left.
     fn note_released(&mut self, index: usize, datagrams: &[&[u8]], route: &Route) {
         let is_owed = |bytes: &&[u8]| {
             let mut owed = self.peers[index].owed.iter();
             owed.any(|owed| owed.bytes == *bytes && owed.route == *route)
         };
-        if self.held.is_empty() || datagrams.iter().all(is_owed) {
-            return;
-        }
-        if !datagrams.first().is_some_and(is_owed) {
+        if self.netem.is_some() && !datagrams.iter().all(is_owed) {
             self.note_sent_all();
+            self.release_in_turn();
         }
-        // Where it looked like an earlier one, that was not noticed.
-        self.released = false;
-        self.release_in_turn();
     }
 
     /// What was owed before this was dropped.
     fn skip_to(&mut self, index: usize, bytes: &[u8], route: &Route) {
-        if !self.may_be_kept_from(route.peer.ip()) {
+        if !self.may_drop_to(route.peer.ip()) {
             return;
         }
         let owed = &mut self.peers[index].owed;
@@ -309,7 +294,7 @@ impl UdpWorld {
         self.sent.iter().map(|sent| sent.until).min()
     }
 
-    /// What epoll_wait(2) says: nothing without an edge, and then how it is.
+    /// As epoll_wait(2): nothing without an edge, else what the socket is ready for.
     pub(super) fn poll(&mut self) -> Option<(bool, bool)> {
         if !std::mem::take(&mut self.read_edge) & !std::mem::take(&mut self.write_edge) {
             return None;
@@ -321,22 +306,19 @@ impl UdpWorld {
         Some((!self.incoming.is_empty(), writable))
     }
 
-    /// `holding`: what was received before may still be owed when the next is.
-    pub(super) fn begin_turn(&mut self, holding: bool) {
+    pub(super) fn begin_turn(&mut self) {
         self.tally.receives_in_turn = 0;
         self.tally.sends_in_turn = 0;
         self.released = false;
-        self.holding = holding;
     }
 
-    fn receive(&mut self, room: &mut [u8]) -> Result<Received, Errno> {
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
         self.tally.receives_in_turn += 1;
-        if !std::mem::replace(&mut self.holding, true) {
+        if self.tally.receives_in_turn == 1 {
             self.note_sent_all();
         }
-        self.release_in_turn();
-        if room.len() < MAX_RECEIVE {
-            self.violation("room for less than a datagram may have");
+        if buffer.len() < MAX_RECEIVE {
+            self.violation("a buffer that is shorter than a datagram may be");
         }
         if let Some(until) = self.broken_until {
             if self.now < until {
@@ -356,36 +338,26 @@ impl UdpWorld {
         let Some(incoming) = self.incoming.pop_front() else {
             return Err(Errno::EAGAIN);
         };
-        room[..incoming.bytes.len()].copy_from_slice(&incoming.bytes);
-        let route = Route { peer: self.peers[incoming.peer].address, local: Some(incoming.local) };
-        self.note_received(&incoming, route);
-        Ok(Received {
-            length: incoming.bytes.len(),
-            segment: incoming.segment,
-            truncated: incoming.truncated,
-            arrival: incoming.arrival,
-            route,
-        })
+        buffer[..incoming.bytes.len()].copy_from_slice(&incoming.bytes);
+        self.note_received(&incoming);
+        Ok(incoming.received)
     }
 
-    /// From here on the peer is owed the answers, where there are any.
-    fn note_received(&mut self, incoming: &Incoming, route: Route) {
-        let size = incoming.segment.unwrap_or(usize::MAX).min(incoming.bytes.len().max(1));
-        let questions: Vec<&[u8]> = match incoming.segment {
-            Some(_) => incoming.bytes.chunks(size).collect(),
-            None => vec![&incoming.bytes],
-        };
-        let came_joined = questions.len() > 1;
-        self.tally.received += questions.len() as u64;
-        self.tally.bytes_in += incoming.bytes.len() as u64;
-        if incoming.truncated {
-            self.tally.truncated += questions.len() as u64;
+    /// From here on the peer is owed the replies.
+    fn note_received(&mut self, Incoming { peer: index, bytes, received }: &Incoming) {
+        let route = received.route;
+        let requests: Vec<&[u8]> =
+            if received.is_run() { bytes.chunks(received.segment).collect() } else { vec![bytes] };
+        let came_joined = requests.len() > 1;
+        self.tally.received += requests.len() as u64;
+        self.tally.bytes_in += bytes.len() as u64;
+        if received.truncated {
+            self.tally.truncated += requests.len() as u64;
             return;
         }
         let peer = Peer::from(route.peer);
-        for question in questions {
-            use crate::server::guard::Refusal;
-            match self.oracle.admit(peer, incoming.arrival, self.now) {
+        for request in requests {
+            match self.oracle.admit(peer, received, self.now) {
                 Ok(()) => {}
                 Err(Refusal::Rate) => {
                     self.tally.limited += 1;
@@ -396,53 +368,37 @@ impl UdpWorld {
                     continue;
                 }
             }
-            let mut paid = question.len();
-            for bytes in answers(question) {
+            let mut paid = request.len();
+            for bytes in replies(request) {
                 if bytes.len() > longest(route.peer) {
                     self.tally.too_long += 1;
                     continue;
                 }
-                if self.oracle.admit_answer(peer, paid, bytes.len(), self.now).is_err() {
+                if self.oracle.admit_reply(peer, paid, bytes.len(), self.now).is_err() {
                     self.tally.limited += 1;
                     break;
                 }
                 paid = 0;
-                self.owe(incoming.peer, Owed { bytes, route, came_joined });
+                self.owe(*index, Owed { bytes, route, came_joined });
             }
         }
     }
 
-    /// A peer is owed an answer, as far as it is not impaired on purpose.
+    /// A peer is owed a reply, now or once it has passed the queue in which it is impaired.
     fn owe(&mut self, index: usize, owed: Owed) {
-        let Some(fates) = &mut self.fates else {
+        let Some(netem) = &mut self.netem else {
             self.peers[index].owed.push_back(owed);
             return;
         };
-        let mut fate = fates.next();
-        let peer = Peer::from(owed.route.peer);
-        fate.duplicated = fate.duplicated
-            && self.oracle.admit_answer(peer, 0, owed.bytes.len(), self.now).is_ok();
-        self.tally.lost += u64::from(fate.lost);
-        self.tally.duplicated += u64::from(fate.duplicated);
-        for passage in fate.copies() {
-            self.tally.reordered += u64::from(passage.reordered);
-            self.tally.corrupted += u64::from(passage.corrupt.is_some());
-            let mut owed = owed.clone();
-            passage.spoil(&mut owed.bytes);
-            if passage.delay.is_zero() {
-                self.peers[index].owed.push_back(owed);
-            } else {
-                owed.came_joined = false;
-                self.held_before += 1;
-                self.held.insert((self.now + passage.delay, self.held_before), (index, owed));
-            }
-        }
+        let (Owed { bytes, route, .. }, now) = (owed, self.now);
+        let admit = || self.oracle.admit_reply(route.peer.into(), 0, bytes.len(), now).is_ok();
+        netem.enqueue(&bytes, route, now, &self.netem_stats, admit);
     }
 
     fn send(&mut self, bytes: &[u8], segment: Option<u16>, route: &Route) -> Result<(), Errno> {
         self.tally.sends_in_turn += 1;
         let Some(index) = self.peers.iter().position(|peer| peer.address == route.peer) else {
-            self.violation(format!("an answer to {}, who is nobody", route.peer));
+            self.violation(format!("a reply to {}, which is no peer", route.peer));
             return Ok(());
         };
         let datagrams: Vec<&[u8]> = match segment {
@@ -470,7 +426,7 @@ impl UdpWorld {
             self.peers[index].owed.drain(..count);
             return Err(error);
         }
-        if self.used() >= self.room() {
+        if self.used() >= self.buffer() {
             self.note_full(index, count);
             return Err(Errno::EAGAIN);
         }
@@ -490,8 +446,8 @@ impl UdpWorld {
         Ok(())
     }
 
-    /// Whether the call has what this peer is owed next, from the address that it asked; how many
-    /// answers that are.
+    /// Checks that the call has what this peer is owed next, from the address that it sent to; returns
+    /// how many replies that are.
     fn check_call(
         &mut self,
         index: usize,
@@ -526,7 +482,7 @@ impl UdpWorld {
         count
     }
 
-    /// What the way there says to a call.
+    /// The error that the path has for a call.
     fn refusal(
         &mut self,
         path: Path,
@@ -538,7 +494,9 @@ impl UdpWorld {
         if segment.is_none() && length > if v4 { MAX_DATAGRAM } else { v6 } {
             self.violation(format!("a datagram of {length} bytes"));
         }
-        if let Some(Local::V6([0xfe, 0x80, ..], 0)) = route.local {
+        if let Route { local: Some(IpAddr::V6(ip)), interface: 0, .. } = route
+            && ip.is_unicast_link_local()
+        {
             self.violation("from a link-local address of no interface");
         }
         if route.peer.port() == 0 {
@@ -555,14 +513,14 @@ impl UdpWorld {
         }
     }
 
-    /// The buffer is full: who meets that waits, or takes the reserve. What has no room there, either,
-    /// is dropped.
+    /// The buffer is full: the server waits, or opens the reserve. What finds no room there, either, is
+    /// dropped.
     fn note_full(&mut self, index: usize, count: usize) {
         if self.reserve {
             self.tally.dropped += count as u64;
             self.peers[index].owed.drain(..count);
         } else if self.full_since.is_some_and(|since| self.now < since + MAX_WAIT) {
-            self.violation("a try while it has to wait");
+            self.violation("a send while it has to wait");
         } else {
             self.full_since = Some(self.now);
         }
@@ -574,7 +532,7 @@ impl UdpWorld {
     }
 }
 
-/// Whether two answers in a row may leave in one call, whatever came before them.
+/// Whether two replies in a row may leave in one call, whatever came before them.
 fn may_share(one: &Owed, other: &Owed) -> bool {
     let short = one.bytes.len() <= MAX_JOINED_SEGMENT && !one.bytes.is_empty();
     short
@@ -587,8 +545,8 @@ fn may_share(one: &Owed, other: &Owed) -> bool {
 pub(super) struct SimulatedSocket(pub(super) Rc<RefCell<UdpWorld>>);
 
 impl Socket for SimulatedSocket {
-    fn receive(&mut self, room: &mut [u8]) -> Result<Received, Errno> {
-        self.0.borrow_mut().receive(room)
+    fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
+        self.0.borrow_mut().receive(buffer)
     }
 
     fn send(
@@ -599,6 +557,10 @@ impl Socket for SimulatedSocket {
     ) -> Result<(), Errno> {
         let bytes: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
         self.0.borrow_mut().send(&bytes, segment, route)
+    }
+
+    fn offloads(&self) -> bool {
+        self.0.borrow().settings.offload
     }
 
     fn use_reserve(&mut self, whole: bool) {

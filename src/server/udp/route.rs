@@ -1,4 +1,4 @@
-//! The way back of a datagram, and which ways refuse joined ones. Pure: `now` is an argument.
+//! Routes that refuse several datagrams in one call. Pure: `now` is an argument.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -9,11 +9,12 @@ use crate::sys::datagram::Route;
 
 /// Routes that refused segmentation offload a short time ago.
 ///
-/// One path is too narrow for the segments, one leaves through a device or a tunnel without offload:
-/// that says nothing of other routes, and it changes with the path. The table never grows. Routes are
-/// spread over it by a keyed hash, and one that is forgotten for another only costs a further try.
+/// One path is too narrow for the segments, another one leaves through a device or a tunnel without
+/// offload: that says nothing of other routes, and it changes with the path. The table never grows.
+/// Routes are spread over it by a keyed hash, and one that is forgotten for another only costs a further
+/// try.
 #[derive(Debug)]
-pub(crate) struct Unjoinable {
+pub(in crate::server) struct Unjoinable {
     slots: Box<[Option<(IpAddr, Moment)>]>,
     hasher: RandomState,
     /// All are forgotten from here on.
@@ -23,7 +24,7 @@ pub(crate) struct Unjoinable {
 impl Unjoinable {
     const SLOTS: usize = 256;
     /// How long a refusal is remembered: the kernel itself remembers a path MTU for ten minutes.
-    pub(crate) const MEMORY: Duration = Duration::from_secs(60);
+    pub(in crate::server) const MEMORY: Duration = Duration::from_secs(60);
 
     pub(super) fn new() -> Self {
         Unjoinable {
@@ -33,15 +34,16 @@ impl Unjoinable {
         }
     }
 
-    /// The way to this peer has refused.
+    /// Notes that a route has refused.
     pub(super) fn remember(&mut self, route: &Route, now: Moment) {
         self.until = now + Self::MEMORY;
         let slot = self.slot(route);
         self.slots[slot] = Some((route.peer.ip(), self.until));
     }
 
+    /// Whether a route has refused a short time ago.
     pub(super) fn holds(&self, route: &Route, now: Moment) -> bool {
-        // Mostly there are none, and nothing has to be looked up.
+        // Usually there are none, and nothing has to be looked up.
         !self.until.since(now).is_zero()
             && self.slots[self.slot(route)]
                 .is_some_and(|(ip, until)| ip == route.peer.ip() && now < until)
@@ -59,7 +61,8 @@ mod tests {
     use super::*;
 
     fn route(host: u32, port: u16) -> Route {
-        Route { peer: SocketAddr::new(IpAddr::V4(host.into()), port), local: None }
+        let peer = SocketAddr::new(IpAddr::V4(host.into()), port);
+        Route { peer, local: None, interface: 0 }
     }
 
     #[test]

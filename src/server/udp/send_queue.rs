@@ -1,55 +1,34 @@
-//! The replies of a turn, and which of them may leave in one call. Pure: it is told what was answered.
+//! The replies of a batch, and which of them leave in one call. Pure: `now` is an argument.
 
+use std::io::IoSlice;
 use std::ops::Range;
 
-use super::MAX_JOINED_SEGMENT;
-use crate::sys::datagram::Route;
-
+use super::route::Unjoinable;
+use super::{BUFFER, MAX_JOINED_SEGMENT};
 use crate::protocol::MAX_DATAGRAM;
-use crate::server::peer::Peer;
+use crate::server::clock::Moment;
+use crate::sys::datagram::Route;
 
 /// The most segments that every kernel with UDP_SEGMENT takes in a call.
 pub(super) const MAX_SEGMENTS: usize = 64;
-/// Peers whose replies are brought together, as far as their ports differ in these many.
+/// Entries for the latest run of a peer, by its port.
 const PEERS: usize = 1024;
 
-/// Where a reply stands, or several of a run one behind the other.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) place: Place,
-    pub(super) bytes: Range<usize>,
-}
-
-/// Which buffer a reply stands in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    /// It is what was received.
-    Room,
-    /// The service wrote it.
-    Written,
-}
-
-/// Whether a reply may share a call with others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Joining {
-    Never,
-    /// With those that may, too.
-    Unasked,
-    /// With those that came joined, too: their route carries such segments.
-    AsItCame,
-}
-
-impl Joining {
-    /// Of a reply of these bytes to `peer`.
-    pub(super) fn of(bytes: &Range<usize>, came_joined: bool, peer: Peer) -> Self {
-        if came_joined {
-            Joining::AsItCame
-        } else if bytes.len() <= MAX_JOINED_SEGMENT || peer.is_loopback() {
-            Joining::Unasked
-        } else {
-            Joining::Never
-        }
-    }
+/// A queue of replies. Those to one peer keep their order.
+#[derive(Debug)]
+pub(super) struct SendQueue {
+    /// Replies that are not what was received, one after the other.
+    written: Vec<u8>,
+    pieces: Vec<Linked>,
+    runs: Vec<Run>,
+    /// How many of the runs have been sent.
+    sent: usize,
+    /// The latest run for any peer with such a port: an index, good if that run is for the peer.
+    latest: Box<[usize]>,
+    /// Whether the kernel cuts runs into datagrams, ...
+    offload: bool,
+    /// ... and the routes that refuse them.
+    unjoinable: Unjoinable,
 }
 
 /// Replies that may leave in one call: to one peer, of `segment` bytes each, the last of no more.
@@ -65,8 +44,38 @@ struct Run {
     last: usize,
 }
 
-/// What is to leave in one call: so many replies of the first run, to be cut by the kernel into
-/// datagrams of `segment` bytes where they are more than one.
+/// A piece of a run, and the index of the next one.
+#[derive(Debug)]
+struct Linked {
+    piece: Piece,
+    next: usize,
+}
+
+/// The place of a reply, or of several that lie one behind the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Piece {
+    buffer: Buffer,
+    bytes: Range<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Buffer {
+    Received,
+    Written,
+}
+
+/// Whether a reply may share a call with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Joining {
+    Never,
+    /// With those that may, too.
+    Unasked,
+    /// With those that came joined, too: their route carries such segments.
+    AsItCame,
+}
+
+/// What leaves next in one call: `count` replies of the first run, which the kernel cuts into datagrams
+/// of `segment` bytes where there are several.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Call {
     pub(super) count: usize,
@@ -75,50 +84,55 @@ pub(super) struct Call {
     pub(super) route: Route,
 }
 
-/// A queue of replies. Those to one peer keep their order.
-#[derive(Debug)]
-pub(super) struct SendQueue {
-    pieces: Vec<Linked>,
-    runs: Vec<Run>,
-    /// Runs that are gone.
-    sent: usize,
-    /// The latest run for any peer with such a port: an index, good if that run is for the peer.
-    latest: Box<[usize]>,
-}
-
-#[derive(Debug)]
-struct Linked {
-    piece: Piece,
-    next: usize,
-}
-
 impl SendQueue {
-    pub(super) fn new() -> Self {
-        let (pieces, runs) = (Vec::new(), Vec::new());
-        SendQueue { pieces, runs, sent: 0, latest: vec![0; PEERS].into_boxed_slice() }
+    pub(super) fn new(offload: bool) -> Self {
+        SendQueue {
+            written: Vec::new(),
+            pieces: Vec::new(),
+            runs: Vec::new(),
+            sent: 0,
+            latest: vec![0; PEERS].into_boxed_slice(),
+            offload,
+            unjoinable: Unjoinable::new(),
+        }
     }
 
+    /// Forgets what has been sent, and gives back a long buffer.
     pub(super) fn clear(&mut self) {
         self.pieces.clear();
         self.runs.clear();
         self.sent = 0;
+        self.written.clear();
+        self.written.shrink_to(BUFFER);
     }
 
-    /// The bytes that it holds on the heap.
-    #[cfg(any(test, fuzzing))]
-    pub(super) fn held(&self) -> usize {
-        self.pieces.capacity() * size_of::<Linked>()
-            + self.runs.capacity() * size_of::<Run>()
-            + size_of_val(&*self.latest)
-    }
-
-    /// Whether all are gone.
+    /// Whether everything has been sent.
     pub(super) fn is_empty(&self) -> bool {
         self.sent == self.runs.len()
     }
 
-    /// Puts a reply behind the others: into the latest run for its peer, where it fits that.
-    pub(super) fn push(&mut self, reply: Piece, route: Route, joining: Joining) {
+    /// Whether the service has written enough for one batch.
+    pub(super) fn is_full(&self) -> bool {
+        self.written.len() >= BUFFER
+    }
+
+    /// Appends a reply that is a piece of what was received.
+    pub(super) fn push_received(&mut self, bytes: Range<usize>, route: Route, came_joined: bool) {
+        let joining = Joining::of(bytes.len(), &route, came_joined);
+        self.push(Piece { buffer: Buffer::Received, bytes }, route, joining);
+    }
+
+    /// Appends a reply of these bytes.
+    pub(super) fn push_written(&mut self, bytes: &[u8], route: Route, came_joined: bool) {
+        let start = self.written.len();
+        self.written.extend_from_slice(bytes);
+        let joining = Joining::of(bytes.len(), &route, came_joined);
+        let bytes = start..self.written.len();
+        self.push(Piece { buffer: Buffer::Written, bytes }, route, joining);
+    }
+
+    /// Appends a reply: to the latest run for its peer, where it fits that.
+    fn push(&mut self, reply: Piece, route: Route, joining: Joining) {
         let length = reply.bytes.len();
         let latest = &mut self.latest[usize::from(route.peer.port()) % PEERS];
         let Some(run) =
@@ -133,7 +147,7 @@ impl SendQueue {
         run.length += length;
         run.count += 1;
         let last = &mut self.pieces[run.last].piece;
-        if last.place == reply.place && last.bytes.end == reply.bytes.start {
+        if last.buffer == reply.buffer && last.bytes.end == reply.bytes.start {
             last.bytes.end = reply.bytes.end;
         } else {
             let next = append(&mut self.pieces, reply);
@@ -142,31 +156,49 @@ impl SendQueue {
         }
     }
 
-    /// What is to leave next: a whole run where its route `may_join`, else one reply.
-    pub(super) fn next_call(&self, may_join: impl FnOnce(&Route) -> bool) -> Option<Call> {
+    /// Returns what is to leave next: a whole run where its route takes that, else one reply.
+    pub(super) fn next_call(&self, now: Moment) -> Option<Call> {
         let &Run { route, segment, length, count, .. } = self.runs.get(self.sent)?;
-        if count > 1 && may_join(&route) {
+        if count > 1 && self.offload && !self.unjoinable.holds(&route, now) {
             let segment = u16::try_from(segment).expect("a reply is no longer than a datagram");
             return Some(Call { count, length, segment: Some(segment), route });
         }
         Some(Call { count: 1, length: length.min(segment), segment: None, route })
     }
 
-    /// Where what is to leave in the next call stands.
-    pub(super) fn pieces(&self, call: Call) -> impl Iterator<Item = Piece> {
+    /// Points `slices` to the bytes of the next call; how many slices that takes. `received` is the
+    /// buffer of what was received.
+    pub(super) fn gather<'a>(
+        &'a self,
+        call: &Call,
+        received: &'a [u8],
+        slices: &mut [IoSlice<'a>; MAX_SEGMENTS],
+    ) -> usize {
+        let mut count = 0;
+        for (slice, Piece { buffer, bytes }) in slices.iter_mut().zip(self.pieces(call)) {
+            *slice = IoSlice::new(match buffer {
+                Buffer::Received => &received[bytes],
+                Buffer::Written => &self.written[bytes],
+            });
+            count += 1;
+        }
+        count
+    }
+
+    fn pieces(&self, call: &Call) -> impl Iterator<Item = Piece> {
         let mut at = self.runs[self.sent].first;
         let mut left = Some(call.length);
         std::iter::from_fn(move || {
-            let Linked { piece: Piece { place, bytes }, next } = &self.pieces[at];
+            let Linked { piece: Piece { buffer, bytes }, next } = &self.pieces[at];
             let taken = bytes.len().min(left?);
             left = left.map(|left| left - taken).filter(|&left| left > 0);
             at = *next;
-            Some(Piece { place: *place, bytes: bytes.start..bytes.start + taken })
+            Some(Piece { buffer: *buffer, bytes: bytes.start..bytes.start + taken })
         })
     }
 
-    /// What was to leave in the next call is gone.
-    pub(super) fn advance(&mut self, call: Call) {
+    /// Removes what the next call was to send.
+    pub(super) fn advance(&mut self, call: &Call) {
         let run = &mut self.runs[self.sent];
         run.count -= call.count;
         run.length -= call.length;
@@ -181,13 +213,40 @@ impl SendQueue {
             run.first = *next;
         }
     }
+
+    /// Sends replies on this route one by one from here on, since it has refused a run.
+    pub(super) fn never_join(&mut self, route: &Route, now: Moment) {
+        self.unjoinable.remember(route, now);
+    }
+
+    /// The bytes that it holds on the heap.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn held(&self) -> usize {
+        self.written.capacity()
+            + self.pieces.capacity() * size_of::<Linked>()
+            + self.runs.capacity() * size_of::<Run>()
+            + size_of_val(&*self.latest)
+    }
 }
 
-/// Puts a piece behind the others; its index.
+/// Appends a piece; its index.
 fn append(pieces: &mut Vec<Linked>, piece: Piece) -> usize {
     let index = pieces.len();
     pieces.push(Linked { piece, next: index });
     index
+}
+
+impl Joining {
+    /// Of a reply of `length` bytes on `route`.
+    fn of(length: usize, route: &Route, came_joined: bool) -> Self {
+        if came_joined {
+            Joining::AsItCame
+        } else if length <= MAX_JOINED_SEGMENT || route.peer.ip().to_canonical().is_loopback() {
+            Joining::Unasked
+        } else {
+            Joining::Never
+        }
+    }
 }
 
 impl Run {
@@ -212,7 +271,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::sys::datagram::Local;
 
     /// A reply, and what decides whether it may share a call.
     type Pushed = (Piece, Route, Joining);
@@ -233,31 +291,32 @@ mod tests {
             (prop::sample::select(peers.to_vec()), 0_u8..6).prop_map(|((host, port), local)| {
                 Route {
                     peer: SocketAddrV4::new([192, 0, 2, host].into(), port).into(),
-                    local: (local == 0).then_some(Local::V4([127, 0, 0, 1])),
+                    local: (local == 0).then_some([127, 0, 0, 1].into()),
+                    interface: 0,
                 }
             });
-        let place = prop_oneof![5 => Just(Place::Room), 1 => Just(Place::Written)];
+        let buffer = prop_oneof![5 => Just(Buffer::Received), 1 => Just(Buffer::Written)];
         let joining = prop_oneof![
             8 => Just(Joining::Unasked),
             1 => Just(Joining::AsItCame),
             1 => Just(Joining::Never),
         ];
         // Stretches of the same, as a peer sends them, and others between.
-        let stretch = ((place, length, route, joining), 1_usize..70);
+        let stretch = ((buffer, length, route, joining), 1_usize..70);
         prop::collection::vec(stretch, 0..12).prop_map(|stretches| {
             let all = stretches.into_iter().flat_map(|(one, count)| vec![one; count]);
             let mut end = 0;
-            all.map(|(place, length, route, joining)| {
+            all.map(|(buffer, length, route, joining)| {
                 let start = end;
                 end += length;
-                (Piece { place, bytes: start..end }, route, joining)
+                (Piece { buffer, bytes: start..end }, route, joining)
             })
             .collect()
         })
     }
 
     fn queue(pushed: &[Pushed]) -> SendQueue {
-        let mut queue = SendQueue::new();
+        let mut queue = SendQueue::new(true);
         // What an earlier turn has left behind.
         for (reply, route, joining) in pushed.iter().rev() {
             queue.push(reply.clone(), *route, *joining);
@@ -272,24 +331,26 @@ mod tests {
     /// Takes everything out: each call with the datagrams that leave in it.
     fn calls(mut queue: SendQueue, join: impl Fn(usize) -> bool) -> Vec<(Call, Vec<Piece>)> {
         let mut calls = Vec::new();
-        while let Some(call) = queue.next_call(|_| join(calls.len())) {
-            calls.push((call, datagrams(call, queue.pieces(call))));
-            queue.advance(call);
+        queue.offload = join(0);
+        while let Some(call) = queue.next_call(Moment::default()) {
+            calls.push((call, datagrams(&call, queue.pieces(&call))));
+            queue.advance(&call);
+            queue.offload = join(calls.len());
         }
         assert!(queue.is_empty());
         calls
     }
 
     /// What the kernel makes of a call: it cuts all of it every `segment` bytes (udp(7)).
-    fn datagrams(call: Call, pieces: impl Iterator<Item = Piece>) -> Vec<Piece> {
+    fn datagrams(call: &Call, pieces: impl Iterator<Item = Piece>) -> Vec<Piece> {
         let segment = call.segment.map_or(call.length.max(1), usize::from);
         let mut datagrams = Vec::new();
         let mut length = 0;
-        for Piece { place, bytes } in pieces {
+        for Piece { buffer, bytes } in pieces {
             assert!(length % segment == 0, "a datagram begins where its piece does");
             length += bytes.len();
             for start in (bytes.start..bytes.end.max(bytes.start + 1)).step_by(segment) {
-                datagrams.push(Piece { place, bytes: start..bytes.end.min(start + segment) });
+                datagrams.push(Piece { buffer, bytes: start..bytes.end.min(start + segment) });
             }
         }
         assert_eq!((length, datagrams.len()), (call.length, call.count));
@@ -316,7 +377,7 @@ mod tests {
             }
         }
 
-        /// udp(7), UDP_SEGMENT: at most so many, and so much in all; and none that may not be joined.
+        /// udp(7), UDP_SEGMENT: bounded in number and bytes; and none that may not be joined.
         #[test]
         fn a_call_is_what_the_kernel_takes(pushed in replies()) {
             for (call, sent) in calls(queue(&pushed), |_| true) {
@@ -333,15 +394,15 @@ mod tests {
             }
         }
 
-        /// Equal ones leave in few calls, whoever else's are between them.
+        /// Equal ones leave in few calls, also with replies to other peers between them.
         #[test]
         fn equal_datagrams_are_joined(count in 1_usize..300, length in 1_usize..1_421, peers in 1_u16..50) {
-            let mut queue = SendQueue::new();
+            let mut queue = SendQueue::new(true);
             for _ in 0..count {
                 for port in 1..=peers {
                     let peer = SocketAddrV4::new([192, 0, 2, 1].into(), port).into();
-                    let reply = Piece { place: Place::Room, bytes: 0..length };
-                    queue.push(reply, Route { peer, local: None }, Joining::Unasked);
+                    let route = Route { peer, local: None, interface: 0 };
+                    queue.push_received(0..length, route, false);
                 }
             }
             let fit = MAX_SEGMENTS.min(MAX_DATAGRAM / length);

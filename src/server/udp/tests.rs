@@ -1,4 +1,4 @@
-//! One turn after the other, with a socket that does as it is told.
+//! One turn after the other, with a scripted socket.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -6,17 +6,19 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
+use super::outlet::STUCK_FOR;
 use super::*;
 use crate::protocol::{Echo, Flow, service_fn};
-use crate::sys::datagram::Arrival;
+use crate::sys::datagram::Route;
 
-/// What the socket is asked for, and what it says.
+/// What the socket is asked for, and what it returns.
 #[derive(Default)]
 struct Script {
     is_ipv6: bool,
+    without_offload: bool,
     /// Datagrams to be received: the peer's port, length, and the length of each where they are a run.
     incoming: VecDeque<(u16, usize, Option<usize>)>,
-    /// What every receive says where there are any; what the next sends say.
+    /// The error of every receive, if any, and those of the next sends.
     broken: Option<Errno>,
     refusals: VecDeque<Errno>,
     receives: usize,
@@ -41,9 +43,8 @@ impl Socket for Scripted {
         }
         let (port, length, segment) = script.incoming.pop_front().ok_or(Errno::EAGAIN)?;
         let ip: IpAddr = if script.is_ipv6 { [1; 16].into() } else { [192, 0, 2, 1].into() };
-        let route = Route { peer: (ip, port).into(), local: None };
-        let arrival = Arrival { to_us_alone: true, hop_limit: Some(64) };
-        Ok(Received { length, segment, truncated: false, arrival, route })
+        let segment = segment.unwrap_or(length);
+        Ok(Received { segment, ..Received::new(length, (ip, port).into()) })
     }
 
     fn send(
@@ -59,6 +60,10 @@ impl Socket for Scripted {
         }
         script.sent.push((segment, pieces.iter().map(|piece| piece.len()).sum()));
         Ok(())
+    }
+
+    fn offloads(&self) -> bool {
+        !self.0.borrow().without_offload
     }
 
     fn use_reserve(&mut self, whole: bool) {
@@ -87,17 +92,20 @@ struct Bench {
 }
 
 impl Bench {
-    /// With so many datagrams of this kind to be received.
+    /// With `count` datagrams of this kind to be received.
     fn new(count: usize, length: usize, segment: Option<usize>) -> Self {
-        let script = Scripted::default();
-        script.0.borrow_mut().incoming = vec![(5, length, segment); count].into();
-        let stats = Arc::new(Stats::default());
-        let mut endpoint = Endpoint::new(script.clone(), || Echo, true, stats);
+        let incoming = vec![(5, length, segment); count].into();
+        Bench::with(Script { incoming, ..Script::default() })
+    }
+
+    fn with(script: Script) -> Self {
+        let script = Scripted(Rc::new(RefCell::new(script)));
+        let mut endpoint = Endpoint::new(script.clone(), || Echo, None, Arc::default());
         endpoint.hint(true, true);
         Bench { script, endpoint, guard: Guard::new(vec![], None) }
     }
 
-    /// A datagram of so many bytes is there to be received.
+    /// A datagram of `length` bytes comes.
     fn arrive(&mut self, port: u16, length: usize) {
         self.script.0.borrow_mut().incoming.push_back((port, length, None));
     }
@@ -150,34 +158,7 @@ fn a_turn_takes_few_runs() {
 }
 
 #[test]
-fn who_has_the_turn_alone_waits_a_moment_for_the_others() {
-    let mut bench = Bench::new(0, 0, None);
-    bench.arrive(6, 10);
-    (0..Fairness::MANY).for_each(|_| bench.arrive(5, 10));
-    bench.turn(Duration::ZERO);
-    assert_eq!((bench.left(), bench.sent()), (0, 0));
-    assert!(bench.endpoint.can_act());
-    // What comes meanwhile waits, too, whether an event tells of it or not.
-    bench.arrive(5, 10);
-    let late = Fairness::MOMENT - Duration::from_nanos(1);
-    bench.turn(late);
-    assert_eq!((bench.left(), bench.sent()), (0, 0));
-    bench.turn(late + Fairness::MOMENT);
-    assert_eq!(bench.sent(), 10 * (Fairness::MANY + 2));
-    assert!(!bench.endpoint.can_act());
-}
-
-#[test]
-fn nobody_waits_while_there_is_more_to_receive() {
-    let mut bench = Bench::new(0, 0, None);
-    (0..BATCH - Fairness::MANY).for_each(|_| bench.arrive(6, 10));
-    (0..=Fairness::MANY).for_each(|_| bench.arrive(5, 10));
-    bench.turn(Duration::ZERO);
-    assert_eq!((bench.left(), bench.sent()), (1, 10 * BATCH));
-}
-
-#[test]
-fn the_last_turns_answer_what_is_there() {
+fn the_last_turns_reply_to_what_is_queued() {
     let count = BATCH * LAST_TURNS;
     let mut bench = Bench::new(count + 1, 1, None);
     bench.endpoint.finish(&mut bench.guard, Moment::default());
@@ -186,7 +167,7 @@ fn the_last_turns_answer_what_is_there() {
 }
 
 impl Bench {
-    /// Something comes, and the next sends say this; then there is a turn.
+    /// Has a turn after a datagram has come, in which the first sends fail like this.
     fn serve(&mut self, refusals: &[Errno], at: Duration) {
         self.arrive(5, 100);
         self.script.0.borrow_mut().refusals = refusals.to_vec().into();
@@ -201,9 +182,9 @@ impl Bench {
 }
 
 #[test]
-fn what_finds_no_room_waits_then_has_the_reserve_and_is_then_dropped() {
-    let mut bench = Bench::new(2, 100, None);
-    bench.endpoint.offload = false;
+fn replies_without_room_wait_then_use_the_reserve_and_are_then_dropped() {
+    let incoming = vec![(5, 100, None); 2].into();
+    let mut bench = Bench::with(Script { incoming, without_offload: true, ..Script::default() });
     bench.serve(&[Errno::EAGAIN; 2], Duration::ZERO);
     assert!(!bench.endpoint.can_act());
     assert_eq!(bench.endpoint.deadline(), Some(Moment::default() + MAX_WAIT));
@@ -211,7 +192,7 @@ fn what_finds_no_room_waits_then_has_the_reserve_and_is_then_dropped() {
     bench.turn(early);
     assert_eq!((bench.script.0.borrow().sends, bench.stats().udp_paused), (1, 1));
     assert!(bench.reserve().is_empty());
-    // One finds no room in the reserve, and the others go.
+    // One finds no room in the reserve, and the others leave.
     bench.turn(MAX_WAIT);
     assert_eq!((bench.sent(), bench.stats().udp_dropped), (200, 1));
     assert_eq!((bench.reserve(), bench.endpoint.deadline()), (vec![true], None));
@@ -220,7 +201,7 @@ fn what_finds_no_room_waits_then_has_the_reserve_and_is_then_dropped() {
     bench.endpoint.hint(true, true);
     bench.serve(&[Errno::EAGAIN], now);
     assert_eq!((bench.stats().udp_dropped, bench.stats().udp_paused), (2, 1));
-    // Half of the buffer is tried again: where that is in vain, nobody waits a second time.
+    // Half of the buffer is tried again: where that fails, no reply waits a second time.
     now = MAX_WAIT + STUCK_FOR;
     bench.serve(&[Errno::EAGAIN], now);
     assert_eq!((bench.stats().udp_dropped, bench.sent()), (2, 300));
@@ -232,7 +213,7 @@ fn what_finds_no_room_waits_then_has_the_reserve_and_is_then_dropped() {
     bench.serve(&[Errno::EAGAIN], now);
     assert_eq!((bench.stats().udp_dropped, bench.stats().udp_paused), (2, 1));
     assert_eq!(bench.reserve(), [true, false, true, false, true]);
-    // And then it is over: what finds no room waits again.
+    // Then it is over: what finds no room waits again.
     now += STUCK_FOR;
     bench.serve(&[], now);
     now += STUCK_FOR;
@@ -245,7 +226,7 @@ fn what_finds_no_room_waits_then_has_the_reserve_and_is_then_dropped() {
     assert_eq!((bench.stats().udp_answered, bench.stats().udp_dropped), (7, 2));
 }
 
-/// Answers to a neighbour that does not exist have no room while the buffer is full of them.
+/// Replies to a neighbour that does not exist are dropped while the buffer is full of them.
 #[test]
 fn a_missing_neighbour_has_no_reserve() {
     let mut bench = Bench::new(0, 100, None);
@@ -275,7 +256,7 @@ fn a_lasting_error_is_tried_seldom() {
     bench.turn(RETRY);
     assert_eq!(bench.script.0.borrow().receives, MAX_FAILURES as usize + 1);
     assert_eq!(bench.stats().udp_errors, u64::from(MAX_FAILURES) + 1);
-    // It ends as it came.
+    // It ends with the first receive that goes well.
     bench.script.0.borrow_mut().broken = None;
     bench.arrive(5, 10);
     bench.turn(2 * RETRY);
@@ -286,23 +267,7 @@ fn a_lasting_error_is_tried_seldom() {
     assert_eq!(bench.stats().udp_errors, 2 * u64::from(MAX_FAILURES) + 1);
 }
 
-#[test]
-fn a_thread_waits_for_what_it_can_go_on_with() {
-    let mut bench = Bench::new(0, 0, None);
-    assert_eq!(bench.endpoint.awaited(), PollFlags::POLLIN);
-    bench.serve(&[Errno::EAGAIN], Duration::ZERO);
-    assert_eq!(bench.endpoint.awaited(), PollFlags::POLLOUT);
-    bench.endpoint.close();
-    assert_eq!(bench.endpoint.awaited(), PollFlags::POLLOUT);
-    bench.turn(MAX_WAIT);
-    assert_eq!(bench.endpoint.awaited(), PollFlags::empty());
-    let mut bench = Bench::new(0, 0, None);
-    bench.script.0.borrow_mut().broken = Some(Errno::EPERM);
-    bench.turn(Duration::ZERO);
-    assert_eq!(bench.endpoint.awaited(), PollFlags::empty());
-}
-
-/// A call that was interrupted, or heard of an earlier one's fate, is made again, but not for ever.
+/// A call that was interrupted, or got the error of an earlier one, is made again, but not without end.
 #[test]
 fn a_send_is_repeated_for_what_is_not_about_it() {
     for error in [Errno::EINTR, Errno::ECONNREFUSED] {
@@ -319,7 +284,7 @@ fn a_send_is_repeated_for_what_is_not_about_it() {
 
 /// An IPv6 header does not count (RFC 8200).
 #[test]
-fn an_answer_is_as_long_as_a_datagram_can_be() {
+fn a_reply_is_as_long_as_a_datagram_can_be() {
     for (is_ipv6, longest) in [(false, 65_507), (true, 65_527)] {
         for (length, sent) in [(longest, 1), (longest + 1, 0)] {
             let script = Scripted::default();
@@ -331,7 +296,7 @@ fn an_answer_is_as_long_as_a_datagram_can_be() {
                     Flow::Continue
                 })
             };
-            let mut endpoint = Endpoint::new(script.clone(), make, true, Arc::default());
+            let mut endpoint = Endpoint::new(script.clone(), make, None, Arc::default());
             endpoint.hint(true, true);
             endpoint.turn(&mut Guard::new(vec![], None), Moment::default());
             let too_long = endpoint.stats.snapshot().udp_too_long;
