@@ -152,8 +152,36 @@ impl Socket for DatagramSocket {
         segment: Option<u16>,
         route: &Route,
     ) -> Result<(), Errno> {
+        let (v4, v6);
+        let from = match route.local {
+            None => None,
+            Some(IpAddr::V4(ip)) => {
+                v4 = in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(ip.octets()) },
+                    ipi_addr: in_addr { s_addr: 0 },
+                };
+                Some(ControlMessage::Ipv4PacketInfo(&v4))
+            }
+            Some(IpAddr::V6(ip)) => {
+                let ipi6_addr = in6_addr { s6_addr: ip.octets() };
+                v6 = in6_pktinfo { ipi6_addr, ipi6_ifindex: route.interface };
+                Some(ControlMessage::Ipv6PacketInfo(&v6))
+            }
+        };
+        let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
+        let (to, pieces) = ([Some(SockaddrStorage::from(route.peer))], [pieces]);
         let DatagramSocket { socket, headers, .. } = self;
-        try_io(socket, || headers.send(socket, pieces, segment, route))
+        let send = |headers, controls: &[ControlMessage<'_>]| {
+            let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
+            try_io(socket, || sendmmsg(fd, headers, &pieces, to, controls, flags).map(drop))
+        };
+        match (from, segments) {
+            (None, None) => send(&mut headers.bare, &[]),
+            (None, Some(segments)) => send(&mut headers.segmented, &[segments]),
+            (Some(from), None) => send(&mut headers.from, &[from]),
+            (Some(from), Some(segments)) => send(&mut headers.from_segmented, &[from, segments]),
+        }
     }
 
     fn offloads(&self) -> bool {
@@ -292,45 +320,6 @@ impl Headers {
             segmented: MultiHeaders::preallocate(1, Some(cmsg_space!(u16))),
             from: MultiHeaders::preallocate(1, Some(from)),
             from_segmented: MultiHeaders::preallocate(1, Some(from_segmented)),
-        }
-    }
-
-    fn send(
-        &mut self,
-        socket: &UdpSocket,
-        pieces: &[IoSlice<'_>],
-        segment: Option<u16>,
-        route: &Route,
-    ) -> nix::Result<()> {
-        let (v4, v6);
-        let from = match route.local {
-            None => None,
-            Some(IpAddr::V4(ip)) => {
-                v4 = in_pktinfo {
-                    ipi_ifindex: 0,
-                    ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(ip.octets()) },
-                    ipi_addr: in_addr { s_addr: 0 },
-                };
-                Some(ControlMessage::Ipv4PacketInfo(&v4))
-            }
-            Some(IpAddr::V6(ip)) => {
-                let ipi6_addr = in6_addr { s6_addr: ip.octets() };
-                v6 = in6_pktinfo { ipi6_addr, ipi6_ifindex: route.interface };
-                Some(ControlMessage::Ipv6PacketInfo(&v6))
-            }
-        };
-        let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
-        let to = [Some(SockaddrStorage::from(route.peer))];
-        let pieces = [pieces];
-        let send = |headers, controls: &[ControlMessage<'_>]| {
-            sendmmsg(socket.as_raw_fd(), headers, &pieces, to, controls, MsgFlags::empty())
-                .map(drop)
-        };
-        match (from, segments) {
-            (None, None) => send(&mut self.bare, &[]),
-            (None, Some(segments)) => send(&mut self.segmented, &[segments]),
-            (Some(from), None) => send(&mut self.from, &[from]),
-            (Some(from), Some(segments)) => send(&mut self.from_segmented, &[from, segments]),
         }
     }
 }

@@ -9,7 +9,6 @@
 //! Pure but for its [`Socket`]: `now` is an argument.
 
 mod outlet;
-mod route;
 mod send_queue;
 #[cfg(test)]
 mod tests;
@@ -18,7 +17,7 @@ pub(super) use outlet::MAX_WAIT;
 #[cfg(any(test, fuzzing))]
 pub(super) use outlet::Neighbours;
 #[cfg(any(test, fuzzing))]
-pub(super) use route::Unjoinable;
+pub(super) use send_queue::Unjoinable;
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -144,8 +143,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
 
     /// When a turn has something to do without an event.
     pub(super) fn deadline(&self) -> Option<Moment> {
-        let next_reply = self.netem.as_ref().and_then(Netem::next_at);
-        let others = || [self.errors.resume_at, next_reply].into_iter().flatten().min();
+        let others = || [self.errors.resume_at, self.next_delayed()].into_iter().flatten().min();
         self.outlet.deadline().or_else(others)
     }
 
@@ -158,7 +156,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         }
         self.queue.clear();
         // Delayed replies that are due go before those to later datagrams.
-        if self.may_receive() && !self.is_late(now) {
+        if self.may_receive() && self.next_delayed().is_none_or(|at| now < at) {
             self.receive(guard, now);
         }
         self.release(now);
@@ -182,17 +180,16 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
 
     /// Whether it is closed, and nothing waits to be sent.
     pub(super) fn is_done(&self) -> bool {
-        self.closed
-            && self.queue.is_empty()
-            && self.netem.as_ref().is_none_or(|netem| netem.next_at().is_none())
+        self.closed && self.queue.is_empty() && self.next_delayed().is_none()
     }
 
     fn may_receive(&self) -> bool {
         self.readable && self.errors.resume_at.is_none() && !self.closed
     }
 
-    fn is_late(&self, now: Moment) -> bool {
-        self.netem.as_ref().and_then(Netem::next_at).is_some_and(|at| at <= now)
+    /// When the next delayed reply leaves.
+    fn next_delayed(&self) -> Option<Moment> {
+        self.netem.as_ref().and_then(Netem::next_at)
     }
 
     // ---- receive

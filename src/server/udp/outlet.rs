@@ -56,7 +56,7 @@ pub(super) enum NoRoom {
 impl Outlet {
     /// Whether replies wait for room.
     pub(super) fn is_full(&self) -> bool {
-        matches!(self.state, State::Full { .. })
+        self.deadline().is_some()
     }
 
     /// When they stop waiting.

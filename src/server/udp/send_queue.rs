@@ -1,9 +1,11 @@
 //! The replies of a batch, and which of them leave in one call. Pure: `now` is an argument.
 
+use std::collections::HashMap;
 use std::io::IoSlice;
+use std::net::IpAddr;
 use std::ops::Range;
+use std::time::Duration;
 
-use super::route::Unjoinable;
 use super::{BUFFER, MAX_JOINED_SEGMENT};
 use crate::protocol::MAX_DATAGRAM;
 use crate::server::clock::Moment;
@@ -27,7 +29,7 @@ pub(super) struct SendQueue {
     latest: Box<[usize]>,
     /// Whether the kernel cuts runs into datagrams, ...
     offload: bool,
-    /// ... and the routes that refuse them.
+    /// ... and the hosts on whose routes it does not.
     unjoinable: Unjoinable,
 }
 
@@ -35,7 +37,8 @@ pub(super) struct SendQueue {
 #[derive(Debug)]
 struct Run {
     route: Route,
-    joining: Joining,
+    /// Whether its requests came as runs: then the route carries such segments.
+    came_joined: bool,
     segment: usize,
     length: usize,
     count: usize,
@@ -64,16 +67,6 @@ enum Buffer {
     Written,
 }
 
-/// Whether a reply may share a call with others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Joining {
-    Never,
-    /// With those that may, too.
-    Unasked,
-    /// With those that came joined, too: their route carries such segments.
-    AsItCame,
-}
-
 /// What leaves next in one call: `count` replies of the first run, which the kernel cuts into datagrams
 /// of `segment` bytes where there are several.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +86,7 @@ impl SendQueue {
             sent: 0,
             latest: vec![0; PEERS].into_boxed_slice(),
             offload,
-            unjoinable: Unjoinable::new(),
+            unjoinable: Unjoinable::default(),
         }
     }
 
@@ -118,30 +111,28 @@ impl SendQueue {
 
     /// Appends a reply that is a piece of what was received.
     pub(super) fn push_received(&mut self, bytes: Range<usize>, route: Route, came_joined: bool) {
-        let joining = Joining::of(bytes.len(), &route, came_joined);
-        self.push(Piece { buffer: Buffer::Received, bytes }, route, joining);
+        self.push(Piece { buffer: Buffer::Received, bytes }, route, came_joined);
     }
 
     /// Appends a reply of these bytes.
     pub(super) fn push_written(&mut self, bytes: &[u8], route: Route, came_joined: bool) {
         let start = self.written.len();
         self.written.extend_from_slice(bytes);
-        let joining = Joining::of(bytes.len(), &route, came_joined);
         let bytes = start..self.written.len();
-        self.push(Piece { buffer: Buffer::Written, bytes }, route, joining);
+        self.push(Piece { buffer: Buffer::Written, bytes }, route, came_joined);
     }
 
     /// Appends a reply: to the latest run for its peer, where it fits that.
-    fn push(&mut self, reply: Piece, route: Route, joining: Joining) {
+    fn push(&mut self, reply: Piece, route: Route, came_joined: bool) {
         let length = reply.bytes.len();
         let latest = &mut self.latest[usize::from(route.peer.port()) % PEERS];
         let Some(run) =
-            self.runs.get_mut(*latest).filter(|run| run.may_grow_by(length, &route, joining))
+            self.runs.get_mut(*latest).filter(|run| run.may_grow_by(length, &route, came_joined))
         else {
             *latest = self.runs.len();
             let first = append(&mut self.pieces, reply);
             let (segment, count, last) = (length, 1, first);
-            self.runs.push(Run { route, joining, segment, length, count, first, last });
+            self.runs.push(Run { route, came_joined, segment, length, count, first, last });
             return;
         };
         run.length += length;
@@ -159,7 +150,7 @@ impl SendQueue {
     /// Returns what is to leave next: a whole run where its route takes that, else one reply.
     pub(super) fn next_call(&self, now: Moment) -> Option<Call> {
         let &Run { route, segment, length, count, .. } = self.runs.get(self.sent)?;
-        if count > 1 && self.offload && !self.unjoinable.holds(&route, now) {
+        if count > 1 && self.offload && !self.unjoinable.holds(route.peer.ip(), now) {
             let segment = u16::try_from(segment).expect("a reply is no longer than a datagram");
             return Some(Call { count, length, segment: Some(segment), route });
         }
@@ -216,7 +207,7 @@ impl SendQueue {
 
     /// Sends replies on this route one by one from here on, since it has refused a run.
     pub(super) fn never_join(&mut self, route: &Route, now: Moment) {
-        self.unjoinable.remember(route, now);
+        self.unjoinable.remember(route.peer.ip(), now);
     }
 
     /// The bytes that it holds on the heap.
@@ -236,31 +227,49 @@ fn append(pieces: &mut Vec<Linked>, piece: Piece) -> usize {
     index
 }
 
-impl Joining {
-    /// Of a reply of `length` bytes on `route`.
-    fn of(length: usize, route: &Route, came_joined: bool) -> Self {
-        if came_joined {
-            Joining::AsItCame
-        } else if length <= MAX_JOINED_SEGMENT || route.peer.ip().to_canonical().is_loopback() {
-            Joining::Unasked
-        } else {
-            Joining::Never
-        }
-    }
-}
-
 impl Run {
     /// Whether a reply may be sent in one call with this run: same way back, every datagram but the
     /// last of one size, and not too much in all.
-    fn may_grow_by(&self, length: usize, route: &Route, joining: Joining) -> bool {
-        joining != Joining::Never
-            && joining == self.joining
+    fn may_grow_by(&self, length: usize, route: &Route, came_joined: bool) -> bool {
+        let carried = self.came_joined
+            || self.segment <= MAX_JOINED_SEGMENT
+            || route.peer.ip().to_canonical().is_loopback();
+        carried
+            && came_joined == self.came_joined
             && length > 0
             && length <= self.segment
             && self.length == self.count * self.segment
             && self.length + length <= MAX_DATAGRAM
             && self.count < MAX_SEGMENTS
             && self.route == *route
+    }
+}
+
+/// Hosts on whose routes segmentation offload was refused a short time ago.
+///
+/// One path is too narrow for the segments, another one leaves through a device or a tunnel without
+/// offload: that says nothing of other routes, and it changes with the path. One that is forgotten only
+/// costs a further try.
+#[derive(Debug, Default)]
+pub(in crate::server) struct Unjoinable {
+    until: HashMap<IpAddr, Moment>,
+}
+
+impl Unjoinable {
+    const MOST: usize = 256;
+    /// How long a refusal is remembered: the kernel itself remembers a path MTU for ten minutes.
+    pub(in crate::server) const MEMORY: Duration = Duration::from_secs(60);
+
+    fn remember(&mut self, ip: IpAddr, now: Moment) {
+        self.until.retain(|_, until| now < *until);
+        if self.until.len() >= Self::MOST {
+            self.until.clear();
+        }
+        self.until.insert(ip, now + Self::MEMORY);
+    }
+
+    fn holds(&self, ip: IpAddr, now: Moment) -> bool {
+        self.until.get(&ip).is_some_and(|&until| now < until)
     }
 }
 
@@ -272,8 +281,8 @@ mod tests {
 
     use super::*;
 
-    /// A reply, and what decides whether it may share a call.
-    type Pushed = (Piece, Route, Joining);
+    /// A reply, its way, and whether its request came in a run.
+    type Pushed = (Piece, Route, bool);
 
     /// Few lengths, peers and kinds, so that many are alike.
     fn replies() -> impl Strategy<Value = Vec<Pushed>> {
@@ -296,20 +305,16 @@ mod tests {
                 }
             });
         let buffer = prop_oneof![5 => Just(Buffer::Received), 1 => Just(Buffer::Written)];
-        let joining = prop_oneof![
-            8 => Just(Joining::Unasked),
-            1 => Just(Joining::AsItCame),
-            1 => Just(Joining::Never),
-        ];
+        let came_joined = prop_oneof![8 => Just(false), 1 => Just(true)];
         // Stretches of the same, as a peer sends them, and others between.
-        let stretch = ((buffer, length, route, joining), 1_usize..70);
+        let stretch = ((buffer, length, route, came_joined), 1_usize..70);
         prop::collection::vec(stretch, 0..12).prop_map(|stretches| {
             let all = stretches.into_iter().flat_map(|(one, count)| vec![one; count]);
             let mut end = 0;
-            all.map(|(buffer, length, route, joining)| {
+            all.map(|(buffer, length, route, came_joined)| {
                 let start = end;
                 end += length;
-                (Piece { buffer, bytes: start..end }, route, joining)
+                (Piece { buffer, bytes: start..end }, route, came_joined)
             })
             .collect()
         })
@@ -318,12 +323,12 @@ mod tests {
     fn queue(pushed: &[Pushed]) -> SendQueue {
         let mut queue = SendQueue::new(true);
         // What an earlier turn has left behind.
-        for (reply, route, joining) in pushed.iter().rev() {
-            queue.push(reply.clone(), *route, *joining);
+        for (reply, route, came_joined) in pushed.iter().rev() {
+            queue.push(reply.clone(), *route, *came_joined);
         }
         queue.clear();
-        for (reply, route, joining) in pushed {
-            queue.push(reply.clone(), *route, *joining);
+        for (reply, route, came_joined) in pushed {
+            queue.push(reply.clone(), *route, *came_joined);
         }
         queue
     }
@@ -386,11 +391,13 @@ mod tests {
                     continue;
                 }
                 prop_assert!(call.count <= MAX_SEGMENTS && call.length <= MAX_DATAGRAM);
-                let joining = |sent: &Piece| {
-                    pushed.iter().find(|(reply, ..)| reply == sent).map(|&(.., joining)| joining)
+                let came_joined = |sent: &Piece| {
+                    pushed.iter().find(|(reply, ..)| reply == sent).map(|&(.., joined)| joined)
                 };
-                prop_assert_ne!(joining(&sent[0]), Some(Joining::Never));
-                prop_assert!(sent.iter().all(|one| joining(one) == joining(&sent[0])));
+                let joined = came_joined(&sent[0]);
+                prop_assert!(sent.iter().all(|one| came_joined(one) == joined));
+                let longest = usize::from(call.segment.unwrap_or_default());
+                prop_assert!(joined == Some(true) || longest <= MAX_JOINED_SEGMENT);
             }
         }
 
@@ -408,5 +415,40 @@ mod tests {
             let fit = MAX_SEGMENTS.min(MAX_DATAGRAM / length);
             prop_assert_eq!(calls(queue, |_| true).len(), count.div_ceil(fit) * usize::from(peers));
         }
+    }
+
+    fn host(number: u32) -> IpAddr {
+        IpAddr::V4(number.into())
+    }
+
+    #[test]
+    fn a_refusal_is_of_one_host_and_for_a_while() {
+        let mut unjoinable = Unjoinable::default();
+        let start = Moment::default() + Duration::from_secs(5);
+        assert!(!unjoinable.holds(host(1), start));
+        unjoinable.remember(host(1), start);
+        let last = start + (Unjoinable::MEMORY - Duration::from_nanos(1));
+        for now in [start, last] {
+            assert!(unjoinable.holds(host(1), now));
+            assert!(!unjoinable.holds(host(2), now));
+        }
+        // Another one does not make it last longer.
+        unjoinable.remember(host(2), last);
+        let end = start + Unjoinable::MEMORY;
+        assert!(!unjoinable.holds(host(1), end) && unjoinable.holds(host(2), end));
+        assert!(!unjoinable.holds(host(2), last + Unjoinable::MEMORY));
+    }
+
+    #[test]
+    fn the_memory_is_bounded() {
+        let mut unjoinable = Unjoinable::default();
+        for number in 0..100_000 {
+            unjoinable.remember(host(number), Moment::default());
+            assert!(unjoinable.holds(host(number), Moment::default()));
+            assert!(unjoinable.until.len() <= Unjoinable::MOST);
+        }
+        let later = Moment::default() + Unjoinable::MEMORY;
+        unjoinable.remember(host(1), later);
+        assert_eq!(unjoinable.until.len(), 1);
     }
 }
