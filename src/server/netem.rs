@@ -194,8 +194,11 @@ mod tests {
         Route { peer: ([192, 0, 2, 1], 9).into(), local: None, interface: 0 }
     }
 
-    /// What leaves for each of `count` replies of three bytes, and after which delay; and the counters.
-    fn play(text: &str, index: usize, count: usize) -> (Vec<Vec<(Duration, Vec<u8>)>>, Snapshot) {
+    /// The copies of a reply: after which delay each leaves, and its bytes.
+    type Copies = Vec<(Duration, Vec<u8>)>;
+
+    /// What leaves for each of `count` replies of three bytes; and the counters.
+    fn play(text: &str, index: usize, count: usize) -> (Vec<Copies>, Snapshot) {
         let (mut netem, stats) = (netem(text, index), Stats::default());
         let copies = (0..count).map(|_| {
             netem.enqueue(&[0x55; 3], route(), Moment::default(), &stats, || true);

@@ -377,13 +377,14 @@ mod tests {
     fn a_run_is_cut_where_the_peer_had_cut_it() {
         let peer = (LOOPBACK, 9).into();
         for (length, segment, expected) in [
-            (0, 0, vec![5..5]),
-            (7, 7, vec![5..12]),
-            (7, 3, vec![5..8, 8..11, 11..12]),
-            (6, 3, vec![5..8, 8..11]),
+            (0, 0, &[(5, 5)][..]),
+            (7, 7, &[(5, 12)]),
+            (7, 3, &[(5, 8), (8, 11), (11, 12)]),
+            (6, 3, &[(5, 8), (8, 11)]),
         ] {
             let received = Received { segment, ..Received::new(length, peer) };
-            assert_eq!(received.datagrams(5).collect::<Vec<_>>(), expected);
+            let places = received.datagrams(5).map(|place| (place.start, place.end));
+            assert_eq!(places.collect::<Vec<_>>(), expected);
             assert_eq!((received.count(), received.is_run()), (expected.len(), expected.len() > 1));
         }
         for (said, segment) in [(0, 7), (3, 3), (7, 7), (8, 7), (-1, 7)] {
