@@ -96,8 +96,8 @@ impl Netem {
         // Both are drawn for every reply, so that the next one finds the same numbers.
         let treatments = [self.treatment(), self.treatment()];
         let duplicated = duplicated && admit_duplicate();
-        stats.udp_lost.add(lost.into());
         stats.udp_duplicated.add(duplicated.into());
+        stats.udp_lost.add(lost.into());
         // As in netem, a reply that is lost and duplicated leaves once.
         let copies = 1 + usize::from(duplicated) - usize::from(lost);
         for Treatment { delay, reordered, corrupt } in treatments.into_iter().take(copies) {
