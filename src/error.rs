@@ -125,38 +125,41 @@ pub(crate) enum Purpose {
 impl BindError {
     /// The setting to change, if one helps.
     pub fn setting(&self) -> Option<Setting> {
-        match (self.purpose, self.source.kind()) {
+        self.advice().map(|(setting, _)| setting)
+    }
+
+    fn advice(&self) -> Option<(Setting, &'static str)> {
+        let (port, bind) = match self.purpose {
+            Purpose::Tcp | Purpose::Udp => (Setting::Port, Setting::Bind),
             #[cfg(feature = "daemon")]
-            (Purpose::Metrics, _) => Some(Setting::Metrics),
-            (_, ErrorKind::AddrInUse | ErrorKind::PermissionDenied) => Some(Setting::Port),
-            (_, ErrorKind::AddrNotAvailable) => Some(Setting::Bind),
-            _ => None,
-        }
+            Purpose::Metrics => (Setting::Metrics, Setting::Metrics),
+        };
+        Some(match self.source.kind() {
+            ErrorKind::AddrInUse => (
+                port,
+                "another process has that port; stop it, or choose another port (0 picks a free one)",
+            ),
+            ErrorKind::PermissionDenied => {
+                (port, "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one without it")
+            }
+            ErrorKind::AddrNotAvailable => {
+                (bind, "this machine has no such address; choose one that 'ip addr' shows")
+            }
+            _ => return None,
+        })
     }
 }
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BindError { purpose, address, source } = self;
-        let purpose = match purpose {
+        let purpose = match self.purpose {
             Purpose::Tcp => "TCP",
             Purpose::Udp => "UDP",
             #[cfg(feature = "daemon")]
             Purpose::Metrics => "metrics",
         };
-        write!(f, "cannot listen on {address} ({purpose})")?;
-        f.write_str(match source.kind() {
-            ErrorKind::AddrInUse => {
-                ": another process has that port; stop it, or choose another port (0 picks a free one)"
-            }
-            ErrorKind::PermissionDenied => {
-                ": ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one without it"
-            }
-            ErrorKind::AddrNotAvailable => {
-                ": this machine has no such address; choose one that 'ip addr' shows"
-            }
-            _ => "",
-        })
+        write!(f, "cannot listen on {} ({purpose})", self.address)?;
+        self.advice().map_or(Ok(()), |(_, advice)| write!(f, ": {advice}"))
     }
 }
 
@@ -170,29 +173,23 @@ impl error::Error for BindError {
 /// there is one, is its [`source`](std::error::Error::source).
 #[derive(Debug)]
 pub struct AdoptError {
-    /// The index of the socket; `None` if there is no socket at all.
-    index: Option<usize>,
+    index: usize,
     reason: &'static str,
     source: Option<io::Error>,
 }
 
 impl AdoptError {
     pub(crate) fn new(index: usize, reason: &'static str, source: Option<io::Error>) -> Self {
-        AdoptError { index: Some(index), reason, source }
-    }
-
-    pub(crate) fn no_socket() -> Self {
-        AdoptError { index: None, reason: "there is none", source: None }
+        AdoptError { index, reason, source }
     }
 }
 
 impl fmt::Display for AdoptError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let index = self.index.map(|index| format!(" {index}")).unwrap_or_default();
+        let AdoptError { index, reason, source: _ } = self;
         write!(
             f,
-            "cannot serve the inherited socket{index}: {}; give TCP listeners and UDP sockets that are bound",
-            self.reason
+            "cannot serve the inherited socket {index}: {reason}; give TCP listeners and UDP sockets that are bound"
         )
     }
 }

@@ -266,9 +266,10 @@ mod tests {
         let (section, _) = section.split_once("\n\n").expect("its end");
         let documented: Vec<_> = section.lines().filter_map(documented).collect();
         let snapshot = Snapshot::default();
-        let counters = snapshot.counters();
-        let expected: Vec<_> =
-            counters.map(|counted| (counted.name.to_owned(), counted.help.to_owned())).collect();
+        let expected: Vec<_> = snapshot
+            .counters()
+            .map(|counted| (counted.name.to_owned(), counted.help.to_owned()))
+            .collect();
         assert_eq!(documented, expected);
     }
 

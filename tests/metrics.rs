@@ -430,7 +430,11 @@ fn what_cannot_be_is_one_sentence() {
         (&["--metrics", "192.0.2.1:0"], 1, &["192.0.2.1", "no such address", "--metrics"]),
         (&["--metrics", "9100"], 2, &["127.0.0.1:9100"]),
         (&["--metrics", "localhost:9100"], 2, &["127.0.0.1:9100"]),
-        (&["--metrics", "127.0.0.1:0", "--design", "threaded"], 2, &["--metrics", "--design"]),
+        (
+            &["--metrics", "127.0.0.1:0", "--design", "threaded"],
+            2,
+            &["--metrics", "the threaded design"],
+        ),
     ];
     for (flags, code, words) in cases {
         let output = run(evecho().args(["--port", "0", "--bind", "127.0.0.1"]).args(flags));

@@ -100,8 +100,8 @@ fn reach(addresses: &[SocketAddr]) -> &'static str {
     if addresses.iter().all(|address| address.ip().is_loopback()) {
         "this machine only"
     } else if addresses.iter().any(|address| address.ip().is_unspecified()) {
-        "anyone who reaches any address of this machine"
+        "any client that reaches this machine"
     } else {
-        "anyone who reaches these addresses"
+        "any client that reaches these addresses"
     }
 }

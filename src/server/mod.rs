@@ -121,7 +121,7 @@ impl Server {
                 (false, false) => Transport::Both,
                 (false, true) => Transport::Tcp,
                 (true, false) => Transport::Udp,
-                (true, true) => return Err(AdoptError::no_socket().into()),
+                (true, true) => return Err(AdoptError::new(0, "there is none", None).into()),
             };
             // The transports were not known before.
             config.check()?;

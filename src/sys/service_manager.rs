@@ -52,11 +52,7 @@ pub fn inherited_sockets() -> Result<Vec<OwnedFd>, AdoptError> {
     let announced = std::env::var("LISTEN_FDS").ok().and_then(|count| count.parse::<u64>().ok());
     if let Some(count) = announced.filter(|&count| count > limits::open_file_limit()) {
         let index = usize::try_from(count).unwrap_or(usize::MAX) - 1;
-        return Err(AdoptError::new(
-            index,
-            "LISTEN_FDS is more than the limit on open files",
-            None,
-        ));
+        return Err(AdoptError::new(index, "LISTEN_FDS is over the limit on open files", None));
     }
     let mut passed = listenfd::ListenFd::from_env();
     let mut sockets = Vec::new();
