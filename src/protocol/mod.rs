@@ -6,8 +6,6 @@
 //! conversation of one message.
 
 mod framing;
-#[cfg(feature = "daemon")]
-pub(crate) mod http;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod oracle;
 #[cfg(test)]

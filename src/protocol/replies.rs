@@ -24,7 +24,7 @@ pub struct Replies<'a> {
 
 /// What keeps one reply apart from the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wire {
+pub(crate) enum Wire {
     /// Nothing.
     Plain,
     /// Its length in front.
@@ -43,7 +43,7 @@ impl From<Framing> for Wire {
 }
 
 impl<'a> Replies<'a> {
-    pub(super) fn new(
+    pub(crate) fn new(
         source: &'a [u8],
         message: Option<Range<usize>>,
         wire: Wire,

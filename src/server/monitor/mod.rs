@@ -2,6 +2,8 @@
 //! on the event loop.
 
 #[cfg(feature = "daemon")]
+mod http;
+#[cfg(feature = "daemon")]
 mod metrics;
 mod passes;
 #[cfg(feature = "daemon")]

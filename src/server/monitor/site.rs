@@ -4,9 +4,9 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use super::Passes;
+use super::http::{Http, OK, Page, SERVICE_UNAVAILABLE, Site};
 use super::metrics::{self, Metrics};
 use crate::config::{MIN_MAX_BUFFERED, MONITORS};
-use crate::protocol::http::{Http, OK, Page, SERVICE_UNAVAILABLE, Site};
 use crate::protocol::{Protocol, Service};
 use crate::server::admission::{MaxSetBy, Rules};
 use crate::server::control::Handle;

@@ -9,8 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use httparse::{EMPTY_HEADER, Error, Request, Status as Parsed};
 
-use super::replies::Replies;
-use super::service::{Context, Flow, Message, Service};
+use crate::protocol::{Context, Flow, Message, Replies, Service};
 
 /// The longest request, in bytes.
 const LONGEST: usize = 8 << 10;
@@ -271,9 +270,9 @@ mod tests {
     use proptest::prelude::*;
     use proptest::sample::Index;
 
-    use super::super::oracle::{Conversation, context};
-    use super::super::{Framing, Protocol, Scratch};
     use super::*;
+    use crate::protocol::oracle::{Conversation, context};
+    use crate::protocol::{Framing, Protocol, Scratch};
 
     /// 6 November 1994, 08:49:37, as in RFC 9110, 5.6.7.
     const THEN: Duration = Duration::from_secs(784_111_777);
