@@ -361,8 +361,10 @@ fn the_fields_of_an_event_are_values() {
     let broken = event(&lines, "frame_broken");
     assert_eq!(broken["reason"], "frame_too_long");
     assert!(broken["peer"].is_string(), "{broken}");
-    let told = |line: &Value| line["message"].as_str().unwrap().contains("--max-frame");
-    assert!(lines.iter().any(told), "flags are named, not fields");
+    let about = |line: &&Value| line["event"] == "frame_broken" && line["level"] == "info";
+    let about = lines.iter().find(about).unwrap();
+    assert_eq!(about["setting"], "max_frame");
+    assert!(about["message"].as_str().unwrap().ends_with(" (--max-frame)"), "{about}");
     assert_eq!(event(&lines, "cut_off")["connections"], 1);
     let (counters, stopped) = (event(&lines, "counters"), event(&lines, "stopped"));
     for line in [counters, stopped] {

@@ -203,7 +203,9 @@ fn what_cannot_be_served_is_not_adopted() {
     let socket = UdpSocket::bind((LOCALHOST, 0)).unwrap();
     socket.connect((LOCALHOST, 9)).unwrap();
     refused(socket.into(), "connected");
-    refused(std::fs::File::open("/dev/null").unwrap().into(), "cannot be asked");
+    refused(std::fs::File::open("/dev/null").unwrap().into(), "cannot be read");
+    let none = Server::adopt(Config::default(), []).unwrap_err().to_string();
+    assert!(none.contains("there is none"), "{none}");
     assert!(Server::adopt(Config::default(), []).is_err());
 }
 

@@ -359,20 +359,7 @@ fn config(args: Args, environment: &Environment) -> Config {
     config.design = how.design.into();
     config.port = sockets.port;
     config.bind = sockets.bind.into_iter().flat_map(|Bound(addresses)| addresses).collect();
-    config.transport = match (sockets.tcp_only, sockets.udp_only) {
-        (true, true) => super::usage(
-            None,
-            ErrorKind::ArgumentConflict,
-            &format!(
-                "{} and {} leave nothing to serve; give one of them",
-                environment.name("tcp-only"),
-                environment.name("udp-only")
-            ),
-        ),
-        (true, false) => Transport::Tcp,
-        (false, true) => Transport::Udp,
-        (false, false) => Transport::Both,
-    };
+    config.transport = transport(sockets.tcp_only, sockets.udp_only, environment);
     config.backlog = sockets.backlog;
     config.reuse_port = sockets.reuse_port;
     config.metrics = sockets.metrics;
@@ -408,4 +395,20 @@ fn config(args: Args, environment: &Environment) -> Config {
     config.signals = true;
     config.service_manager = ServiceManager::from_env();
     config
+}
+
+fn transport(tcp_only: bool, udp_only: bool, environment: &Environment) -> Transport {
+    match (tcp_only, udp_only) {
+        (true, true) => {
+            let sentence = format!(
+                "{} and {} leave nothing to serve; give one of them",
+                environment.name("tcp-only"),
+                environment.name("udp-only")
+            );
+            super::usage(None, ErrorKind::ArgumentConflict, &sentence)
+        }
+        (true, false) => Transport::Tcp,
+        (false, true) => Transport::Udp,
+        (false, false) => Transport::Both,
+    }
 }

@@ -37,10 +37,11 @@ pub(super) fn listening(config: &Config, addresses: &[SocketAddr]) -> String {
         Transport::Udp => "UDP",
     };
     let (listed, reach) = (list(addresses, ", "), reach(addresses));
+    let separated = list(addresses, ",");
     let status = format!("listening on {listed} ({transport}, {}), for {reach}", config.design);
     info!(
         event = "listening",
-        addresses = list(addresses, ",").as_str(),
+        addresses = separated.as_str(),
         transport = transport,
         design:% = config.design,
         reach = reach;

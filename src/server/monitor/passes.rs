@@ -21,7 +21,7 @@ const EVENTS: [u64; 7] = [0, 1, 4, 16, 64, 256, 1_024];
 
 /// Two histograms, which one thread writes and reads.
 #[derive(Debug)]
-pub(in crate::server) struct Passes {
+pub(crate) struct Passes {
     times: Histogram,
     events: Histogram,
 }
@@ -34,7 +34,7 @@ impl Default for Passes {
 
 impl Passes {
     /// Counts a pass.
-    pub(in crate::server) fn record(&self, time: Duration, events: usize) {
+    pub(crate) fn record(&self, time: Duration, events: usize) {
         self.times.record(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
         self.events.record(events as u64);
     }

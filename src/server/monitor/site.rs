@@ -18,7 +18,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// The rules for monitors, which take nothing from clients: they have few descriptors, of their own. When
 /// all are in use, the monitor that has been idle longest is closed, so that silent ones shut no other
 /// monitor out.
-pub(in crate::server) fn rules() -> Rules {
+pub(crate) fn rules() -> Rules {
     Rules {
         protocol: Protocol::default(),
         max_connections: MONITORS,
@@ -31,10 +31,7 @@ pub(in crate::server) fn rules() -> Rules {
 }
 
 /// Makes the services of monitors, which reply with the state of the server of this handle.
-pub(in crate::server) fn service(
-    handle: Handle,
-    passes: Rc<Passes>,
-) -> impl FnMut() -> Box<dyn Service> {
+pub(crate) fn service(handle: Handle, passes: Rc<Passes>) -> impl FnMut() -> Box<dyn Service> {
     let state = State { handle, passes, process_start: process::start_time() };
     move || Box::new(Http::new(state.clone()))
 }
