@@ -193,11 +193,11 @@ fn usage_of(pid: u32) -> Result<Usage, Stop> {
 /// `length` bytes that differ from place to place and from stream to stream, all of them
 /// printable and none a small letter, so that the upper-case service echoes them too.
 pub(super) fn payload(stream: u32, length: usize) -> Vec<u8> {
+    let period = pattern::PERIOD.min(length);
     let mut bytes = Vec::with_capacity(length);
+    bytes.extend(pattern::slice(stream, 0, period).iter().map(|byte| b' ' + (byte & 0x3f)));
     while bytes.len() < length {
-        let part = pattern::WINDOW.min(length - bytes.len());
-        let raw = pattern::slice(stream, bytes.len() as u64, part);
-        bytes.extend(raw.iter().map(|byte| b' ' + (byte & 0x3f)));
+        bytes.extend_from_within(..period.min(length - bytes.len()));
     }
     bytes
 }

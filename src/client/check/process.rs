@@ -182,12 +182,14 @@ pub(super) fn sigterm(cx: &Context<'_>) -> Result<(), Stop> {
 pub(super) fn exhaustion(cx: &Context<'_>) -> Result<(), Stop> {
     const DESCRIPTORS: u64 = 32;
     const CLIENTS: usize = 80;
+    const QUIET: Duration = Duration::from_millis(150);
     let (server, probe) = cx.start(Some(DESCRIPTORS))?;
     let cx = &cx.of(&server, &probe);
     let mut crowd = Crowd::gather(cx, CLIENTS)?;
     let mut first = true;
     while !crowd.waiting.is_empty() {
-        crowd.serve_until_quiet(cx)?;
+        // Once it has come to rest at its limit, clients leave as soon as they are served.
+        crowd.serve(cx, if first { QUIET } else { Duration::ZERO })?;
         if first && !crowd.waiting.is_empty() {
             stays_idle(cx, "no descriptor left and clients in the backlog")?;
         }
@@ -223,13 +225,12 @@ impl Crowd {
         Ok(Self { waiting, served: Vec::new() })
     }
 
-    /// Goes on until at least one was served, and then until no other is for a while.
-    fn serve_until_quiet(&mut self, cx: &Context<'_>) -> Result<(), Stop> {
-        const QUIET: Duration = Duration::from_millis(150);
+    /// Goes on until at least one was served, and then until no other is for the time of `quiet`.
+    fn serve(&mut self, cx: &Context<'_>, quiet: Duration) -> Result<(), Stop> {
         let all = self.waiting.len() + self.served.len();
         while !self.waiting.is_empty() {
-            let quiet = if self.served.is_empty() { left(cx.deadline) } else { QUIET };
-            if !self.ready(quiet.min(left(cx.deadline))) {
+            let patience = if self.served.is_empty() { left(cx.deadline) } else { quiet };
+            if !self.ready(patience.min(left(cx.deadline))) {
                 break;
             }
             self.look(all)?;

@@ -206,7 +206,7 @@ impl Checker {
         }
         let period = pattern::slice(self.stream, at, pattern::PERIOD + EVIDENCE);
         let evidence = &self.doubt[..EVIDENCE];
-        if let Some(ahead) = period.windows(EVIDENCE).position(|bytes| bytes == evidence) {
+        if let Some(ahead) = memchr::memmem::find(period, evidence) {
             let ahead = ahead as u64;
             let behind = pattern::PERIOD as u64 - ahead;
             let skipped = (self.replay.is_none() && at + ahead < sent).then_some(ahead);
