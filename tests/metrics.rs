@@ -83,6 +83,7 @@ fn the_numbers_are_those_of_the_server() {
     // It lingers for a moment.
     while monitored.value("evecho_connections_open") > 1.0 {
         assert!(Instant::now() < end, "the connection does not end");
+        thread::sleep(Duration::from_millis(1));
     }
     for (sample, value) in [
         ("evecho_build_info{version=\"0.1.0\"}", 1.0),

@@ -89,7 +89,7 @@ fn storms(config: Config) {
             while raging.iter().any(|storm| !storm.is_finished()) {
                 let held = server.stats().buffered;
                 assert!(held <= max_buffered, "{held} bytes held");
-                thread::yield_now();
+                thread::sleep(std::time::Duration::from_millis(1));
             }
         });
         wait_until("all are gone", || server.stats().open() == 1);

@@ -190,7 +190,12 @@ impl Double {
             });
         }
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        Self::serve(fault, upper, listener).unwrap();
+        // A client of another server may have the port on one of the other addresses for a moment.
+        while let Err(error) = Self::serve(fault, upper, listener.try_clone().unwrap()) {
+            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
+            thread::sleep(Duration::from_millis(1));
+        }
+        drop(listener);
         for_ever()
     }
 

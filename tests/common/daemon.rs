@@ -118,7 +118,7 @@ impl Daemon {
         let end = Instant::now() + DEADLINE;
         while !self.proc("status").contains("State:\tT") {
             assert!(Instant::now() < end, "the server does not stop");
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(1));
         }
     }
 
@@ -129,7 +129,7 @@ impl Daemon {
                 return status;
             }
             assert!(Instant::now() < end, "the server does not end");
-            thread::yield_now();
+            thread::sleep(Duration::from_millis(1));
         }
     }
 

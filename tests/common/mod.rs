@@ -263,7 +263,7 @@ impl Client {
                 Ok(taken) => (sent, full_since) = (sent + taken, None),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     full_since.get_or_insert_with(Instant::now);
-                    thread::yield_now();
+                    thread::sleep(Duration::from_millis(1));
                 }
                 Err(error) => panic!("{error}"),
             }
@@ -316,19 +316,24 @@ pub fn lives(pid: u32) -> bool {
     !matches!(stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]), None | Some("Z" | "X"))
 }
 
-/// Waits for what cannot be waited for otherwise.
+/// Waits for what cannot be waited for otherwise. It looks every millisecond, since one that looks
+/// all the time takes the processor from what it waits for.
 #[track_caller]
 pub fn wait_until(what: &str, reached: impl Fn() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !reached() {
         assert!(Instant::now() < end, "not reached: {what}");
-        thread::yield_now();
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
 /// As `assert_eq`, without printing a megabyte.
 #[track_caller]
 pub fn assert_same(got: &[u8], expected: &[u8]) {
+    // All at once, since byte by byte is slow without optimization.
+    if got == expected {
+        return;
+    }
     let differ = got.iter().zip(expected).position(|(a, b)| a != b);
     let at = differ.or((got.len() != expected.len()).then(|| got.len().min(expected.len())));
     if let Some(at) = at {
