@@ -444,6 +444,24 @@ mod tests {
         assert_eq!((receive(), receive()), (Ok(8), Err(Errno::EAGAIN)));
     }
 
+    /// mio announces the next datagram once it has seen that there was none, with any selector.
+    #[test]
+    fn events_come_again_after_a_receive_would_block() {
+        let (mut socket, address) = bound(LOOPBACK);
+        let (mut poll, mut events) = (mio::Poll::new().unwrap(), mio::Events::with_capacity(8));
+        let registry = poll.registry();
+        registry.register(socket.source(), mio::Token(0), mio::Interest::READABLE).unwrap();
+        let client = net::UdpSocket::bind((LOOPBACK, 0)).unwrap();
+        for round in 0..3 {
+            client.send_to(b"question", address).unwrap();
+            poll.poll(&mut events, Some(std::time::Duration::from_secs(60))).unwrap();
+            assert!(events.iter().any(mio::event::Event::is_readable), "round {round}");
+            assert!(socket.receive(&mut [0; 100]).is_ok());
+            assert_eq!(socket.receive(&mut [0; 100]).map(drop), Err(Errno::EAGAIN));
+        }
+        poll.registry().deregister(socket.source()).unwrap();
+    }
+
     fn everywhere() -> [(DatagramSocket, SocketAddr); 2] {
         [bound(Ipv6Addr::UNSPECIFIED), bound(Ipv4Addr::UNSPECIFIED)]
     }

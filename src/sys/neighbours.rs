@@ -1,14 +1,18 @@
-//! Asks the kernel which neighbours it is looking for (rtnetlink(7), RTM_GETNEIGH). Anybody may ask.
+//! Asks the kernel which neighbours it is looking for (rtnetlink(7), RTM_GETNEIGH). Any process may ask.
+//!
+//! Parsed here: the netlink crates know the frame of these messages, but not what is in them, and a crate
+//! that does is longer than the server.
 
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
-use nix::errno::Errno;
 use nix::libc::{NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, RTM_GETNEIGH, RTM_NEWNEIGH};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
+
+use super::Errno;
 
 /// `struct nlmsghdr`: length, type, flags, number, port.
 const HEADER: usize = 16;
@@ -18,24 +22,20 @@ const NEIGHBOUR: usize = 12;
 const MISSING: u16 = 0x01 | 0x20;
 /// NDA_DST: the attribute that is the neighbour's address.
 const ADDRESS: u16 = 1;
-/// More than the kernel puts into one answer (NLMSG_GOODSIZE).
-const ROOM: usize = 32 << 10;
+/// More than the kernel puts into one part of its reply (NLMSG_GOODSIZE).
+const BUFFER: usize = 32 << 10;
 
-/// The neighbours, IPv4 and IPv6, whose link-layer address the kernel does not know.
+/// Returns the neighbours, IPv4 and IPv6, whose link-layer address the kernel does not know.
 pub(crate) fn missing_neighbours() -> io::Result<Vec<IpAddr>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let netlink = socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?;
-    let kernel = NetlinkAddr::new(0, 0);
-    sendto(netlink.as_raw_fd(), &request(), &kernel, MsgFlags::empty())?;
-    let (mut missing, mut room) = (Vec::new(), vec![0; ROOM]);
+    sendto(netlink.as_raw_fd(), &request(), &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    let (mut missing, mut buffer) = (Vec::new(), vec![0; BUFFER]);
     loop {
         // Each part is there as soon as the one before it was read.
-        match recv(netlink.as_raw_fd(), &mut room, MsgFlags::empty()) {
-            Ok(length) => {
-                if !read_part(&room[..length], &mut missing) {
-                    return Ok(missing);
-                }
-            }
+        match recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
+            Ok(length) if read_part(&buffer[..length], &mut missing) => {}
+            Ok(_) => return Ok(missing),
             Err(Errno::EINTR) => {}
             Err(error) => return Err(error.into()),
         }
@@ -51,11 +51,12 @@ fn request() -> [u8; HEADER + NEIGHBOUR] {
     request
 }
 
-/// Takes the messages of one part of the answer; whether more is to come.
+/// Takes the messages of one part of the reply; whether more is to come.
 fn read_part(mut part: &[u8], missing: &mut Vec<IpAddr>) -> bool {
     while let (Some(length), Some(kind)) = (u32_at(part, 0), u16_at(part, 4)) {
         let length = length as usize;
-        if length < HEADER || length > part.len() || ends(kind) {
+        let ends = [NLMSG_DONE, NLMSG_ERROR].contains(&i32::from(kind));
+        if ends || length < HEADER || length > part.len() {
             return false;
         }
         if kind == RTM_NEWNEIGH {
@@ -66,11 +67,7 @@ fn read_part(mut part: &[u8], missing: &mut Vec<IpAddr>) -> bool {
     true
 }
 
-fn ends(kind: u16) -> bool {
-    [NLMSG_DONE, NLMSG_ERROR].contains(&i32::from(kind))
-}
-
-/// The address of a neighbour, where it is missing.
+/// Returns the address of a neighbour that is missing.
 fn missing_neighbour(message: &[u8]) -> Option<IpAddr> {
     let state = u16_at(message, 8)?;
     let mut attributes = message.get(NEIGHBOUR..).filter(|_| state & MISSING != 0)?;
@@ -78,10 +75,8 @@ fn missing_neighbour(message: &[u8]) -> Option<IpAddr> {
         let (length, kind) = (usize::from(u16_at(attributes, 0)?), u16_at(attributes, 2)?);
         let value = attributes.get(4..length)?;
         if kind == ADDRESS {
-            return match value.len() {
-                4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
-                _ => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
-            };
+            let v4 = <[u8; 4]>::try_from(value).map(IpAddr::from);
+            return v4.or_else(|_| <[u8; 16]>::try_from(value).map(IpAddr::from)).ok();
         }
         attributes = attributes.get(length.next_multiple_of(4)..)?;
     }

@@ -14,7 +14,7 @@ use crate::server::guard::{Guard, Refusal};
 use crate::server::netem::{Delayed, Netem};
 use crate::server::peer::Peer;
 use crate::server::udp::{
-    BUFFER, MAX_JOINED_SEGMENT, MAX_RECEIVE, MAX_TURN, MAX_WAIT, Neighbours, Unjoinable,
+    BUFFER, MAX_JOINED_SEGMENT, MAX_RECEIVE, MAX_TURN, MAX_WAIT, Neighbours, REFUSED_FOR,
 };
 use crate::stats::Stats;
 use crate::sys::Errno;
@@ -419,7 +419,7 @@ impl UdpWorld {
         let path = self.peers[index].path;
         if let Some(error) = self.refusal(path, bytes.len(), segment, route) {
             if segment.is_some() && matches!(error, Errno::EMSGSIZE | Errno::EINVAL | Errno::EIO) {
-                self.refused.push((route.peer.ip(), self.now + Unjoinable::MEMORY));
+                self.refused.push((route.peer.ip(), self.now + REFUSED_FOR));
                 return Err(error);
             }
             self.tally.errors += count as u64;

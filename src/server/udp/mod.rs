@@ -17,7 +17,7 @@ pub(super) use outlet::MAX_WAIT;
 #[cfg(any(test, fuzzing))]
 pub(super) use outlet::Neighbours;
 #[cfg(any(test, fuzzing))]
-pub(super) use send_queue::Unjoinable;
+pub(super) use send_queue::REFUSED_FOR;
 
 use std::io::IoSlice;
 use std::ops::Range;
@@ -339,7 +339,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                         "datagrams to {} are sent one by one from here on: {error}",
                         Peer::from(call.route.peer)
                     );
-                    self.queue.never_join(&call.route, now);
+                    self.queue.note_refused(&call.route, now);
                 }
                 Err(error) => {
                     self.stats.udp_errors.add(call.count as u64);

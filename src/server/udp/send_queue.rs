@@ -16,12 +16,18 @@ pub(super) const MAX_SEGMENTS: usize = 64;
 /// Entries for the latest run of a peer, by its port.
 const PEERS: usize = 1024;
 
+/// How long a route that has refused a run is sent none: the kernel itself remembers a path MTU for ten
+/// minutes.
+pub(in crate::server) const REFUSED_FOR: Duration = Duration::from_secs(60);
+/// The most hosts for which that is remembered.
+const MAX_REFUSED: usize = 256;
+
 /// A queue of replies. Those to one peer keep their order.
 #[derive(Debug)]
 pub(super) struct SendQueue {
     /// Replies that are not what was received, one after the other.
     written: Vec<u8>,
-    pieces: Vec<Linked>,
+    pieces: Vec<Piece>,
     runs: Vec<Run>,
     /// How many of the runs have been sent.
     sent: usize,
@@ -29,8 +35,10 @@ pub(super) struct SendQueue {
     latest: Box<[usize]>,
     /// Whether the kernel cuts runs into datagrams, ...
     offload: bool,
-    /// ... and the hosts on whose routes it does not.
-    unjoinable: Unjoinable,
+    /// ... and the hosts on whose routes it does not, for a while each. One path is too narrow for the
+    /// segments, another one leaves through a device or a tunnel without offload: that says nothing of
+    /// other routes, and it changes with the path.
+    refused: HashMap<IpAddr, Moment>,
 }
 
 /// Replies that may leave in one call: to one peer, of `segment` bytes each, the last of no more.
@@ -47,18 +55,13 @@ struct Run {
     last: usize,
 }
 
-/// A piece of a run, and the index of the next one.
-#[derive(Debug)]
-struct Linked {
-    piece: Piece,
-    next: usize,
-}
-
 /// The place of a reply, or of several that lie one behind the other.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 struct Piece {
     buffer: Buffer,
     bytes: Range<usize>,
+    /// The index of the next piece of its run, if that has one.
+    next: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +89,7 @@ impl SendQueue {
             sent: 0,
             latest: vec![0; PEERS].into_boxed_slice(),
             offload,
-            unjoinable: Unjoinable::default(),
+            refused: HashMap::new(),
         }
     }
 
@@ -111,7 +114,7 @@ impl SendQueue {
 
     /// Appends a reply that is a piece of what was received.
     pub(super) fn push_received(&mut self, bytes: Range<usize>, route: Route, came_joined: bool) {
-        self.push(Piece { buffer: Buffer::Received, bytes }, route, came_joined);
+        self.push(Buffer::Received, bytes, route, came_joined);
     }
 
     /// Appends a reply of these bytes.
@@ -119,38 +122,39 @@ impl SendQueue {
         let start = self.written.len();
         self.written.extend_from_slice(bytes);
         let bytes = start..self.written.len();
-        self.push(Piece { buffer: Buffer::Written, bytes }, route, came_joined);
+        self.push(Buffer::Written, bytes, route, came_joined);
     }
 
     /// Appends a reply: to the latest run for its peer, where it fits that.
-    fn push(&mut self, reply: Piece, route: Route, came_joined: bool) {
-        let length = reply.bytes.len();
+    fn push(&mut self, buffer: Buffer, bytes: Range<usize>, route: Route, came_joined: bool) {
+        let (length, new) = (bytes.len(), self.pieces.len());
         let latest = &mut self.latest[usize::from(route.peer.port()) % PEERS];
-        let Some(run) =
-            self.runs.get_mut(*latest).filter(|run| run.may_grow_by(length, &route, came_joined))
-        else {
-            *latest = self.runs.len();
-            let first = append(&mut self.pieces, reply);
-            let (segment, count, last) = (length, 1, first);
-            self.runs.push(Run { route, came_joined, segment, length, count, first, last });
-            return;
-        };
-        run.length += length;
-        run.count += 1;
-        let last = &mut self.pieces[run.last].piece;
-        if last.buffer == reply.buffer && last.bytes.end == reply.bytes.start {
-            last.bytes.end = reply.bytes.end;
-        } else {
-            let next = append(&mut self.pieces, reply);
-            self.pieces[run.last].next = next;
-            run.last = next;
+        match self.runs.get_mut(*latest) {
+            Some(run) if run.may_grow_by(length, &route, came_joined) => {
+                run.length += length;
+                run.count += 1;
+                let last = &mut self.pieces[run.last];
+                if last.buffer == buffer && last.bytes.end == bytes.start {
+                    last.bytes.end = bytes.end;
+                    return;
+                }
+                last.next = new;
+                run.last = new;
+            }
+            _ => {
+                *latest = self.runs.len();
+                let (segment, count, first, last) = (length, 1, new, new);
+                self.runs.push(Run { route, came_joined, segment, length, count, first, last });
+            }
         }
+        self.pieces.push(Piece { buffer, bytes, next: new });
     }
 
     /// Returns what is to leave next: a whole run where its route takes that, else one reply.
     pub(super) fn next_call(&self, now: Moment) -> Option<Call> {
         let &Run { route, segment, length, count, .. } = self.runs.get(self.sent)?;
-        if count > 1 && self.offload && !self.unjoinable.holds(route.peer.ip(), now) {
+        let refused = || self.refused.get(&route.peer.ip()).is_some_and(|&until| now < until);
+        if count > 1 && self.offload && !refused() {
             let segment = u16::try_from(segment).expect("a reply is no longer than a datagram");
             return Some(Call { count, length, segment: Some(segment), route });
         }
@@ -166,7 +170,7 @@ impl SendQueue {
         slices: &mut [IoSlice<'a>; MAX_SEGMENTS],
     ) -> usize {
         let mut count = 0;
-        for (slice, Piece { buffer, bytes }) in slices.iter_mut().zip(self.pieces(call)) {
+        for (slice, (buffer, bytes)) in slices.iter_mut().zip(self.pieces(call)) {
             *slice = IoSlice::new(match buffer {
                 Buffer::Received => &received[bytes],
                 Buffer::Written => &self.written[bytes],
@@ -176,15 +180,15 @@ impl SendQueue {
         count
     }
 
-    fn pieces(&self, call: &Call) -> impl Iterator<Item = Piece> {
+    fn pieces(&self, call: &Call) -> impl Iterator<Item = (Buffer, Range<usize>)> {
         let mut at = self.runs[self.sent].first;
         let mut left = Some(call.length);
         std::iter::from_fn(move || {
-            let Linked { piece: Piece { buffer, bytes }, next } = &self.pieces[at];
+            let Piece { buffer, ref bytes, next } = self.pieces[at];
             let taken = bytes.len().min(left?);
             left = left.map(|left| left - taken).filter(|&left| left > 0);
-            at = *next;
-            Some(Piece { buffer: *buffer, bytes: bytes.start..bytes.start + taken })
+            at = next;
+            Some((buffer, bytes.start..bytes.start + taken))
         })
     }
 
@@ -198,33 +202,31 @@ impl SendQueue {
             return;
         }
         // Less than a run is one reply, which is in one piece.
-        let Linked { piece, next } = &mut self.pieces[run.first];
+        let piece = &mut self.pieces[run.first];
         piece.bytes.start += call.length;
         if piece.bytes.is_empty() {
-            run.first = *next;
+            run.first = piece.next;
         }
     }
 
-    /// Sends replies on this route one by one from here on, since it has refused a run.
-    pub(super) fn never_join(&mut self, route: &Route, now: Moment) {
-        self.unjoinable.remember(route.peer.ip(), now);
+    /// Notes that a route has refused a run: replies on it are sent one by one for a while.
+    pub(super) fn note_refused(&mut self, route: &Route, now: Moment) {
+        self.refused.retain(|_, until| now < *until);
+        // One that is forgotten only costs a further try.
+        if self.refused.len() >= MAX_REFUSED {
+            self.refused.clear();
+        }
+        self.refused.insert(route.peer.ip(), now + REFUSED_FOR);
     }
 
     /// The bytes that it holds on the heap.
     #[cfg(any(test, fuzzing))]
     pub(super) fn held(&self) -> usize {
         self.written.capacity()
-            + self.pieces.capacity() * size_of::<Linked>()
+            + self.pieces.capacity() * size_of::<Piece>()
             + self.runs.capacity() * size_of::<Run>()
             + size_of_val(&*self.latest)
     }
-}
-
-/// Appends a piece; its index.
-fn append(pieces: &mut Vec<Linked>, piece: Piece) -> usize {
-    let index = pieces.len();
-    pieces.push(Linked { piece, next: index });
-    index
 }
 
 impl Run {
@@ -245,34 +247,6 @@ impl Run {
     }
 }
 
-/// Hosts on whose routes segmentation offload was refused a short time ago.
-///
-/// One path is too narrow for the segments, another one leaves through a device or a tunnel without
-/// offload: that says nothing of other routes, and it changes with the path. One that is forgotten only
-/// costs a further try.
-#[derive(Debug, Default)]
-pub(in crate::server) struct Unjoinable {
-    until: HashMap<IpAddr, Moment>,
-}
-
-impl Unjoinable {
-    const MOST: usize = 256;
-    /// How long a refusal is remembered: the kernel itself remembers a path MTU for ten minutes.
-    pub(in crate::server) const MEMORY: Duration = Duration::from_secs(60);
-
-    fn remember(&mut self, ip: IpAddr, now: Moment) {
-        self.until.retain(|_, until| now < *until);
-        if self.until.len() >= Self::MOST {
-            self.until.clear();
-        }
-        self.until.insert(ip, now + Self::MEMORY);
-    }
-
-    fn holds(&self, ip: IpAddr, now: Moment) -> bool {
-        self.until.get(&ip).is_some_and(|&until| now < until)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::net::SocketAddrV4;
@@ -281,8 +255,10 @@ mod tests {
 
     use super::*;
 
+    /// The place of a reply.
+    type Reply = (Buffer, Range<usize>);
     /// A reply, its way, and whether its request came in a run.
-    type Pushed = (Piece, Route, bool);
+    type Pushed = (Reply, Route, bool);
 
     /// Few lengths, peers and kinds, so that many are alike.
     fn replies() -> impl Strategy<Value = Vec<Pushed>> {
@@ -314,7 +290,7 @@ mod tests {
             all.map(|(buffer, length, route, came_joined)| {
                 let start = end;
                 end += length;
-                (Piece { buffer, bytes: start..end }, route, came_joined)
+                ((buffer, start..end), route, came_joined)
             })
             .collect()
         })
@@ -323,18 +299,18 @@ mod tests {
     fn queue(pushed: &[Pushed]) -> SendQueue {
         let mut queue = SendQueue::new(true);
         // What an earlier turn has left behind.
-        for (reply, route, came_joined) in pushed.iter().rev() {
-            queue.push(reply.clone(), *route, *came_joined);
+        for ((buffer, bytes), route, came_joined) in pushed.iter().rev() {
+            queue.push(*buffer, bytes.clone(), *route, *came_joined);
         }
         queue.clear();
-        for (reply, route, came_joined) in pushed {
-            queue.push(reply.clone(), *route, *came_joined);
+        for ((buffer, bytes), route, came_joined) in pushed {
+            queue.push(*buffer, bytes.clone(), *route, *came_joined);
         }
         queue
     }
 
     /// Takes everything out: each call with the datagrams that leave in it.
-    fn calls(mut queue: SendQueue, join: impl Fn(usize) -> bool) -> Vec<(Call, Vec<Piece>)> {
+    fn calls(mut queue: SendQueue, join: impl Fn(usize) -> bool) -> Vec<(Call, Vec<Reply>)> {
         let mut calls = Vec::new();
         queue.offload = join(0);
         while let Some(call) = queue.next_call(Moment::default()) {
@@ -347,15 +323,15 @@ mod tests {
     }
 
     /// What the kernel makes of a call: it cuts all of it every `segment` bytes (udp(7)).
-    fn datagrams(call: &Call, pieces: impl Iterator<Item = Piece>) -> Vec<Piece> {
+    fn datagrams(call: &Call, pieces: impl Iterator<Item = Reply>) -> Vec<Reply> {
         let segment = call.segment.map_or(call.length.max(1), usize::from);
         let mut datagrams = Vec::new();
         let mut length = 0;
-        for Piece { buffer, bytes } in pieces {
+        for (buffer, bytes) in pieces {
             assert!(length % segment == 0, "a datagram begins where its piece does");
             length += bytes.len();
             for start in (bytes.start..bytes.end.max(bytes.start + 1)).step_by(segment) {
-                datagrams.push(Piece { buffer, bytes: start..bytes.end.min(start + segment) });
+                datagrams.push((buffer, start..bytes.end.min(start + segment)));
             }
         }
         assert_eq!((length, datagrams.len()), (call.length, call.count));
@@ -391,7 +367,7 @@ mod tests {
                     continue;
                 }
                 prop_assert!(call.count <= MAX_SEGMENTS && call.length <= MAX_DATAGRAM);
-                let came_joined = |sent: &Piece| {
+                let came_joined = |sent: &Reply| {
                     pushed.iter().find(|(reply, ..)| reply == sent).map(|&(.., joined)| joined)
                 };
                 let joined = came_joined(&sent[0]);
@@ -417,38 +393,44 @@ mod tests {
         }
     }
 
-    fn host(number: u32) -> IpAddr {
-        IpAddr::V4(number.into())
+    fn route(host: u32, port: u16) -> Route {
+        let peer = std::net::SocketAddr::new(IpAddr::V4(host.into()), port);
+        Route { peer, local: None, interface: 0 }
+    }
+
+    /// Whether two replies to this host leave in one call.
+    fn joins(queue: &mut SendQueue, host: u32, now: Moment) -> bool {
+        queue.clear();
+        (0..2).for_each(|index| queue.push_received(index..index + 1, route(host, 9), false));
+        queue.next_call(now).is_some_and(|call| call.count == 2)
     }
 
     #[test]
     fn a_refusal_is_of_one_host_and_for_a_while() {
-        let mut unjoinable = Unjoinable::default();
+        let mut queue = SendQueue::new(true);
         let start = Moment::default() + Duration::from_secs(5);
-        assert!(!unjoinable.holds(host(1), start));
-        unjoinable.remember(host(1), start);
-        let last = start + (Unjoinable::MEMORY - Duration::from_nanos(1));
+        assert!(joins(&mut queue, 1, start));
+        queue.note_refused(&route(1, 1), start);
+        let last = start + (REFUSED_FOR - Duration::from_nanos(1));
         for now in [start, last] {
-            assert!(unjoinable.holds(host(1), now));
-            assert!(!unjoinable.holds(host(2), now));
+            assert!(!joins(&mut queue, 1, now) && joins(&mut queue, 2, now));
         }
         // Another one does not make it last longer.
-        unjoinable.remember(host(2), last);
-        let end = start + Unjoinable::MEMORY;
-        assert!(!unjoinable.holds(host(1), end) && unjoinable.holds(host(2), end));
-        assert!(!unjoinable.holds(host(2), last + Unjoinable::MEMORY));
+        queue.note_refused(&route(2, 1), last);
+        let end = start + REFUSED_FOR;
+        assert!(joins(&mut queue, 1, end) && !joins(&mut queue, 2, end));
+        assert!(joins(&mut queue, 2, last + REFUSED_FOR));
     }
 
     #[test]
-    fn the_memory_is_bounded() {
-        let mut unjoinable = Unjoinable::default();
-        for number in 0..100_000 {
-            unjoinable.remember(host(number), Moment::default());
-            assert!(unjoinable.holds(host(number), Moment::default()));
-            assert!(unjoinable.until.len() <= Unjoinable::MOST);
+    fn the_memory_of_refusals_is_bounded() {
+        let mut queue = SendQueue::new(true);
+        for host in 0..10_000 {
+            queue.note_refused(&route(host, 1), Moment::default());
+            assert!(!joins(&mut queue, host, Moment::default()));
+            assert!(queue.refused.len() <= MAX_REFUSED);
         }
-        let later = Moment::default() + Unjoinable::MEMORY;
-        unjoinable.remember(host(1), later);
-        assert_eq!(unjoinable.until.len(), 1);
+        queue.note_refused(&route(1, 1), Moment::default() + REFUSED_FOR);
+        assert_eq!(queue.refused.len(), 1);
     }
 }
