@@ -42,7 +42,7 @@ complete -c evecho -n "__fish_evecho_needs_command" -l per-source-connections -d
 complete -c evecho -n "__fish_evecho_needs_command" -l idle-timeout -d 'Close a connection when no bytes have moved for this time; 0 never does' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l drain-delay -d 'Keep serving for this time after SIGTERM, SIGINT or SIGHUP, before the drain; a second signal ends at once' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l drain-timeout -d 'Longest time of the drain, up to the exit; a second signal ends at once' -r
-complete -c evecho -n "__fish_evecho_needs_command" -l max-buffered -d 'Most memory that all TCP connections hold together; near this limit, reads get smaller' -r
+complete -c evecho -n "__fish_evecho_needs_command" -l max-buffered -d 'Most memory that all TCP connections of the event loop hold together; near this limit, reads get smaller' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l udp-rate -d 'Most UDP replies per second to one remote IPv4 address or IPv6 /64; 0 is no limit' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l guard-ports -d 'Ignore datagrams from these source ports, besides our own; or \'none\'' -r
 complete -c evecho -n "__fish_evecho_needs_command" -l loss -d 'Drop this share of replies, such as 30%; UDP only' -r

@@ -1,5 +1,6 @@
 //! Addresses to bind.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, ToSocketAddrs, UdpSocket};
 use std::str::FromStr;
@@ -23,7 +24,8 @@ pub struct BindAddress {
     ip: IpAddr,
     /// The index of an interface; 0 if there is none.
     zone: u32,
-    port: Option<u16>,
+    /// The port of its own, if it has one.
+    pub(crate) port: Option<u16>,
 }
 
 impl BindAddress {
@@ -38,34 +40,19 @@ impl BindAddress {
             Ok(address) => return Ok(vec![address]),
             Err(error) => error,
         };
-        let (host, port) = match text.split_once(':') {
-            None => (text, Ok(None)),
-            Some((host, port)) => (host, port.parse().map(Some)),
-        };
-        let (Ok(port), false) = (port, host.is_empty() || host.contains(['[', ']', '%'])) else {
-            return Err(not_an_address);
-        };
+        let (host, port) = host_and_port(text).ok_or(not_an_address)?;
         let resolved = (host, 0).to_socket_addrs().map_err(|error| {
             ParseError::new(format!("'{host}' is neither an address nor a known host: {error}"))
         })?;
-        let mut addresses: Vec<BindAddress> = Vec::new();
-        for address in resolved {
-            let address = BindAddress { port, ..address.into() };
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
+        let mut seen = HashSet::new();
+        let addresses = resolved.map(|address| BindAddress { port, ..address.into() });
+        let mut addresses: Vec<_> = addresses.filter(|address| seen.insert(*address)).collect();
         // A name may have an address of a family that this machine lacks.
         let here = |address: &BindAddress| UdpSocket::bind(address.with_port(0)).is_ok();
         if addresses.iter().any(here) {
             addresses.retain(here);
         }
         Ok(addresses)
-    }
-
-    /// The port of its own, if it has one.
-    pub(crate) fn port(&self) -> Option<u16> {
-        self.port
     }
 
     /// The same address with a port.
@@ -115,29 +102,29 @@ impl FromStr for BindAddress {
                 "'{text}' is not an address to bind; give an IP address, with a port if it has one of its own: 127.0.0.1, 127.0.0.1:7, ::1, [::1]:7, fe80::1%eth0"
             ))
         };
-        if let Ok(ip) = text.parse::<IpAddr>() {
-            return Ok(ip.into());
+        let plain = text.parse::<IpAddr>().map(BindAddress::from);
+        if let Ok(address) = plain.or_else(|_| text.parse::<SocketAddr>().map(BindAddress::from)) {
+            return Ok(address);
         }
-        if let Ok(address) = text.parse::<SocketAddr>() {
-            return Ok(address.into());
-        }
-        let (inside, port) = match text.strip_prefix('[') {
-            None => (text, None),
-            Some(rest) => match rest.split_once(']').ok_or_else(bad)? {
-                (inside, "") => (inside, None),
-                (inside, port) => {
-                    let port = port.strip_prefix(':').and_then(|port| port.parse().ok());
-                    (inside, Some(port.ok_or_else(bad)?))
-                }
-            },
-        };
-        let (ip, zone) = match inside.split_once('%') {
-            None => (inside, 0),
-            Some((ip, zone)) => (ip, interface(zone)?),
-        };
-        let ip: Ipv6Addr = ip.parse().map_err(|_| bad())?;
-        Ok(BindAddress { ip: ip.into(), zone, port })
+        // What is left has a zone, or brackets without a port. std reads a zone that is an index, and
+        // only in front of a port.
+        let bracketed = text.strip_prefix('[').and_then(|rest| rest.split_once(']'));
+        let (inside, port) = bracketed.unwrap_or((text, ""));
+        let (ip, zone) = inside.split_once('%').unwrap_or((inside, "0"));
+        let (zone, any) = (interface(zone)?, if port.is_empty() { ":0" } else { port });
+        let address: SocketAddrV6 = format!("[{ip}%{zone}]{any}").parse().map_err(|_| bad())?;
+        let port = Some(address.port()).filter(|_| !port.is_empty());
+        Ok(BindAddress { port, ..SocketAddr::from(address).into() })
     }
+}
+
+/// A host name, and the port behind it, if there is one.
+fn host_and_port(text: &str) -> Option<(&str, Option<u16>)> {
+    let (host, port) = match text.split_once(':') {
+        None => (text, None),
+        Some((host, port)) => (host, Some(port.parse().ok()?)),
+    };
+    (!host.is_empty() && !host.contains(['[', ']', '%'])).then_some((host, port))
 }
 
 /// The index of an interface that is given by name or by index.
@@ -152,12 +139,10 @@ fn interface(zone: &str) -> Result<u32, ParseError> {
 
 impl fmt::Display for BindAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let BindAddress { ip, zone, port } = *self;
-        let zone = if zone == 0 { String::new() } else { format!("%{zone}") };
-        match (ip, port) {
-            (ip, None) => write!(f, "{ip}{zone}"),
-            (IpAddr::V4(ip), Some(port)) => write!(f, "{ip}:{port}"),
-            (IpAddr::V6(ip), Some(port)) => write!(f, "[{ip}{zone}]:{port}"),
+        match *self {
+            BindAddress { port: Some(port), .. } => write!(f, "{}", self.with_port(port)),
+            BindAddress { ip, zone: 0, .. } => write!(f, "{ip}"),
+            BindAddress { ip, zone, .. } => write!(f, "{ip}%{zone}"),
         }
     }
 }
@@ -168,7 +153,7 @@ mod tests {
 
     fn bound(text: &str, default_port: u16) -> String {
         let address: BindAddress = text.parse().unwrap();
-        address.with_port(address.port().unwrap_or(default_port)).to_string()
+        address.with_port(address.port.unwrap_or(default_port)).to_string()
     }
 
     #[test]

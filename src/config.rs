@@ -226,8 +226,9 @@ pub struct Limits {
     /// cuts them off at once. A service that computes for longer delays the end. Default: 8 s, less than
     /// the 10 s after which container engines kill.
     pub drain_timeout: Duration,
-    /// The most bytes that all TCP connections hold together: replies that their peers have not read
-    /// yet, and frames that are not complete. Near this limit reads get smaller, and a connection that
+    /// The most bytes that all TCP connections of the event loop hold together: replies that their peers
+    /// have not read yet, and frames that are not complete. (In the other designs each client has a buffer
+    /// of 16 KiB and at most one frame.) Near this limit reads get smaller, and a connection that
     /// needs more when nothing is left is closed. At least 1 MiB, and with a framing four times
     /// [`Protocol::max_frame`]. Default: 64 MiB.
     pub max_buffered: usize,
@@ -333,28 +334,7 @@ impl Config {
 
     /// Checks what the types cannot say.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        let max_frame = self.protocol.max_frame;
-        if !(1..=MAX_MAX_FRAME).contains(&max_frame) {
-            let reason = format!("{max_frame} bytes; give 1 to {MAX_MAX_FRAME}");
-            return Err(ConfigError::new(Setting::MaxFrame, reason));
-        }
-        let max_buffered = self.limits.max_buffered;
-        let least = match self.protocol.framing {
-            Framing::Raw => MIN_MAX_BUFFERED,
-            _ => MIN_MAX_BUFFERED.max(4 * max_frame as usize),
-        };
-        if max_buffered < least {
-            let reason = format!(
-                "{max_buffered} bytes are too few for one connection; give at least {least}"
-            );
-            return Err(ConfigError::new(Setting::MaxBuffered, reason));
-        }
-        let busy_poll = self.busy_poll;
-        if busy_poll > MAX_BUSY_POLL {
-            let reason =
-                format!("{busy_poll:?} would only waste CPU; give at most {MAX_BUSY_POLL:?}");
-            return Err(ConfigError::new(Setting::BusyPoll, reason));
-        }
+        self.check_limits()?;
         #[cfg(feature = "daemon")]
         if self.metrics.is_some() && self.design != Design::EventLoop {
             let reason = format!(
@@ -364,7 +344,7 @@ impl Config {
             return Err(ConfigError::new(Setting::Metrics, reason));
         }
         self.check_impairments()?;
-        let bound = |address: &BindAddress| address.with_port(address.port().unwrap_or(self.port));
+        let bound = |address: &BindAddress| address.with_port(address.port.unwrap_or(self.port));
         for (index, address) in self.bind.iter().enumerate() {
             if self.bind[..index].iter().any(|other| bound(other) == bound(address)) {
                 let reason = format!("{address} is given twice; give it once");
@@ -372,6 +352,30 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    fn check_limits(&self) -> Result<(), ConfigError> {
+        let Config { protocol: Protocol { max_frame, framing, .. }, busy_poll, .. } = *self;
+        let max_buffered = self.limits.max_buffered;
+        let least = match framing {
+            Framing::Raw => MIN_MAX_BUFFERED,
+            _ => MIN_MAX_BUFFERED.max(4 * max_frame as usize),
+        };
+        let (setting, reason) = if !(1..=MAX_MAX_FRAME).contains(&max_frame) {
+            (Setting::MaxFrame, format!("{max_frame} bytes; give 1 to {MAX_MAX_FRAME}"))
+        } else if max_buffered < least {
+            let reason = format!(
+                "{max_buffered} bytes are too few for one connection; give at least {least}"
+            );
+            (Setting::MaxBuffered, reason)
+        } else if busy_poll > MAX_BUSY_POLL {
+            let reason =
+                format!("{busy_poll:?} would only waste CPU; give at most {MAX_BUSY_POLL:?}");
+            (Setting::BusyPoll, reason)
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError::new(setting, reason))
     }
 
     fn check_impairments(&self) -> Result<(), ConfigError> {

@@ -13,8 +13,9 @@ pub const MAX_DELAY: Duration = Duration::from_secs(60);
 /// How replies are made worse on purpose, in the terms of tc-netem(8). Default: not at all.
 ///
 /// Only [`delay`](Impairments::delay) and [`jitter`](Impairments::jitter) are for TCP too, in the event
-/// loop. The others are for datagrams: TCP sends again what is lost and restores the order, so that a
-/// client would only see a delay.
+/// loop: the reply to each read waits, and nothing else is read from that connection meanwhile. The
+/// others are for datagrams: TCP sends again what is lost and restores the order, so that a client would
+/// only see a delay.
 ///
 /// ```
 /// use std::time::Duration;
@@ -75,23 +76,20 @@ impl Impairments {
 
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let Impairments { delay, jitter, reorder, .. } = *self;
-        if delay > MAX_DELAY {
-            let reason = format!("{delay:?} is too long; give at most {MAX_DELAY:?}");
-            return Err(ConfigError::new(Setting::Delay, reason));
-        }
-        if jitter > delay {
+        let (setting, reason) = if delay > MAX_DELAY {
+            (Setting::Delay, format!("{delay:?} is too long; give at most {MAX_DELAY:?}"))
+        } else if jitter > delay {
             let reason = format!(
                 "{jitter:?} is more than the delay of {delay:?}, and a reply cannot leave before it exists; give at most the delay"
             );
-            return Err(ConfigError::new(Setting::Jitter, reason));
-        }
-        if !reorder.is_zero() && delay.is_zero() {
-            return Err(ConfigError::new(
-                Setting::Reorder,
-                "lets replies overtake those that are delayed; give a delay too",
-            ));
-        }
-        Ok(())
+            (Setting::Jitter, reason)
+        } else if !reorder.is_zero() && delay.is_zero() {
+            let reason = "lets replies overtake those that are delayed; give a delay too";
+            (Setting::Reorder, reason.to_owned())
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError::new(setting, reason))
     }
 }
 
@@ -146,17 +144,14 @@ impl FromStr for Probability {
             ))
         };
         let number = text.trim().strip_suffix('%').ok_or_else(bad)?.trim_end();
-        let (whole, decimals) = number.split_once('.').unwrap_or((number, "0"));
-        let is_number = |digits: &str| digits.bytes().all(|digit| digit.is_ascii_digit());
-        if !is_number(whole) || !is_number(decimals) || decimals.len() > 7 {
-            return Err(bad());
-        }
-        let whole: u32 = whole.parse().map_err(|_| bad())?;
-        let decimals: u32 = format!("{decimals:0<7}").parse().map_err(|_| bad())?;
-        let billionths =
-            whole.checked_mul(Self::ALWAYS / 100).and_then(|all| all.checked_add(decimals));
-        match billionths {
-            Some(billionths @ 0..=Self::ALWAYS) => Ok(Probability { billionths }),
+        let (whole, decimals) = number.split_once('.').unwrap_or((number, ""));
+        // A billionth is the seventh decimal of a percentage.
+        let digits = format!("{whole}{decimals:0<7}");
+        let is_number = !whole.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+        match digits.parse() {
+            Ok(billionths @ 0..=Self::ALWAYS) if is_number && decimals.len() <= 7 => {
+                Ok(Probability { billionths })
+            }
             _ => Err(bad()),
         }
     }

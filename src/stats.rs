@@ -50,7 +50,7 @@ macro_rules! counters {
             /// Reads all counters and gauges, one after the other.
             pub(crate) fn snapshot(&self) -> Snapshot {
                 Snapshot {
-                    $($name: self.$name.get(),)*
+                    $($name: self.$name.0.load(Ordering::Relaxed),)*
                     buffered: self.buffered.load(Ordering::Relaxed),
                     accept_paused: self.accept_paused.load(Ordering::Relaxed),
                     uptime: self.start.elapsed(),
@@ -77,7 +77,7 @@ macro_rules! counters {
             pub(crate) fn counters(&self) -> impl Iterator<Item = Counted> {
                 [$(Counted {
                     name: stringify!($name),
-                    label: None$(.or(Some((Family::$family, $reason))))?,
+                    label: None$(.or(Some(($family, $reason))))?,
                     help: $help,
                     count: self.$name,
                 },)*]
@@ -90,39 +90,37 @@ macro_rules! counters {
 /// A counter at one time.
 pub(crate) struct Counted {
     pub(crate) name: &'static str,
-    /// The family that the counter belongs to, and its label `reason` there.
-    pub(crate) label: Option<(Family, &'static str)>,
+    /// The family that the counter belongs to, and its label `reason` there. Counters of a family are one
+    /// metric: they differ only in this label, for which the log has the same word.
+    pub(crate) label: Option<(&'static str, &'static str)>,
     #[cfg_attr(not(any(feature = "daemon", test)), expect(dead_code, reason = "for metrics"))]
     pub(crate) help: &'static str,
     pub(crate) count: u64,
 }
 
-/// Counters that are one metric: they differ only in a label `reason`, for which the log has the same word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Family {
-    ConnectionsClosed,
-    UdpNotAnswered,
-}
+/// The families, as their metrics are named.
+pub(crate) const CONNECTIONS_CLOSED: &str = "connections_closed";
+pub(crate) const UDP_NOT_ANSWERED: &str = "udp_not_answered";
 
 counters! {
     accepted: "TCP connections taken from the backlog and served.",
     refused: "TCP connections taken from the backlog and closed at once: per_source_connections.",
-    closed_by_peer (ConnectionsClosed, "peer_fin"):
+    closed_by_peer (CONNECTIONS_CLOSED, "peer_fin"):
         "Connections that the peer closed (FIN), after the reply to every byte.",
-    closed_by_reset (ConnectionsClosed, "reset"): "Connections that the peer reset (RST).",
-    closed_idle (ConnectionsClosed, "idle"):
+    closed_by_reset (CONNECTIONS_CLOSED, "reset"): "Connections that the peer reset (RST).",
+    closed_idle (CONNECTIONS_CLOSED, "idle"):
         "Connections that we closed because no bytes had moved for idle_timeout.",
-    closed_draining (ConnectionsClosed, "draining"):
+    closed_draining (CONNECTIONS_CLOSED, "draining"):
         "Connections that we closed because the server was draining.",
-    closed_by_frame_error (ConnectionsClosed, "frame_error"):
+    closed_by_frame_error (CONNECTIONS_CLOSED, "frame_error"):
         "Connections that we closed because a frame was too long or incomplete.",
-    closed_by_service (ConnectionsClosed, "service"):
+    closed_by_service (CONNECTIONS_CLOSED, "service"):
         "Connections that the service, or once, ended.",
-    closed_for_memory (ConnectionsClosed, "no_room"):
+    closed_for_memory (CONNECTIONS_CLOSED, "no_room"):
         "Connections that we closed because no memory was left for them: max_buffered.",
-    closed_by_panic (ConnectionsClosed, "panic"):
+    closed_by_panic (CONNECTIONS_CLOSED, "panic"):
         "Connections that ended because the service panicked.",
-    closed_by_error (ConnectionsClosed, "error"): "Connections that ended with any other error.",
+    closed_by_error (CONNECTIONS_CLOSED, "error"): "Connections that ended with any other error.",
     bytes_in: "Bytes received over TCP.",
     bytes_out: "Bytes sent over TCP.",
     reads: "Reads from TCP streams that returned bytes.",
@@ -139,19 +137,19 @@ counters! {
     udp_answered: "Datagrams answered.",
     udp_bytes_in: "Bytes in the datagrams received.",
     udp_bytes_out: "Bytes in the replies to datagrams.",
-    udp_guarded (UdpNotAnswered, "guarded"):
+    udp_guarded (UDP_NOT_ANSWERED, "guarded"):
         "Datagrams not answered because the reply could start a loop: a guarded source port, a multicast or broadcast address on either side, or the reply of another echo server.",
-    udp_rate_limited (UdpNotAnswered, "rate"):
+    udp_rate_limited (UDP_NOT_ANSWERED, "rate"):
         "Datagrams not answered because their source had reached its limit: udp_rate.",
-    udp_truncated (UdpNotAnswered, "truncated"):
+    udp_truncated (UDP_NOT_ANSWERED, "truncated"):
         "Datagrams that were cut when they were received, and not answered.",
-    udp_too_short (UdpNotAnswered, "too_short"):
+    udp_too_short (UDP_NOT_ANSWERED, "too_short"):
         "Datagrams not answered because the reply would be longer than they are: service who.",
-    udp_too_long (UdpNotAnswered, "too_long"):
+    udp_too_long (UDP_NOT_ANSWERED, "too_long"):
         "Datagrams not answered because the reply would be longer than a datagram can be.",
-    udp_dropped (UdpNotAnswered, "dropped"):
+    udp_dropped (UDP_NOT_ANSWERED, "dropped"):
         "Replies dropped because the network did not take them in time, or their neighbour does not exist.",
-    udp_panics (UdpNotAnswered, "panic"):
+    udp_panics (UDP_NOT_ANSWERED, "panic"):
         "Datagrams not answered because the service panicked.",
     udp_errors: "Errors in receiving or sending a datagram.",
     udp_paused: "Times that replies had to wait because the send buffer of a UDP socket was full.",
@@ -193,7 +191,7 @@ impl Snapshot {
     /// TCP connections that ended, for any reason.
     pub fn closed(&self) -> u64 {
         let closed = |counted: &Counted| {
-            counted.label.is_some_and(|(family, _)| family == Family::ConnectionsClosed)
+            counted.label.is_some_and(|(family, _)| family == CONNECTIONS_CLOSED)
         };
         self.counters().filter(closed).map(|counted| counted.count).sum()
     }
@@ -211,10 +209,6 @@ impl Counter {
 
     pub(crate) fn increment(&self) {
         self.add(1);
-    }
-
-    fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
     }
 }
 

@@ -147,7 +147,7 @@ fn strangers_do_not_fill_the_log() {
             server.log.iter().filter(|line| line.contains(" closed ")).collect();
         assert_eq!(said.len(), 2, "{design}: {said:#?}");
         assert!(said[0].contains("further ones are counted"), "{said:#?}");
-        assert!(said[1].contains("100 connections were closed for what they sent"), "{said:#?}");
+        assert!(said[1].contains("100 connections were closed for a frame"), "{said:#?}");
         assert!(server.child.wait().unwrap().success());
     }
 }

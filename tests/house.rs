@@ -1,6 +1,7 @@
 //! How the source is divided: which part may import which.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -20,11 +21,18 @@ fn sources(path: &str) -> Vec<(PathBuf, String)> {
     files
 }
 
+/// Production code: without comments and inline tests.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let is_code = |line: &&str| !line.trim_start().starts_with("//");
+    text.lines().filter(is_code).collect::<Vec<_>>().join("\n")
+}
+
 /// No code of these files has one of the paths. Comments may.
 #[track_caller]
-fn do_not_know(files: &[&str], paths: &[&str]) {
+fn do_not_name(files: &[&str], paths: &[&str]) {
     for (file, text) in files.iter().flat_map(|path| sources(path)) {
-        for line in text.lines().filter(|line| !line.trim_start().starts_with("//")) {
+        for line in code(&text).lines() {
             for path in paths {
                 assert!(!line.contains(path), "{} has {path}: {line}", file.display());
             }
@@ -32,27 +40,145 @@ fn do_not_know(files: &[&str], paths: &[&str]) {
     }
 }
 
+/// A module, as the names on the way to it: `["server", "udp", "outlet"]`.
+type Module = Vec<String>;
+
+/// All paths that begin with `crate::` or `super::`, one for each name in braces.
+fn paths(text: &str) -> BTreeSet<String> {
+    let starts = ["crate::", "super::"].into_iter().flat_map(|start| text.match_indices(start));
+    let mut paths = BTreeSet::new();
+    for (at, _) in starts.filter(|(at, _)| !text[..*at].ends_with("::")) {
+        let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
+        let path: String = text[at..].chars().take_while(|&c| is_path(c)).collect();
+        let names = text[at + path.len()..].strip_prefix('{').unwrap_or_default();
+        let names = names.split('}').next().unwrap().split(',');
+        paths.extend(names.map(|name| format!("{path}{}", name.trim())));
+    }
+    paths
+}
+
+/// Which module imports which.
+fn imports() -> BTreeSet<(Module, Module)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files: BTreeMap<Module, String> = sources("")
+        .into_iter()
+        .map(|(path, text)| {
+            let path = path.strip_prefix(&root).unwrap().with_extension("");
+            let names = path.iter().map(|name| name.to_str().unwrap().to_string());
+            (names.filter(|name| name != "mod" && name != "lib").collect(), code(&text))
+        })
+        .collect();
+    let mut arrows = BTreeSet::new();
+    for (module, text) in &files {
+        for path in paths(text) {
+            let mut to = module.clone();
+            for name in path.split("::") {
+                match name {
+                    "super" => drop(to.pop()),
+                    "crate" => to.clear(),
+                    name => to.push(name.to_string()),
+                }
+            }
+            while !files.contains_key(&to) {
+                to.pop();
+            }
+            arrows.insert((module.clone(), to));
+        }
+    }
+    assert!(arrows.len() > 100, "{arrows:?}");
+    arrows
+}
+
+/// No module that is in one of the parts imports one that is in one of the others.
+#[track_caller]
+fn do_not_import(from: &[&str], to: &[&str]) {
+    let is_in = |module: &Module, parts: &[&str]| {
+        let path = module.join("/");
+        parts.iter().any(|part| path == *part || path.starts_with(&format!("{part}/")))
+    };
+    for (module, imported) in imports() {
+        let forbidden = is_in(&module, from) && is_in(&imported, to);
+        assert!(!forbidden, "{} imports {}", module.join("/"), imported.join("/"));
+    }
+}
+
+const EVENT_LOOP: [&str; 5] = [
+    "server/event_loop",
+    "server/connections",
+    "server/connection",
+    "server/ready",
+    "server/busy_poll",
+];
+const BLOCKING: [&str; 3] = ["server/blocking", "server/threaded", "server/iterative"];
+
 #[test]
 fn the_designs_are_siblings() {
-    let event_loop = ["event_loop::", "connections::", "busy_poll::"];
-    do_not_know(&["server/blocking", "server/threaded.rs", "server/iterative.rs"], &event_loop);
-    do_not_know(&["server/threaded.rs"], &["iterative::"]);
-    do_not_know(&["server/iterative.rs"], &["threaded::"]);
-    let blocking = ["blocking::", "threaded::", "iterative::"];
-    do_not_know(&["server/blocking"], &blocking[1..]);
-    do_not_know(&["server/event_loop.rs", "server/connections.rs"], &blocking);
+    do_not_import(&EVENT_LOOP, &BLOCKING);
+    do_not_import(&BLOCKING, &EVENT_LOOP);
+    do_not_import(&["server/threaded"], &["server/iterative"]);
+    do_not_import(&["server/iterative"], &["server/threaded"]);
+    do_not_import(&["server/blocking"], &["server/iterative", "server/threaded"]);
     // What is below all of them.
-    let below =
-        ["admission.rs", "connection.rs", "control.rs", "guard.rs", "monitor", "peer.rs", "udp"];
-    let below = below.map(|name| format!("server/{name}"));
-    do_not_know(&below.each_ref().map(String::as_str), &[&event_loop[..], &blocking].concat());
+    let designs = [&EVENT_LOOP[..], &BLOCKING].concat();
+    let modules: BTreeSet<String> = imports().iter().map(|(from, _)| from.join("/")).collect();
+    let others = modules.iter().map(String::as_str).filter(|module| {
+        let above = *module == "server" || module.starts_with("server/simulation");
+        module.starts_with("server")
+            && !above
+            && !designs.contains(module)
+            && !module.ends_with("/tests")
+    });
+    do_not_import(&others.collect::<Vec<_>>(), &designs);
 }
 
 #[test]
-fn the_server_knows_neither_the_clients_nor_the_command_line() {
-    let below = ["server", "protocol", "sys", "config.rs", "error.rs", "stats.rs", "address.rs"];
-    do_not_know(&below, &["crate::client", "crate::cli::", "clap::", "env_logger::"]);
-    do_not_know(&["client"], &["crate::cli::", "crate::server", "clap::", "env_logger::"]);
+fn nothing_imports_from_the_floors_above() {
+    let library =
+        ["server", "protocol", "sys", "config", "impairments", "error", "stats", "address"];
+    do_not_import(&library, &["client", "cli"]);
+    do_not_import(&library[1..], &["server"]);
+    do_not_import(&["protocol", "sys", "error"], &["config"]);
+    do_not_import(&["sys", "error"], &["protocol"]);
+    do_not_import(&["client"], &["server", "cli"]);
+    do_not_name(&["server", "protocol", "sys", "client"], &["clap::", "env_logger::"]);
+}
+
+/// Siblings, whether files or folders, of which one imports another, and that one the first, by whatever detour.
+#[test]
+fn no_imports_go_in_a_circle() {
+    let mut arrows = BTreeMap::<Module, BTreeSet<Module>>::new();
+    for (from, to) in imports() {
+        let shared = from.iter().zip(&to).take_while(|(one, other)| one == other).count();
+        // A folder has what its files share, and they name it.
+        if let (Some(_), Some(_)) = (from.get(shared), to.get(shared)) {
+            let from = from[..=shared].to_vec();
+            arrows.entry(from).or_default().insert(to[..=shared].to_vec());
+        }
+    }
+    for start in arrows.keys().filter(|module| !matches!(module[0].as_str(), "client" | "cli")) {
+        let (mut reached, mut left) = (BTreeSet::new(), vec![start]);
+        while let Some(module) = left.pop() {
+            let imported = arrows.get(module).into_iter().flatten();
+            left.extend(imported.filter(|module| reached.insert(*module)));
+        }
+        assert!(!reached.contains(start), "{} imports itself: {reached:?}", start.join("/"));
+    }
+}
+
+/// What differs between systems is decided in one place.
+#[test]
+fn only_sys_names_an_operating_system() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let names = ["nix::", "std::os", "libc::", "/proc"];
+    for (path, text) in sources("") {
+        let path = path.strip_prefix(&root).unwrap().to_string_lossy().into_owned();
+        let elsewhere = ["sys/", "client/", "cli/", "server/simulation/"];
+        if elsewhere.iter().all(|part| !path.starts_with(part)) && !path.ends_with("tests.rs") {
+            for line in code(&text).lines() {
+                assert!(names.iter().all(|name| !line.contains(name)), "{path}: {line}");
+            }
+        }
+    }
 }
 
 /// A program that embeds the library has fields, not flags. In comments too, since they are its documentation.

@@ -53,7 +53,7 @@ fn the_commands_of_the_tour_work_and_print_what_it_says() {
     Newcomer::new("tour").follow("docs/tour.md");
 }
 
-/// Somebody who types what a document says, line by line: servers in one terminal, where each ends the
+/// A newcomer that types what a document says, line by line: servers in one terminal, where each ends the
 /// one before it, and everything else in another.
 struct Newcomer {
     directory: PathBuf,
@@ -459,13 +459,26 @@ fn quoted(text: &str) -> BTreeSet<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// The names that the code gives to the values of an enum for the log.
-fn names(file: &str, of: &str) -> BTreeSet<String> {
+/// The words in quotes that follow `before`.
+fn words_after(before: &str, text: &str) -> BTreeSet<String> {
+    let rests = text.split(before).skip(1).filter_map(|rest| rest.strip_prefix('"'));
+    rests.map(|rest| rest.split('"').next().unwrap().to_string()).collect()
+}
+
+/// The text of a method.
+fn method(file: &str, name: &str) -> String {
     let text = read(file);
-    let (_, methods) = text.split_once(&format!("\nimpl {of} {{")).unwrap();
-    let (_, name) = methods.split_once("fn name(self) -> &'static str {").unwrap();
-    let (name, _) = name.split_once("\n    }").unwrap();
-    name.split('"').skip(1).step_by(2).map(str::to_string).collect()
+    let (_, body) = text.split_once(&format!("fn {name}(")).expect(name);
+    body.split("\n    }").next().unwrap().to_string()
+}
+
+/// The words that a function with this name is given first, anywhere in the code.
+fn first_arguments(function: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    each_source(&Path::new(ROOT).join("src"), &mut |_, text| {
+        found.extend(words_after(&format!("{function}("), text));
+    });
+    found
 }
 
 /// The words that the code gives a field as they are, in events with this name.
@@ -488,16 +501,17 @@ fn the_words_of_fields_are_those_of_the_code() {
         let line = text.lines().find_map(|line| line.strip_prefix(start)).expect(start);
         quoted(line).into_iter().map(str::to_string).collect::<BTreeSet<_>>()
     };
-    let union = |[one, other]: &[BTreeSet<String>; 2]| one | other;
-    let connection = names("src/server/connection.rs", "CloseReason");
+    let union = |[one, other]: [BTreeSet<String>; 2]| &one | &other;
+    let connection = words_after("(", &method("src/server/ending.rs", "row"));
     assert_eq!(told("- `reason` of a connection is "), connection);
-    let refused = names("src/server/guard.rs", "Refusal");
-    let datagram = union(&[refused, literals("not_answered", "reason")]);
+    let refused = words_after("(", &method("src/server/guard.rs", "row"));
+    let datagram = union([refused, literals("not_answered", "reason")]);
     assert_eq!(told("- `reason` of a datagram is "), datagram);
-    let story = "src/server/story.rs";
-    assert_eq!(told("- `by` is "), names(story, "WokenBy"));
-    assert_eq!(told("- `what` is ready: "), literals("ready", "what"));
-    let awaited = union(&[names(story, "Awaited"), literals("waiting", "what")]);
+    let woken = ["wait", "sleep"].map(|name| method("src/server/event_loop.rs", name));
+    assert_eq!(told("- `by` is "), union(woken.map(|method| words_after("(", &method))));
+    let ready = union([first_arguments("trace_ready"), literals("ready", "what")]);
+    assert_eq!(told("- `what` is ready: "), ready);
+    let awaited = union([first_arguments("trace_wait"), literals("waiting", "what")]);
     assert_eq!(told("- `what` is waited for: "), awaited);
     assert_eq!(told("- `call` is "), literals("would_block", "call"));
 }

@@ -133,10 +133,11 @@ struct LimitArgs {
     /// closes its side of those that are still open.
     #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_TIMEOUT", default_value = "8s", value_parser = units::duration)]
     drain_timeout: Duration,
-    /// Most memory that all TCP connections hold together; near this limit, reads get smaller
+    /// Most memory that all TCP connections of the event loop hold together; near this limit, reads get smaller
     ///
-    /// This is for replies that clients have not read yet, and for frames that are not complete. A
-    /// connection that needs more when nothing is left is closed.
+    /// This is for replies that clients have not read yet or that wait for --delay, and for frames that are not
+    /// complete. A connection that needs more when nothing is left is closed. In the other designs each client has
+    /// a buffer of 16 KiB and at most one frame, and their sum is bounded by --max-connections alone.
     #[arg(long, value_name = "SIZE", env = "EVECHO_MAX_BUFFERED", default_value = "64m", value_parser = units::size)]
     max_buffered: u64,
     /// Most UDP replies per second to one remote IPv4 address or IPv6 /64; 0 is no limit
@@ -155,7 +156,8 @@ struct ImpairmentArgs {
     loss: Probability,
     /// Delay each reply by this time; UDP, and TCP with the event loop
     ///
-    /// Over TCP, the server behaves as one that takes this long for what it reads at a time.
+    /// Over TCP, nothing else is read from a connection while its reply waits, so that the server behaves as one
+    /// that takes this long for what it reads at a time.
     #[arg(long, value_name = "TIME", env = "EVECHO_DELAY", default_value = "0", value_parser = units::duration)]
     delay: Duration,
     /// Make the delay up to this much shorter or longer

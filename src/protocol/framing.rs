@@ -1,6 +1,7 @@
 //! Where one message of a stream ends and the next begins.
 
 use std::fmt;
+use std::io::Read;
 
 /// How a TCP stream is cut into messages. A datagram is a message of its own in any framing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -133,9 +134,6 @@ impl Protocol {
 /// The length in front of a frame, once all of its bytes are there.
 fn announced(begun: &[u8], input: &[u8]) -> Option<u32> {
     let mut prefix = [0; PREFIX];
-    let mut bytes = begun.iter().chain(input);
-    for byte in &mut prefix {
-        *byte = *bytes.next()?;
-    }
+    begun.chain(input).read_exact(&mut prefix).ok()?;
     Some(u32::from_be_bytes(prefix))
 }

@@ -18,38 +18,19 @@ pub struct Replies<'a> {
     /// Where the message stands in `source`, its prefix included. None when a conversation opens or
     /// ends.
     message: Option<Range<usize>>,
-    wire: Wire,
+    /// The framing of the stream; none for a datagram.
+    framing: Option<Framing>,
     scratch: &'a mut Scratch,
-}
-
-/// What keeps one reply apart from the next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wire {
-    /// Nothing.
-    Plain,
-    /// Its length in front.
-    Prefixed,
-    /// The datagram that it is.
-    Datagrams,
-}
-
-impl From<Framing> for Wire {
-    fn from(framing: Framing) -> Self {
-        match framing {
-            Framing::Raw | Framing::Lines => Wire::Plain,
-            Framing::LengthPrefixed => Wire::Prefixed,
-        }
-    }
 }
 
 impl<'a> Replies<'a> {
     pub(crate) fn new(
         source: &'a [u8],
         message: Option<Range<usize>>,
-        wire: Wire,
+        framing: Option<Framing>,
         scratch: &'a mut Scratch,
     ) -> Self {
-        Replies { source, message, wire, scratch }
+        Replies { source, message, framing, scratch }
     }
 
     /// Sends the message back as it came, without a copy. Sends nothing when there is no message: when a
@@ -57,7 +38,7 @@ impl<'a> Replies<'a> {
     pub fn echo(&mut self) {
         let Some(message) = self.message.clone() else { return };
         let scratch = &mut *self.scratch;
-        if self.wire == Wire::Datagrams {
+        if self.framing.is_none() {
             scratch.datagrams.push(None);
         } else if scratch.joined.is_empty() && scratch.echoed.is_empty() {
             scratch.echoed = message;
@@ -77,14 +58,14 @@ impl<'a> Replies<'a> {
     /// With [`Framing::LengthPrefixed`], if there are 4 GiB of them or more.
     pub fn send(&mut self, bytes: &[u8]) {
         self.scratch.copy_echoed(self.source);
-        match self.wire {
-            Wire::Plain => {}
-            Wire::Prefixed => {
+        match self.framing {
+            Some(Framing::Raw | Framing::Lines) => {}
+            Some(Framing::LengthPrefixed) => {
                 let length = u32::try_from(bytes.len()).expect("a reply is shorter than 4 GiB");
                 let prefix: [u8; PREFIX] = length.to_be_bytes();
                 self.scratch.append(&prefix);
             }
-            Wire::Datagrams => {
+            None => {
                 let start = self.scratch.joined.len();
                 self.scratch.datagrams.push(Some(start..start + bytes.len()));
             }
@@ -107,21 +88,11 @@ impl<'a> Replies<'a> {
     /// through this server than were sent to it.
     pub fn send_no_longer(&mut self, bytes: &[u8]) {
         match &self.message {
-            Some(message) if self.wire == Wire::Datagrams && message.len() < bytes.len() => {
+            Some(message) if self.framing.is_none() && message.len() < bytes.len() => {
                 self.scratch.withheld = true;
             }
             _ => self.send(bytes),
         }
-    }
-
-    /// Begins the replies to this message.
-    pub(super) fn set_message(&mut self, message: Range<usize>) {
-        self.message = Some(message);
-    }
-
-    /// Whether there was no memory for a reply.
-    pub(super) fn failed(&self) -> bool {
-        self.scratch.failed
     }
 
     /// As when the allocator has no more.

@@ -327,8 +327,7 @@ mod tests {
             replies.send(b"never sent");
             panic!("as it should")
         });
-        let error = reply_to_datagram(panicking, b"x", &mut scratch, &context).unwrap_err();
-        assert_eq!(error.to_string(), "the service panicked");
+        assert!(reply_to_datagram(panicking, b"x", &mut scratch, &context).is_err());
     }
 
     #[test]

@@ -1,12 +1,11 @@
 //! One peer's conversation.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::framing::{FrameError, Framing, Protocol};
-use super::replies::{DatagramReplies, Replies, Scratch, Wire};
+use super::replies::{DatagramReplies, Replies, Scratch};
 use super::service::{Context, Flow, Message, Service};
 
 /// One peer's conversation over a stream: framing and service, and what they remember between two
@@ -53,17 +52,16 @@ pub enum Verdict {
     Panicked,
 }
 
+/// What a session is called with: input, room for the replies, and the peer.
+struct Exchange<'a> {
+    input: &'a [u8],
+    scratch: &'a mut Scratch,
+    context: &'a Context<'a>,
+}
+
 /// A service panicked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Panicked;
-
-impl fmt::Display for Panicked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the service panicked")
-    }
-}
-
-impl std::error::Error for Panicked {}
 
 impl<V: Service> Session<V> {
     /// Makes a conversation that is not open yet.
@@ -74,7 +72,7 @@ impl<V: Service> Session<V> {
     /// Opens the conversation; the reply is the service's greeting.
     pub fn open<'a>(&mut self, scratch: &'a mut Scratch, context: &Context<'_>) -> Reply<'a> {
         scratch.clear();
-        let mut replies = Replies::new(&[], None, self.wire(), scratch);
+        let mut replies = Replies::new(&[], None, Some(self.protocol.framing), scratch);
         let verdict = match guarded(|| self.service.open(&mut replies, context)) {
             Err(Panicked) => Verdict::Panicked,
             Ok(_) if scratch.failed => Verdict::Broken(FrameError::NoRoom),
@@ -99,11 +97,12 @@ impl<V: Service> Session<V> {
     ) -> Reply<'a> {
         scratch.clear();
         let limit = self.held().saturating_add(budget);
+        let mut exchange = Exchange { input, scratch: &mut *scratch, context };
         let (mut at, mut verdict) = (0, Verdict::Continue);
         while verdict == Verdict::Continue && at < input.len() {
-            verdict = match self.serve_next(input, &mut at, limit, scratch, context) {
+            verdict = match self.serve_next(&mut exchange, &mut at, limit) {
                 Ok(verdict) => verdict,
-                Err(error) => self.break_off(error, input, scratch, context),
+                Err(error) => self.break_off(error, &mut exchange),
             };
         }
         Reply { bytes: scratch.replies(input), verdict }
@@ -113,12 +112,13 @@ impl<V: Service> Session<V> {
     /// back.
     pub fn finish<'a>(&mut self, scratch: &'a mut Scratch, context: &Context<'_>) -> Reply<'a> {
         scratch.clear();
+        let mut exchange = Exchange { input: &[], scratch: &mut *scratch, context };
         let verdict = match (self.protocol.framing, &self.begun) {
-            (Framing::Raw, _) => self.serve_end(&[], scratch, context),
+            (Framing::Raw, _) => self.serve(Message::End, None, &mut exchange),
             (_, None) => Verdict::Finished,
-            (Framing::Lines, Some(_)) => self.serve_begun(true, scratch, context),
+            (Framing::Lines, Some(_)) => self.serve_begun(true, &mut exchange),
             (Framing::LengthPrefixed, Some(_)) => {
-                self.break_off(FrameError::Truncated, &[], scratch, context)
+                self.break_off(FrameError::Truncated, &mut exchange)
             }
         };
         let verdict = match verdict {
@@ -142,78 +142,63 @@ impl<V: Service> Session<V> {
     /// Serves the frame at `at`, or keeps the beginning that has come; `at` is then behind it.
     fn serve_next(
         &mut self,
-        input: &[u8],
+        exchange: &mut Exchange<'_>,
         at: &mut usize,
         limit: usize,
-        scratch: &mut Scratch,
-        context: &Context<'_>,
     ) -> Result<Verdict, FrameError> {
+        let input = exchange.input;
         let rest = &input[*at..];
         let begun = self.begun.as_deref().map_or(&[][..], Vec::as_slice);
         let end = self.protocol.frame_end(begun, rest)?;
         let piece = *at..*at + end.unwrap_or(rest.len());
         *at = piece.end;
         if end.is_some() && begun.is_empty() {
-            return Ok(self.serve_input(input, piece, scratch, context));
+            return Ok(self.serve_input(piece, exchange));
         }
         self.keep(&input[piece], limit)?;
         Ok(match end {
-            Some(_) => self.serve_begun(*at == input.len(), scratch, context),
+            Some(_) => self.serve_begun(*at == input.len(), exchange),
             None => Verdict::Continue,
         })
     }
 
     /// Serves a frame that stands in the input, or unframed input as it came.
-    fn serve_input(
-        &mut self,
-        input: &[u8],
-        piece: Range<usize>,
-        scratch: &mut Scratch,
-        context: &Context<'_>,
-    ) -> Verdict {
-        let bytes = &input[piece.clone()];
+    fn serve_input(&mut self, piece: Range<usize>, exchange: &mut Exchange<'_>) -> Verdict {
+        let bytes = &exchange.input[piece.clone()];
         let message = match self.protocol.framing {
             Framing::Raw => Message::Chunk(bytes),
             Framing::Lines | Framing::LengthPrefixed => {
                 Message::Whole(self.protocol.payload(bytes))
             }
         };
-        let replies = Replies::new(input, Some(piece), self.wire(), scratch);
-        match self.serve(message, replies, context) {
+        match self.serve(message, Some(piece), exchange) {
             // Only the first read is served.
-            Verdict::Continue if self.protocol.once => self.serve_end(input, scratch, context),
+            Verdict::Continue if self.protocol.once => self.serve(Message::End, None, exchange),
             verdict => verdict,
         }
     }
 
     /// Serves the frame that came in pieces; `is_last` if no other message follows in this input.
-    fn serve_begun(
-        &mut self,
-        is_last: bool,
-        scratch: &mut Scratch,
-        context: &Context<'_>,
-    ) -> Verdict {
+    fn serve_begun(&mut self, is_last: bool, exchange: &mut Exchange<'_>) -> Verdict {
         let frame = self.begun.take().map_or_else(Vec::new, |begun| *begun);
         let message = Message::Whole(self.protocol.payload(&frame));
-        let replies = Replies::new(&frame, Some(0..frame.len()), self.wire(), scratch);
-        let verdict = self.serve(message, replies, context);
-        scratch.hand_over(frame, is_last);
-        if scratch.failed { Verdict::Broken(FrameError::NoRoom) } else { verdict }
+        let mut whole =
+            Exchange { input: &frame, scratch: exchange.scratch, context: exchange.context };
+        let verdict = self.serve(message, Some(0..frame.len()), &mut whole);
+        exchange.scratch.hand_over(frame, is_last);
+        if exchange.scratch.failed { Verdict::Broken(FrameError::NoRoom) } else { verdict }
     }
 
-    /// Serves the end of an unframed stream.
-    fn serve_end(&mut self, input: &[u8], scratch: &mut Scratch, context: &Context<'_>) -> Verdict {
-        let replies = Replies::new(input, None, self.wire(), scratch);
-        self.serve(Message::End, replies, context)
-    }
-
+    /// Serves a message, which stands at `place` of the input; the end of a stream stands nowhere.
     fn serve(
         &mut self,
         message: Message<'_>,
-        mut replies: Replies<'_>,
-        context: &Context<'_>,
+        place: Option<Range<usize>>,
+        exchange: &mut Exchange<'_>,
     ) -> Verdict {
-        let flow = guarded(|| self.service.serve(message, &mut replies, context));
+        let framing = Some(self.protocol.framing);
+        let mut replies = Replies::new(exchange.input, place, framing, exchange.scratch);
+        let flow = guarded(|| self.service.serve(message, &mut replies, exchange.context));
         let is_last = match message {
             Message::Chunk(_) => false,
             Message::Whole(_) => self.protocol.once,
@@ -221,23 +206,18 @@ impl<V: Service> Session<V> {
         };
         match flow {
             Err(Panicked) => Verdict::Panicked,
-            Ok(_) if replies.failed() => Verdict::Broken(FrameError::NoRoom),
+            Ok(_) if exchange.scratch.failed => Verdict::Broken(FrameError::NoRoom),
             Ok(Flow::Continue) if !is_last => Verdict::Continue,
             Ok(Flow::Continue | Flow::Close) => Verdict::Close,
         }
     }
 
     /// Ends a stream that broke its framing: the service has the last word.
-    fn break_off(
-        &mut self,
-        error: FrameError,
-        input: &[u8],
-        scratch: &mut Scratch,
-        context: &Context<'_>,
-    ) -> Verdict {
+    fn break_off(&mut self, error: FrameError, exchange: &mut Exchange<'_>) -> Verdict {
         self.begun = None;
-        let mut replies = Replies::new(input, None, self.wire(), scratch);
-        match guarded(|| self.service.broken(error, &mut replies, context)) {
+        let framing = Some(self.protocol.framing);
+        let mut replies = Replies::new(exchange.input, None, framing, exchange.scratch);
+        match guarded(|| self.service.broken(error, &mut replies, exchange.context)) {
             Ok(()) => Verdict::Broken(error),
             Err(Panicked) => Verdict::Panicked,
         }
@@ -261,10 +241,6 @@ impl<V: Service> Session<V> {
         begun.extend_from_slice(bytes);
         Ok(())
     }
-
-    fn wire(&self) -> Wire {
-        Wire::from(self.protocol.framing)
-    }
 }
 
 /// Calls a service. A panic ends its conversation alone, and what it left half-done is never seen.
@@ -284,10 +260,10 @@ pub(crate) fn reply_to_datagram<'a, V: Service>(
     context: &Context<'_>,
 ) -> Result<DatagramReplies<'a>, Panicked> {
     scratch.clear();
-    let mut replies = Replies::new(input, None, Wire::Datagrams, scratch);
     let served = guarded(|| {
+        let mut replies = Replies::new(input, None, None, scratch);
         if service.open(&mut replies, context) == Flow::Continue {
-            replies.set_message(0..input.len());
+            let mut replies = Replies::new(input, Some(0..input.len()), None, scratch);
             let _ = service.serve(Message::Whole(input), &mut replies, context);
         }
     });

@@ -1,20 +1,18 @@
 //! Admission of TCP connections, the same for all designs: limits, and errors of accept.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::io::{self, ErrorKind};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use log::{debug, warn};
+use log::debug;
 
+use super::budget;
 use super::clock::Moment;
-use super::incidents::Incidents;
-use super::memory;
+use super::incidents::{Incidents, Lack, MaxSetBy};
 use super::peer::{Peer, Source};
 use crate::config::Config;
-use crate::error::Setting;
 use crate::protocol::Protocol;
 use crate::stats::Stats;
 use crate::sys::{limits, socket};
@@ -33,19 +31,6 @@ pub(crate) struct Rules {
     pub(crate) newcomers_first: bool,
 }
 
-/// What sets [`Rules::max_connections`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MaxSetBy {
-    /// [`Limits::max_connections`](crate::Limits::max_connections).
-    Config,
-    /// The limit on open files.
-    OpenFiles,
-    /// The limit on threads.
-    Threads,
-    /// The design, which serves one at a time.
-    Design,
-}
-
 impl Rules {
     /// The rules of a config, with no more connections than the limit on open files allows now.
     pub(super) fn of(config: &Config) -> Self {
@@ -61,7 +46,7 @@ impl Rules {
             max_set_by: if from_config { MaxSetBy::Config } else { MaxSetBy::OpenFiles },
             per_source_connections: limits.per_source_connections,
             idle_timeout: limits.idle_timeout,
-            max_buffered: memory::possible(limits.max_buffered),
+            max_buffered: budget::possible(limits.max_buffered),
             newcomers_first: false,
         }
     }
@@ -94,18 +79,19 @@ pub(super) enum AcceptError {
 /// Decides which connections are served, and logs and counts the others.
 #[derive(Debug)]
 pub(super) struct Admission {
-    set_by: MaxSetBy,
-    sources: Sources,
+    per_source: Option<NonZeroUsize>,
+    /// Open connections by source, if there is a limit on them.
+    by_source: HashMap<Source, usize>,
     errors_in_a_row: u32,
-    incidents: Incidents,
+    pub(super) incidents: Incidents,
     stats: Arc<Stats>,
 }
 
 impl Admission {
     pub(super) fn new(rules: &Rules, stats: Arc<Stats>) -> Self {
         Admission {
-            set_by: rules.max_set_by,
-            sources: Sources::new(rules.per_source_connections),
+            per_source: rules.per_source_connections,
+            by_source: HashMap::new(),
             errors_in_a_row: 0,
             incidents: Incidents::default(),
             stats,
@@ -115,27 +101,26 @@ impl Admission {
     /// Whether an accepted connection is served: its source has fewer than allowed.
     pub(super) fn admit(&mut self, peer: Peer, now: Moment) -> bool {
         self.errors_in_a_row = 0;
-        let admitted = self.sources.count_in(peer);
-        if !admitted {
+        let Some(limit) = self.per_source else { return true };
+        let count = self.by_source.entry(peer.source()).or_default();
+        if *count >= limit.get() {
             self.stats.refused.increment();
             self.incidents.refuse(peer, now);
+            return false;
         }
-        admitted
+        *count += 1;
+        true
     }
 
     /// Counts an admitted connection that has closed.
     pub(super) fn leave(&mut self, peer: Peer) {
-        self.sources.count_out(peer);
-    }
-
-    /// The rate-limited log of closed and refused connections.
-    pub(super) fn incidents(&mut self) -> &mut Incidents {
-        &mut self.incidents
-    }
-
-    /// When a line of the rate-limited log is due.
-    pub(super) fn next_report(&self) -> Option<Moment> {
-        self.incidents.deadline()
+        let source = peer.source();
+        if let Some(count) = self.by_source.get_mut(&source) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_source.remove(&source);
+            }
+        }
     }
 
     /// Decides what to do after an error of accept(2), with this many connections open.
@@ -154,48 +139,19 @@ impl Admission {
             );
             return AcceptError::Connection;
         }
-        self.pause_starved(error, open, now);
+        self.pause(Lack::Resources(error), open, now);
         AcceptError::Starved
     }
 
-    /// Pauses accept at the limit, with this many connections open.
-    pub(super) fn pause_full(&mut self, open: usize, now: Moment) {
-        if self.pause(now) {
-            let (limit, allowed) = match self.set_by {
-                MaxSetBy::Config => ("max_connections", "allowed"),
-                MaxSetBy::OpenFiles => {
-                    ("open_files", "the limit on open files allows; raise it, as with ulimit -n")
-                }
-                MaxSetBy::Threads => {
-                    ("mappings", "the limit on mappings allows; raise vm.max_map_count")
-                }
-                MaxSetBy::Design => return,
-            };
-            let from_config = self.set_by == MaxSetBy::Config;
-            warn!(
-                event = "accept_paused",
-                open = open,
-                limit = limit,
-                setting = from_config.then_some(Setting::MaxConnections.field());
-                "connections open: {open}, as many as {allowed}; new clients wait in the backlog until one closes"
-            );
-        }
+    /// Counts a pause of accept, with this many connections open.
+    pub(super) fn pause(&mut self, lack: Lack<'_>, open: usize, now: Moment) {
+        self.stats.accept_pauses.increment();
+        self.errors_in_a_row = 0;
+        self.incidents.pause(lack, open, now);
     }
 
-    /// Pauses accept for lack of descriptors or memory, with this many connections open.
-    pub(super) fn pause_starved(&mut self, error: &io::Error, open: usize, now: Moment) {
-        if self.pause(now) {
-            warn!(
-                event = "accept_paused",
-                open = open,
-                errno = error.raw_os_error();
-                "cannot accept with {open} connections open: {error}; new clients wait in the backlog until the next try"
-            );
-        }
-    }
-
-    /// Pauses accept after an admitted connection had to be closed at once: epoll refused to watch it
-    /// (epoll_ctl(2): no memory, or the user's limit on watches is reached).
+    /// Counts an admitted connection that has to be closed at once, since epoll refuses to watch it, and
+    /// pauses accept.
     pub(super) fn not_registered(
         &mut self,
         peer: Peer,
@@ -205,56 +161,7 @@ impl Admission {
     ) {
         self.leave(peer);
         self.stats.registration_errors.increment();
-        if self.pause(now) {
-            warn!(
-                event = "accept_paused",
-                open = open,
-                peer:%,
-                errno = error.raw_os_error();
-                "{peer} was closed at once, since epoll cannot watch it with {open} connections open: {error}; new clients wait in the backlog until the next try"
-            );
-        }
-    }
-
-    /// Counts a pause. Returns whether to log it.
-    fn pause(&mut self, now: Moment) -> bool {
-        self.stats.accept_pauses.increment();
-        self.errors_in_a_row = 0;
-        self.incidents.pause(now)
-    }
-}
-
-/// Open connections by source, if there is a limit.
-#[derive(Debug)]
-struct Sources {
-    limit: Option<NonZeroUsize>,
-    counts: HashMap<Source, usize>,
-}
-
-impl Sources {
-    fn new(limit: Option<NonZeroUsize>) -> Self {
-        Sources { limit, counts: HashMap::new() }
-    }
-
-    /// Counts a new connection. Returns whether its source may have it.
-    fn count_in(&mut self, peer: Peer) -> bool {
-        let Some(limit) = self.limit else { return true };
-        let count = self.counts.entry(peer.source()).or_default();
-        let free = *count < limit.get();
-        *count += usize::from(free);
-        free
-    }
-
-    fn count_out(&mut self, peer: Peer) {
-        if self.limit.is_none() {
-            return;
-        }
-        if let Entry::Occupied(mut count) = self.counts.entry(peer.source()) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
+        self.pause(Lack::Watches(peer, error), open, now);
     }
 }
 
@@ -321,12 +228,12 @@ mod tests {
     fn refused_connections_are_reported_when_it_is_over() {
         let (mut admission, _) = admission(1);
         assert!(admission.admit(peer("192.0.2.1:1"), Moment::default()));
-        assert_eq!(admission.next_report(), None);
+        assert_eq!(admission.incidents.deadline(), None);
         assert!(!admission.admit(peer("192.0.2.1:2"), Moment::default()));
         let over = Moment::default() + Duration::from_secs(10);
-        assert_eq!(admission.next_report(), Some(over));
-        admission.incidents().report(over);
-        assert_eq!(admission.next_report(), None);
+        assert_eq!(admission.incidents.deadline(), Some(over));
+        admission.incidents.report(over);
+        assert_eq!(admission.incidents.deadline(), None);
     }
 
     #[test]
@@ -355,8 +262,8 @@ mod tests {
         assert!(admission.admit(peer("192.0.2.1:1"), now));
         admission.not_registered(peer("192.0.2.1:1"), &error, 0, now);
         assert!(admission.admit(peer("192.0.2.1:2"), now));
-        admission.pause_full(1, now);
-        admission.pause_starved(&error, 1, now);
+        admission.pause(Lack::Slots(MaxSetBy::Config), 1, now);
+        admission.pause(Lack::Resources(&error), 1, now);
         let stats = stats.snapshot();
         assert_eq!((stats.accept_pauses, stats.registration_errors), (3, 1));
     }

@@ -1,11 +1,12 @@
 //! The first lines of the log: what is bound, which clients can reach it, and limits that the system reduces.
 
+use std::fmt;
 use std::net::SocketAddr;
 
 use log::{info, warn};
 
 use super::admission::Rules;
-use super::memory;
+use super::budget;
 use crate::config::{Config, Transport};
 use crate::error::Setting;
 use crate::units;
@@ -36,14 +37,15 @@ pub(super) fn listening(config: &Config, addresses: &[SocketAddr]) -> String {
         Transport::Tcp => "TCP",
         Transport::Udp => "UDP",
     };
-    let (listed, reach) = (list(addresses, ", "), reach(addresses));
-    let separated = list(addresses, ",");
-    let status = format!("listening on {listed} ({transport}, {}), for {reach}", config.design);
+    let (reach, design) = (reach(addresses), config.design);
+    let texts: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
+    let (listed, addresses) = (texts.join(", "), texts.join(","));
+    let status = format!("listening on {listed} ({transport}, {design}), for {reach}");
     info!(
         event = "listening",
-        addresses = separated.as_str(),
+        addresses = addresses.as_str(),
         transport = transport,
-        design:% = config.design,
+        design:%,
         reach = reach;
         "{status}"
     );
@@ -65,35 +67,32 @@ pub(super) fn monitoring(address: SocketAddr) {
 /// Warns of limits of the config that the system reduces.
 pub(super) fn reduced_limits(config: &Config) {
     let wanted = config.limits.max_buffered;
-    let possible = memory::possible(wanted);
+    let (possible, size) = (budget::possible(wanted), |bytes| units::size(bytes as u64));
+    let sentence = format_args!(
+        "the limit on address space lets connections hold {}, not {}: raise it with ulimit -v",
+        size(possible),
+        size(wanted)
+    );
+    log_reduced(Setting::MaxBuffered, wanted, possible, sentence);
+    let Some(wanted) = config.limits.max_connections else { return };
+    let possible = Rules::of(config).max_connections;
+    let sentence = format_args!(
+        "the limit on open files allows {possible} connections, not {wanted}: raise it, as with ulimit -n"
+    );
+    log_reduced(Setting::MaxConnections, wanted.get(), possible, sentence);
+}
+
+fn log_reduced(setting: Setting, wanted: usize, possible: usize, sentence: fmt::Arguments<'_>) {
     if possible < wanted {
         warn!(
             event = "limit_reduced",
-            limit = "max_buffered",
-            setting:% = Setting::MaxBuffered,
+            limit = setting.field(),
+            setting:%,
             wanted = wanted,
             possible = possible;
-            "the limit on address space lets connections hold {}, not {}: raise it with ulimit -v",
-            units::size(possible as u64),
-            units::size(wanted as u64)
+            "{sentence}"
         );
     }
-    let Some(wanted) = config.limits.max_connections else { return };
-    let possible = Rules::of(config).max_connections;
-    if possible < wanted.get() {
-        warn!(
-            event = "limit_reduced",
-            limit = "max_connections",
-            setting:% = Setting::MaxConnections,
-            wanted = wanted,
-            possible = possible;
-            "the limit on open files allows {possible} connections, not {wanted}: raise it, as with ulimit -n"
-        );
-    }
-}
-
-fn list(addresses: &[SocketAddr], separator: &str) -> String {
-    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(separator)
 }
 
 /// Which clients can reach a server at these addresses.

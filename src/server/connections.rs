@@ -1,29 +1,26 @@
-//! All TCP connections of the event loop: accept, the slab, whose turn it is, deadlines.
+//! All TCP connections of an event loop: accept, the slab, turns, deadlines.
 //!
 //! It decides and does not wait. What it needs of the world (a stream, a listener, the time) comes in
 //! from outside, so that a simulation can stand in for it.
 
-use std::collections::TryReserveError;
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
-use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use log::trace;
 use slab::Slab;
 
-use super::admission::{ACCEPT_RETRY, AcceptError, Admission, Rules};
+use super::admission::{ACCEPT_RETRY, AcceptError, Admission};
+use super::budget::MAX_READ;
 use super::clock::Moment;
-use super::connection::{
-    CloseReason, Connection, ConnectionId, Readiness, Standing, Stream, Traffic, Turn,
-};
-use super::memory::{CHUNK, Memory};
+use super::connection::{Connection, Readiness, Shared, Standing, Stream, Turn};
+use super::ending::CloseReason;
+use super::incidents::Lack;
 use super::peer::Peer;
-use super::ready::{Queue, ReadyQueues, SMALL_TURN, SPARSE_READ};
-use super::story;
+use super::ready::{ConnectionId, Queue, ReadyQueues, SPARSE_READ};
 use crate::protocol::{Scratch, Service, Session};
-use crate::stats::Stats;
+use crate::sys::limits;
 
 /// What the connections need of a listener.
 pub(crate) trait Listener {
@@ -36,81 +33,51 @@ pub(crate) trait Listener {
     fn register(&mut self, stream: &mut Self::Stream, id: ConnectionId) -> io::Result<()>;
 }
 
-/// With less room left than this, what was read is answered first.
-const SMALLEST_ROOM: usize = 16 << 10;
-/// So many connections are read before the first of them is answered.
-const BATCH: usize = 64;
-/// So many connections are accepted in a turn.
-pub(crate) const ACCEPTS_PER_TURN: usize = 64;
-/// So many turns' worth of the backlog, when a drain begins: 4096, the usual net.core.somaxconn.
-const LAST_ACCEPT_TURNS: usize = 64;
+/// How many connections are accepted in a pass.
+pub(crate) const ACCEPTS_PER_PASS: usize = 64;
+/// How many passes' worth of the backlog a drain takes: 4096, the usual net.core.somaxconn.
+const LAST_ACCEPT_PASSES: usize = 64;
 /// Deadlines are looked at no more often than this: they are not exact.
 pub(crate) const SWEEP_GAP: Duration = Duration::from_millis(10);
 
 /// All TCP connections of an event loop.
 pub(crate) struct Connections<L: Listener, V> {
-    rules: Rules,
-    /// Makes the service of a connection.
-    make: Box<dyn FnMut() -> V>,
-    stats: Arc<Stats>,
     acceptor: Acceptor<L>,
-    slab: Slab<Connection<L::Stream, V>>,
     admission: Admission,
+    make_service: Box<dyn FnMut() -> V>,
+    slab: Slab<Connection<L::Stream, V>>,
     last_generation: u32,
     ready: ReadyQueues,
-    /// When to look at deadlines next.
+    /// When to look at all deadlines next, and when that was done last.
     sweep_at: Option<Moment>,
-    draining: Option<Drain>,
-    /// What moved in this turn.
-    traffic: Traffic,
-    memory: Arc<Memory>,
-    /// Lent to reads: many small ones share it, a large one may have it all.
-    room: Box<[u8]>,
-    batch: Vec<Read>,
+    swept_at: Moment,
+    shared: Shared,
+    /// Lent to the reads of each turn.
+    buffer: Box<[u8]>,
     scratch: Scratch,
-}
-
-/// A read that waits for its answer.
-struct Read {
-    slot: u32,
-    start: usize,
-    end: usize,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Drain {
-    /// The connections that are still open then are closed.
-    until: Moment,
-    over: bool,
 }
 
 /// The listeners, and whether they are asked.
 struct Acceptor<L> {
     listeners: Vec<ReadyListener<L>>,
     pause: Option<Pause>,
-    /// The one that is asked first in this turn.
+    /// The listener that is asked first in this pass.
     first: usize,
 }
 
 struct ReadyListener<L> {
     inner: L,
-    /// Somebody may be waiting in the backlog.
+    /// Clients may be waiting in the backlog.
     ready: bool,
 }
 
-/// Accept has stopped: the edge that announced the backlog is gone, so we have to remember.
+/// Accept has stopped. The edge that announced the backlog is gone, so this has to be remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pause {
-    /// Until one of our slots frees.
+    /// Until a slot frees.
     Full,
-    /// Until one of our slots frees, or this time has come.
+    /// Until a slot frees, or this time has come.
     Starved { retry_at: Moment },
-}
-
-impl Pause {
-    fn starved(now: Moment) -> Self {
-        Pause::Starved { retry_at: now + ACCEPT_RETRY }
-    }
 }
 
 impl<L: Listener, V: Service> Connections<L, V> {
@@ -119,34 +86,26 @@ impl<L: Listener, V: Service> Connections<L, V> {
 
     pub(crate) fn new(
         listeners: Vec<L>,
-        rules: Rules,
-        make: impl FnMut() -> V + 'static,
-        stats: Arc<Stats>,
+        make_service: impl FnMut() -> V + 'static,
+        shared: Shared,
     ) -> Self {
-        let listeners = listeners
-            .into_iter()
-            .map(|listener| ReadyListener { inner: listener, ready: false })
-            .collect();
+        let listeners = listeners.into_iter().map(|inner| ReadyListener { inner, ready: false });
         Connections {
-            rules,
-            make: Box::new(make),
-            acceptor: Acceptor { listeners, pause: None, first: 0 },
+            acceptor: Acceptor { listeners: listeners.collect(), pause: None, first: 0 },
+            admission: Admission::new(&shared.rules, shared.stats.clone()),
+            make_service: Box::new(make_service),
             slab: Slab::new(),
-            admission: Admission::new(&rules, Arc::clone(&stats)),
             last_generation: 0,
             ready: ReadyQueues::default(),
             sweep_at: None,
-            draining: None,
-            traffic: Traffic::default(),
-            memory: Arc::new(Memory::new(rules.max_buffered, Arc::clone(&stats))),
-            stats,
-            room: vec![0; CHUNK].into_boxed_slice(),
-            batch: Vec::with_capacity(BATCH),
+            swept_at: Moment::default(),
+            shared,
+            buffer: vec![0; MAX_READ].into_boxed_slice(),
             scratch: Scratch::default(),
         }
     }
 
-    /// An event says that somebody waits in a listener's backlog.
+    /// An event says that clients wait in a listener's backlog.
     pub(crate) fn hint_backlog(&mut self, listener: usize) {
         if let Some(listener) = self.acceptor.listeners.get_mut(listener) {
             listener.ready = true;
@@ -154,89 +113,84 @@ impl<L: Listener, V: Service> Connections<L, V> {
     }
 
     /// An event of a connection, which may be gone by now.
-    pub(crate) fn hint(&mut self, id: ConnectionId, readiness: Readiness) {
+    pub(crate) fn hint(&mut self, id: ConnectionId, readiness: Readiness, now: Moment) {
         match self.slab.get_mut(id.slot as usize) {
             Some(connection) if connection.generation == id.generation => {
-                story::connection_is_ready(connection.peer(), readiness);
                 connection.hint(readiness);
-                let queue = match connection.standing {
-                    Standing::Greedy => Queue::Greedy,
-                    Standing::Sparse | Standing::Queued => Queue::Sparse,
-                };
-                self.enqueue(id.slot, queue);
+                if let Standing::Waits(queue) = connection.standing {
+                    self.enqueue(id.slot, queue, now);
+                }
             }
             _ => {
-                story::event_is_stale();
-                self.stats.stale_events.increment();
+                trace!(event = "ready", what = "nothing"; "event: of a connection that has ended");
+                self.shared.stats.stale_events.increment();
             }
         }
     }
 
     /// Whether there is something to do at once.
     pub(crate) fn can_act(&self) -> bool {
-        !self.ready.is_empty() || (self.acceptor.pause.is_none() && self.can_accept())
+        let can_accept = || self.acceptor.listeners.iter().any(|listener| listener.ready);
+        !self.ready.is_empty() || (self.acceptor.pause.is_none() && can_accept())
     }
 
-    /// When a turn is due even if no event comes.
+    /// When a pass is due even if no event comes.
     pub(crate) fn deadline(&self) -> Option<Moment> {
         let retry = match self.acceptor.pause {
             Some(Pause::Starved { retry_at }) => Some(retry_at),
             _ => None,
         };
-        let drain = self.draining.filter(|drain| !drain.over).map(|drain| drain.until);
-        let report = self.admission.next_report();
-        [self.sweep_at, retry, drain, report].into_iter().flatten().min()
+        [self.sweep_at, retry, self.admission.incidents.deadline()].into_iter().flatten().min()
     }
 
-    /// Does what can be done, each connection getting one read and no more, until `is_over` says that
-    /// others are to be looked at in between. It is asked between two batches.
-    ///
-    /// Of those who ask for much, one batch is served in any case.
-    pub(crate) fn turn(&mut self, now: Moment, mut is_over: impl FnMut() -> bool) {
+    /// Does what can be done: each ready connection has one turn, the ones that ask for little first.
+    /// `is_over` is asked after each turn, and ends the queue; of each queue one is served in any case.
+    pub(crate) fn pass(&mut self, now: Moment, mut is_over: impl FnMut() -> bool) {
         self.accept(now);
         self.sweep(now);
-        self.admission.incidents().report(now);
-        // Who comes back on a queue has had its turn.
+        self.admission.incidents.report(now);
+        // A connection that comes back on a queue has had its turn.
         let queues =
             [Queue::Sparse, Queue::Greedy].map(|queue| (queue, self.ready.of(queue).len()));
-        for (queue, mut left) in queues {
-            loop {
-                left -= self.serve_batch(queue, left, now);
-                if left == 0 || is_over() {
+        for (queue, length) in queues {
+            for left in (0..length).rev() {
+                let id = self.ready.pop(queue).expect("a queue only grows in a pass");
+                self.serve(id, queue, now);
+                if left > 0 && is_over() {
                     break;
                 }
             }
         }
         self.scratch.trim();
-        std::mem::take(&mut self.traffic).count(&self.stats);
-        self.stats.accept_paused.store(self.acceptor.pause.is_some(), Ordering::Relaxed);
+        self.shared.stats.accept_paused.store(self.acceptor.pause.is_some(), Ordering::Relaxed);
     }
 
-    /// Takes the rest of the backlog.
+    /// Accepts what waits in the backlog, as far as it is not endless, and nothing after that.
     pub(crate) fn take_backlog(&mut self, now: Moment) {
-        for listener in &mut self.acceptor.listeners {
-            listener.ready = true;
-        }
-        for _ in 0..LAST_ACCEPT_TURNS {
+        self.acceptor.listeners.iter_mut().for_each(|listener| listener.ready = true);
+        for _ in 0..LAST_ACCEPT_PASSES {
             self.accept(now);
         }
     }
 
-    /// Lets nobody in any more. Who is here may go on until `until`.
-    pub(crate) fn drain(&mut self, until: Moment) {
+    /// Stops accepting. Open connections may finish.
+    pub(crate) fn close_listeners(&mut self) {
         self.acceptor.listeners.clear();
         self.acceptor.pause = None;
-        self.draining = Some(Drain { until, over: false });
+    }
+
+    /// Closes our side of every connection, once what it is owed is sent.
+    pub(crate) fn close_all(&mut self, now: Moment) {
+        self.for_each(now, |connection| connection.close(CloseReason::Drain, now));
     }
 
     /// Ends all connections at once; how many these were.
-    pub(crate) fn cut(&mut self, now: Moment) -> usize {
-        let slots: Vec<usize> = self.slab.iter().map(|(slot, _)| slot).collect();
+    pub(crate) fn cut_all(&mut self, now: Moment) -> usize {
+        let slots = self.slots();
         for &slot in &slots {
-            let slot = u32::try_from(slot).expect("slots fit ids");
             self.remove(slot, CloseReason::Drain, now);
         }
-        self.admission.incidents().report_all();
+        self.admission.incidents.report(Moment::LAST);
         slots.len()
     }
 
@@ -247,17 +201,13 @@ impl<L: Listener, V: Service> Connections<L, V> {
 
     // ---- accept
 
-    fn can_accept(&self) -> bool {
-        self.acceptor.listeners.iter().any(|listener| listener.ready)
-    }
-
     fn accept(&mut self, now: Moment) {
         if let Some(Pause::Starved { retry_at }) = self.acceptor.pause
             && now >= retry_at
         {
             self.acceptor.pause = None;
         }
-        let mut budget = self.accepts_per_turn();
+        let mut budget = self.accepts_per_pass();
         let count = self.acceptor.listeners.len();
         // Each goes first in its turn, so that a flood at one does not shut out the others.
         self.acceptor.first = (self.acceptor.first + 1) % count.max(1);
@@ -267,57 +217,69 @@ impl<L: Listener, V: Service> Connections<L, V> {
                 && self.acceptor.listeners[index].ready
             {
                 budget -= 1;
-                if self.is_full() && !self.rules.newcomers_first {
-                    self.acceptor.pause = Some(Pause::Full);
-                    self.admission.pause_full(self.slab.len(), now);
-                } else if self.reserve_slot().is_err() {
-                    let error = ErrorKind::OutOfMemory.into();
-                    self.admission.pause_starved(&error, self.slab.len(), now);
-                    self.acceptor.pause = Some(Pause::starved(now));
-                } else {
-                    self.accept_one(index, now);
-                }
+                self.accept_one(index, now);
             }
         }
     }
 
-    /// How many are accepted in a turn. A newcomer has a turn before others can take its place.
-    fn accepts_per_turn(&self) -> usize {
-        match self.rules.newcomers_first {
-            true => (self.rules.max_connections / 2).clamp(1, ACCEPTS_PER_TURN),
-            false => ACCEPTS_PER_TURN,
+    /// How many are accepted in a pass. A newcomer has a turn before others can take its place.
+    fn accepts_per_pass(&self) -> usize {
+        match self.shared.rules.newcomers_first {
+            true => (self.shared.rules.max_connections / 2).clamp(1, ACCEPTS_PER_PASS),
+            false => ACCEPTS_PER_PASS,
         }
     }
 
     fn is_full(&self) -> bool {
-        self.slab.len() >= self.rules.max_connections
+        self.slab.len() >= self.shared.rules.max_connections
     }
 
-    /// Makes sure that there is memory to serve one more: else it waits in the backlog.
-    fn reserve_slot(&mut self) -> Result<(), TryReserveError> {
-        let slots = self.slab.len() + 1;
-        self.ready.reserve(slots)?;
-        if self.slab.capacity() < slots {
-            // A slab cannot be asked to try. It doubles; whether it can, this tells.
-            Vec::<u8>::new().try_reserve_exact(2 * slots * Self::SLOT)?;
-            self.slab.reserve(slots);
-        }
-        Ok(())
-    }
-
+    /// Takes one client from the backlog, if there is a slot for it.
     fn accept_one(&mut self, index: usize, now: Moment) {
+        let open = self.slab.len();
+        if self.is_full() && !self.shared.rules.newcomers_first {
+            self.acceptor.pause = Some(Pause::Full);
+            return self.admission.pause(Lack::Slots(self.shared.rules.max_set_by), open, now);
+        }
+        if self.reserve_slot().is_err() {
+            self.pause_starved(now);
+            let error = ErrorKind::OutOfMemory.into();
+            return self.admission.pause(Lack::Resources(&error), open, now);
+        }
         let listener = &mut self.acceptor.listeners[index];
         match listener.inner.accept() {
             Ok((stream, address)) => self.admit(index, stream, address.into(), now),
-            Err(error) => match self.admission.judge(&error, self.slab.len(), now) {
+            Err(error) => match self.admission.judge(&error, open, now) {
                 AcceptError::Empty => {
-                    story::accept_would_block();
+                    trace!(
+                        event = "would_block",
+                        call = "accept";
+                        "accept would block: the backlog is empty"
+                    );
                     listener.ready = false;
                 }
                 AcceptError::Connection => {}
-                AcceptError::Starved => self.acceptor.pause = Some(Pause::starved(now)),
+                AcceptError::Starved => self.pause_starved(now),
             },
         }
+    }
+
+    fn pause_starved(&mut self, now: Moment) {
+        self.acceptor.pause = Some(Pause::Starved { retry_at: now + ACCEPT_RETRY });
+    }
+
+    /// Makes sure that there is memory to serve one more.
+    fn reserve_slot(&mut self) -> Result<(), ErrorKind> {
+        let slots = self.slab.len() + 1;
+        self.ready.reserve(slots).map_err(|_| ErrorKind::OutOfMemory)?;
+        if self.slab.capacity() < slots {
+            // A slab doubles, and cannot be asked to try.
+            if (2 * slots * Self::SLOT) as u64 > limits::address_space_left() {
+                return Err(ErrorKind::OutOfMemory);
+            }
+            self.slab.reserve(slots);
+        }
+        Ok(())
     }
 
     fn admit(&mut self, index: usize, mut stream: L::Stream, peer: Peer, now: Moment) {
@@ -331,168 +293,101 @@ impl<L: Listener, V: Service> Connections<L, V> {
         self.last_generation = self.last_generation.checked_add(1).unwrap_or(1);
         let generation = self.last_generation;
         let entry = self.slab.vacant_entry();
-        let slot = u32::try_from(entry.key()).expect("descriptors are fewer than 2^32");
-        let id = ConnectionId { slot, generation };
+        let id = ConnectionId { slot: slot(entry.key()), generation };
         if let Err(error) = self.acceptor.listeners[index].inner.register(&mut stream, id) {
             drop(stream);
             self.admission.not_registered(peer, &error, self.slab.len(), now);
-            self.acceptor.pause = Some(Pause::starved(now));
-            return;
+            return self.pause_starved(now);
         }
-        let session = Session::new(self.rules.protocol, (self.make)());
+        let session = Session::new(self.shared.rules.protocol, (self.make_service)());
         let connection = entry.insert(Connection::new(stream, generation, peer, session, now));
-        story::accepted(&peer);
-        self.stats.accepted.increment();
-        let before = connection.traffic();
-        let turn = connection.open(&mut self.scratch, &self.memory, now);
-        self.settle(slot, before, turn, now);
+        trace!(event = "accepted", peer:%; "{peer}: accepted");
+        self.shared.stats.accepted.increment();
+        let turn = connection.open(&mut self.scratch, &mut self.shared, now);
+        self.settle(id.slot, turn, now);
     }
 
     /// Ends the connection on which nothing has moved for longest; of several, the oldest.
     fn end_idlest(&mut self, now: Moment) {
-        let idlest = self.slab.iter().min_by_key(|(_, one)| (one.active(), one.generation));
-        if let Some((slot, _)) = idlest {
-            self.remove(u32::try_from(slot).expect("slots fit ids"), CloseReason::Idle, now);
+        let idlest = self.slab.iter().min_by_key(|(_, one)| (one.active, one.generation));
+        if let Some((key, _)) = idlest {
+            self.remove(slot(key), CloseReason::Idle, now);
         }
     }
 
-    // ---- turns of a connection
+    // ---- turns
 
     /// Puts a connection on a ready queue, unless it is there or has nothing to do.
-    fn enqueue(&mut self, slot: u32, queue: Queue) {
-        if let Some(connection) = self.slab.get_mut(slot as usize)
-            && connection.standing != Standing::Queued
-            && connection.can_act()
-        {
+    fn enqueue(&mut self, slot: u32, queue: Queue, now: Moment) {
+        let connection = &mut self.slab[slot as usize];
+        if connection.standing != Standing::Queued && connection.can_act(now) {
             connection.standing = Standing::Queued;
             self.ready.push(queue, ConnectionId { slot, generation: connection.generation });
         }
     }
 
-    /// The next ones of a queue have their turn: `most` of them, a batch, or as many as the room has
-    /// reads for. How many these were.
-    fn serve_batch(&mut self, queue: Queue, most: usize, now: Moment) -> usize {
-        let room = self.memory.batch_room();
-        let share = match queue {
-            Queue::Sparse => self.memory.read_room(self.slab.len()).min(SPARSE_READ),
-            Queue::Greedy => self.memory.read_room(self.slab.len()),
-        };
-        let (mut count, mut used) = (0, 0);
-        while count < most.min(BATCH) && room - used >= share.min(SMALLEST_ROOM) {
-            let id = self.ready.pop(queue).expect("a queue only grows in a turn");
-            used += self.receive(id, used..room, share, now);
-            count += 1;
+    /// Gives a connection its turn, unless it is gone.
+    fn serve(&mut self, id: ConnectionId, queue: Queue, now: Moment) {
+        let open = self.slab.len();
+        let Some(connection) = self.slab.get_mut(id.slot as usize) else { return };
+        if connection.generation != id.generation {
+            return;
         }
-        self.answer_batch(now);
-        count
-    }
-
-    /// The first half of a connection's turn, with a share of this part of the room; the bytes that it
-    /// took.
-    fn receive(
-        &mut self,
-        id: ConnectionId,
-        room: Range<usize>,
-        share: usize,
-        now: Moment,
-    ) -> usize {
-        let ConnectionId { slot, generation } = id;
-        let Some(connection) = self.slab.get_mut(slot as usize) else { return 0 };
-        if connection.generation != generation {
-            return 0;
-        }
-        connection.standing = Standing::Sparse;
-        let before = connection.traffic();
-        let start = room.start;
-        let length = room.len().min(connection.read_limit(share));
-        let received = connection.receive(
-            &mut self.room[start..start + length],
-            &mut self.scratch,
-            &self.memory,
-            self.rules.idle_timeout,
-            now,
-        );
-        let length = *received.as_ref().unwrap_or(&0);
-        if length > SMALL_TURN {
-            connection.standing = Standing::Greedy;
-        }
-        if length > 0 {
-            self.account(slot, before);
-            self.batch.push(Read { slot, start, end: start + length });
-        } else {
-            self.settle(slot, before, received.map(drop), now);
-        }
-        length
-    }
-
-    /// The second half of the turn of all who were read.
-    fn answer_batch(&mut self, now: Moment) {
-        let mut batch = std::mem::take(&mut self.batch);
-        for Read { slot, start, end } in batch.drain(..) {
-            let connection =
-                self.slab.get_mut(slot as usize).expect("only its own turn removes a connection");
-            let before = connection.traffic();
-            let turn =
-                connection.answer(&self.room[start..end], &mut self.scratch, &self.memory, now);
-            self.settle(slot, before, turn, now);
-        }
-        self.batch = batch;
+        connection.standing = Standing::Waits(Queue::Sparse);
+        let share = self.shared.budget.read_size(open);
+        let share = if queue == Queue::Sparse { share.min(SPARSE_READ) } else { share };
+        let buffer = &mut self.buffer[..connection.read_limit(share)];
+        let turn = connection.turn(buffer, &mut self.scratch, &mut self.shared, now);
+        self.settle(id.slot, turn, now);
     }
 
     /// After a turn: the connection waits for its next one, or is over.
-    fn settle(&mut self, slot: u32, before: Traffic, turn: Turn, now: Moment) {
-        self.account(slot, before);
+    fn settle(&mut self, slot: u32, turn: Turn, now: Moment) {
         match turn {
             Ok(()) => {
                 let connection = &self.slab[slot as usize];
-                if let Some(deadline) = connection.deadline(self.rules.idle_timeout) {
-                    self.sweep_no_later_than(deadline);
+                if let Some(at) = connection.deadline(self.shared.rules.idle_timeout, now) {
+                    self.note_deadline(at);
                 }
-                self.enqueue(slot, Queue::Greedy);
+                self.enqueue(slot, Queue::Greedy, now);
             }
             Err(reason) => self.remove(slot, reason, now),
         }
     }
 
-    fn account(&mut self, slot: u32, before: Traffic) {
-        self.traffic += self.slab[slot as usize].traffic() - before;
-    }
-
     fn remove(&mut self, slot: u32, reason: CloseReason, now: Moment) {
         let connection = self.slab.remove(slot as usize);
-        self.admission.leave(*connection.peer());
-        self.admission.incidents().end(*connection.peer(), reason, now);
-        connection.end(reason, &self.memory, now);
+        self.admission.leave(connection.peer);
+        self.admission.incidents.end(connection.peer, reason, now);
+        connection.end(reason, &self.shared, now);
         // Counted last: a connection that counts as closed is gone, with all that it held.
-        reason.counter(&self.stats).increment();
+        reason.counter(&self.shared.stats).increment();
         // Its descriptor and its slot are free with it.
         self.acceptor.pause = None;
     }
 
     // ---- deadlines
 
-    fn sweep_no_later_than(&mut self, deadline: Moment) {
-        self.sweep_at = Some(self.sweep_at.map_or(deadline, |at| at.min(deadline)));
+    /// Remembers that a connection has a deadline.
+    fn note_deadline(&mut self, at: Moment) {
+        // A delayed reply leaves at its time, more or less.
+        let gap = if self.shared.netem.is_some() { SWEEP_GAP / 10 } else { SWEEP_GAP };
+        let at = at.max(self.swept_at + gap);
+        self.sweep_at = Some(self.sweep_at.map_or(at, |sweep_at| sweep_at.min(at)));
     }
 
-    /// Ends what is overdue.
+    /// Looks at all deadlines, once one of them has passed.
     fn sweep(&mut self, now: Moment) {
-        if let Some(drain) = &mut self.draining
-            && !drain.over
-            && now >= drain.until
-        {
-            drain.over = true;
-            self.for_each(now, |connection| connection.close(CloseReason::Drain, now));
+        if self.sweep_at.is_none_or(|at| now < at) {
+            return;
         }
-        if self.sweep_at.is_some_and(|at| now >= at) {
-            let idle_timeout = self.rules.idle_timeout;
-            self.for_each(now, |connection| match connection.deadline(idle_timeout) {
-                Some(deadline) if now >= deadline => connection.expire(),
-                _ => Ok(()),
-            });
-            let next = self.slab.iter().filter_map(|(_, c)| c.deadline(idle_timeout)).min();
-            self.sweep_at = next.map(|next| next.max(now + SWEEP_GAP));
-        }
+        (self.sweep_at, self.swept_at) = (None, now);
+        let idle_timeout = self.shared.rules.idle_timeout;
+        self.for_each(now, |connection| connection.expire(idle_timeout, now));
+    }
+
+    fn slots(&self) -> Vec<u32> {
+        self.slab.iter().map(|(key, _)| slot(key)).collect()
     }
 
     fn for_each(
@@ -500,21 +395,23 @@ impl<L: Listener, V: Service> Connections<L, V> {
         now: Moment,
         mut act: impl FnMut(&mut Connection<L::Stream, V>) -> Turn,
     ) {
-        let slots: Vec<usize> = self.slab.iter().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            let connection = &mut self.slab[slot];
-            let before = connection.traffic();
-            let turn = act(connection);
-            self.settle(u32::try_from(slot).expect("slots fit tokens"), before, turn, now);
+        for slot in self.slots() {
+            let turn = act(&mut self.slab[slot as usize]);
+            self.settle(slot, turn, now);
         }
     }
+}
+
+/// The slot with this key.
+fn slot(key: usize) -> u32 {
+    u32::try_from(key).expect("descriptors are fewer than 2^32")
 }
 
 #[cfg(any(test, fuzzing))]
 impl<L: Listener, V> Connections<L, V> {
     /// What all of them hold.
-    pub(crate) fn memory(&self) -> &Memory {
-        &self.memory
+    pub(crate) fn held(&self) -> usize {
+        self.shared.budget.held()
     }
 
     /// Those that can act.

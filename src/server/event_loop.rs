@@ -1,12 +1,12 @@
 //! The event loop: one thread, one poll, all sockets. It talks to everything and decides little.
 
-use std::cell::RefCell;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use log::trace;
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Registry};
@@ -14,33 +14,37 @@ use mio::{Events, Interest, Poll, Registry};
 use super::Server;
 use super::admission::Rules;
 use super::busy_poll::{BusyPoll, Wait};
-use super::clock::{Clock, Moment, round_up};
-use super::connection::{self, ConnectionId, Readiness};
+use super::clock::{Clock, Moment};
+use super::connection::{self, Readiness, Shared};
 use super::connections::{self, Connections};
-use super::control::{self, Control, Drain, Step, poll};
-use super::delayed::{DelayedListener, Delays};
 use super::guard::Guard;
-use super::monitor::Passes;
+#[cfg(feature = "daemon")]
+use super::monitor;
 use super::netem::Netem;
-use super::story::{self, WokenBy};
-use super::udp::Endpoint;
-use crate::config::Config;
+use super::ready::ConnectionId;
+#[cfg(feature = "daemon")]
+use super::shutdown::Handle;
+use super::shutdown::{self, Shutdown, Stage};
+use super::udp::{Endpoint, Responder};
 use crate::protocol::Service;
 use crate::stats::Stats;
 use crate::sys::datagram::DatagramSocket;
+use crate::units::{self, count};
 
-/// So many events are asked for at a time.
+/// How many events are asked for at a time.
 const EVENTS: usize = 1024;
-/// After this time, new events and datagrams are looked at before the connections go on.
+/// The budget of a pass: after this time, new events and datagrams come before further connections.
 const PASS: Duration = Duration::from_millis(1);
-/// Streams draw from their own random sequence, beside that of each UDP socket.
-const NETEM_OF_STREAMS: usize = Token::SOCKETS;
+/// After this many turns the clock is read. For a short message that takes as long as the session does.
+const TURNS: u32 = 4;
+/// The random sequence of streams, beside those of UDP sockets.
+const STREAMS: usize = Token::SOCKETS;
 
 /// What an event is about. In mio's token, the upper half is a connection's generation, which is never
 /// 0, and the lower one its slot, the highest bit of which is set for a monitor's; the few others have
 /// the upper half 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Token {
+enum Token {
     Wake,
     Signal,
     Listener(usize),
@@ -59,8 +63,8 @@ impl Token {
 impl From<Token> for mio::Token {
     fn from(token: Token) -> Self {
         mio::Token(match token {
-            Token::Wake => control::WAKE.0,
-            Token::Signal => control::SIGNAL.0,
+            Token::Wake => shutdown::WAKE.0,
+            Token::Signal => shutdown::SIGNAL.0,
             Token::Listener(index) => Token::SOCKETS + index,
             Token::Datagrams(index) => 2 * Token::SOCKETS + index,
             Token::MonitorListener => 3 * Token::SOCKETS,
@@ -76,27 +80,23 @@ impl From<Token> for mio::Token {
 
 impl From<mio::Token> for Token {
     fn from(mio::Token(token): mio::Token) -> Self {
-        match (token >> 32, token & 0xffff_ffff) {
-            (0, wake) if wake == control::WAKE.0 => Token::Wake,
-            (0, signal) if signal == control::SIGNAL.0 => Token::Signal,
-            (0, socket) if socket < 2 * Token::SOCKETS => Token::Listener(socket - Token::SOCKETS),
-            (0, socket) if socket < 3 * Token::SOCKETS => {
-                Token::Datagrams(socket - 2 * Token::SOCKETS)
-            }
+        let (generation, slot) = ((token >> 32) as u32, token as u32);
+        match (generation, token / Token::SOCKETS) {
+            (0, 0) if token == shutdown::WAKE.0 => Token::Wake,
+            (0, 0) => Token::Signal,
+            (0, 1) => Token::Listener(token - Token::SOCKETS),
+            (0, 2) => Token::Datagrams(token - 2 * Token::SOCKETS),
             (0, _) => Token::MonitorListener,
-            (generation, slot) => {
-                let (slot, generation) = (slot as u32, generation as u32);
-                match slot & Token::OF_MONITOR {
-                    0 => Token::Connection(ConnectionId { slot, generation }),
-                    bit => Token::Monitor(ConnectionId { slot: slot ^ bit, generation }),
-                }
+            _ if slot & Token::OF_MONITOR == 0 => {
+                Token::Connection(ConnectionId { slot, generation })
             }
+            _ => Token::Monitor(ConnectionId { slot: slot ^ Token::OF_MONITOR, generation }),
         }
     }
 }
 
 /// A listener that registers what it accepts.
-pub(super) struct Listener {
+struct Listener {
     listener: TcpListener,
     registry: Registry,
     /// What the events of its connections are about.
@@ -104,7 +104,7 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Has `poll` tell who waits, as an event about `own`.
+    /// Registers the listener under `own`.
     fn new(
         listener: std::net::TcpListener,
         poll: &Poll,
@@ -149,229 +149,239 @@ impl connection::Stream for TcpStream {
     }
 }
 
-/// Connections of monitors, which have limits and counters of their own.
+/// What looks at the server from outside: one more service, with limits and counters of its own.
 struct Monitors {
     connections: Connections<Listener, Box<dyn Service>>,
-    passes: Rc<Passes>,
+    /// Counts a pass: its time, and its events.
+    count_pass: Box<dyn Fn(Duration, usize)>,
 }
 
 /// Everything that the one thread owns.
-struct EventLoop<L: connections::Listener, V> {
+struct EventLoop<V> {
     poll: Poll,
     events: Events,
-    control: Control,
-    connections: Connections<L, V>,
-    /// What the peers of delayed streams sent.
-    delays: Option<Rc<RefCell<Delays>>>,
+    shutdown: Shutdown,
+    connections: Connections<Listener, V>,
     datagrams: Vec<Endpoint<DatagramSocket, V>>,
     monitors: Option<Monitors>,
-    /// The turn that is counted for them: when it began, and its events.
-    turn: Option<(Moment, usize)>,
     guard: Guard,
     busy_poll: BusyPoll,
     clock: Clock,
     stats: Arc<Stats>,
     hand_over: bool,
-    draining: bool,
 }
 
-/// Runs the server. `make` makes the service of each conversation.
+/// Runs the server. `make_service` makes the service of each conversation.
 pub(super) fn run<V: Service + 'static>(
     server: Server,
-    mut make: impl FnMut() -> V + Clone + 'static,
+    make_service: impl FnMut() -> V + Clone + 'static,
 ) -> io::Result<()> {
-    let clock = Clock::start();
-    let Config { impairments, limits, .. } = &server.config;
-    let Some(netem) = Netem::new(impairments, NETEM_OF_STREAMS).filter(Netem::delays) else {
-        return EventLoop::new(server, clock, make, None, |listener| listener)?.run();
-    };
-    let delays = Delays::new(netem, move || clock.now(), limits.max_buffered);
-    let delays = Rc::new(RefCell::new(delays));
-    // This loop has other streams than the usual one, which pays nothing for it.
-    let make = move || Box::new(make()) as Box<dyn Service>;
-    let delayed = Some(Rc::clone(&delays));
-    EventLoop::new(server, clock, make, delayed, |listener| {
-        DelayedListener::new(listener, &delays)
-    })?
-    .run()
+    EventLoop::new(server, make_service)?.run()
 }
 
-impl<L: connections::Listener, V: Service> EventLoop<L, V> {
-    fn new(
-        server: Server,
-        clock: Clock,
-        make: impl FnMut() -> V + Clone + 'static,
-        delays: Option<Rc<RefCell<Delays>>>,
-        listener_of: impl Fn(Listener) -> L,
-    ) -> io::Result<Self> {
-        let Server { config, sockets, poll, control, stats, .. } = server;
-        let guard = super::guard_of(&config, &sockets);
-        let rules = Rules::of(&config);
+impl<V: Service> EventLoop<V> {
+    fn new(server: Server, make_service: impl FnMut() -> V + Clone + 'static) -> io::Result<Self> {
+        let guard = server.guard();
+        #[cfg(feature = "daemon")]
+        let monitors = server
+            .monitor
+            .map(|listener| monitors(&server.poll, listener, server.shutdown.handle()));
+        #[cfg(feature = "daemon")]
+        let monitors = monitors.transpose()?;
+        #[cfg(not(feature = "daemon"))]
+        let monitors = None;
+        let Server { config, sockets, poll, shutdown, stats, .. } = server;
         let mut listeners = Vec::new();
         for (index, listener) in sockets.listeners.into_iter().enumerate() {
             let own = Token::Listener(index);
-            listeners.push(listener_of(Listener::new(listener, &poll, own, Token::Connection)?));
+            listeners.push(Listener::new(listener, &poll, own, Token::Connection)?);
         }
         let mut datagrams = Vec::new();
         for (index, socket) in sockets.datagrams.into_iter().enumerate() {
-            let mut socket = DatagramSocket::new(socket, config.udp_offload)?;
-            let both = Interest::READABLE | Interest::WRITABLE;
-            poll.registry().register(socket.source(), Token::Datagrams(index).into(), both)?;
             let netem = Netem::new(&config.impairments, index);
-            datagrams.push(Endpoint::new(socket, make.clone(), netem, Arc::clone(&stats)));
+            let socket = DatagramSocket::new(socket, config.udp_offload)?;
+            let (bound, make_service) = (socket.local_addr(), make_service.clone());
+            let responder = Responder::new(make_service, bound, netem, Arc::clone(&stats));
+            let mut endpoint = Endpoint::new(socket, responder);
+            endpoint.register(poll.registry(), Token::Datagrams(index).into())?;
+            datagrams.push(endpoint);
         }
-        #[cfg(feature = "daemon")]
-        let monitors = match server.monitor {
-            None => None,
-            Some(listener) => {
-                let own = Token::MonitorListener;
-                let listener = Listener::new(listener, &poll, own, Token::Monitor)?;
-                let passes = Rc::<Passes>::default();
-                let service = super::monitor::service(control.handle(), Rc::clone(&passes));
-                let (rules, stats) = (super::monitor::rules(), Arc::default());
-                Some(Monitors {
-                    connections: Connections::new(vec![listener], rules, service, stats),
-                    passes,
-                })
-            }
-        };
-        #[cfg(not(feature = "daemon"))]
-        let monitors = None;
+        let netem = Netem::new(&config.impairments, STREAMS).filter(Netem::delays);
+        let shared = Shared::new(Rules::of(&config), Arc::clone(&stats), netem);
+        let connections = Connections::new(listeners, make_service, shared);
         Ok(EventLoop {
             poll,
             events: Events::with_capacity(EVENTS),
-            control,
-            connections: Connections::new(listeners, rules, make, Arc::clone(&stats)),
-            delays,
+            shutdown,
+            connections,
             datagrams,
             monitors,
-            turn: None,
             guard,
             busy_poll: BusyPoll::new(config.busy_poll),
-            clock,
+            clock: Clock::start(),
             stats,
             hand_over: config.hand_over,
-            draining: false,
         })
     }
 
-    /// Serves until it is told to stop and everyone has left.
+    /// Serves until it is told to stop and all connections have ended.
     fn run(mut self) -> io::Result<()> {
-        self.control.begin(self.clock.now());
+        self.shutdown.begin(self.clock.now());
+        let mut stage = Stage::Serving;
         loop {
-            let woken_by = self.wait()?;
-            story::wakes(woken_by, &self.events);
-            let events = self.dispatch();
+            self.wait()?;
             let now = self.clock.now();
-            self.end_turn(now);
-            self.turn = self.monitors.is_some().then_some((now, events));
-            self.wake_delayed(now);
-            let mut step = self.control.step(now);
-            if let Step::Drain(drain) = step {
-                self.drain(drain, now);
-                step = self.control.step(now);
+            let events = self.dispatch(now);
+            while let Some(begins) = self.shutdown.advance(now) {
+                stage = begins;
+                match begins {
+                    Stage::Draining => self.drain(now),
+                    Stage::Closing => self.connections.close_all(now),
+                    _ => {}
+                }
             }
-            // Before those who linger are let go: they did not leave either.
-            if step == Step::End {
+            // Before deadlines are looked at: what lingers was cut off, too.
+            if stage == Stage::Over {
                 break;
             }
             for datagrams in &mut self.datagrams {
                 datagrams.turn(&mut self.guard, now);
             }
-            let clock = self.clock;
-            self.connections.turn(now, || clock.now() - now >= PASS);
-            self.answer_monitors(now);
-            self.close_sockets();
-            if self.draining && self.connections.open() == 0 && self.datagrams.is_empty() {
+            let (clock, mut turns) = (self.clock, 0_u32);
+            self.connections.pass(now, || {
+                turns += 1;
+                turns.is_multiple_of(TURNS) && clock.now() - now >= PASS
+            });
+            self.serve_monitors(now, events);
+            if stage >= Stage::Draining && self.is_done() {
                 break;
             }
         }
-        control::log_cut(self.connections.cut(self.clock.now()));
+        Shutdown::log_cut(self.connections.cut_all(self.clock.now()));
         Ok(())
     }
 
+    // ---- waiting
+
     /// Waits for events: not at all while there is something to do, else polling for as long as that
     /// has been paying, then asleep.
-    fn wait(&mut self) -> io::Result<WokenBy> {
-        let monitors = self.monitors.as_ref().map(|monitors| &monitors.connections);
-        if self.connections.can_act()
+    fn wait(&mut self) -> io::Result<()> {
+        let (by, sentence) = if self.can_act() {
+            shutdown::poll(&mut self.poll, &mut self.events, Some(Duration::ZERO))?;
+            ("work", "the loop goes on with what it has left")
+        } else {
+            let start = self.clock.now();
+            match self.busy_poll(start)? {
+                true => ("polling", "the loop polls instead of sleeping"),
+                false => self.sleep(start)?,
+            }
+        };
+        trace!(
+            event = "woken",
+            by = by,
+            events = self.events.iter().count();
+            "{sentence}: {}",
+            count(self.events.iter().count(), "event")
+        );
+        Ok(())
+    }
+
+    /// Whether there is something to do at once.
+    fn can_act(&self) -> bool {
+        self.shutdown.can_act()
+            || self.connections.can_act()
             || self.datagrams.iter().any(Endpoint::can_act)
-            || monitors.is_some_and(Connections::can_act)
-        {
-            poll(&mut self.poll, &mut self.events, Some(Duration::ZERO))?;
-            return Ok(WokenBy::Work);
-        }
-        let start = self.clock.now();
-        self.end_turn(start);
-        let window = self.busy_poll.window();
+            || self.monitors.as_ref().is_some_and(|monitors| monitors.connections.can_act())
+    }
+
+    /// Asks for events again and again, while that has been paying; whether some came in time.
+    fn busy_poll(&mut self, start: Moment) -> io::Result<bool> {
         let mut waited = Duration::ZERO;
-        while waited < window {
-            poll(&mut self.poll, &mut self.events, Some(Duration::ZERO))?;
+        while waited < self.busy_poll.window() {
+            shutdown::poll(&mut self.poll, &mut self.events, Some(Duration::ZERO))?;
             if !self.events.is_empty() {
                 let how = if waited.is_zero() { Wait::AtOnce } else { Wait::Win };
-                if how == Wait::Win {
-                    self.stats.busy_poll_wins.increment();
-                }
+                self.stats.busy_poll_wins.add((how == Wait::Win).into());
                 self.busy_poll.learn(how, waited);
-                return Ok(WokenBy::Polling);
+                return Ok(true);
             }
             waited = self.clock.now() - start;
         }
-        let deadlines = self.datagrams.iter().filter_map(Endpoint::deadline);
-        let monitors = self.monitors.as_ref().and_then(|monitors| monitors.connections.deadline());
-        let delays = self.delays.as_ref().and_then(|delays| delays.borrow().deadline());
-        let others = [self.connections.deadline(), self.control.deadline(), monitors, delays];
-        let deadline = deadlines.chain(others.into_iter().flatten()).min();
-        let timeout = deadline.map(|deadline| round_up(deadline - self.clock.now()));
-        story::sleeps(timeout);
-        poll(&mut self.poll, &mut self.events, timeout)?;
-        let how = if window.is_zero() { Wait::Slept } else { Wait::Loss };
-        if how == Wait::Loss {
-            self.stats.busy_poll_losses.increment();
-        }
+        Ok(false)
+    }
+
+    /// Sleeps until there is an event or a deadline; what ended it, as a name and a sentence.
+    fn sleep(&mut self, start: Moment) -> io::Result<(&'static str, &'static str)> {
+        let deadline = self.deadline();
+        let timeout = deadline.map(|deadline| deadline - self.clock.now());
+        trace!(
+            event = "sleeping",
+            timeout_ns = timeout.map(units::nanoseconds);
+            "the loop sleeps until there is an event{}",
+            fmt::from_fn(|f| match timeout {
+                Some(most) => write!(f, ", for at most {}", units::time(most)),
+                None => Ok(()),
+            })
+        );
+        shutdown::poll(&mut self.poll, &mut self.events, timeout)?;
         let now = self.clock.now();
+        let how = if self.busy_poll.window().is_zero() { Wait::Slept } else { Wait::Loss };
+        self.stats.busy_poll_losses.add((how == Wait::Loss).into());
         self.busy_poll.learn(how, now - start);
         Ok(match deadline {
-            _ if !self.events.is_empty() => WokenBy::Event,
-            Some(deadline) if now >= deadline => WokenBy::Deadline,
-            _ => WokenBy::Interrupt,
+            _ if !self.events.is_empty() => ("event", "the loop wakes up"),
+            Some(deadline) if now >= deadline => ("deadline", "the loop wakes up at a deadline"),
+            _ => ("interrupt", "the loop wakes up, interrupted by a signal"),
         })
     }
 
-    /// Hands events to whom they are about; how many these were. Nothing is read or written yet.
-    fn dispatch(&mut self) -> usize {
+    fn deadline(&self) -> Option<Moment> {
+        let datagrams = self.datagrams.iter().filter_map(Endpoint::deadline);
+        let monitors = self.monitors.as_ref().and_then(|monitors| monitors.connections.deadline());
+        let others = [self.connections.deadline(), self.shutdown.deadline(), monitors];
+        datagrams.chain(others.into_iter().flatten()).min()
+    }
+
+    // ---- events
+
+    /// Hands each event to what it is about; how many there were. Nothing is read or written yet.
+    fn dispatch(&mut self, now: Moment) -> usize {
         let mut count = 0;
         for event in &self.events {
             count += 1;
             match event.token().into() {
-                // Whoever woke us has said why: see `Control::step`.
-                Token::Wake => story::handle_is_ready(),
-                Token::Signal => {
-                    story::signal_is_ready();
-                    self.control.take_signals();
-                }
-                Token::Listener(index) => {
-                    story::listener_is_ready(index);
-                    self.connections.hint_backlog(index);
-                }
+                Token::Connection(id) => self.connections.hint(id, readiness(event), now),
                 Token::Datagrams(index) => {
+                    let readiness = readiness(event);
+                    trace_socket_ready(index, readiness);
                     if let Some(datagrams) = self.datagrams.get_mut(index) {
-                        let readiness = readiness(event);
-                        story::socket_is_ready(index, readiness);
-                        let Readiness { readable, writable, .. } = readiness;
-                        datagrams.hint(readable, writable);
+                        datagrams.hint(readiness.readable, readiness.writable);
                     }
                 }
-                Token::Connection(id) => self.connections.hint(id, readiness(event)),
+                Token::Listener(index) => {
+                    trace!(
+                        event = "ready",
+                        what = "listener",
+                        index = index;
+                        "event: clients wait in the backlog of listener {index}"
+                    );
+                    self.connections.hint_backlog(index);
+                }
+                Token::Signal => {
+                    trace_ready("signal", "a signal has come");
+                    self.shutdown.take_signals();
+                }
+                // What it has to say is the stage.
+                Token::Wake => trace_ready("handle", "another thread has woken the loop"),
                 Token::MonitorListener => {
-                    story::monitor_is_ready();
+                    trace_ready("monitor", "clients wait at the port for monitors");
                     if let Some(Monitors { connections, .. }) = &mut self.monitors {
                         connections.hint_backlog(0);
                     }
                 }
                 Token::Monitor(id) => {
                     if let Some(Monitors { connections, .. }) = &mut self.monitors {
-                        connections.hint(id, readiness(event));
+                        connections.hint(id, readiness(event), now);
                     }
                 }
             }
@@ -379,58 +389,64 @@ impl<L: connections::Listener, V: Service> EventLoop<L, V> {
         count
     }
 
-    /// The turn that is counted ends here.
-    fn end_turn(&mut self, now: Moment) {
-        if let (Some((start, events)), Some(monitors)) = (self.turn.take(), &self.monitors) {
-            monitors.passes.record(now - start, events);
+    /// Monitors come last, one of them in each pass. The pass ends here, and is counted for them.
+    fn serve_monitors(&mut self, now: Moment, events: usize) {
+        let Some(Monitors { connections, count_pass }) = &mut self.monitors else { return };
+        if connections.can_act() || connections.deadline().is_some_and(|at| now >= at) {
+            connections.pass(now, || true);
         }
+        count_pass(self.clock.now() - now, events);
     }
 
-    /// Who looks at the server from outside comes last: a batch of them, and then the others again.
-    fn answer_monitors(&mut self, now: Moment) {
-        if let Some(Monitors { connections, .. }) = &mut self.monitors
-            && (connections.can_act() || connections.deadline().is_some_and(|at| now >= at))
-        {
-            connections.turn(now, || true);
-        }
-    }
+    // ---- shutdown
 
-    /// Streams whose peers' bytes have been held back until now are readable.
-    fn wake_delayed(&mut self, now: Moment) {
-        let Some(delays) = &self.delays else { return };
-        let next = || delays.borrow_mut().pop(now);
-        for id in std::iter::from_fn(next) {
-            let readiness = Readiness { readable: true, writable: false, closed: true };
-            self.connections.hint(id, readiness);
-        }
-    }
-
-    /// Lets nobody in any more. Who waits in a socket of ours is still served, unless the next server
-    /// has the socket.
-    fn drain(&mut self, drain: Drain, now: Moment) {
-        self.draining = true;
+    /// Stops accepting. What waits in a socket of ours is still served, unless the next server has the
+    /// socket.
+    fn drain(&mut self, now: Moment) {
         if !self.hand_over {
             self.connections.take_backlog(now);
+            self.datagrams.iter_mut().for_each(|one| one.finish(&mut self.guard, now));
         }
-        self.connections.drain(drain.ask_at);
-        for datagrams in &mut self.datagrams {
-            if !self.hand_over {
-                datagrams.finish(&mut self.guard, now);
-            }
-            datagrams.close();
-        }
-        drain.log(self.connections.open());
+        self.connections.close_listeners();
+        self.datagrams.iter_mut().for_each(Endpoint::close);
+        self.shutdown.log_drain(self.connections.open());
     }
 
-    /// In a drain: closes the UDP sockets, once all that was received is answered.
-    fn close_sockets(&mut self) {
-        if self.draining && self.datagrams.iter().all(Endpoint::is_done) {
+    /// Whether the drain is done. UDP sockets are closed once all that was received is answered.
+    fn is_done(&mut self) -> bool {
+        if self.datagrams.iter().all(Endpoint::is_done) {
             for mut datagrams in self.datagrams.drain(..) {
-                // As for listeners.
-                let _ = self.poll.registry().deregister(datagrams.socket().source());
+                datagrams.deregister(self.poll.registry());
             }
         }
+        self.connections.open() == 0 && self.datagrams.is_empty()
     }
+}
+
+/// The monitors that come to `listener`, which look at the server of this handle.
+#[cfg(feature = "daemon")]
+fn monitors(poll: &Poll, listener: std::net::TcpListener, handle: Handle) -> io::Result<Monitors> {
+    let listener = Listener::new(listener, poll, Token::MonitorListener, Token::Monitor)?;
+    let (rules, stats, passes) = (monitor::rules(), Arc::default(), monitor::Passes::default());
+    let service = monitor::service(handle, passes.clone());
+    let connections = Connections::new(vec![listener], service, Shared::new(rules, stats, None));
+    let count_pass = Box::new(move |time, events| passes.record(time, events));
+    Ok(Monitors { connections, count_pass })
+}
+
+fn trace_ready(what: &'static str, sentence: &str) {
+    trace!(event = "ready", what = what; "event: {sentence}");
+}
+
+fn trace_socket_ready(index: usize, readiness: Readiness) {
+    trace!(
+        event = "ready",
+        what = "udp_socket",
+        index = index,
+        readable = readiness.readable,
+        writable = readiness.writable;
+        "event: UDP socket {index} is {readiness}"
+    );
 }
 
 fn readiness(event: &Event) -> Readiness {

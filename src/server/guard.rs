@@ -4,7 +4,6 @@
 //! A datagram's source address is whatever its sender wrote there. With a forged one, an echo server can
 //! be made to talk to another one, or to itself, without end (CERT CA-1996-01, CERT VU#417980).
 
-use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
@@ -14,6 +13,7 @@ use log::{debug, error, warn};
 use super::clock::Moment;
 use super::peer::{Peer, Source};
 use super::rate_limited::RateLimited;
+use crate::error::Setting;
 use crate::protocol::MAX_DATAGRAM;
 use crate::stats::{Counter, Stats};
 use crate::sys::datagram::Received;
@@ -49,37 +49,21 @@ pub(crate) enum Refusal {
     Dropped,
 }
 
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Refusal::Port => "an answer to its source port could start an endless loop",
-            Refusal::NotUnicast => "its source is a multicast or broadcast address",
-            Refusal::NotToUsAlone => "it was sent to a multicast or broadcast address",
-            Refusal::Reply => "it is itself the answer of an echo server",
-            Refusal::Rate => "its source has reached the limit on answers",
-            Refusal::Truncated => "the datagram was cut when it was received",
-            Refusal::Panic => "the service panicked",
-            Refusal::TooShort => "the answer would be longer than the datagram",
-            Refusal::TooLong { .. } => "the answer is longer than a datagram can be",
-            Refusal::Dropped => "the network does not take the answer",
-        })
-    }
-}
-
 impl Refusal {
-    /// Its name in the fields of the log.
-    pub(crate) fn name(self) -> &'static str {
+    /// Its name in the log, and how a sentence says it.
+    fn row(self) -> (&'static str, &'static str) {
+        use Refusal::*;
         match self {
-            Refusal::Port => "guarded_port",
-            Refusal::NotUnicast => "source_not_unicast",
-            Refusal::NotToUsAlone => "not_to_us_alone",
-            Refusal::Reply => "answer",
-            Refusal::Rate => "rate",
-            Refusal::Truncated => "truncated",
-            Refusal::Panic => "panic",
-            Refusal::TooShort => "too_short",
-            Refusal::TooLong { .. } => "too_long",
-            Refusal::Dropped => "dropped",
+            Port => ("guarded_port", "a reply to its source port could start an endless loop"),
+            NotUnicast => ("source_not_unicast", "its source is a multicast or broadcast address"),
+            NotToUsAlone => ("not_to_us_alone", "it was sent to a multicast or broadcast address"),
+            Reply => ("answer", "it is itself the reply of an echo server"),
+            Rate => ("rate", "its source has reached the limit on replies"),
+            Truncated => ("truncated", "the datagram was cut when it was received"),
+            Panic => ("panic", "the service panicked"),
+            TooShort => ("too_short", "the reply would be longer than the datagram"),
+            TooLong { .. } => ("too_long", "the reply is longer than a datagram can be"),
+            Dropped => ("dropped", "the network does not take the reply"),
         }
     }
 
@@ -120,18 +104,30 @@ impl Refusals {
         now: Moment,
     ) {
         refusal.counter(stats).add(count as u64);
+        self.log_begin(refusal, peer, now);
+        let (reason, sentence) = refusal.row();
+        debug!(
+            event = "not_answered",
+            peer:%,
+            reason = reason;
+            "{peer} is not answered: {sentence}"
+        );
+    }
+
+    fn log_begin(&mut self, refusal: Refusal, peer: Peer, now: Moment) {
+        let (reason, _) = refusal.row();
         match refusal {
             Refusal::Rate if self.limited.begins((), now) => warn!(
                 event = "not_answered",
                 peer:%,
-                reason = refusal.name(),
-                setting = "udp_rate";
+                reason = reason,
+                setting:% = Setting::UdpRate;
                 "{peer} has reached the limit for one source: what it sends beyond that is not answered"
             ),
             Refusal::Panic if self.panicked.begins((), now) => error!(
                 event = "not_answered",
                 peer:%,
-                reason = refusal.name();
+                reason = reason;
                 "the service panicked on a datagram from {peer}, which is not answered"
             ),
             Refusal::TooLong { bytes, longest } if self.too_long.begins((), now) => warn!(
@@ -139,20 +135,14 @@ impl Refusals {
                 peer:%,
                 bytes = bytes,
                 longest = longest;
-                "an answer of {bytes} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are counted"
+                "a reply of {bytes} bytes to {peer} is not sent: a datagram has at most {longest}; further ones are counted"
             ),
             Refusal::Dropped if self.dropped.begins((), now) => warn!(
                 event = "send_buffer_full";
-                "the send buffer is full of answers that the network does not take: those to neighbours that do not exist are dropped, and those without room"
+                "the send buffer is full of replies that the network does not take: those to neighbours that do not exist are dropped, and those without room"
             ),
             _ => {}
         }
-        debug!(
-            event = "not_answered",
-            peer:%,
-            reason = refusal.name();
-            "{peer} is not answered: {refusal}"
-        );
     }
 }
 
@@ -192,13 +182,8 @@ impl Guard {
         if !peer.is_unicast() {
             return Err(Refusal::NotUnicast);
         }
-        if let Some(rate) = &mut self.rate
-            && !peer.is_loopback()
-            && !rate.admit(peer.source(), now)
-        {
-            return Err(Refusal::Rate);
-        }
-        Ok(())
+        let admitted = self.rate_of(peer).is_none_or(|rate| rate.admit(peer.source(), now));
+        if admitted { Ok(()) } else { Err(Refusal::Rate) }
     }
 
     /// Decides whether a datagram of `request` bytes that was admitted gets a reply of `reply` bytes.
@@ -210,14 +195,16 @@ impl Guard {
         reply: usize,
         now: Moment,
     ) -> Result<(), Refusal> {
-        if let Some(rate) = &mut self.rate
-            && request != reply
-            && !peer.is_loopback()
-            && !rate.admit_growth(peer.source(), request, reply, now)
-        {
-            return Err(Refusal::Rate);
-        }
-        Ok(())
+        let admitted = request == reply
+            || self
+                .rate_of(peer)
+                .is_none_or(|rate| rate.admit_growth(peer.source(), request, reply, now));
+        if admitted { Ok(()) } else { Err(Refusal::Rate) }
+    }
+
+    /// The rate limit that is for this peer, if there is one.
+    fn rate_of(&mut self, peer: Peer) -> Option<&mut RateLimit> {
+        self.rate.as_mut().filter(|_| !peer.is_loopback())
     }
 }
 

@@ -3,32 +3,33 @@
 mod admission;
 mod announce;
 mod blocking;
+mod budget;
 mod busy_poll;
 mod clock;
 mod connection;
 mod connections;
-mod control;
-mod delayed;
+mod ending;
 mod event_loop;
 mod guard;
 mod incidents;
 mod iterative;
-mod memory;
+#[cfg(feature = "daemon")]
 mod monitor;
 mod netem;
 mod notify;
 mod peer;
 mod rate_limited;
 mod ready;
+mod shutdown;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod simulation;
 pub(crate) mod sockets;
-mod story;
 mod threaded;
 mod udp;
 
-pub use control::Handle;
+pub use shutdown::Handle;
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 #[cfg(feature = "daemon")]
 use std::net::TcpListener;
@@ -36,8 +37,8 @@ use std::sync::Arc;
 
 use mio::Poll;
 
-use self::control::Control;
 use self::guard::Guard;
+use self::shutdown::Shutdown;
 use self::sockets::Sockets;
 use crate::config::{Config, Design, ServiceKind, Transport};
 use crate::error::{AdoptError, Error};
@@ -77,7 +78,7 @@ pub struct Server {
     #[cfg(feature = "daemon")]
     monitor: Option<TcpListener>,
     poll: Poll,
-    control: Control,
+    shutdown: Shutdown,
     stats: Arc<Stats>,
 }
 
@@ -137,7 +138,7 @@ impl Server {
         config.impairments.seed.get_or_insert_with(random::draw);
         let stats = Arc::new(Stats::default());
         let poll = Poll::new().map_err(Error::Poll)?;
-        let control = Control::new(&poll, &config, Arc::clone(&stats)).map_err(Error::Poll)?;
+        let shutdown = Shutdown::new(&poll, &config, Arc::clone(&stats)).map_err(Error::Poll)?;
         let sockets = sockets(&mut config)?;
         #[cfg(feature = "daemon")]
         let monitor = config.metrics.map(sockets::bind_monitor).transpose()?;
@@ -147,7 +148,7 @@ impl Server {
             #[cfg(feature = "daemon")]
             monitor,
             poll,
-            control,
+            shutdown,
             stats,
         })
     }
@@ -156,13 +157,8 @@ impl Server {
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
         let tcp = self.sockets.listeners.iter().filter_map(|socket| socket.local_addr().ok());
         let udp = self.sockets.datagrams.iter().filter_map(|socket| socket.local_addr().ok());
-        let mut addresses = Vec::new();
-        for address in tcp.chain(udp) {
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
-        }
-        addresses
+        let mut seen = HashSet::new();
+        tcp.chain(udp).filter(|&address| seen.insert(address)).collect()
     }
 
     /// The address of the port for monitors: [`Config::metrics`], with the port that was picked.
@@ -173,7 +169,7 @@ impl Server {
 
     /// A handle that stops the server from another thread, or from its service.
     pub fn handle(&self) -> Handle {
-        self.control.handle()
+        self.shutdown.handle()
     }
 
     /// Serves with the service that the config names, on this thread, until a [`Handle`] stops it, or a
@@ -210,7 +206,7 @@ impl Server {
         self.run_each(move || service.clone())
     }
 
-    /// Serves with services of yours: `make` is called for each TCP connection and for each datagram. A
+    /// Serves with services of yours: `make_service` is called for each TCP connection and for each datagram. A
     /// service need be neither `Clone` nor `Send`, and can be a `Box<dyn Service>`.
     ///
     /// # Errors
@@ -219,9 +215,9 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// If `make` panics. A panic of a service does not end the server: it ends that connection, and is
+    /// If `make_service` panics. A panic of a service does not end the server: it ends that connection, and is
     /// logged and counted.
-    pub fn run_each<V, F>(mut self, make: F) -> Result<(), Error>
+    pub fn run_each<V, F>(mut self, make_service: F) -> Result<(), Error>
     where
         V: Service + 'static,
         F: FnMut() -> V + Clone + Send + 'static,
@@ -229,9 +225,9 @@ impl Server {
         self.announce();
         let stats = Arc::clone(&self.stats);
         match self.config.design {
-            Design::EventLoop => event_loop::run(self, make),
-            Design::Threaded => threaded::run(self, make),
-            Design::Iterative => iterative::run(self, make),
+            Design::EventLoop => event_loop::run(self, make_service),
+            Design::Threaded => threaded::run(self, make_service),
+            Design::Iterative => iterative::run(self, make_service),
         }
         .map_err(Error::Run)?;
         let stats = stats.snapshot();
@@ -242,19 +238,19 @@ impl Server {
     /// Logs the first lines, and keeps the status for the service manager.
     fn announce(&mut self) {
         announce::impairments(&self.config);
-        self.control.set_status(announce::listening(&self.config, &self.local_addrs()));
+        self.shutdown.set_status(announce::listening(&self.config, &self.local_addrs()));
         #[cfg(feature = "daemon")]
         if let Some(address) = self.metrics_addr() {
             announce::monitoring(address);
         }
         announce::reduced_limits(&self.config);
     }
-}
 
-/// The guard of the ports of the config, and of our own.
-fn guard_of(config: &Config, sockets: &Sockets) -> Guard {
-    let own = sockets.datagrams.iter().filter_map(|socket| socket.local_addr().ok());
-    let mut ports = config.limits.guard_ports.ports().to_vec();
-    ports.extend(own.map(|address| address.port()));
-    Guard::new(ports, config.limits.udp_rate)
+    /// The guard of the ports of the config, and of our own.
+    fn guard(&self) -> Guard {
+        let own = self.sockets.datagrams.iter().filter_map(|socket| socket.local_addr().ok());
+        let mut ports = self.config.limits.guard_ports.ports().to_vec();
+        ports.extend(own.map(|address| address.port()));
+        Guard::new(ports, self.config.limits.udp_rate)
+    }
 }

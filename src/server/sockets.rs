@@ -1,6 +1,6 @@
 //! Binds the sockets of a server, or takes over bound ones, and sets their options.
 
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -26,8 +26,7 @@ const MONITOR_BACKLOG: u32 = 1024;
 
 /// Binds all addresses that `config` names, on one port.
 pub(crate) fn bind(config: &Config) -> Result<Sockets, BindError> {
-    let ports = config.bind.iter().map(|address| address.port().unwrap_or(config.port));
-    let picked = config.port == 0 || ports.into_iter().any(|port| port == 0);
+    let picked = config.port == 0 || config.bind.iter().any(|one| one.port == Some(0));
     let mut tries = if picked { PICKS } else { 1 };
     loop {
         tries -= 1;
@@ -41,56 +40,64 @@ pub(crate) fn bind(config: &Config) -> Result<Sockets, BindError> {
 
 fn bind_all(config: &Config) -> Result<Sockets, BindError> {
     let mut sockets = Sockets { listeners: Vec::new(), datagrams: Vec::new() };
-    let everywhere = config.bind.is_empty();
-    let wildcard = [BindAddress::from(Ipv6Addr::UNSPECIFIED)];
+    let everywhere = config.bind.is_empty().then(wildcard);
     // The port of all addresses that have none of their own, once the system has picked it.
     let mut common_port = config.port;
-    for address in if everywhere { &wildcard[..] } else { &config.bind } {
-        let mut port = address.port().unwrap_or(common_port);
+    for address in everywhere.iter().chain(&config.bind) {
+        let mut bound = address.with_port(address.port.unwrap_or(common_port));
         if config.transport.tcp() {
-            let listener: TcpListener =
-                open(config, Type::STREAM, address.with_port(port), everywhere)?.into();
-            port = listener.local_addr().map_or(port, |address| address.port());
+            let listener = TcpListener::from(open(config, Purpose::Tcp, bound)?);
+            bound = listener.local_addr().unwrap_or(bound);
             sockets.listeners.push(listener);
         }
         if config.transport.udp() {
-            let socket: UdpSocket =
-                open(config, Type::DGRAM, address.with_port(port), everywhere)?.into();
-            port = socket.local_addr().map_or(port, |address| address.port());
+            let socket = UdpSocket::from(open(config, Purpose::Udp, bound)?);
+            bound = socket.local_addr().unwrap_or(bound);
             sockets.datagrams.push(socket);
         }
-        if address.port().is_none() {
-            common_port = port;
+        if address.port.is_none() {
+            common_port = bound.port();
         }
     }
     // Clients can connect only once everything is bound.
     for listener in &sockets.listeners {
         listen(listener, config.backlog).map_err(|source| {
-            let any = (Ipv4Addr::UNSPECIFIED, 0).into();
-            let address = listener.local_addr().unwrap_or(any);
+            let address = listener.local_addr().unwrap_or((Ipv4Addr::UNSPECIFIED, 0).into());
             BindError { purpose: Purpose::Tcp, address, source }
         })?;
     }
     Ok(sockets)
 }
 
-/// Opens one socket; `everywhere` falls back to IPv4 where there is no IPv6.
-fn open(
-    config: &Config,
-    kind: Type,
-    address: SocketAddr,
-    everywhere: bool,
-) -> Result<Socket, BindError> {
-    let purpose = if kind == Type::STREAM { Purpose::Tcp } else { Purpose::Udp };
-    let failed = |address| move |source| BindError { purpose, address, source };
-    let outcome = open_at(config, kind, address, everywhere);
-    match outcome {
-        Err(error) if everywhere && lacks_ipv6(&error) => {
-            let address = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), address.port());
-            open_at(config, kind, address, everywhere).map_err(failed(address))
-        }
-        outcome => outcome.map_err(failed(address)),
+/// Every interface: IPv4 and IPv6, or IPv4 where this machine has no IPv6.
+fn wildcard() -> BindAddress {
+    match UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)) {
+        Err(error) if lacks_ipv6(&error) => Ipv4Addr::UNSPECIFIED.into(),
+        _ => Ipv6Addr::UNSPECIFIED.into(),
     }
+}
+
+/// Opens and binds one socket. Where no address is given, an IPv6 one is for IPv4, too.
+fn open(config: &Config, purpose: Purpose, address: SocketAddr) -> Result<Socket, BindError> {
+    let is_tcp = purpose == Purpose::Tcp;
+    let open = || {
+        let kind = if is_tcp { Type::STREAM } else { Type::DGRAM };
+        let socket = Socket::new(Domain::for_address(address), kind, None)?;
+        if address.is_ipv6() {
+            socket.set_only_v6(!config.bind.is_empty())?;
+        }
+        socket.set_reuse_port(config.reuse_port)?;
+        if is_tcp {
+            // A listener may be bound while connections of an earlier process are in TIME_WAIT.
+            socket.set_reuse_address(true)?;
+            set_stream_options(&socket)?;
+        } else {
+            set_datagram_options(&socket, address.is_ipv6())?;
+        }
+        socket.bind(&address.into())?;
+        Ok(socket)
+    };
+    open().map_err(|source| BindError { purpose, address, source })
 }
 
 /// Binds the port for monitors. No other process shares it, even if several share the server's port: each
@@ -98,7 +105,7 @@ fn open(
 #[cfg(feature = "daemon")]
 pub(crate) fn bind_monitor(address: SocketAddr) -> Result<TcpListener, BindError> {
     let bind = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
         set_stream_options(&socket)?;
         socket.bind(&address.into())?;
@@ -117,9 +124,7 @@ pub(crate) fn adopt(
     let mut adopted = Sockets { listeners: Vec::new(), datagrams: Vec::new() };
     for (index, fd) in sockets.into_iter().enumerate() {
         let socket = Socket::from(fd);
-        let kind = adopt_one(config, &socket)
-            .map_err(|(reason, source)| AdoptError::new(index, reason, source))?;
-        match kind {
+        match adopt_one(config, index, &socket)? {
             Type::STREAM => adopted.listeners.push(socket.into()),
             _ => adopted.datagrams.push(socket.into()),
         }
@@ -128,56 +133,29 @@ pub(crate) fn adopt(
 }
 
 /// Checks what one socket is, and sets its options. Returns its type.
-fn adopt_one(config: &Config, socket: &Socket) -> Result<Type, (&'static str, Option<io::Error>)> {
-    let asked = |error| ("its type and address cannot be read", Some(error));
-    let refused = |why| move |error| (why, Some(error));
+fn adopt_one(config: &Config, index: usize, socket: &Socket) -> Result<Type, AdoptError> {
+    let wrong = |reason| AdoptError::new(index, reason, None);
+    let refused = |reason| move |error| AdoptError::new(index, reason, Some(error));
+    let asked = refused("its type and address cannot be read");
     let kind = socket.r#type().map_err(asked)?;
     let address = socket.local_addr().map_err(asked)?.as_socket();
-    let address = address.ok_or(("it is neither IPv4 nor IPv6", None))?;
+    let address = address.ok_or(wrong("it is neither IPv4 nor IPv6"))?;
     if address.port() == 0 {
-        return Err(("it is not bound", None));
+        return Err(wrong("it is not bound"));
     }
     if socket.peer_addr().is_ok() {
-        return Err(("it is connected", None));
+        return Err(wrong("it is connected"));
     }
     socket.set_cloexec(true).map_err(asked)?;
     let protocol = socket.protocol().map_err(asked)?;
-    match kind {
-        _ if ![Protocol::TCP, Protocol::MPTCP, Protocol::UDP].map(Some).contains(&protocol) => {
-            return Err(("it is neither TCP nor UDP", None));
-        }
-        Type::STREAM => {
+    match (kind, protocol) {
+        (Type::STREAM, Some(Protocol::TCP | Protocol::MPTCP)) => {
             set_stream_options(socket).map_err(refused("it does not take the options of TCP"))?;
             listen(socket, config.backlog).map_err(refused("it cannot listen"))?;
         }
-        Type::DGRAM => set_datagram_options(socket, address.is_ipv6())
+        (Type::DGRAM, Some(Protocol::UDP)) => set_datagram_options(socket, address.is_ipv6())
             .map_err(refused("it does not take the options of UDP"))?,
-        _ => return Err(("it is neither TCP nor UDP", None)),
+        _ => return Err(wrong("it is neither TCP nor UDP")),
     }
     Ok(kind)
-}
-
-fn open_at(
-    config: &Config,
-    kind: Type,
-    address: SocketAddr,
-    everywhere: bool,
-) -> io::Result<Socket> {
-    let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
-    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(!everywhere)?;
-    }
-    if config.reuse_port {
-        socket.set_reuse_port(true)?;
-    }
-    if kind == Type::STREAM {
-        // A listener may be bound while connections of an earlier process are in TIME_WAIT.
-        socket.set_reuse_address(true)?;
-        set_stream_options(&socket)?;
-    } else {
-        set_datagram_options(&socket, address.is_ipv6())?;
-    }
-    socket.bind(&address.into())?;
-    Ok(socket)
 }

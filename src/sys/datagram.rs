@@ -1,7 +1,7 @@
 //! UDP sockets: recvmsg(2) and sendmmsg(2) with their control messages.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{self, IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -47,9 +47,6 @@ pub(crate) trait Socket {
     /// Leaves the port with the datagrams that are queued here: later ones go to the other sockets on
     /// the port, if there are any (SO_REUSEPORT).
     fn leave(&mut self);
-
-    /// Returns our address that a datagram on `route` was sent to.
-    fn local_addr(&self, route: &Route) -> io::Result<SocketAddr>;
 }
 
 /// A datagram, or a run of equal ones in one piece, as it was received.
@@ -90,7 +87,8 @@ pub(crate) struct DatagramSocket {
     half_buffer: usize,
     /// Buffer for the control messages of a receive.
     control: Vec<u8>,
-    headers: Headers,
+    /// Headers for sending, made once: nix would otherwise allocate control data for each message.
+    headers: [MultiHeaders<SockaddrStorage>; 4],
 }
 
 impl DatagramSocket {
@@ -108,10 +106,15 @@ impl DatagramSocket {
             wildcard: address.is_none_or(|address| address.ip().is_unspecified()),
             half_buffer,
             control: cmsg_space!(in_pktinfo, in6_pktinfo, i32, i32),
-            headers: Headers::new(address.is_some_and(|address| address.is_ipv6())),
+            headers: headers(address.is_some_and(|address| address.is_ipv6())),
         };
         socket.use_reserve(false);
         Ok(socket)
+    }
+
+    /// What it is bound to, where that is known.
+    pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
+        self.socket.local_addr().ok()
     }
 
     /// The socket to register with mio.
@@ -171,16 +174,17 @@ impl Socket for DatagramSocket {
         };
         let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
         let (to, pieces) = ([Some(SockaddrStorage::from(route.peer))], [pieces]);
-        let DatagramSocket { socket, headers, .. } = self;
+        let DatagramSocket { socket, headers: [bare, segmented, routed, routed_segmented], .. } =
+            self;
         let send = |headers, controls: &[ControlMessage<'_>]| {
             let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
             try_io(socket, || sendmmsg(fd, headers, &pieces, to, controls, flags).map(drop))
         };
         match (from, segments) {
-            (None, None) => send(&mut headers.bare, &[]),
-            (None, Some(segments)) => send(&mut headers.segmented, &[segments]),
-            (Some(from), None) => send(&mut headers.from, &[from]),
-            (Some(from), Some(segments)) => send(&mut headers.from_segmented, &[from, segments]),
+            (None, None) => send(bare, &[]),
+            (None, Some(segments)) => send(segmented, &[segments]),
+            (Some(from), None) => send(routed, &[from]),
+            (Some(from), Some(segments)) => send(routed_segmented, &[from, segments]),
         }
     }
 
@@ -214,21 +218,10 @@ impl Socket for DatagramSocket {
     /// it looks for one that is not.
     fn leave(&mut self) {
         let Ok(mut silent) = self.socket.local_addr() else { return };
-        if silent.ip().is_unspecified() {
-            silent.set_ip(match silent {
-                SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-                SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-            });
-        }
         silent.set_port(DISCARD);
-        // Where this fails, what still comes is lost when the socket is closed.
+        // To connect(2), an unspecified address is this machine. Where this fails, what still comes is lost
+        // when the socket is closed.
         let _ = self.socket.connect(silent);
-    }
-
-    fn local_addr(&self, route: &Route) -> io::Result<SocketAddr> {
-        let bound = self.socket.local_addr()?;
-        let ip = route.local.unwrap_or(bound.ip()).to_canonical();
-        Ok(SocketAddr::new(ip, bound.port()))
     }
 }
 
@@ -299,29 +292,15 @@ fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     v6.or_else(|| address.as_sockaddr_in().map(|&address| SocketAddrV4::from(address).into()))
 }
 
-/// Headers for sending, made once: nix would otherwise allocate control data for each message.
-struct Headers {
-    /// With neither segments nor an address to leave from.
-    bare: MultiHeaders<SockaddrStorage>,
-    segmented: MultiHeaders<SockaddrStorage>,
-    from: MultiHeaders<SockaddrStorage>,
-    from_segmented: MultiHeaders<SockaddrStorage>,
-}
-
-impl Headers {
-    fn new(ipv6: bool) -> Self {
-        let (from, from_segmented) = if ipv6 {
-            (alone::<in6_pktinfo>(), cmsg_space!(in6_pktinfo, u16))
-        } else {
-            (alone::<in_pktinfo>(), cmsg_space!(in_pktinfo, u16))
-        };
-        Headers {
-            bare: MultiHeaders::preallocate(1, None),
-            segmented: MultiHeaders::preallocate(1, Some(cmsg_space!(u16))),
-            from: MultiHeaders::preallocate(1, Some(from)),
-            from_segmented: MultiHeaders::preallocate(1, Some(from_segmented)),
-        }
-    }
+/// Headers without control messages, with segments, with an address to leave from, and with both.
+fn headers(ipv6: bool) -> [MultiHeaders<SockaddrStorage>; 4] {
+    let (routed, both) = if ipv6 {
+        (alone::<in6_pktinfo>(), cmsg_space!(in6_pktinfo, u16))
+    } else {
+        (alone::<in_pktinfo>(), cmsg_space!(in_pktinfo, u16))
+    };
+    [None, Some(cmsg_space!(u16)), Some(routed), Some(both)]
+        .map(|control| MultiHeaders::preallocate(1, control))
 }
 
 /// Allocates for one control message, without the padding behind it, which would only make the kernel
@@ -332,6 +311,8 @@ fn alone<T>() -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use socket2::{Domain, Type};
 
     use super::*;

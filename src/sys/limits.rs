@@ -39,10 +39,18 @@ pub(crate) fn open_file_limit() -> u64 {
     getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(limit, _)| limit)
 }
 
-/// The limit on mappings of this process (vm.max_map_count).
-pub(crate) fn mappings() -> usize {
+/// Mappings that a thread needs: its stack, the stack that tells of an overflow, and a guard page for
+/// each.
+const MAPPINGS_PER_THREAD: usize = 4;
+/// Mappings that the process has besides, generously.
+const OTHER_MAPPINGS: usize = 1_000;
+
+/// How many threads fit into the mappings of this process (vm.max_map_count). Other limits show as an error
+/// when a thread is to be started; without mappings it would die as it starts, and the process with it.
+pub(crate) fn threads() -> usize {
     let limit = fs::read_to_string("/proc/sys/vm/max_map_count");
-    limit.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_530)
+    let limit = limit.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(65_530_usize);
+    (limit.saturating_sub(OTHER_MAPPINGS) / MAPPINGS_PER_THREAD).max(1)
 }
 
 /// The bytes of address space that this process may still take (RLIMIT_AS, RLIMIT_DATA).
@@ -72,6 +80,6 @@ mod tests {
         assert!(memory("VmSize:") > 1 << 20 && memory("Nonsense:") == 0);
         assert!(address_space_left() > 1 << 20);
         assert!(open_files() >= 3 && open_files() as u64 <= open_file_limit());
-        assert!(mappings() > 1_000);
+        assert!(threads() > 1);
     }
 }

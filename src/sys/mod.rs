@@ -20,7 +20,6 @@ use nix::net::if_::if_nametoindex;
 /// Whether a read that does not fill its buffer has emptied the socket, so that the next bytes come
 /// with a new event. epoll(7) and kqueue(2) promise it. With poll(2), mio has to see a `WouldBlock`
 /// before it asks for events again (tokio-rs/mio#1611).
-#[expect(dead_code, reason = "the connection is about to ask it")]
 pub(crate) const SHORT_READ_EMPTIES: bool = cfg!(not(mio_unsupported_force_poll_poll));
 
 /// The index of the network interface with this name.

@@ -53,8 +53,8 @@ fn request() -> [u8; HEADER + NEIGHBOUR] {
 
 /// Takes the messages of one part of the reply; whether more is to come.
 fn read_part(mut part: &[u8], missing: &mut Vec<IpAddr>) -> bool {
-    while let (Some(length), Some(kind)) = (u32_at(part, 0), u16_at(part, 4)) {
-        let length = length as usize;
+    while let (Some(length), Some(kind)) = (part.first_chunk(), u16_at(part, 4)) {
+        let length = u32::from_ne_bytes(*length) as usize;
         let ends = [NLMSG_DONE, NLMSG_ERROR].contains(&i32::from(kind));
         if ends || length < HEADER || length > part.len() {
             return false;
@@ -83,11 +83,7 @@ fn missing_neighbour(message: &[u8]) -> Option<IpAddr> {
 }
 
 fn u16_at(bytes: &[u8], place: usize) -> Option<u16> {
-    bytes.get(place..place + 2)?.try_into().ok().map(u16::from_ne_bytes)
-}
-
-fn u32_at(bytes: &[u8], place: usize) -> Option<u32> {
-    bytes.get(place..place + 4)?.try_into().ok().map(u32::from_ne_bytes)
+    bytes.get(place..)?.first_chunk().copied().map(u16::from_ne_bytes)
 }
 
 #[cfg(test)]

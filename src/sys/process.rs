@@ -3,20 +3,13 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeVal;
 use nix::time::{ClockId, clock_gettime};
 
 use super::limits;
 
 /// CPU time that this process has used, user and system.
 pub(crate) fn cpu_time() -> Duration {
-    let spent = |time: TimeVal| {
-        let micros = i128::from(time.tv_sec()) * 1_000_000 + i128::from(time.tv_usec());
-        Duration::from_micros(u64::try_from(micros).unwrap_or_default())
-    };
-    getrusage(UsageWho::RUSAGE_SELF)
-        .map_or(Duration::ZERO, |usage| spent(usage.user_time()) + spent(usage.system_time()))
+    clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// Bytes of this process that are in RAM; 0 if unknown.

@@ -7,6 +7,7 @@ use std::os::raw::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use log::error;
 use mio::{Interest, Registry, Token};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals as Pending;
@@ -22,7 +23,11 @@ pub(crate) enum Request {
 
 /// Handles SIGTERM, SIGINT, SIGHUP and SIGUSR1 until it is dropped. SIGHUP is left alone if it is ignored,
 /// as under nohup(1).
-pub(crate) struct Signals(Pending);
+pub(crate) struct Signals {
+    pending: Pending,
+    registry: Registry,
+    token: Token,
+}
 
 /// Whether handlers act like the default disposition. A handler, once installed, stays: without unsafe
 /// code the default disposition does not come back. So each signal that had it gets a handler that acts
@@ -46,11 +51,11 @@ impl Signals {
     /// Takes the signals. Each is an event for `token` from then on.
     pub(crate) fn take(registry: &Registry, token: Token) -> io::Result<Self> {
         let mut taken = taken();
-        let before = Dispositions::read();
+        let [ignored, caught] = dispositions();
         let mut wanted = vec![SIGTERM, SIGINT, SIGUSR1];
-        wanted.extend((!before.ignored(SIGHUP)).then_some(SIGHUP));
+        wanted.extend((!is_in(ignored, SIGHUP)).then_some(SIGHUP));
         for &signal in &wanted {
-            if before.default(signal) && !taken.defaults.contains(&signal) {
+            if !is_in(ignored | caught, signal) && !taken.defaults.contains(&signal) {
                 signal_hook::flag::register_conditional_default(signal, &GIVEN_BACK)?;
                 taken.defaults.push(signal);
             }
@@ -59,15 +64,23 @@ impl Signals {
         registry.register(&mut pending, token, Interest::READABLE)?;
         taken.servers += 1;
         GIVEN_BACK.store(false, Ordering::SeqCst);
-        Ok(Signals(pending))
+        Ok(Signals { pending, registry: registry.try_clone()?, token })
     }
 
     /// The requests of the signals that have arrived.
-    pub(crate) fn requests(&mut self) -> impl Iterator<Item = Request> + '_ {
-        self.0.pending().map(|signal| match signal {
-            SIGUSR1 => Request::Report,
-            _ => Request::Stop,
-        })
+    pub(crate) fn requests(&mut self) -> Vec<Request> {
+        let request = |signal| if signal == SIGUSR1 { Request::Report } else { Request::Stop };
+        let requests = self.pending.pending().map(request).collect();
+        // They were read behind mio's back, which with poll(2) would not ask for more of them.
+        let interest = Interest::READABLE;
+        if let Err(error) = self.registry.reregister(&mut self.pending, self.token, interest) {
+            error!(
+                event = "signals_unwatched",
+                errno = error.raw_os_error();
+                "further signals may go unnoticed: {error}"
+            );
+        }
+        requests
     }
 }
 
@@ -86,27 +99,16 @@ impl Drop for Signals {
     }
 }
 
-/// The dispositions of the signals of this process (proc_pid_status(5)).
-struct Dispositions {
-    ignored: u64,
-    caught: u64,
+/// The signals that this process ignores, and those that it catches: a bit for each
+/// (proc_pid_status(5)).
+fn dispositions() -> [u64; 2] {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ["SigIgn:", "SigCgt:"].map(|name| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(name));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+    })
 }
 
-impl Dispositions {
-    fn read() -> Self {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let mask = |name| {
-            let mask = status.lines().find_map(|line| line.strip_prefix(name));
-            mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-        };
-        Dispositions { ignored: mask("SigIgn:"), caught: mask("SigCgt:") }
-    }
-
-    fn ignored(&self, signal: c_int) -> bool {
-        self.ignored >> (signal - 1) & 1 == 1
-    }
-
-    fn default(&self, signal: c_int) -> bool {
-        (self.ignored | self.caught) >> (signal - 1) & 1 == 0
-    }
+fn is_in(mask: u64, signal: c_int) -> bool {
+    mask >> (signal - 1) & 1 == 1
 }

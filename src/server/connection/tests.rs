@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::*;
+use crate::config::Config;
+use crate::impairments::Impairments;
 use crate::protocol::{Echo, Framing, Protocol, Upper, Who};
 
 /// A call that is to come next, and what it returns.
@@ -81,7 +83,7 @@ impl Stream for Scripted {
 struct Bench<V> {
     connection: Connection<Scripted, V>,
     script: Scripted,
-    memory: Arc<Memory>,
+    shared: Shared,
     now: Moment,
 }
 
@@ -102,7 +104,10 @@ fn bench<V: Service>(protocol: Protocol, service: V) -> Bench<V> {
     let (now, peer) = (Moment::default() + SECOND, SocketAddr::from(([192, 0, 2, 1], 5)));
     let session = Session::new(protocol, service);
     let connection = Connection::new(script.clone(), 1, peer.into(), session, now);
-    Bench { connection, script, memory: Arc::new(Memory::new(LIMIT, Arc::default())), now }
+    let rules = Rules::of(&Config::default());
+    let rules = Rules { idle_timeout: Some(IDLE_TIME), max_buffered: LIMIT, ..rules };
+    let shared = Shared::new(rules, Arc::default(), None);
+    Bench { connection, script, shared, now }
 }
 
 impl<V: Service> Bench<V> {
@@ -114,20 +119,13 @@ impl<V: Service> Bench<V> {
 
     fn turns(&mut self, calls: impl IntoIterator<Item = Call>) -> Turn {
         self.script.0.borrow_mut().calls.extend(calls);
-        let mut scratch = Scratch::default();
-        let mut room = [0; 16];
+        let (mut buffer, mut scratch) = ([0; 16], Scratch::default());
         let (mut outcome, mut count) = (Ok(()), 0);
-        while outcome.is_ok() && self.connection.can_act() {
+        while outcome.is_ok() && self.connection.can_act(self.now) {
             count += 1;
             assert!(count < 1_000_000, "it goes on and on");
-            outcome = match self.receive(&mut room, &mut scratch) {
-                Ok(0) => Ok(()),
-                Ok(length) => {
-                    let input = &room[..length];
-                    self.connection.answer(input, &mut scratch, &self.memory, self.now)
-                }
-                Err(end) => Err(end),
-            };
+            let Bench { connection, shared, now, .. } = self;
+            outcome = connection.turn(&mut buffer, &mut scratch, shared, *now);
         }
         self.done(outcome)
     }
@@ -144,14 +142,14 @@ impl<V: Service> Bench<V> {
         self.done(outcome)
     }
 
-    fn receive(&mut self, room: &mut [u8], scratch: &mut Scratch) -> Turn<usize> {
-        self.connection.receive(room, scratch, &self.memory, Some(IDLE_TIME), self.now)
-    }
-
     /// Its deadline has passed, and it is looked at once more.
     fn expire(&mut self, calls: impl IntoIterator<Item = Call>) -> Turn {
-        self.connection.expire()?;
+        self.connection.expire(Some(IDLE_TIME), self.now)?;
         self.turns(calls)
+    }
+
+    fn deadline(&self, idle_timeout: Option<Duration>) -> Option<Moment> {
+        self.connection.deadline(idle_timeout, self.now)
     }
 
     fn written(&self) -> Vec<u8> {
@@ -160,7 +158,7 @@ impl<V: Service> Bench<V> {
 }
 
 #[test]
-fn what_was_read_is_answered() {
+fn what_was_read_gets_a_reply() {
     let mut bench = raw();
     // A short read: there is no more.
     assert_eq!(bench.event(READABLE, [Reads(b"abc"), Takes(3)]), Ok(()));
@@ -177,7 +175,7 @@ fn what_was_read_is_answered() {
 fn a_short_read_before_a_fin_is_not_the_last() {
     let mut bench = raw();
     let calls = [Reads(b"abc"), Takes(3), Reads(b"")];
-    assert_eq!(bench.event(CLOSED, calls), Err(CloseReason::Peer));
+    assert_eq!(bench.event(CLOSED, calls), Err(CloseReason::PeerFin));
 }
 
 #[test]
@@ -188,7 +186,7 @@ fn a_half_closed_peer_gets_everything_before_we_close() {
     let calls = [Takes(2), Reads(b"st"), Reads(b""), Takes(1), WriteFails(WouldBlock)];
     assert_eq!(bench.event(WRITABLE, calls), Ok(()));
     assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
-    assert_eq!(bench.event(WRITABLE, [Takes(2)]), Err(CloseReason::Peer));
+    assert_eq!(bench.event(WRITABLE, [Takes(2)]), Err(CloseReason::PeerFin));
     assert_eq!(bench.written(), b"one\nlast");
 }
 
@@ -196,7 +194,7 @@ fn a_half_closed_peer_gets_everything_before_we_close() {
 fn a_character_kept_back_is_answered_at_the_fin() {
     let mut bench = bench(Protocol::default(), Upper::default());
     assert_eq!(bench.event(READABLE, [Reads(b"a\xe2\x82"), Takes(1)]), Ok(()));
-    assert_eq!(bench.event(CLOSED, [Reads(b""), Takes(2)]), Err(CloseReason::Peer));
+    assert_eq!(bench.event(CLOSED, [Reads(b""), Takes(2)]), Err(CloseReason::PeerFin));
     assert_eq!(bench.written(), b"A\xe2\x82");
 }
 
@@ -297,22 +295,23 @@ fn lingering_is_bounded_in_time() {
     let mut bench = raw();
     assert_eq!(bench.close(CloseReason::Idle, [Shutdown]), Ok(()));
     let deadline = bench.now + LINGER_TIME;
-    assert_eq!(bench.connection.deadline(None), Some(deadline));
+    assert_eq!(bench.deadline(None), Some(deadline));
     bench.now = bench.now + SECOND;
     assert_eq!(bench.event(READABLE, [Reads(b"more")]), Ok(()));
-    assert_eq!(bench.connection.deadline(None), Some(deadline), "what still comes is no excuse");
+    assert_eq!(bench.deadline(None), Some(deadline), "what still comes is no excuse");
     bench.connection.hint(READABLE);
+    bench.now = deadline;
     assert_eq!(bench.expire([]), Err(CloseReason::Idle));
 }
 
 #[test]
 fn an_idle_connection_is_told_with_a_fin() {
     let mut bench = raw();
-    assert_eq!(bench.connection.deadline(None), None);
-    assert_eq!(bench.connection.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
+    assert_eq!(bench.deadline(None), None);
+    assert_eq!(bench.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
     bench.now = bench.now + SECOND;
     assert_eq!(bench.event(READABLE, [Reads(b"a"), Takes(1)]), Ok(()));
-    assert_eq!(bench.connection.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
+    assert_eq!(bench.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
     bench.now = bench.now + IDLE_TIME;
     assert_eq!(bench.expire([ReadFails(WouldBlock), Shutdown]), Ok(()));
     assert_eq!(bench.event(CLOSED, [Reads(b"")]), Err(CloseReason::Idle));
@@ -324,7 +323,7 @@ fn an_idle_connection_that_takes_no_output_ends_without_a_fin() {
     assert_eq!(open.event(READABLE, [Reads(b"ab"), WriteFails(WouldBlock)]), Ok(()));
     open.now = open.now + SECOND;
     assert_eq!(open.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
-    let deadline = open.connection.deadline(Some(IDLE_TIME));
+    let deadline = open.deadline(Some(IDLE_TIME));
     assert_eq!(deadline, Some(open.now + IDLE_TIME), "the peer reads, if slowly");
     open.now = open.now + IDLE_TIME;
     assert_eq!(open.expire([WriteFails(WouldBlock)]), Err(CloseReason::Idle));
@@ -332,7 +331,7 @@ fn an_idle_connection_that_takes_no_output_ends_without_a_fin() {
     let mut half_closed = bench(LINES, Echo);
     let calls = [Reads(b"a"), Reads(b""), WriteFails(WouldBlock)];
     assert_eq!(half_closed.event(CLOSED, calls), Ok(()));
-    assert_eq!(half_closed.connection.deadline(None), None);
+    assert_eq!(half_closed.deadline(None), None);
     half_closed.now = half_closed.now + IDLE_TIME;
     assert_eq!(half_closed.expire([WriteFails(WouldBlock)]), Err(CloseReason::Idle));
 }
@@ -343,12 +342,13 @@ fn what_came_before_the_idle_timeout_was_noticed_is_answered() {
     bench.now = bench.now + IDLE_TIME;
     // No event has told of it yet.
     assert_eq!(bench.expire([Reads(b"a"), Takes(1)]), Ok(()));
-    assert_eq!(bench.connection.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
+    assert_eq!(bench.deadline(Some(IDLE_TIME)), Some(bench.now + IDLE_TIME));
     // A look that found something is the last one no more.
     assert_eq!(bench.event(READABLE, [ReadFails(WouldBlock)]), Ok(()));
     bench.now = bench.now + IDLE_TIME;
     assert_eq!(bench.expire([ReadFails(Interrupted), Reads(b"b"), Takes(1)]), Ok(()));
-    assert_eq!(bench.expire([Reads(b"")]), Err(CloseReason::Peer));
+    bench.now = bench.now + IDLE_TIME;
+    assert_eq!(bench.expire([Reads(b"")]), Err(CloseReason::PeerFin));
 }
 
 #[test]
@@ -381,7 +381,7 @@ fn a_slow_reader_of_the_last_answer_has_time_while_it_reads() {
     for _ in 0..3 {
         bench.now = bench.now + SECOND;
         assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
-        assert_eq!(bench.connection.deadline(None), Some(bench.now + LINGER_TIME));
+        assert_eq!(bench.deadline(None), Some(bench.now + LINGER_TIME));
     }
     bench.now = bench.now + LINGER_TIME;
     assert_eq!(
@@ -399,7 +399,7 @@ fn a_drain_does_not_wait_for_a_half_closed_peer_that_does_not_read() {
         assert_eq!(bench.event(CLOSED, calls), Ok(()));
         bench.now = bench.now + SECOND;
         assert_eq!(bench.close(CloseReason::Drain, []), Ok(()));
-        assert_eq!(bench.connection.deadline(None), Some(bench.now + LINGER_TIME));
+        assert_eq!(bench.deadline(None), Some(bench.now + LINGER_TIME));
         bench
     };
     let mut never = stuck();
@@ -418,10 +418,10 @@ fn a_drain_does_not_wait_for_a_peer_that_reads_bit_by_bit() {
         let calls = [Reads(b"one\n"), WriteFails(WouldBlock)];
         assert_eq!(bench.event(READABLE, calls), Ok(()));
         assert_eq!(bench.close(CloseReason::Drain, []), Ok(()));
-        let deadline = bench.connection.deadline(None);
+        let deadline = bench.deadline(None);
         bench.now = bench.now + SECOND;
         assert_eq!(bench.event(WRITABLE, [Takes(1), WriteFails(WouldBlock)]), Ok(()));
-        assert_eq!(bench.connection.deadline(None), deadline);
+        assert_eq!(bench.deadline(None), deadline);
     }
 }
 
@@ -432,38 +432,12 @@ fn traffic_is_counted() {
     assert_eq!(bench.event(READABLE, calls), Ok(()));
     let traffic =
         Traffic { bytes_in: 17, bytes_out: 17, reads: 2, writes: 3, short_writes: 1, paused: 0 };
-    assert_eq!(bench.connection.traffic(), traffic);
+    assert_eq!(bench.connection.traffic, traffic);
     let line = bench.connection.summary(CloseReason::Reset, bench.now).to_string();
     assert!(
         line.starts_with("192.0.2.1:5 closed by the peer's RST: 17 bytes in 2 reads"),
         "{line}"
     );
-}
-
-#[test]
-fn traffic_adds_up() {
-    let some =
-        Traffic { bytes_in: 1, bytes_out: 20, reads: 3, writes: 40, short_writes: 5, paused: 60 };
-    let more = Traffic {
-        bytes_in: 700,
-        bytes_out: 8,
-        reads: 900,
-        writes: 10,
-        short_writes: 110,
-        paused: 12,
-    };
-    let all = Traffic {
-        bytes_in: 701,
-        bytes_out: 28,
-        reads: 903,
-        writes: 50,
-        short_writes: 115,
-        paused: 72,
-    };
-    let mut sum = some;
-    sum += more;
-    assert_eq!(sum, all);
-    assert_eq!((all - some, all - more), (more, some));
 }
 
 #[test]
@@ -483,7 +457,7 @@ fn the_summary_tells_what_moved_and_what_did_not() {
     assert!(summary(&bench).contains("(2 short), 2 bytes unsent"), "{}", summary(&bench));
     bench.now = bench.now + SECOND;
     assert_eq!(bench.event(WRITABLE, [Takes(2)]), Ok(()));
-    assert_eq!(bench.connection.traffic().paused, 30_000);
+    assert_eq!(bench.connection.traffic.paused, 30_000);
     bench.now = bench.now + SECOND;
     let line = "5 bytes in 1 read, 5 bytes out in 3 writes (2 short), \
                 paused 3 s by back-pressure, open 4 s";
@@ -496,6 +470,47 @@ fn what_is_dropped_is_read_whatever_the_share() {
     assert_eq!(bench.connection.read_limit(7), 7);
     assert_eq!(bench.close(CloseReason::Drain, [Shutdown]), Ok(()));
     assert_eq!(bench.connection.read_limit(7), 16 << 10);
+}
+
+/// A connection that delays each reply by this.
+fn delayed<V: Service>(protocol: Protocol, service: V, delay: Duration) -> Bench<V> {
+    let mut bench = bench(protocol, service);
+    bench.shared.netem = Netem::new(&Impairments { delay, ..Impairments::default() }, 0);
+    bench
+}
+
+#[test]
+fn a_delayed_reply_leaves_when_its_time_has_come() {
+    let mut bench = delayed(Protocol::default(), Echo, SECOND);
+    assert_eq!(bench.event(READABLE, [Reads(b"ab")]), Ok(()));
+    assert_eq!(bench.deadline(None), Some(bench.now + SECOND));
+    assert_eq!((bench.connection.held(), bench.connection.unsent()), (2, 2));
+    // Nothing else is read meanwhile, whatever comes.
+    assert_eq!(bench.event(CLOSED, []), Ok(()));
+    bench.now = bench.now + SECOND;
+    let calls = [Takes(1), WriteFails(WouldBlock)];
+    assert_eq!(bench.turns(calls), Ok(()));
+    assert_eq!(bench.deadline(None), None);
+    assert_eq!(bench.event(WRITABLE, [Takes(1), Reads(b"")]), Err(CloseReason::PeerFin));
+    assert_eq!((bench.connection.held(), bench.shared.budget.held()), (0, 0));
+}
+
+#[test]
+fn no_time_runs_out_while_a_reply_is_delayed() {
+    let mut bench = delayed(Protocol { once: true, ..LINES }, Echo, 2 * IDLE_TIME);
+    assert_eq!(bench.event(READABLE, [Reads(b"one\n")]), Ok(()));
+    assert_eq!(bench.deadline(Some(IDLE_TIME)), Some(bench.now + 2 * IDLE_TIME));
+    bench.now = bench.now + IDLE_TIME + LINGER_TIME;
+    assert_eq!(bench.expire([]), Ok(()));
+    bench.now = bench.now + IDLE_TIME;
+    assert_eq!(bench.turns([Takes(4), Shutdown]), Ok(()));
+    // Only a drain does not wait for it.
+    let mut bench = delayed(LINES, Echo, 2 * IDLE_TIME);
+    assert_eq!(bench.event(READABLE, [Reads(b"one\n")]), Ok(()));
+    assert_eq!(bench.close(CloseReason::Drain, []), Ok(()));
+    assert_eq!(bench.deadline(None), Some(bench.now + LINGER_TIME));
+    bench.now = bench.now + LINGER_TIME;
+    assert_eq!(bench.expire([]), Err(CloseReason::Drain));
 }
 
 /// As large as a stream in a release build: a descriptor.

@@ -73,18 +73,13 @@ struct Response {
     page: Page,
     /// Whether the body is left out: to HEAD.
     without_body: bool,
-    connection: Connection,
+    /// The field about the connection, which says what becomes of it. Without one it stays open.
+    connection: &'static str,
 }
 
-/// What a response says about the connection, and what becomes of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Connection {
-    /// Nothing: it stays open.
-    Unsaid,
-    /// It stays open, which a client of HTTP/1.0 expects to read.
-    KeepAlive,
-    Close,
-}
+const CLOSE: &str = "Connection: close\r\n";
+/// A client of HTTP/1.0 expects to read it.
+const KEEP_ALIVE: &str = "Connection: keep-alive\r\n";
 
 impl<S: Site> Http<S> {
     pub(crate) fn new(site: S) -> Self {
@@ -133,10 +128,10 @@ impl<S: Site> Http<S> {
             let Some((length, mut response)) = self.next(input, is_last, came_for) else { break };
             input = without_blank_lines(&input[length..]);
             if count == MOST_REQUESTS && !input.is_empty() {
-                response.connection = Connection::Close;
+                response.connection = CLOSE;
             }
             response.send(now, replies);
-            if response.connection == Connection::Close {
+            if response.connection == CLOSE {
                 return None;
             }
             self.since = None;
@@ -166,31 +161,15 @@ fn without_blank_lines(input: &[u8]) -> &[u8] {
 
 /// The response to a request that is complete.
 fn respond(request: &Request<'_, '_>, site: &impl Site) -> Response {
-    let values = |name: &'static str| {
-        let named =
-            request.headers.iter().filter(move |field| field.name.eq_ignore_ascii_case(name));
-        named.map(|field| field.value)
-    };
-    let is_old = request.version == Some(0);
     // Exactly one; HTTP/1.0 did not know it (RFC 9112, 3.2).
-    let hosts = values("host").count();
-    if hosts > 1 || (hosts == 0 && !is_old) {
+    let hosts = values(request, "host").count();
+    if hosts > 1 || (hosts == 0 && !is_old(request)) {
         return Response::refusal(BAD_REQUEST, "a request has one Host");
     }
-    let Ok(length) = content_length(values("content-length")) else {
+    let Ok(length) = content_length(values(request, "content-length")) else {
         return Response::refusal(BAD_REQUEST, "a request has one Content-Length, a number");
     };
-    let has_body = length > 0 || values("transfer-encoding").next().is_some();
-    let wants = |wanted: &str| {
-        let options = values("connection").flat_map(|value| value.split(|&byte| byte == b','));
-        options.map(<[u8]>::trim_ascii).any(|option| option.eq_ignore_ascii_case(wanted.as_bytes()))
-    };
-    let connection = match is_old {
-        _ if has_body || wants("close") => Connection::Close,
-        true if wants("keep-alive") => Connection::KeepAlive,
-        true => Connection::Close,
-        false => Connection::Unsaid,
-    };
+    let has_body = length > 0 || values(request, "transfer-encoding").next().is_some();
     let path = path(request.path.unwrap_or_default());
     let page = match request.method {
         Some("GET" | "HEAD") if has_body => {
@@ -201,7 +180,34 @@ fn respond(request: &Request<'_, '_>, site: &impl Site) -> Response {
         }
         _ => Page::sentence(METHOD_NOT_ALLOWED, "GET and HEAD are all there is"),
     };
+    let connection = if has_body { CLOSE } else { connection(request) };
     Response { page, without_body: request.method == Some("HEAD"), connection }
+}
+
+/// Whether a request is one of HTTP/1.0.
+fn is_old(request: &Request<'_, '_>) -> bool {
+    request.version == Some(0)
+}
+
+/// The values of all fields with this name.
+fn values<'a>(request: &Request<'_, 'a>, name: &str) -> impl Iterator<Item = &'a [u8]> {
+    let fields = request.headers.iter();
+    fields.filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value)
+}
+
+/// What the client wants to become of the connection.
+fn connection(request: &Request<'_, '_>) -> &'static str {
+    let wants = |wanted: &str| {
+        let options =
+            values(request, "connection").flat_map(|value| value.split(|&byte| byte == b','));
+        options.map(<[u8]>::trim_ascii).any(|option| option.eq_ignore_ascii_case(wanted.as_bytes()))
+    };
+    match is_old(request) {
+        _ if wants("close") => CLOSE,
+        true if wants("keep-alive") => KEEP_ALIVE,
+        true => CLOSE,
+        false => "",
+    }
 }
 
 /// The length of the body that is announced; 0 if none is.
@@ -231,21 +237,14 @@ impl Response {
     /// A response that closes: what follows the request cannot be understood.
     fn refusal(status: Status, sentence: &str) -> Self {
         let page = Page::sentence(status, sentence);
-        Response { page, without_body: false, connection: Connection::Close }
+        Response { page, without_body: false, connection: CLOSE }
     }
 
     fn send(&self, now: SystemTime, replies: &mut Replies<'_>) {
         let Response { page: Page { status, content_type, body }, without_body, connection } = self;
         replies.send_with(|reply| {
-            let allow = match *status {
-                METHOD_NOT_ALLOWED => "Allow: GET, HEAD\r\n",
-                _ => "",
-            };
-            let connection = match connection {
-                Connection::Unsaid => "",
-                Connection::KeepAlive => "Connection: keep-alive\r\n",
-                Connection::Close => "Connection: close\r\n",
-            };
+            let allow =
+                if *status == METHOD_NOT_ALLOWED { "Allow: GET, HEAD\r\n" } else { "" };
             write!(
                 reply,
                 "HTTP/1.1 {} {}\r\nDate: {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{allow}{connection}\r\n",

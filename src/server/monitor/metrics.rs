@@ -1,182 +1,142 @@
 //! Metrics: the counters and gauges of the server and of its process, as OpenMetrics text.
 
 use std::fmt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, MetricEncoder, NoLabelSet, text,
-};
+use prometheus_client::encoding::{EncodeMetric, MetricEncoder, text};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
-use super::passes::{Distribution, Passes};
-use crate::stats::{Counted, Family, Snapshot};
+use crate::stats::{CONNECTIONS_CLOSED, Counted, Snapshot, UDP_NOT_ANSWERED};
 use crate::sys::{limits, process};
 
 /// The media type of the text.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-impl Family {
-    const ALL: [Family; 2] = [Family::ConnectionsClosed, Family::UdpNotAnswered];
+/// The longest times of the buckets, in seconds.
+const TIMES: [f64; 10] = [10e-6, 30e-6, 100e-6, 300e-6, 1e-3, 3e-3, 10e-3, 30e-3, 100e-3, 1.0];
+/// The most events of the buckets.
+const EVENTS: [f64; 7] = [0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0];
 
-    /// The name and the help of the metric.
-    fn metric(self) -> (&'static str, &'static str) {
-        match self {
-            Family::ConnectionsClosed => {
-                ("evecho_connections_closed", "TCP connections that ended, by reason.")
-            }
-            Family::UdpNotAnswered => (
-                "evecho_udp_not_answered",
-                "Datagrams that were received and not answered, by reason.",
-            ),
-        }
+const FAMILIES: [(&str, &str); 2] = [
+    (CONNECTIONS_CLOSED, "TCP connections that ended, by reason"),
+    (UDP_NOT_ANSWERED, "Datagrams that were received and not answered, by reason"),
+];
+
+/// The passes of the event loop: their time, and their events. Clones count the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Passes {
+    seconds: Histogram,
+    events: Histogram,
+}
+
+impl Default for Passes {
+    fn default() -> Self {
+        Passes { seconds: Histogram::new(TIMES), events: Histogram::new(EVENTS) }
     }
 }
 
-/// All metrics at one time.
-#[derive(Debug)]
-pub(super) struct Metrics {
-    snapshot: Snapshot,
+impl Passes {
+    /// Counts a pass.
+    pub(crate) fn record(&self, time: Duration, events: usize) {
+        self.seconds.observe(time.as_secs_f64());
+        self.events.observe(events as f64);
+    }
+}
+
+/// All metrics at one time. The registry ends each help with a full stop.
+pub(super) fn text(
+    snapshot: &Snapshot,
     ready: bool,
-    pass_seconds: Distribution,
-    pass_events: Distribution,
+    passes: &Passes,
     process_start: SystemTime,
+) -> String {
+    let mut registry = Registry::default();
+    let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("evecho_build", "The version of the server", build);
+    register_counters(&mut registry, snapshot);
+    register_gauges(&mut registry, snapshot, ready);
+    register_process(&mut registry, process_start);
+    let help = "Time that a pass of the event loop takes, without the wait for events";
+    registry.register("evecho_turn_seconds", help, passes.seconds.clone());
+    let help = "Events of a pass of the event loop";
+    registry.register("evecho_turn_events", help, passes.events.clone());
+    let mut text = String::with_capacity(16 << 10);
+    text::encode(&mut text, &registry).expect("a string takes everything");
+    text
 }
 
-impl Metrics {
-    pub(super) fn new(
-        snapshot: Snapshot,
-        ready: bool,
-        passes: &Passes,
-        process_start: SystemTime,
-    ) -> Self {
-        let (pass_seconds, pass_events) = (passes.seconds(), passes.events());
-        Metrics { snapshot, ready, pass_seconds, pass_events, process_start }
-    }
-
-    /// OpenMetrics text.
-    pub(super) fn text(self) -> String {
-        let mut registry = Registry::default();
-        registry.register_collector(Box::new(self));
-        let mut text = String::with_capacity(16 << 10);
-        text::encode(&mut text, &registry).expect("a string takes everything");
-        text
-    }
-
-    fn counters(&self, encoder: &mut Encoder<'_>) -> fmt::Result {
-        for Counted { name, label, help, count } in self.snapshot.counters() {
-            if label.is_none() {
-                encoder.counter(&format!("evecho_{name}"), help, count)?;
-            }
+fn register_counters(registry: &mut Registry, snapshot: &Snapshot) {
+    for Counted { name, label, help, count } in snapshot.counters() {
+        if label.is_none() {
+            let help = help.trim_end_matches('.');
+            registry.register(format!("evecho_{name}"), help, ConstCounter::new(count));
         }
-        for family in Family::ALL {
-            let (name, help) = family.metric();
-            let mut metric = encoder.begin(name, help, MetricType::Counter)?;
-            for Counted { label, count, .. } in self.snapshot.counters() {
-                if let Some((of, reason)) = label
-                    && of == family
-                {
-                    metric
-                        .encode_family(&[("reason", reason)])?
-                        .encode_counter::<NoLabelSet, _, u64>(&count, None)?;
-                }
-            }
+    }
+    for (family, help) in FAMILIES {
+        let counters = snapshot.counters().filter_map(|Counted { label, count, .. }| {
+            label.filter(|&(of, _)| of == family).map(|(_, reason)| (reason, count))
+        });
+        registry.register(format!("evecho_{family}"), help, ByReason(counters.collect()));
+    }
+}
+
+fn register_gauges(registry: &mut Registry, snapshot: &Snapshot, ready: bool) {
+    let mut gauge = |name, help, value: u64| registry.register(name, help, ConstGauge::new(value));
+    gauge("evecho_connections_open", "TCP connections that are open", snapshot.open());
+    gauge(
+        "evecho_buffered_bytes",
+        "Bytes that all connections hold together: replies that are not read yet, and frames that are not complete",
+        snapshot.buffered as u64,
+    );
+    gauge(
+        "evecho_accept_paused",
+        "Whether new TCP clients wait in the backlog because accept has paused: 1 or 0",
+        snapshot.accept_paused.into(),
+    );
+    gauge(
+        "evecho_ready",
+        "Whether the server is ready for new clients, as /readyz says: 1 or 0",
+        ready.into(),
+    );
+}
+
+fn register_process(registry: &mut Registry, start: SystemTime) {
+    let mut gauge = |name, help, value: u64| registry.register(name, help, ConstGauge::new(value));
+    gauge("process_open_fds", "Descriptors that the process has open", limits::open_files() as u64);
+    gauge("process_max_fds", "Descriptors that the process may have", limits::open_file_limit());
+    gauge(
+        "process_resident_memory_bytes",
+        "Memory of the process that is in RAM",
+        process::resident_memory(),
+    );
+    let start = start.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let help = "When the process started, in seconds since 1970";
+    registry.register("process_start_time_seconds", help, ConstGauge::new(start));
+    let help = "CPU time that the process has used, user and system";
+    let used = process::cpu_time().as_secs_f64();
+    registry.register("process_cpu_seconds", help, ConstCounter::new(used));
+}
+
+/// The counters of a family: each one's label `reason`, and its count. Unlike the library's own, it keeps
+/// their order.
+#[derive(Debug)]
+struct ByReason(Vec<(&'static str, u64)>);
+
+impl EncodeMetric for ByReason {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for &(reason, count) in &self.0 {
+            ConstCounter::new(count).encode(encoder.encode_family(&[("reason", reason)])?)?;
         }
         Ok(())
     }
 
-    fn gauges(&self, encoder: &mut Encoder<'_>) -> fmt::Result {
-        let Snapshot { buffered, accept_paused, .. } = self.snapshot;
-        for (name, help, value) in [
-            ("evecho_connections_open", "TCP connections that are open.", self.snapshot.open()),
-            (
-                "evecho_buffered_bytes",
-                "Bytes that all connections hold together: replies that are not read yet, and frames that are not complete.",
-                buffered as u64,
-            ),
-            (
-                "evecho_accept_paused",
-                "Whether new TCP clients wait in the backlog because accept has paused: 1 or 0.",
-                accept_paused.into(),
-            ),
-            (
-                "evecho_ready",
-                "Whether the server is ready for new clients, as /readyz says: 1 or 0.",
-                self.ready.into(),
-            ),
-            (
-                "process_open_fds",
-                "Descriptors that the process has open.",
-                limits::open_files() as u64,
-            ),
-            (
-                "process_max_fds",
-                "Descriptors that the process may have.",
-                limits::open_file_limit(),
-            ),
-            (
-                "process_resident_memory_bytes",
-                "Memory of the process that is in RAM.",
-                process::resident_memory(),
-            ),
-        ] {
-            encoder.gauge(name, help, value)?;
-        }
-        let start = self.process_start.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let help = "When the process started, in seconds since 1970.";
-        encoder.gauge("process_start_time_seconds", help, start.as_secs_f64())?;
-        let help = "CPU time that the process has used, user and system.";
-        encoder.counter("process_cpu_seconds", help, process::cpu_time().as_secs_f64())
-    }
-}
-
-impl Collector for Metrics {
-    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let mut encoder = Encoder(encoder);
-        let help = "The version of the server.";
-        encoder
-            .begin("evecho_build", help, MetricType::Info)?
-            .encode_info(&[("version", env!("CARGO_PKG_VERSION"))])?;
-        self.counters(&mut encoder)?;
-        self.gauges(&mut encoder)?;
-        for (name, help, distribution) in [
-            (
-                "evecho_turn_seconds",
-                "Time that a pass of the event loop takes, without the wait for events.",
-                &self.pass_seconds,
-            ),
-            ("evecho_turn_events", "Events of a pass of the event loop.", &self.pass_events),
-        ] {
-            let Distribution { buckets, count, sum } = distribution;
-            encoder
-                .begin(name, help, MetricType::Histogram)?
-                .encode_histogram::<NoLabelSet>(*sum, *count, buckets, None)?;
-        }
-        Ok(())
-    }
-}
-
-/// Writes metrics one by one.
-struct Encoder<'a>(DescriptorEncoder<'a>);
-
-impl Encoder<'_> {
-    fn begin<'s>(
-        &'s mut self,
-        name: &'s str,
-        help: &str,
-        kind: MetricType,
-    ) -> Result<MetricEncoder<'s>, fmt::Error> {
-        self.0.encode_descriptor(name, help, None, kind)
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: impl EncodeCounterValue) -> fmt::Result {
-        let mut metric = self.begin(name, help, MetricType::Counter)?;
-        metric.encode_counter::<NoLabelSet, _, u64>(&value, None)
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: impl EncodeGaugeValue) -> fmt::Result {
-        self.begin(name, help, MetricType::Gauge)?.encode_gauge(&value)
+    fn metric_type(&self) -> MetricType {
+        MetricType::Counter
     }
 }
 
@@ -188,7 +148,33 @@ mod tests {
     use crate::stats::Stats;
 
     fn text_of(stats: &Stats) -> String {
-        Metrics::new(stats.snapshot(), true, &Passes::default(), UNIX_EPOCH).text()
+        text(&stats.snapshot(), true, &Passes::default(), UNIX_EPOCH)
+    }
+
+    #[test]
+    fn passes_are_counted_up_to_their_bound() {
+        let passes = Passes::default();
+        for (micros, events) in [(10, 1), (11, 0), (2_000_000, 1_025), (1_000_000, 1_024)] {
+            passes.record(Duration::from_micros(micros), events);
+        }
+        let text = text(&Snapshot::default(), true, &passes, UNIX_EPOCH);
+        for line in [
+            "evecho_turn_seconds_bucket{le=\"0.00001\"} 1",
+            "evecho_turn_seconds_bucket{le=\"0.00003\"} 2",
+            "evecho_turn_seconds_bucket{le=\"0.1\"} 2",
+            "evecho_turn_seconds_bucket{le=\"1.0\"} 3",
+            "evecho_turn_seconds_bucket{le=\"+Inf\"} 4",
+            "evecho_turn_seconds_count 4",
+            "evecho_turn_events_bucket{le=\"0.0\"} 1",
+            "evecho_turn_events_bucket{le=\"1.0\"} 2",
+            "evecho_turn_events_bucket{le=\"1024.0\"} 3",
+            "evecho_turn_events_bucket{le=\"+Inf\"} 4",
+            "evecho_turn_events_sum 2050.0",
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line}: {text}");
+        }
+        let sum = text.lines().find_map(|line| line.strip_prefix("evecho_turn_seconds_sum "));
+        assert!((sum.unwrap().parse::<f64>().unwrap() - 3.000_021).abs() < 1e-9, "{text}");
     }
 
     #[test]

@@ -1,15 +1,15 @@
 //! The pages that monitors ask for, and the rules for monitors.
 
-use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
 use super::Passes;
 use super::http::{Http, OK, Page, SERVICE_UNAVAILABLE, Site};
-use super::metrics::{self, Metrics};
+use super::metrics;
 use crate::config::{MIN_MAX_BUFFERED, MONITORS};
 use crate::protocol::{Protocol, Service};
-use crate::server::admission::{MaxSetBy, Rules};
-use crate::server::control::Handle;
+use crate::server::admission::Rules;
+use crate::server::incidents::MaxSetBy;
+use crate::server::shutdown::Handle;
 use crate::sys::process;
 
 /// A monitor that sends no request for this time is disconnected. Monitors usually poll more often.
@@ -31,7 +31,7 @@ pub(crate) fn rules() -> Rules {
 }
 
 /// Makes the services of monitors, which reply with the state of the server of this handle.
-pub(crate) fn service(handle: Handle, passes: Rc<Passes>) -> impl FnMut() -> Box<dyn Service> {
+pub(crate) fn service(handle: Handle, passes: Passes) -> impl FnMut() -> Box<dyn Service> {
     let state = State { handle, passes, process_start: process::start_time() };
     move || Box::new(Http::new(state.clone()))
 }
@@ -40,7 +40,7 @@ pub(crate) fn service(handle: Handle, passes: Rc<Passes>) -> impl FnMut() -> Box
 #[derive(Clone)]
 struct State {
     handle: Handle,
-    passes: Rc<Passes>,
+    passes: Passes,
     process_start: SystemTime,
 }
 
@@ -49,8 +49,8 @@ impl Site for State {
         Some(match path {
             "/metrics" => {
                 let (stats, ready) = (self.handle.stats(), self.handle.is_ready());
-                let metrics = Metrics::new(stats, ready, &self.passes, self.process_start);
-                Page { status: OK, content_type: metrics::CONTENT_TYPE, body: metrics.text() }
+                let body = metrics::text(&stats, ready, &self.passes, self.process_start);
+                Page { status: OK, content_type: metrics::CONTENT_TYPE, body }
             }
             "/livez" => Page::sentence(OK, "ok"),
             "/readyz" => match self.handle.unready() {

@@ -10,8 +10,10 @@ use super::world::{Edges, Wire, World};
 use crate::config::MIN_MAX_BUFFERED;
 use crate::protocol::Framing;
 use crate::server::admission::Rules;
-use crate::server::connection::{ConnectionId, LINGER_BYTES, LINGER_TIME, Stream};
+use crate::server::connection::Stream;
 use crate::server::connections::Listener;
+use crate::server::ending::{LINGER_BYTES, LINGER_TIME};
+use crate::server::ready::ConnectionId;
 use crate::sys::Errno;
 
 impl World {
@@ -23,7 +25,7 @@ impl World {
         !self.calm && self.settings.trouble > 0 && self.random.one_in(self.settings.trouble)
     }
 
-    /// Peers do not wait for the server to be done with its turn.
+    /// Peers do not wait until the server is done with its pass.
     pub(super) fn meanwhile(&mut self) {
         if !self.calm && !self.wires.is_empty() && self.random.one_in(8) {
             let wire = self.random.below(self.wires.len());
@@ -49,7 +51,7 @@ impl World {
     }
 
     fn accept(&mut self, index: usize) -> io::Result<(usize, SocketAddr)> {
-        self.tally.accepts_in_turn += 1;
+        self.tally.accepts_in_pass += 1;
         self.meanwhile();
         let shortage = if self.has_no_descriptors() {
             Some(Errno::EMFILE)
@@ -110,7 +112,7 @@ impl World {
             self.violation(id, "a read while output is pending");
         }
         if room.is_empty() {
-            self.violation(id, "a read into no room, whose 0 looks like a FIN");
+            self.violation(id, "a read into an empty buffer, whose 0 looks like a FIN");
         }
         if let Some(kind) = self.wires[id].failed {
             return Err(kind.into());
@@ -149,7 +151,7 @@ impl World {
         let wire = &self.wires[id];
         let rest = &wire.expected.bytes[wire.written..];
         if !rest.starts_with(bytes) {
-            self.violation(id, format!("{} bytes that are not the answer", bytes.len()));
+            self.violation(id, format!("{} bytes that are not the reply", bytes.len()));
         }
         if self.wires[id].fin_at.is_some() {
             self.violation(id, "a write after our FIN");
@@ -198,7 +200,7 @@ impl World {
             self.violation(id, "a second FIN");
         } else if wire.ends_with_the_peer() || !wire.has_all_written() {
             // A frame that cannot grow ends the connection as one that is too long does.
-            let full = (!self.has_room_for_all()).then_some("no room");
+            let full = (!self.has_memory_for_all()).then_some("no memory");
             match self.excuse(id).or(full) {
                 Some(excuse) => self.wires[id].excuse = Some(excuse),
                 None => self.violation(id, "a FIN for no reason"),
@@ -208,9 +210,9 @@ impl World {
         Ok(())
     }
 
-    /// Whether the server has room for whatever it reads, so that it may never end a connection for
-    /// want of it.
-    pub(super) fn has_room_for_all(&self) -> bool {
+    /// Whether the budget is enough for all that is read, so that no connection may end for want of
+    /// memory.
+    pub(super) fn has_memory_for_all(&self) -> bool {
         let Rules { protocol, max_buffered, .. } = self.settings.rules;
         protocol.framing == Framing::Raw && max_buffered >= MIN_MAX_BUFFERED
     }
@@ -258,12 +260,12 @@ impl World {
             if wire.fin_read && wire.has_all_written() && wire.unsent == 0 {
                 return Ok(None);
             }
-            // A peer that takes nothing of an answer that is to be the last one.
+            // A peer that takes nothing of a reply that is to be the last one.
             let last = !wire.ends_with_the_peer();
             let stuck = last && wire.unsent > 0 && self.now - wire.moved_at >= LINGER_TIME;
-            let full = wire.unsent > 0 && !self.has_room_for_all();
+            let full = wire.unsent > 0 && !self.has_memory_for_all();
             let excuse = self.excuse(id).or(stuck.then_some("stuck"));
-            let excuse = excuse.or(full.then_some("no room"));
+            let excuse = excuse.or(full.then_some("no memory"));
             return excuse.map(Some).ok_or("closed for no reason");
         };
         if wire.fin_read {
@@ -274,7 +276,7 @@ impl World {
         if enough || drained { Ok(wire.excuse.or(Some("lingered"))) } else { Err("did not linger") }
     }
 
-    /// Whether a newcomer may be about to get a place that somebody has.
+    /// Whether a newcomer may be about to get the place of another.
     fn may_be_displaced(&self) -> bool {
         let Rules { newcomers_first, max_connections, .. } = self.settings.rules;
         newcomers_first

@@ -1,7 +1,7 @@
-//! The server's connections in a world that is all chance: peers of every habit, a kernel that tells
-//! everything once, calls that fail in every way that they can.
+//! The server's connections in a random world: peers of every habit, a kernel that tells everything
+//! once, calls that fail in every way that they can.
 //!
-//! Every seed is one history. For a fuzzer, its input is.
+//! Every seed is one history, and so is the input of a fuzzer.
 
 mod invariants;
 mod kernel;
@@ -28,24 +28,28 @@ use self::kernel::SimulatedListener;
 use self::peers::Happening;
 use self::random::Random;
 use self::world::{Backlog, Habit, Settings, Tally, Wire, World};
-use super::admission::{MaxSetBy, Rules};
+use super::admission::Rules;
 use super::clock::Moment;
+use super::connection::Shared;
 use super::connections::Connections;
+use super::incidents::MaxSetBy;
+use super::netem::Netem;
 use super::ready::Queue;
+use crate::impairments::Impairments;
 use crate::protocol::oracle::Expected;
 use crate::protocol::{Context, Echo, Flow, Framing, Message, Protocol, Replies, Service, Upper};
 use crate::stats::Stats;
 
 /// Plays the history that these bytes decide.
 #[cfg(fuzzing)]
-pub(crate) fn play_chosen(chance: &[u8]) {
-    play_with(Random::chosen(chance));
+pub(crate) fn play_chosen(input: &[u8]) {
+    play_with(Random::chosen(input));
 }
 
 /// Plays the history of datagrams that these bytes decide.
 #[cfg(fuzzing)]
-pub(crate) fn play_datagrams_chosen(chance: &[u8]) {
-    udp::play(Random::chosen(chance));
+pub(crate) fn play_datagrams_chosen(input: &[u8]) {
+    udp::play(Random::chosen(input));
 }
 
 fn play_with(mut random: Random) {
@@ -77,6 +81,7 @@ fn settings(random: &mut Random) -> Settings {
             newcomers_first: max_connections == 3,
         },
         upper: random.one_in(2),
+        delay: Duration::from_micros(random.pick(&[0, 0, 0, 1, 5_000, 3_000_000])),
         one_direction: random.one_in(2),
         pace: random.pick(&[10, 20, 26, 32]),
         stalls: random.pick(&[0, 0, 20, 200]),
@@ -88,7 +93,7 @@ fn settings(random: &mut Random) -> Settings {
 
 impl<V: Service + Clone + 'static> Bench<V> {
     fn new(settings: Settings, random: Random, service: V) -> Self {
-        let rules = settings.rules;
+        let Settings { rules, delay, .. } = settings;
         let world = Rc::new(RefCell::new(World {
             random,
             now: Moment::default(),
@@ -98,7 +103,7 @@ impl<V: Service + Clone + 'static> Bench<V> {
             tally: Tally::default(),
             starved: false,
             drain_until: None,
-            drain_over_at: None,
+            closed_at: None,
             flooded: None,
             short_passes: false,
             calm: false,
@@ -108,8 +113,10 @@ impl<V: Service + Clone + 'static> Bench<V> {
         let listeners =
             (0..2).map(|index| SimulatedListener { world: Rc::clone(&world), index }).collect();
         let stats = Arc::new(Stats::default());
-        let connections =
-            Connections::new(listeners, rules, move || Asking(service.clone()), Arc::clone(&stats));
+        let impairments =
+            Impairments { delay, jitter: delay / 2, seed: Some(7), ..Impairments::default() };
+        let shared = Shared::new(rules, Arc::clone(&stats), Netem::new(&impairments, 0));
+        let connections = Connections::new(listeners, move || Asking(service.clone()), shared);
         Bench { world, connections, stats }
     }
 
@@ -164,49 +171,56 @@ impl<V: Service + Clone + 'static> Bench<V> {
             world.meanwhile();
             events
         };
+        let now = self.world.borrow().now;
         let woken = !events.is_empty();
         for event in events {
             match event {
                 Happening::Backlog(index) => self.connections.hint_backlog(index),
                 Happening::Connection(connection_id, readiness) => {
-                    self.connections.hint(connection_id, readiness)
+                    self.connections.hint(connection_id, readiness, now);
                 }
             }
         }
         self.check();
         let now = self.world.borrow().now;
-        if !woken
-            && !self.connections.can_act()
-            && self.connections.deadline().is_none_or(|at| at > now)
-        {
+        if !woken && !self.connections.can_act() && self.deadline().is_none_or(|at| at > now) {
             self.check_asleep();
             return false;
         }
-        self.world.borrow_mut().begin_turn();
+        if self.world.borrow_mut().begin_pass() {
+            self.connections.close_all(now);
+        }
         let on = |queue| self.connections.ready().of(queue).iter().copied().collect();
         let queued = [on(Queue::Sparse), on(Queue::Greedy)];
         let (world, mut cut) = (Rc::clone(&self.world), false);
-        self.connections.turn(now, || {
+        self.connections.pass(now, || {
             let mut world = world.borrow_mut();
             cut |= world.short_passes || world.is_late();
             cut
         });
-        self.check_turn(&queued, cut);
+        self.check_pass(&queued, cut);
         true
+    }
+
+    /// When the loop wakes up, even if no event comes.
+    fn deadline(&self) -> Option<Moment> {
+        let world = self.world.borrow();
+        let closing = world.drain_until.filter(|_| world.closed_at.is_none());
+        [self.connections.deadline(), closing].into_iter().flatten().min()
     }
 
     fn drain(&mut self, time: Duration) {
         let now = self.world.borrow().now;
         self.world.borrow_mut().drain_until = Some(now + time);
         self.connections.take_backlog(now);
-        self.connections.drain(now + time);
+        self.connections.close_listeners();
         self.check();
     }
 
-    /// Lets everyone finish who can: nothing goes wrong any more.
+    /// Lets all finish that can: nothing goes wrong any more.
     fn settle(&mut self) {
         self.world.borrow_mut().calm = true;
-        let mut alarms = 0;
+        let (mut alarms, mut at_alarm) = (0, self.progress());
         for _ in 0..100_000 {
             let before = self.progress();
             let wires = self.world.borrow().wires.len();
@@ -217,12 +231,13 @@ impl<V: Service + Clone + 'static> Bench<V> {
             if awake || self.progress() != before {
                 continue;
             }
-            let Some(deadline) = self.connections.deadline() else { return };
+            let Some(deadline) = self.deadline() else { return };
             // Asleep until then, and woken by the clock alone.
             let now = self.world.borrow().now.max(deadline);
             self.world.borrow_mut().now = now;
-            // Accept tries for ever, where descriptors are too few for those who stay.
-            alarms = if self.progress() == before { alarms + 1 } else { 0 };
+            // Accept tries for ever, where descriptors are too few for the clients that stay.
+            alarms = if before == at_alarm { alarms + 1 } else { 0 };
+            at_alarm = before;
             if alarms > 10 && self.world.borrow().has_no_descriptors() {
                 return;
             }
@@ -236,7 +251,7 @@ impl<V: Service + Clone + 'static> Bench<V> {
         (world.tally, world.wires.iter().map(|wire| wire.sent + wire.taken).sum())
     }
 
-    /// The end of every history: everyone has to leave in time.
+    /// The end of every history: all have to leave in time.
     fn drain_out(mut self) {
         if self.world.borrow().drain_until.is_none() {
             self.drain(Duration::from_secs(1));
@@ -255,8 +270,7 @@ impl<V: Service + Clone + 'static> Bench<V> {
     }
 }
 
-/// Asks for its address whenever it serves, so that the world sees a turn in which nothing is read or
-/// written.
+/// Asks for its address whenever it serves, so that the world sees that call, too.
 pub(super) struct Asking<V>(V);
 
 impl<V: Service> Service for Asking<V> {
@@ -271,7 +285,7 @@ impl<V: Service> Service for Asking<V> {
     }
 }
 
-/// Somebody who is about to connect, and where.
+/// A client that is about to connect, and to which listener.
 fn client(world: &mut World) -> (usize, Wire) {
     let Settings { rules, upper, .. } = world.settings;
     let random = &mut world.random;

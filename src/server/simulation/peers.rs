@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::script::answers_one_read;
 use super::world::{Edges, Habit, Settings, Wire, World};
 use crate::protocol::oracle::Expected;
-use crate::server::connection::{ConnectionId, Readiness};
+use crate::server::connection::Readiness;
+use crate::server::ready::ConnectionId;
 
 impl World {
     /// A client connects.
@@ -63,7 +64,7 @@ impl World {
             return;
         }
         if wire.dropped {
-            // Data for nobody are met with an RST; a FIN is not.
+            // Data for a socket that is gone are met with an RST; a FIN is not.
             wire.reset_taken |= length > 0;
             wire.fin_sent |= length == 0;
             return;
@@ -162,7 +163,7 @@ impl World {
         !self.calm && self.random.one_in(6)
     }
 
-    /// Events without cause, and events of those who are gone.
+    /// Events without cause, and events of connections that are gone.
     fn add_nonsense(&mut self, events: &mut Vec<Happening>) {
         if self.random.one_in(8) && !self.old_ids.is_empty() {
             let old = self.old_ids[self.random.below(self.old_ids.len())];
@@ -200,13 +201,17 @@ impl World {
         }
     }
 
-    pub(super) fn begin_turn(&mut self) {
-        self.tally.accepts_in_turn = 0;
-        if self.drain_until.is_some_and(|until| self.now >= until) {
-            self.drain_over_at.get_or_insert(self.now);
-        }
+    /// A pass begins; whether the drain is so far that all connections are closed.
+    pub(super) fn begin_pass(&mut self) -> bool {
+        self.tally.accepts_in_pass = 0;
         for wire in &mut self.wires {
             (wire.calls, wire.reads, wire.bytes) = (0, 0, 0);
         }
+        let closes =
+            self.closed_at.is_none() && self.drain_until.is_some_and(|until| self.now >= until);
+        if closes {
+            self.closed_at = Some(self.now);
+        }
+        closes
     }
 }

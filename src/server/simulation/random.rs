@@ -1,4 +1,4 @@
-//! Chance that can be had again.
+//! A random generator whose sequence can be repeated.
 
 use crate::random::SplitMix64;
 
@@ -16,7 +16,7 @@ impl Random {
         Random { input: Vec::new(), used: 0, generator: SplitMix64::new(seed) }
     }
 
-    /// Chance that somebody chose.
+    /// The sequence that a fuzzer chose.
     pub(super) fn chosen(input: &[u8]) -> Self {
         Random { input: input.to_vec(), used: 0, generator: SplitMix64::new(input.len() as u64) }
     }
@@ -42,7 +42,7 @@ impl Random {
         from[self.below(from.len())]
     }
 
-    /// Mostly few, seldom many: up to `most`.
+    /// Mostly small, seldom large: up to `most`.
     pub(super) fn size(&mut self, most: usize) -> usize {
         let magnitude = self.below(most.ilog2() as usize + 1);
         self.below((2 << magnitude).min(most + 1))

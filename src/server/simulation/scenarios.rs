@@ -9,10 +9,12 @@ use super::random::Random;
 use super::world::{Habit, Settings, Wire, World};
 use crate::protocol::oracle::Expected;
 use crate::protocol::{Echo, Framing, Protocol};
-use crate::server::admission::{MaxSetBy, Rules};
+use crate::server::admission::Rules;
+use crate::server::budget::MAX_READ;
 use crate::server::connection::Standing;
-use crate::server::connections::ACCEPTS_PER_TURN;
-use crate::server::memory::CHUNK;
+use crate::server::connections::ACCEPTS_PER_PASS;
+use crate::server::incidents::MaxSetBy;
+use crate::server::ready::Queue;
 
 fn settings() -> Settings {
     Settings {
@@ -26,6 +28,7 @@ fn settings() -> Settings {
             newcomers_first: false,
         },
         upper: false,
+        delay: Duration::ZERO,
         one_direction: false,
         trouble: 0,
         pace: 20,
@@ -54,27 +57,27 @@ impl Bench<Echo> {
 }
 
 #[test]
-fn those_in_the_backlog_are_served_when_a_drain_begins() {
+fn clients_in_the_backlog_are_served_when_a_drain_begins() {
     let mut bench = bench(settings());
-    for _ in 0..3 * ACCEPTS_PER_TURN {
+    for _ in 0..3 * ACCEPTS_PER_PASS {
         bench.client(0, Habit::Steady, b"hello");
     }
     bench.drain(Duration::from_secs(1));
-    assert_eq!(bench.connections.open(), 3 * ACCEPTS_PER_TURN);
+    assert_eq!(bench.connections.open(), 3 * ACCEPTS_PER_PASS);
     bench.settle();
     bench.check_settled();
-    assert_eq!(bench.stats.snapshot().closed_by_peer, 3 * ACCEPTS_PER_TURN as u64);
+    assert_eq!(bench.stats.snapshot().closed_by_peer, 3 * ACCEPTS_PER_PASS as u64);
 }
 
 #[test]
-fn those_in_the_backlog_are_left_to_the_next_server() {
+fn clients_in_the_backlog_are_left_to_the_next_server() {
     let mut bench = bench(settings());
     bench.client(0, Habit::Steady, b"in time");
     assert!(bench.iterate());
     bench.client(0, Habit::Steady, b"too late");
     let until = bench.world.borrow().now + Duration::from_secs(1);
     bench.world.borrow_mut().drain_until = Some(until);
-    bench.connections.drain(until);
+    bench.connections.close_listeners();
     bench.settle();
     assert_eq!(bench.stats.snapshot().closed_by_peer, 1);
     let accepted: Vec<bool> = bench.world.borrow().wires.iter().map(|wire| wire.accepted).collect();
@@ -82,14 +85,14 @@ fn those_in_the_backlog_are_left_to_the_next_server() {
 }
 
 #[test]
-fn a_room_full_of_reads_is_answered_and_lent_again() {
-    // More than a batch of them, of very different length.
+fn the_buffer_is_lent_to_one_read_after_the_other() {
+    // Lines of very different length.
     let mut settings = settings();
     settings.rules.protocol.framing = Framing::Lines;
     settings.rules.protocol.max_frame = 1 << 20;
     let mut bench = bench(settings);
     for index in 0..150 {
-        let line = vec![b'a' + index as u8 % 26; [1, 100, 20_000, CHUNK + 1][index % 4]];
+        let line = vec![b'a' + index as u8 % 26; [1, 100, 20_000, MAX_READ + 1][index % 4]];
         bench.client(0, Habit::Steady, &[&line[..], b"\nlast"].concat());
     }
     bench.settle();
@@ -101,11 +104,11 @@ fn a_room_full_of_reads_is_answered_and_lent_again() {
 fn a_flood_at_one_listener_does_not_shut_out_the_other() {
     let mut bench = bench(settings());
     bench.world.borrow_mut().flooded = Some(0);
-    for _ in 0..ACCEPTS_PER_TURN {
+    for _ in 0..ACCEPTS_PER_PASS {
         bench.client(0, Habit::Silent, b"");
     }
     bench.client(1, Habit::Steady, b"hello");
-    let quiet = ACCEPTS_PER_TURN;
+    let quiet = ACCEPTS_PER_PASS;
     for _ in 0..2 {
         assert!(bench.iterate());
     }
@@ -124,10 +127,10 @@ fn a_drain_begins_though_clients_never_stop_to_come() {
 }
 
 #[test]
-fn who_asks_for_little_does_not_wait_for_those_who_ask_for_much() {
+fn a_client_that_asks_for_little_does_not_wait_for_those_that_ask_for_much() {
     let mut bench = bench(settings());
     bench.world.borrow_mut().short_passes = true;
-    let (greedy, much) = (200, vec![b'x'; 2 * CHUNK]);
+    let (greedy, much) = (200, vec![b'x'; 2 * MAX_READ]);
     for _ in 0..greedy {
         bench.client(0, Habit::Steady, &much);
     }
@@ -157,7 +160,7 @@ fn who_asks_for_little_does_not_wait_for_those_who_ask_for_much() {
 }
 
 #[test]
-fn who_comes_with_much_reads_little_of_it_at_first() {
+fn of_much_that_comes_at_once_little_is_read_at_first() {
     let mut bench = bench(settings());
     bench.client(0, Habit::Steady, &[b'x'; 100_000]);
     while !bench.world.borrow().wires[0].accepted {
@@ -179,14 +182,13 @@ fn what_a_connection_asked_for_is_remembered() {
         assert!(bench.iterate());
     }
     // The first of them in one read, which empties the socket.
-    for (bytes, standing) in
-        [(5_000, Standing::Greedy), (4, Standing::Sparse), (4_096, Standing::Sparse)]
-    {
+    for (bytes, queue) in [(5_000, Queue::Greedy), (4, Queue::Sparse), (4_096, Queue::Sparse)] {
         bench.world.borrow_mut().send(0, bytes);
         bench.world.borrow_mut().wires[0].mark = None;
         assert!(bench.iterate());
         let id = bench.world.borrow().wires[0].connection_id.unwrap();
-        assert_eq!(bench.connections.connection(id).unwrap().standing, standing, "{bytes}");
+        let standing = bench.connections.connection(id).unwrap().standing;
+        assert_eq!(standing, Standing::Waits(queue), "{bytes}");
     }
 }
 
@@ -239,7 +241,7 @@ fn newcomers_have_a_turn_before_their_place_is_taken() {
 }
 
 #[test]
-fn whoever_is_left_in_the_end_is_cut_off_and_counted() {
+fn connections_that_are_left_in_the_end_are_cut_off_and_counted() {
     let mut bench = bench(settings());
     for _ in 0..3 {
         bench.client(0, Habit::Silent, b"");
@@ -253,6 +255,29 @@ fn whoever_is_left_in_the_end_is_cut_off_and_counted() {
         world.wires.iter_mut().for_each(|wire| wire.excuse = Some("drained"));
         world.now
     };
-    assert_eq!((bench.connections.cut(now), bench.connections.open()), (3, 0));
+    assert_eq!((bench.connections.cut_all(now), bench.connections.open()), (3, 0));
     assert_eq!(bench.stats.snapshot().closed_draining, 3);
+}
+
+#[test]
+fn a_delayed_reply_leaves_at_its_time_and_all_of_it_comes() {
+    let delay = Duration::from_millis(100);
+    let mut bench = bench(Settings { delay, ..settings() });
+    bench.client(0, Habit::Steady, b"hello");
+    while !bench.world.borrow().wires[0].accepted {
+        assert!(bench.iterate());
+    }
+    bench.world.borrow_mut().send(0, 5);
+    bench.world.borrow_mut().wires[0].mark = None;
+    while bench.iterate() {}
+    let asked = bench.world.borrow().now;
+    let deadline = bench.connections.deadline().unwrap();
+    assert!((delay / 2..=delay * 3 / 2).contains(&(deadline - asked)), "{:?}", deadline - asked);
+    assert_eq!(bench.world.borrow().wires[0].written, 0);
+    bench.world.borrow_mut().now = deadline;
+    assert!(bench.iterate());
+    assert_eq!(bench.world.borrow().wires[0].written, 5);
+    bench.settle();
+    bench.check_settled();
+    assert_eq!(bench.stats.snapshot().closed_by_peer, 1);
 }

@@ -1,14 +1,14 @@
-//! What peers say.
+//! What peers send.
 
 use super::random::Random;
 use crate::protocol::{Framing, Protocol};
 
-/// Whether `protocol` answers the first read, however much the network put into that.
+/// Whether `protocol` replies to the first read, however much the network put into it.
 pub(super) fn answers_one_read(protocol: Protocol) -> bool {
     protocol.once && protocol.framing == Framing::Raw
 }
 
-/// Something for a peer to say, mostly well-formed.
+/// What a peer sends, mostly well-formed.
 pub(super) fn script(random: &mut Random, protocol: Protocol, most: usize) -> Vec<u8> {
     let length = random.size(most);
     if answers_one_read(protocol) {
@@ -45,7 +45,7 @@ pub(super) fn script(random: &mut Random, protocol: Protocol, most: usize) -> Ve
     script
 }
 
-/// Words that repeat after a while: so many bytes or a few more.
+/// Words that repeat after a while: `length` bytes or a few more.
 fn words(random: &mut Random, pieces: &[&str], length: usize) -> Vec<u8> {
     let mut period = Vec::new();
     for _ in 0..length.min(1 + random.below(257)) {

@@ -1,4 +1,4 @@
-//! Histories from seeds: `SIMULATION_SEED=n` plays one again, `SIMULATION_SEEDS=n` plays so many.
+//! Histories from seeds: `SIMULATION_SEED=n` repeats one, `SIMULATION_SEEDS=n` plays the first n.
 
 use std::env;
 
@@ -6,7 +6,7 @@ use super::play_with;
 use super::random::Random;
 use super::udp;
 
-/// How many histories a run plays unless it is told otherwise.
+/// How many histories a run plays by default.
 const SEEDS: u64 = 3_000;
 
 #[test]
@@ -30,22 +30,22 @@ fn play_all(play: fn(Random)) {
     }
 }
 
-/// What a fuzzer found once, in the server or in what it is held against.
+/// What a fuzzer found once, in the server or in the model.
 #[test]
 fn what_was_found_stays_found() {
     let found: [&[u8]; 1] = [
         // EINTR for the last read of a half-closed peer, after a drain asked it to leave.
         b"\x31\x31\x31\x31\x39\x31\x31\x31\x31\x31\x31\x39\x31\x31\x31",
     ];
-    for chance in found {
-        play_with(Random::chosen(chance));
+    for input in found {
+        play_with(Random::chosen(input));
     }
     let found: [&[u8]; 1] = [
-        // Answers are dropped, and those to the next batch are held, in one turn.
+        // Replies are dropped, and those to the next batch have to wait, in one turn.
         b"\xfd\x06\x97\x26\x05",
     ];
-    for chance in found {
-        udp::play(Random::chosen(chance));
+    for input in found {
+        udp::play(Random::chosen(input));
     }
 }
 

@@ -17,7 +17,9 @@ use crate::protocol::{Context, Flow, Message, Replies, Service};
 use crate::server::clock::Moment;
 use crate::server::guard::Guard;
 use crate::server::netem::Netem;
-use crate::server::udp::{BATCH, BUFFER, Endpoint, MAX_FAILURES, MAX_RECEIVE, MAX_TURN, RETRY};
+use crate::server::udp::{
+    BATCH, BUFFER, Endpoint, MAX_FAILURES, MAX_RECEIVE, MAX_TURN, RETRY, Responder,
+};
 use crate::stats::Stats;
 use crate::sys::Errno;
 use crate::sys::datagram::Received;
@@ -86,7 +88,8 @@ impl UdpBench {
         let world = Rc::new(RefCell::new(world));
         let stats = Arc::new(Stats::default());
         let socket = SimulatedSocket(Rc::clone(&world));
-        let endpoint = Endpoint::new(socket, || Table, netem(), Arc::clone(&stats));
+        let responder = Responder::new(|| Table, None, netem(), Arc::clone(&stats));
+        let endpoint = Endpoint::new(socket, responder);
         UdpBench { world, endpoint, guard: guard(), stats, closed_after: None }
     }
 

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -572,8 +572,4 @@ impl Socket for SimulatedSocket {
     }
 
     fn leave(&mut self) {}
-
-    fn local_addr(&self, _: &Route) -> io::Result<SocketAddr> {
-        Err(Errno::ENOTSUP.into())
-    }
 }

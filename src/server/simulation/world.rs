@@ -1,31 +1,35 @@
 //! The world as the server meets it: a kernel whose events are edges, and peers of every habit.
 //!
 //! An edge is told once. The kernel makes a new one for new data, a FIN, an RST, a client in the
-//! backlog, and for space only after a write was refused: whoever forgets one waits for ever.
+//! backlog, and for space only after a write was refused: a server that forgets one waits for ever.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::random::Random;
 use crate::protocol::Verdict;
 use crate::protocol::oracle::Expected;
 use crate::server::admission::Rules;
 use crate::server::clock::Moment;
-use crate::server::connection::{ConnectionId, Readiness};
+use crate::server::connection::Readiness;
+use crate::server::ready::ConnectionId;
 
 /// What one seed plays.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
     pub(super) rules: Rules,
     pub(super) upper: bool,
+    /// How long replies are delayed on purpose, more or less.
+    pub(super) delay: Duration,
     /// An event tells of the direction that it is about and no more; else of all that is so by then.
     pub(super) one_direction: bool,
-    /// One call in so many goes wrong; none at 0.
+    /// One call in this number goes wrong; none at 0.
     pub(super) trouble: usize,
     /// A step takes up to 2 to the power of this in nanoseconds.
     pub(super) pace: usize,
-    /// In one pause of so many, nothing runs for a long time: a suspended machine, a frozen group.
+    /// In one pause of this number, nothing runs for a long time: a suspended machine, a frozen group.
     pub(super) stalls: usize,
     /// How many events one poll brings at most.
     pub(super) events: usize,
@@ -119,7 +123,7 @@ pub(super) struct Wire {
     pub(super) connection_id: Option<ConnectionId>,
     pub(super) accepted: bool,
     pub(super) dropped: bool,
-    /// Why the peer may go without a part of its answer.
+    /// Why the peer may go without a part of its reply.
     pub(super) excuse: Option<&'static str>,
     pub(super) edges: Edges,
     pub(super) moved_at: Moment,
@@ -128,7 +132,7 @@ pub(super) struct Wire {
     /// When a read or write found nothing to do, if that was the last thing it found.
     pub(super) blocked_at: Option<Moment>,
 
-    // In this turn.
+    // In this pass.
     pub(super) calls: usize,
     pub(super) reads: usize,
     pub(super) bytes: usize,
@@ -238,7 +242,7 @@ pub(super) struct Tally {
     pub(super) writes: u64,
     pub(super) short_writes: u64,
     pub(super) stale: u64,
-    pub(super) accepts_in_turn: usize,
+    pub(super) accepts_in_pass: usize,
 }
 
 pub(super) struct World {
@@ -251,15 +255,15 @@ pub(super) struct World {
     /// Accept was refused for want of something, and no connection has left since.
     pub(super) starved: bool,
     pub(super) drain_until: Option<Moment>,
-    /// The first turn after that.
-    pub(super) drain_over_at: Option<Moment>,
+    /// When the server closed its side after that.
+    pub(super) closed_at: Option<Moment>,
     /// For each client that a listener hands out, another one comes to it.
     pub(super) flooded: Option<usize>,
     /// A pass of the loop is over as soon as it may be.
     pub(super) short_passes: bool,
     /// Nothing goes wrong any more, and nothing is late.
     pub(super) calm: bool,
-    /// Ids that name nobody.
+    /// Ids of connections that are gone.
     pub(super) old_ids: Vec<ConnectionId>,
     /// What the server did and should not have done.
     pub(super) violations: Vec<String>,

@@ -9,6 +9,7 @@
 //! Pure but for its [`Socket`]: `now` is an argument.
 
 mod outlet;
+mod responder;
 mod send_queue;
 #[cfg(test)]
 mod tests;
@@ -16,33 +17,31 @@ mod tests;
 pub(super) use outlet::MAX_WAIT;
 #[cfg(any(test, fuzzing))]
 pub(super) use outlet::Neighbours;
+pub(super) use responder::Responder;
+#[cfg(any(test, fuzzing))]
+pub(super) use responder::{MAX_FAILURES, RETRY};
 #[cfg(any(test, fuzzing))]
 pub(super) use send_queue::REFUSED_FOR;
 
-use std::io::IoSlice;
-use std::ops::Range;
-use std::sync::Arc;
-use std::time::Duration;
+use std::io::{self, IoSlice};
 
-use log::{Level, debug, log_enabled, trace, warn};
+use log::{Level, debug, log_enabled, trace};
+use mio::{Interest, Registry, Token};
 
 use self::outlet::{NoRoom, Outlet};
+use self::responder::trace_sent;
 use self::send_queue::{Call, MAX_SEGMENTS, SendQueue};
 use super::clock::Moment;
-use super::guard::{Guard, Refusal, Refusals};
-use super::netem::{Delayed, Netem};
+use super::guard::{Guard, Refusal};
+use super::netem::Delayed;
 use super::peer::Peer;
-use super::rate_limited::RateLimited;
-use crate::protocol::{Context, MAX_DATAGRAM, Scratch, Service, reply_to_datagram};
-use crate::stats::Stats;
+use crate::protocol::Service;
 use crate::sys::Errno;
 use crate::sys::datagram::{DatagramSocket, Received, Socket};
-use crate::units::{self, count};
+use crate::units;
 
 /// No datagram of any address family is longer, nor a run of them that comes in one piece.
 pub(super) const MAX_RECEIVE: usize = 65_535;
-/// How much longer a datagram may be over IPv6, whose length does not count its header (RFC 8200).
-const IPV4_HEADER: usize = 20;
 /// The longest segment that is joined unasked: what fits an Ethernet frame under IPv6 and a tunnel.
 pub(super) const MAX_JOINED_SEGMENT: usize = 1_420;
 /// Receives in a turn, of a datagram or a run each.
@@ -53,78 +52,48 @@ pub(super) const MAX_TURN: usize = 8 * BATCH;
 const LAST_TURNS: usize = 64;
 /// Size of the buffer for what a turn receives: a batch of Ethernet size, or four of any size.
 pub(super) const BUFFER: usize = 4 * MAX_RECEIVE;
-/// Errors in a row after which receiving pauses.
-pub(super) const MAX_FAILURES: u32 = 8;
-/// How long it pauses.
-pub(super) const RETRY: Duration = Duration::from_millis(100);
 /// How often a call may be repeated for an error that is not about it.
 const REPEATS: usize = 16;
 
 /// One UDP socket of a server.
 pub(super) struct Endpoint<S, V> {
     socket: S,
-    /// Makes the service of each datagram.
-    make: Box<dyn FnMut() -> V>,
-    stats: Arc<Stats>,
+    responder: Responder<V>,
     readable: bool,
     /// Receives no more.
     closed: bool,
     /// What was received, one after the other.
     buffer: Box<[u8]>,
-    scratch: Scratch,
     /// The replies to what was received.
     queue: SendQueue,
     /// The send buffer, as far as it is known.
     outlet: Outlet,
-    /// What becomes of replies on purpose.
-    netem: Option<Netem>,
-    refusals: Refusals,
-    errors: Errors,
-}
-
-/// Errors of the calls of a socket.
-#[derive(Debug, Default)]
-struct Errors {
-    /// How often receiving has failed in a row.
-    receives: u32,
-    /// Nothing is received before.
-    resume_at: Option<Moment>,
-    receiving: RateLimited,
-    sending: RateLimited,
 }
 
 impl<V: Service> Endpoint<DatagramSocket, V> {
-    pub(super) fn socket(&mut self) -> &mut DatagramSocket {
-        &mut self.socket
+    /// Registers the socket under `token`.
+    pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(self.socket.source(), token, Interest::READABLE | Interest::WRITABLE)
     }
 
-    /// Whether replies wait for room, and nothing is received meanwhile.
-    pub(super) fn is_full(&self) -> bool {
-        self.outlet.is_full()
+    /// Takes the socket out of the poll. Where another process has it too, epoll would not forget it with
+    /// our descriptor (epoll(7)).
+    pub(super) fn deregister(&mut self, registry: &Registry) {
+        // Nothing is lost where this fails: events without a socket are ignored.
+        let _ = registry.deregister(self.socket.source());
     }
 }
 
 impl<S: Socket, V: Service> Endpoint<S, V> {
-    /// Serves `socket`, with what `make` makes for each datagram.
-    pub(super) fn new(
-        socket: S,
-        make: impl FnMut() -> V + 'static,
-        netem: Option<Netem>,
-        stats: Arc<Stats>,
-    ) -> Self {
+    pub(super) fn new(socket: S, responder: Responder<V>) -> Self {
         Endpoint {
             queue: SendQueue::new(socket.offloads()),
             socket,
-            make: Box::new(make),
-            stats,
+            responder,
             readable: false,
             closed: false,
             buffer: vec![0; BUFFER].into_boxed_slice(),
-            scratch: Scratch::default(),
             outlet: Outlet::default(),
-            netem,
-            refusals: Refusals::default(),
-            errors: Errors::default(),
         }
     }
 
@@ -143,20 +112,22 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
 
     /// When a turn has something to do without an event.
     pub(super) fn deadline(&self) -> Option<Moment> {
-        let others = || [self.errors.resume_at, self.next_delayed()].into_iter().flatten().min();
+        let others = || {
+            [self.responder.errors.resume_at, self.responder.next_at()].into_iter().flatten().min()
+        };
         self.outlet.deadline().or_else(others)
     }
 
     /// Sends what had to wait; then receives one batch, and replies to it.
     pub(super) fn turn(&mut self, guard: &mut Guard, now: Moment) {
-        self.errors.resume_at = self.errors.resume_at.filter(|&at| now < at);
+        self.responder.errors.resume_at = self.responder.errors.resume_at.filter(|&at| now < at);
         self.send(now);
         if !self.queue.is_empty() {
             return;
         }
         self.queue.clear();
         // Delayed replies that are due go before those to later datagrams.
-        if self.may_receive() && self.next_delayed().is_none_or(|at| now < at) {
+        if self.may_receive() && self.responder.next_at().is_none_or(|at| now < at) {
             self.receive(guard, now);
         }
         self.release(now);
@@ -180,16 +151,11 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
 
     /// Whether it is closed, and nothing waits to be sent.
     pub(super) fn is_done(&self) -> bool {
-        self.closed && self.queue.is_empty() && self.next_delayed().is_none()
+        self.closed && self.queue.is_empty() && self.responder.next_at().is_none()
     }
 
     fn may_receive(&self) -> bool {
-        self.readable && self.errors.resume_at.is_none() && !self.closed
-    }
-
-    /// When the next delayed reply leaves.
-    fn next_delayed(&self) -> Option<Moment> {
-        self.netem.as_ref().and_then(Netem::next_at)
+        self.readable && self.responder.errors.resume_at.is_none() && !self.closed
     }
 
     // ---- receive
@@ -204,9 +170,9 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             }
             match self.socket.receive(&mut self.buffer[used..]) {
                 Ok(received) => {
-                    self.errors.receives = 0;
+                    self.responder.errors.note_success();
                     datagrams += received.count();
-                    self.take(&received, used, guard, now);
+                    self.serve(&received, used, guard, now);
                     used += received.length;
                 }
                 Err(Errno::EAGAIN) => {
@@ -215,15 +181,14 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                         call = "receive";
                         "receive would block: no other datagram has come"
                     );
-                    self.errors.receives = 0;
+                    self.responder.errors.note_success();
                     self.readable = false;
                     return;
                 }
                 Err(Errno::EINTR) => {}
                 Err(error) => {
-                    self.stats.udp_errors.increment();
-                    self.errors.note_receive(error, now);
-                    if self.errors.resume_at.is_some() {
+                    self.responder.errors.note_receive(error, &self.responder.stats, now);
+                    if self.responder.errors.resume_at.is_some() {
                         return;
                     }
                 }
@@ -231,77 +196,27 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         }
     }
 
-    /// Replies to each datagram of what was received at `start` of the buffer.
-    fn take(&mut self, received: &Received, start: usize, guard: &mut Guard, now: Moment) {
-        let peer = Peer::from(received.route.peer);
-        if log_enabled!(Level::Trace) {
-            trace_received(peer, received);
-        }
-        self.stats.udp_received.add(received.count() as u64);
-        self.stats.udp_bytes_in.add(received.length as u64);
-        if received.truncated {
-            let count = received.count();
-            return self.refusals.note(Refusal::Truncated, peer, count, &self.stats, now);
-        }
-        for place in received.datagrams(start) {
-            let answered = guard
-                .admit(peer, received, now)
-                .and_then(|()| self.reply(place, peer, received, guard, now));
-            if let Err(refusal) = answered {
-                self.refusals.note(refusal, peer, 1, &self.stats, now);
-            }
-        }
-    }
-
-    /// Has the service reply to the datagram at this place of the buffer.
-    fn reply(
-        &mut self,
-        place: Range<usize>,
-        peer: Peer,
-        received: &Received,
-        guard: &mut Guard,
-        now: Moment,
-    ) -> Result<(), Refusal> {
-        let request = &self.buffer[place.clone()];
+    /// Puts the replies to what was received at `start` of the buffer into the queue.
+    fn serve(&mut self, received: &Received, start: usize, guard: &mut Guard, now: Moment) {
+        let Endpoint { responder, buffer, queue, .. } = self;
+        let bytes = &buffer[start..start + received.length];
         let (route, is_run) = (received.route, received.is_run());
-        let local = || self.socket.local_addr(&route);
-        let context = Context::datagram(peer.into(), &local);
-        let replies = reply_to_datagram((self.make)(), request, &mut self.scratch, &context)
-            .map_err(|_| Refusal::Panic)?;
-        let mut refuse = |refusal| self.refusals.note(refusal, peer, 1, &self.stats, now);
-        if replies.withheld() {
-            refuse(Refusal::TooShort);
-        }
-        let longest = if peer.is_ipv4() { MAX_DATAGRAM } else { MAX_DATAGRAM + IPV4_HEADER };
-        let mut paid = request.len();
-        for reply in replies {
-            let bytes = reply.len();
-            if bytes > longest {
-                refuse(Refusal::TooLong { bytes, longest });
-                continue;
-            }
-            // The bytes of the request pay for one of the replies.
-            guard.admit_reply(peer, std::mem::take(&mut paid), bytes, now)?;
-            if let Some(netem) = &mut self.netem {
-                let admit = || guard.admit_reply(peer, 0, bytes, now).is_ok();
-                netem.enqueue(reply, route, now, &self.stats, admit);
-            } else if std::ptr::eq(reply, request) {
-                self.queue.push_received(place.clone(), route, is_run);
+        responder.serve(received, bytes, guard, now, |reply, request| {
+            if std::ptr::eq(reply, &raw const bytes[request.clone()]) {
+                queue.push_received(start + request.start..start + request.end, route, is_run);
             } else {
-                self.queue.push_written(reply, route, is_run);
+                queue.push_written(reply, route, is_run);
             }
-        }
-        Ok(())
+        });
     }
 
     /// Puts the delayed replies that are due into the queue, as many as a turn may send.
     fn release(&mut self, now: Moment) {
-        let Some(netem) = &mut self.netem else { return };
         for _ in 0..MAX_TURN {
             if self.queue.is_full() {
                 return;
             }
-            let Some(Delayed { route, bytes }) = netem.dequeue(now) else { return };
+            let Some(Delayed { route, bytes }) = self.responder.take_due(now) else { return };
             self.queue.push_written(&bytes, route, false);
         }
     }
@@ -342,8 +257,14 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                     self.queue.note_refused(&call.route, now);
                 }
                 Err(error) => {
-                    self.stats.udp_errors.add(call.count as u64);
-                    self.errors.note_send(error, call.route.peer.into(), now);
+                    let peer = call.route.peer.into();
+                    self.responder.errors.note_send(
+                        error,
+                        peer,
+                        call.count,
+                        &self.responder.stats,
+                        now,
+                    );
                     self.queue.advance(&call);
                 }
             }
@@ -353,11 +274,11 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
 
     fn note_sent(&mut self, call: &Call, now: Moment) {
         if log_enabled!(Level::Trace) {
-            trace_sent(call);
+            trace_sent(call.route.peer.into(), call.length, call.count);
         }
         self.outlet.note_sent(call.route.peer.ip(), now);
-        self.stats.udp_answered.add(call.count as u64);
-        self.stats.udp_bytes_out.add(call.length as u64);
+        self.responder.stats.udp_answered.add(call.count as u64);
+        self.responder.stats.udp_bytes_out.add(call.length as u64);
         self.queue.advance(call);
     }
 
@@ -373,7 +294,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         );
         match self.outlet.note_no_room(&mut self.socket, now) {
             NoRoom::Wait => {
-                self.stats.udp_paused.increment();
+                self.responder.stats.udp_paused.increment();
                 trace!(
                     event = "waiting",
                     what = "room",
@@ -391,81 +312,10 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     /// Drops replies: UDP may lose, and the others are not to wait for these.
     fn drop_replies(&mut self, call: &Call, now: Moment) {
         let peer = call.route.peer.into();
-        self.refusals.note(Refusal::Dropped, peer, call.count, &self.stats, now);
+        let Responder { refusals, stats, .. } = &mut self.responder;
+        refusals.note(Refusal::Dropped, peer, call.count, stats, now);
         self.queue.advance(call);
     }
-}
-
-impl Errors {
-    /// Notes that a receive failed: because of what an earlier reply met on its way, or for good.
-    #[cold]
-    fn note_receive(&mut self, error: Errno, now: Moment) {
-        self.receives += 1;
-        if self.receives < MAX_FAILURES {
-            debug!(
-                event = "receive_failed",
-                errno = error as i32;
-                "cannot receive a datagram: {error}"
-            );
-            return;
-        }
-        self.resume_at = Some(now + RETRY);
-        if self.receiving.begins((), now) {
-            warn!(
-                event = "receive_failed",
-                errno = error as i32;
-                "cannot receive datagrams: {error}; the next tries are every {RETRY:?}"
-            );
-        }
-    }
-
-    /// Notes a reply that cannot be sent, because of its peer, the network or a packet filter.
-    #[cold]
-    fn note_send(&mut self, error: Errno, peer: Peer, now: Moment) {
-        if self.sending.begins((), now) {
-            let hint = if error == Errno::EPERM { " (a packet filter?)" } else { "" };
-            warn!(
-                event = "send_failed",
-                peer:%,
-                errno = error as i32;
-                "cannot answer {peer}: {error}{hint}; further errors are counted"
-            );
-        } else {
-            debug!(
-                event = "send_failed",
-                peer:%,
-                errno = error as i32;
-                "cannot answer {peer}: {error}"
-            );
-        }
-    }
-}
-
-#[cold]
-fn trace_received(peer: Peer, received: &Received) {
-    trace!(
-        event = "received",
-        peer:%,
-        bytes = received.length,
-        datagrams = received.count();
-        "{peer}: received {} in {}",
-        count(received.length, "byte"),
-        count(received.count(), "datagram")
-    );
-}
-
-#[cold]
-fn trace_sent(call: &Call) {
-    let peer = Peer::from(call.route.peer);
-    trace!(
-        event = "sent",
-        peer:%,
-        bytes = call.length,
-        datagrams = call.count;
-        "{peer}: sent {} in {}",
-        count(call.length, "byte"),
-        count(call.count, "datagram")
-    );
 }
 
 #[cfg(any(test, fuzzing))]

@@ -2,14 +2,19 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
 
 use super::outlet::STUCK_FOR;
 use super::*;
-use crate::protocol::{Echo, Flow, service_fn};
+use crate::protocol::{Echo, Flow, MAX_DATAGRAM, service_fn};
 use crate::sys::datagram::Route;
+
+fn responder<V: Service>(make_service: impl FnMut() -> V + 'static) -> Responder<V> {
+    Responder::new(make_service, None, None, Arc::default())
+}
 
 /// What the socket is asked for, and what it returns.
 #[derive(Default)]
@@ -79,10 +84,6 @@ impl Socket for Scripted {
         assert_eq!(script.receives, 0, "what came in between is lost");
         script.has_left = true;
     }
-
-    fn local_addr(&self, _: &Route) -> io::Result<SocketAddr> {
-        Err(Errno::ENOTSUP.into())
-    }
 }
 
 struct Bench {
@@ -100,7 +101,7 @@ impl Bench {
 
     fn with(script: Script) -> Self {
         let script = Scripted(Rc::new(RefCell::new(script)));
-        let mut endpoint = Endpoint::new(script.clone(), || Echo, None, Arc::default());
+        let mut endpoint = Endpoint::new(script.clone(), responder(|| Echo));
         endpoint.hint(true, true);
         Bench { script, endpoint, guard: Guard::new(vec![], None) }
     }
@@ -123,7 +124,7 @@ impl Bench {
     }
 
     fn stats(&self) -> crate::stats::Snapshot {
-        self.endpoint.stats.snapshot()
+        self.endpoint.responder.stats.snapshot()
     }
 }
 
@@ -296,10 +297,10 @@ fn a_reply_is_as_long_as_a_datagram_can_be() {
                     Flow::Continue
                 })
             };
-            let mut endpoint = Endpoint::new(script.clone(), make, None, Arc::default());
+            let mut endpoint = Endpoint::new(script.clone(), responder(make));
             endpoint.hint(true, true);
             endpoint.turn(&mut Guard::new(vec![], None), Moment::default());
-            let too_long = endpoint.stats.snapshot().udp_too_long;
+            let too_long = endpoint.responder.stats.snapshot().udp_too_long;
             assert_eq!((script.0.borrow().sends, too_long), (sent, 1 - sent as u64), "{length}");
         }
     }
