@@ -128,7 +128,7 @@ fn control<'a>(
             }
         }
         clients.lock().admission.incidents.report(now);
-        trace_wait("signal", "a signal, or for a thread that ends");
+        trace!(event = "waiting", what = "signal"; "waits for a signal, or for a thread that ends");
         shutdown.wait(&mut poll, &mut events, now, REPORT_GAP)?;
         for outcome in outcomes.try_iter() {
             outcome?;
@@ -136,11 +136,6 @@ fn control<'a>(
         }
     }
     Ok(())
-}
-
-/// Tells what this thread waits for.
-pub(super) fn trace_wait(what: &'static str, sentence: &str) {
-    trace!(event = "waiting", what = what; "waits for {sentence}");
 }
 
 // ---- clients
@@ -351,7 +346,7 @@ impl<'a> Backlog<'a> {
             let (open, now) = (slots.streams.len(), clients.clock.now());
             if open >= clients.rules.max_connections && clients.handle.stage() < Stage::Draining {
                 slots.admission.pause(Lack::Slots(clients.rules.max_set_by), open, now);
-                trace_wait("slot", "a client to leave");
+                trace!(event = "waiting", what = "slot"; "waits for a client to leave");
                 clients.pause(slots, REPORT_GAP);
                 continue;
             }
@@ -363,11 +358,11 @@ impl<'a> Backlog<'a> {
                 // The backlog is empty, or would have to wait: what comes now is too late.
                 Err(_) if clients.handle.stage() >= Stage::Draining => break,
                 Err(AcceptError::Starved) => {
-                    trace_wait("resources", "a client to leave, or for another try");
+                    trace!(event = "waiting", what = "resources"; "waits for a client to leave, or for another try");
                     clients.pause(clients.lock(), ACCEPT_RETRY);
                 }
                 Err(AcceptError::Empty) => {
-                    trace_wait("client", "the next client");
+                    trace!(event = "waiting", what = "client"; "waits for the next client");
                     until_readable(&self.listeners, &clients.until_drain, None)?;
                 }
             }

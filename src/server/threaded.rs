@@ -14,6 +14,8 @@
 use std::io;
 use std::thread::{self, Builder};
 
+use log::trace;
+
 use super::Server;
 use super::blocking;
 use super::incidents::MaxSetBy;
@@ -44,7 +46,7 @@ pub(super) fn run<V: Service>(
             }
             // Clients that come now are refused, and do not wait until the others have ended.
             drop(backlog);
-            blocking::trace_wait("threads", "the threads of its clients");
+            trace!(event = "waiting", what = "threads"; "waits for the threads of its clients");
             Ok(())
         })
     })
