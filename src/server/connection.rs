@@ -34,7 +34,7 @@ pub(crate) trait Stream: Read + Write {
     fn local_addr(&self) -> io::Result<SocketAddr>;
 }
 
-/// How many of them are read and dropped in a turn.
+/// How many bytes a turn that lingers reads and drops at most.
 const LINGER_READ: usize = 16 << 10;
 
 /// What an event says of a stream: hints, until a read or write tells.
@@ -401,7 +401,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         if let Phase::Lingering(reason, _) = self.phase {
             return Err(reason);
         }
-        if self.output.as_ref().is_some_and(|output| output.since > now) {
+        if self.is_delayed(now) {
             // Only a drain does not wait for a reply that is delayed.
             return Err(CloseReason::Drain);
         }
@@ -432,7 +432,6 @@ impl<S, V: Service> Connection<S, V> {
     }
 
     /// Whether its output waits for time.
-    #[cfg(any(test, fuzzing))]
     pub(crate) fn is_delayed(&self, now: Moment) -> bool {
         self.output.as_ref().is_some_and(|output| output.since > now)
     }
