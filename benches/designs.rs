@@ -19,9 +19,9 @@ use criterion::{
     BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main,
 };
 use evecho::Design;
+use evecho::Transport;
 use evecho::client::Cancel;
 use evecho::client::load::{self, Length, Mode, Report};
-use evecho::client::target::Transport;
 
 const DESIGNS: [Design; 3] = [Design::EventLoop, Design::Threaded, Design::Iterative];
 const CONNECTIONS: [u32; 4] = [1, 10, 100, 1_000];

@@ -79,7 +79,7 @@ fn run() -> Result<(), Error> {
     let mut config = Config::default();
     config.bind = vec![Ipv4Addr::LOCALHOST.into()];
     config.port = 0;
-    config.transport = Transport::Tcp;
+    config.transport = Some(Transport::Tcp);
     config.protocol.framing = Framing::Lines;
     config.protocol.max_frame = 1_000;
     config.signals = true;

@@ -25,7 +25,7 @@ fn run() -> Result<(), Error> {
     let mut config = Config::default();
     config.bind = vec![Ipv4Addr::LOCALHOST.into()];
     config.port = 0;
-    config.transport = Transport::Udp;
+    config.transport = Some(Transport::Udp);
     config.signals = true;
     let server = Server::bind(config)?;
     println!("listening on {} (UDP), until Ctrl-C", server.local_addrs()[0]);

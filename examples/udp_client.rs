@@ -34,9 +34,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// The answer to one of three attempts, if there is one.
+/// A name may have several addresses, and the server need not have all of them: `localhost` is often `::1` and
+/// `127.0.0.1`.
 fn exchange(server: &str, message: &str) -> io::Result<Option<Vec<u8>>> {
-    let server = server.to_socket_addrs()?.next().ok_or(ErrorKind::NotFound)?;
+    let mut outcome = Err(ErrorKind::NotFound.into());
+    for address in server.to_socket_addrs()? {
+        outcome = ask(address, message);
+        if let Ok(Some(_)) = outcome {
+            break;
+        }
+    }
+    outcome
+}
+
+/// The answer to one of three attempts, if there is one.
+fn ask(server: SocketAddr, message: &str) -> io::Result<Option<Vec<u8>>> {
     // Port 0: any free one. It is the address that the server answers.
     let socket = match server {
         SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?,

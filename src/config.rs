@@ -1,15 +1,14 @@
 //! The configuration of a server: plain values with defaults, checked once.
 
 use std::fmt;
-#[cfg(feature = "daemon")]
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use crate::address::BindAddress;
-use crate::error::{ConfigError, ParseError, Setting};
+use crate::error::{ConfigError, ParseError, Setting, Transport};
 use crate::impairments::Impairments;
 use crate::protocol::{Framing, Name, Protocol};
 
@@ -23,7 +22,7 @@ pub const DEFAULT_PORT: u16 = 12000;
 ///
 /// let mut config = Config::default();
 /// config.port = 0;
-/// config.transport = Transport::Tcp;
+/// config.transport = Some(Transport::Tcp);
 /// assert!(config.bind.is_empty());
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -34,11 +33,14 @@ pub struct Config {
     /// The port of each address that has no port of its own; 0 picks a free port, the same for TCP and
     /// UDP. Default: 12000.
     pub port: u16,
-    /// The addresses to bind. Default: none, which is every interface, IPv4 and IPv6, through one
-    /// dual-stack socket (0.0.0.0 where the machine has no IPv6).
+    /// The addresses to bind. Default: none, which is the same as `::`.
+    ///
+    /// `::` is every address, IPv6 and IPv4, through one dual-stack socket, whatever net.ipv6.bindv6only
+    /// says. It is for IPv6 alone beside an IPv4 address on the same port; and it is 0.0.0.0 where this
+    /// machine or a sandbox has no IPv6. An IPv4-mapped address is its IPv4 address.
     pub bind: Vec<BindAddress>,
-    /// What is served. Default: TCP and UDP.
-    pub transport: Transport,
+    /// The only transport that is served. Default: none, which is TCP and UDP on the same port.
+    pub transport: Option<Transport>,
     /// What [`Server::run`](crate::Server::run) replies. Default: the same bytes.
     pub service: ServiceKind,
     /// The name of this server in the replies of [`ServiceKind::Who`]. Default: none.
@@ -67,7 +69,8 @@ pub struct Config {
     pub udp_offload: bool,
     /// Whether the server takes signals for itself, from being bound until it ends or is dropped:
     /// SIGTERM, SIGINT and SIGHUP drain it, a second one of them ends it at once, SIGUSR1 logs all
-    /// counters. SIGHUP is left alone where it is ignored (nohup(1)). Default: no, since signals
+    /// counters. SIGHUP and SIGINT are left alone where they are ignored (nohup(1), a job in the background of
+    /// a script), and without a terminal SIGHUP only logs that nothing is reloaded. Default: no, since signals
     /// belong to the process.
     ///
     /// Afterwards a signal does what it did before: a handler of yours that was there is still
@@ -77,10 +80,12 @@ pub struct Config {
     /// The service manager that hears when the server is ready, when it stops and, with a watchdog,
     /// that it is alive. Default: none, whatever the environment says.
     pub service_manager: Option<ServiceManager>,
-    /// The address of the port for monitors, which speaks HTTP: `/metrics` is OpenMetrics text, `/livez`
+    /// The address of the port for monitors (`::` as in [`bind`](Config::bind)), which speaks HTTP: `/metrics` is
+    /// text for Prometheus, `/livez`
     /// and `/readyz` are about health. Port 0 picks a free one:
     /// [`Server::metrics_addr`](crate::Server::metrics_addr). Only [`Design::EventLoop`] has this port.
-    /// Needs the feature `daemon`. Default: none.
+    /// Where it cannot be bound, this is logged, and clients are served all the same. Needs the feature
+    /// `daemon`. Default: none.
     #[cfg(feature = "daemon")]
     pub metrics: Option<SocketAddr>,
 }
@@ -91,7 +96,7 @@ impl Default for Config {
             design: Design::default(),
             port: DEFAULT_PORT,
             bind: Vec::new(),
-            transport: Transport::default(),
+            transport: None,
             service: ServiceKind::default(),
             name: None,
             protocol: Protocol::default(),
@@ -133,30 +138,6 @@ impl fmt::Display for Design {
             Design::Threaded => "threaded",
             Design::Iterative => "iterative",
         })
-    }
-}
-
-/// What is served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Transport {
-    /// TCP and UDP, on the same port.
-    #[default]
-    Both,
-    /// TCP only.
-    Tcp,
-    /// UDP only.
-    Udp,
-}
-
-impl Transport {
-    /// Whether TCP is served.
-    pub fn tcp(self) -> bool {
-        self != Transport::Udp
-    }
-
-    /// Whether UDP is served.
-    pub fn udp(self) -> bool {
-        self != Transport::Tcp
     }
 }
 
@@ -212,8 +193,10 @@ pub struct Limits {
     /// says. Those that are open when the server starts, and those of monitors, do not count. Default:
     /// 32.
     pub spare_files: usize,
-    /// The most TCP connections at a time from one source (an IPv4 address or an IPv6 /64); further
-    /// ones are closed. Default: no limit.
+    /// The most TCP connections at a time from one source; further ones are closed. Default: no limit.
+    ///
+    /// A source is an IPv4 address, also one that 6to4, Teredo or NAT64 embeds in an IPv6 address; a
+    /// link-local IPv6 address; or else an IPv6 /64.
     pub per_source_connections: Option<NonZeroUsize>,
     /// The time without any bytes moved after which a connection is closed. Default: none.
     pub idle_timeout: Option<Duration>,
@@ -332,6 +315,18 @@ impl Config {
         spare
     }
 
+    /// Whether this transport is served.
+    pub(crate) fn serves(&self, transport: Transport) -> bool {
+        self.transport.is_none_or(|only| only == transport)
+    }
+
+    /// The addresses that a server binds; port 0 stands for a free one.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        let everywhere = self.bind.is_empty().then(|| Ipv6Addr::UNSPECIFIED.into());
+        let addresses = everywhere.iter().chain(&self.bind);
+        addresses.map(|address| address.with_port(address.port.unwrap_or(self.port))).collect()
+    }
+
     /// Checks what the types cannot say.
     pub(crate) fn check(&self) -> Result<(), ConfigError> {
         self.check_limits()?;
@@ -344,9 +339,12 @@ impl Config {
             return Err(ConfigError::new(Setting::Metrics, reason));
         }
         self.check_impairments()?;
-        let bound = |address: &BindAddress| address.with_port(address.port.unwrap_or(self.port));
-        for (index, address) in self.bind.iter().enumerate() {
-            if self.bind[..index].iter().any(|other| bound(other) == bound(address)) {
+        let addresses = self.addresses();
+        #[cfg(feature = "daemon")]
+        check_unicast(Setting::Metrics, self.metrics.as_slice())?;
+        check_unicast(Setting::Bind, &addresses)?;
+        for (index, address) in addresses.iter().enumerate() {
+            if addresses[..index].contains(address) {
                 let reason = format!("{address} is given twice; give it once");
                 return Err(ConfigError::new(Setting::Bind, reason));
             }
@@ -380,7 +378,7 @@ impl Config {
 
     fn check_impairments(&self) -> Result<(), ConfigError> {
         self.impairments.check()?;
-        if !self.transport.udp()
+        if !self.serves(Transport::Udp)
             && let Some(setting) = self.impairments.hidden_by_tcp().next()
         {
             return Err(ConfigError::new(
@@ -388,7 +386,7 @@ impl Config {
                 "only for datagrams, since TCP sends again what is lost or damaged and restores the order: its clients would only see a delay; serve UDP, or give a delay",
             ));
         }
-        if self.transport.tcp()
+        if self.serves(Transport::Tcp)
             && self.design != Design::EventLoop
             && !self.impairments.delay.is_zero()
         {
@@ -400,6 +398,21 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Refuses addresses that no client is served at: none connects to a group, and what is sent to one has no
+/// reply.
+fn check_unicast(setting: Setting, addresses: &[SocketAddr]) -> Result<(), ConfigError> {
+    let group = addresses.iter().find(|address| match address.ip().to_canonical() {
+        IpAddr::V4(ip) => ip.is_multicast() || ip.is_broadcast(),
+        ip => ip.is_multicast(),
+    });
+    group.map_or(Ok(()), |address| {
+        let reason = format!(
+            "{address} is a multicast or broadcast address, at which no client is served; choose an address of this machine"
+        );
+        Err(ConfigError::new(setting, reason))
+    })
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! The errors of the crate, each one sentence, and the settings that they name.
+//! The errors of the crate, each one sentence, and what they name: settings and transports.
 
 use std::error;
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::SocketAddr;
 
 macro_rules! settings {
@@ -52,6 +52,27 @@ settings! {
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.field())
+    }
+}
+
+/// What carries the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "client", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "client", serde(rename_all = "lowercase"))]
+pub enum Transport {
+    /// A stream of bytes.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Transport {
+    /// `TCP` or `UDP`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Transport::Tcp => "TCP",
+            Transport::Udp => "UDP",
+        }
     }
 }
 
@@ -108,58 +129,27 @@ impl error::Error for ConfigError {}
 /// [`source`](std::error::Error::source).
 #[derive(Debug)]
 pub struct BindError {
-    pub(crate) purpose: Purpose,
+    /// None for the port for monitors.
+    pub(crate) transport: Option<Transport>,
     pub(crate) address: SocketAddr,
+    /// Why, where more is known than the error says.
+    pub(crate) cause: Option<String>,
+    pub(crate) setting: Option<Setting>,
     pub(crate) source: io::Error,
-}
-
-/// What a socket is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    Tcp,
-    Udp,
-    #[cfg(feature = "daemon")]
-    Metrics,
 }
 
 impl BindError {
     /// The setting to change, if one helps.
     pub fn setting(&self) -> Option<Setting> {
-        self.advice().map(|(setting, _)| setting)
-    }
-
-    fn advice(&self) -> Option<(Setting, &'static str)> {
-        let (port, bind) = match self.purpose {
-            Purpose::Tcp | Purpose::Udp => (Setting::Port, Setting::Bind),
-            #[cfg(feature = "daemon")]
-            Purpose::Metrics => (Setting::Metrics, Setting::Metrics),
-        };
-        Some(match self.source.kind() {
-            ErrorKind::AddrInUse => (
-                port,
-                "another process has that port; stop it, or choose another port (0 picks a free one)",
-            ),
-            ErrorKind::PermissionDenied => {
-                (port, "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one without it")
-            }
-            ErrorKind::AddrNotAvailable => {
-                (bind, "this machine has no such address; choose one that 'ip addr' shows")
-            }
-            _ => return None,
-        })
+        self.setting
     }
 }
 
 impl fmt::Display for BindError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let purpose = match self.purpose {
-            Purpose::Tcp => "TCP",
-            Purpose::Udp => "UDP",
-            #[cfg(feature = "daemon")]
-            Purpose::Metrics => "metrics",
-        };
+        let purpose = self.transport.map_or("metrics", Transport::name);
         write!(f, "cannot listen on {} ({purpose})", self.address)?;
-        self.advice().map_or(Ok(()), |(_, advice)| write!(f, ": {advice}"))
+        self.cause.as_ref().map_or(Ok(()), |cause| write!(f, ": {cause}"))
     }
 }
 
@@ -215,7 +205,7 @@ pub enum Error {
     Adopt(AdoptError),
     /// The system gives no poll, waker or signals.
     Poll(io::Error),
-    /// The system refuses what the server cannot go on without, as to poll.
+    /// The system refuses what the server cannot go on without, as to poll, or none of its sockets is left.
     Run(io::Error),
 }
 

@@ -22,7 +22,7 @@ pub const MAX_DELAY: Duration = Duration::from_secs(60);
 /// use evecho::{Config, Transport};
 ///
 /// let mut config = Config::default();
-/// config.transport = Transport::Udp;
+/// config.transport = Some(Transport::Udp);
 /// config.impairments.loss = "30%".parse()?;
 /// config.impairments.delay = Duration::from_millis(50);
 /// config.impairments.seed = Some(7);

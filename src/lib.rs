@@ -46,6 +46,7 @@ compile_error!(
 );
 
 mod address;
+mod busy_poll;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod config;
@@ -84,11 +85,11 @@ pub mod fuzzing {
 }
 
 pub use address::BindAddress;
-pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, ServiceManager, Transport};
-pub use error::{AdoptError, BindError, ConfigError, Error, ParseError, Setting};
+pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, ServiceManager};
+pub use error::{AdoptError, BindError, ConfigError, Error, ParseError, Setting, Transport};
 pub use impairments::{Impairments, MAX_DELAY, Probability};
 pub use protocol::{Framing, Protocol, Service};
-pub use server::{Handle, Server};
+pub use server::{Handle, Preview, Server};
 pub use stats::Snapshot;
 pub use sys::limits::raise_open_file_limit;
 #[cfg(feature = "daemon")]

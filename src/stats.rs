@@ -50,7 +50,7 @@ macro_rules! counters {
             /// Reads all counters and gauges, one after the other.
             pub(crate) fn snapshot(&self) -> Snapshot {
                 Snapshot {
-                    $($name: self.$name.0.load(Ordering::Relaxed),)*
+                    $($name: self.$name.count(),)*
                     buffered: self.buffered.load(Ordering::Relaxed),
                     accept_paused: self.accept_paused.load(Ordering::Relaxed),
                     uptime: self.start.elapsed(),
@@ -119,7 +119,7 @@ counters! {
     closed_for_memory (CONNECTIONS_CLOSED, "no_room"):
         "Connections that we closed because no memory was left for them: max_buffered.",
     closed_by_panic (CONNECTIONS_CLOSED, "panic"):
-        "Connections that ended because the service panicked.",
+        "Connections whose service panicked, even if only as it closed.",
     closed_by_error (CONNECTIONS_CLOSED, "error"): "Connections that ended with any other error.",
     bytes_in: "Bytes received over TCP.",
     bytes_out: "Bytes sent over TCP.",
@@ -131,9 +131,13 @@ counters! {
     registration_errors:
         "Connections that were accepted and closed at once, because epoll refused to watch them.",
     accept_pauses:
-        "Times that accept paused: the limit on connections was reached, or descriptors or memory ran out.",
+        "Times that accept paused: the limit on connections was reached, or the system refused.",
+    sockets_gone:
+        "Sockets that were served and are gone, such as one that its owner has shut down.",
     stale_events: "Events for connections that had already ended.",
     udp_received: "Datagrams received.",
+    udp_missed:
+        "Datagrams that the kernel dropped because the queue of a UDP socket was full.",
     udp_answered: "Datagrams answered.",
     udp_bytes_in: "Bytes in the datagrams received.",
     udp_bytes_out: "Bytes in the replies to datagrams.",
@@ -150,14 +154,14 @@ counters! {
     udp_dropped (UDP_NOT_ANSWERED, "dropped"):
         "Replies dropped because the network did not take them in time, or their neighbour does not exist.",
     udp_panics (UDP_NOT_ANSWERED, "panic"):
-        "Datagrams not answered because the service panicked.",
+        "Datagrams not answered because the service panicked, and those on which it panicked after the reply.",
     udp_errors: "Errors in receiving or sending a datagram.",
     udp_paused: "Times that replies had to wait because the send buffer of a UDP socket was full.",
     udp_lost: "Replies that were not sent on purpose: loss.",
     udp_duplicated: "Replies that were sent twice on purpose: duplicate.",
     udp_reordered: "Replies that did not wait for the delay, on purpose: reorder.",
     udp_corrupted: "Replies of which a bit was changed on purpose: corrupt.",
-    udp_overflowed: "Replies dropped because too many others were waiting already: delay.",
+    udp_overflowed: "Replies dropped because too many others were waiting already, or no memory was left for them: delay.",
     busy_poll_wins:
         "Waits in which polling found events before the loop had to sleep: busy_poll.",
     busy_poll_losses: "Waits in which polling found nothing, so that the loop slept after all.",
@@ -210,6 +214,10 @@ impl Counter {
     pub(crate) fn increment(&self) {
         self.add(1);
     }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 #[cfg(test)]
@@ -238,15 +246,16 @@ mod tests {
         assert_eq!(text.lines().count(), 1);
     }
 
-    /// A row of a table in docs/operate.md: the name, and the text as a sentence that names fields.
-    fn documented(row: &str) -> Option<(String, String)> {
-        let (name, text) = row.strip_prefix("| `")?.strip_suffix(" |")?.split_once("` | ")?;
+    /// A row of the table in docs/reference.md: the name, the metric, and the text as a sentence that names fields.
+    fn documented(row: &str) -> Option<(String, String, String)> {
+        let (name, rest) = row.strip_prefix("| `")?.strip_suffix(" |")?.split_once("` | `")?;
+        let (metric, text) = rest.split_once("` | ")?;
         let mut text: String = text
             .split('`')
             .map(|part| part.strip_prefix("--").map_or(part.into(), field))
             .collect();
         text[..1].make_ascii_uppercase();
-        Some((name.to_owned(), text + "."))
+        Some((name.to_owned(), metric.to_owned(), text + "."))
     }
 
     fn field(flag: &str) -> String {
@@ -256,13 +265,21 @@ mod tests {
     #[test]
     fn the_documents_have_the_same_table_of_counters() {
         let (_, section) =
-            include_str!("../docs/operate.md").split_once("| counter |").expect("the table");
+            include_str!("../docs/reference.md").split_once("| counter |").expect("the table");
         let (section, _) = section.split_once("\n\n").expect("its end");
         let documented: Vec<_> = section.lines().filter_map(documented).collect();
         let snapshot = Snapshot::default();
         let expected: Vec<_> = snapshot
             .counters()
-            .map(|counted| (counted.name.to_owned(), counted.help.to_owned()))
+            .map(|Counted { name, label, help, .. }| {
+                let metric = match label {
+                    Some((family, reason)) => {
+                        format!("evecho_{family}_total{{reason=\"{reason}\"}}")
+                    }
+                    None => format!("evecho_{name}_total"),
+                };
+                (name.to_owned(), metric, help.to_owned())
+            })
             .collect();
         assert_eq!(documented, expected);
     }

@@ -1,4 +1,5 @@
-//! How all tools print numbers, times, sizes and rates: `1,234`, `98.7 µs`, `64 KiB`, `1.5 GiB/s`.
+//! How all tools print numbers, times, sizes and rates: `1,234`, `98.7 µs`, `64 KiB`, `1.5 GiB/s`,
+//! `12.3 Mbit/s`.
 
 use std::fmt;
 use std::time::Duration;
@@ -69,6 +70,32 @@ pub fn grouped(number: u64) -> impl fmt::Display {
     })
 }
 
+/// A number that was measured, rounded: whole and with commas, or with at most three digits where it is
+/// under 100. What has over 15 digits is in powers of ten.
+///
+/// ```
+/// use evecho::units;
+///
+/// let texts = [0.333_3, 9.998, 42.27, 1_249.6].map(|number| units::rounded(number).to_string());
+/// assert_eq!(texts, ["0.33", "10", "42.3", "1,250"]);
+/// ```
+pub fn rounded(number: f64) -> impl fmt::Display {
+    fmt::from_fn(move |f| match number {
+        number if number < 99.95 => f.pad(&three_digits(number)),
+        number if number < 1e15 => fmt::Display::fmt(&grouped(number.round() as u64), f),
+        number => f.pad(&format!("{number:e}")),
+    })
+}
+
+/// Bits per second of a payload, in powers of 1,000: `800 bit/s`, `12.3 Mbit/s`.
+pub fn bit_rate(bytes_per_second: f64) -> impl fmt::Display {
+    let bits = bytes_per_second * 8.0;
+    let names = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s"];
+    // What rounds to 1,000 has the next unit.
+    let step = (0..3).find(|&step| bits < 999.5 * 1000_f64.powi(step)).unwrap_or(3);
+    Scaled { value: bits / 1000_f64.powi(step), name: names[step as usize] }
+}
+
 fn scaled_bytes(bytes: f64, names: [&'static str; 4]) -> Scaled {
     // What rounds to 1,024 has the next unit.
     let step = (0..3).find(|&step| bytes < 1023.5 * 1024_f64.powi(step)).unwrap_or(3);
@@ -83,17 +110,21 @@ struct Scaled {
 
 impl fmt::Display for Scaled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let decimals = match self.value {
-            value if value < 9.995 => 2,
-            value if value < 99.95 => 1,
-            _ => 0,
-        };
-        let number = format!("{:.decimals$}", self.value);
-        let number = match number.contains('.') {
-            true => number.trim_end_matches('0').trim_end_matches('.'),
-            false => &number,
-        };
-        f.pad(&format!("{number} {}", self.name))
+        f.pad(&format!("{} {}", three_digits(self.value), self.name))
+    }
+}
+
+/// With three digits, or more before the point, and without zeros at the end of those behind it.
+fn three_digits(value: f64) -> String {
+    let decimals = match value {
+        value if value < 9.995 => 2,
+        value if value < 99.95 => 1,
+        _ => 0,
+    };
+    let number = format!("{value:.decimals$}");
+    match number.contains('.') {
+        true => number.trim_end_matches('0').trim_end_matches('.').to_owned(),
+        false => number,
     }
 }
 
@@ -146,6 +177,39 @@ mod tests {
         let texts = [0, 999, 1_000, 1_234_567].map(|number| grouped(number).to_string());
         assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(format!("{:>6}|{:<6}", grouped(1_000), time(Duration::ZERO)), " 1,000|0 ns  ");
+    }
+
+    #[test]
+    fn what_was_measured_is_rounded_and_not_cut() {
+        for (number, expected) in [
+            (0.0, "0"),
+            (0.004, "0"),
+            (0.5, "0.5"),
+            (9.994, "9.99"),
+            (9.999_6, "10"),
+            (99.94, "99.9"),
+            (99.96, "100"),
+            (1_249.5, "1,250"),
+            (1e300, "1e300"),
+            (f64::INFINITY, "inf"),
+        ] {
+            assert_eq!(rounded(number).to_string(), expected, "{number}");
+        }
+        assert_eq!(format!("{:>7}|{:>5}", rounded(1_999.9), rounded(0.25)), "  2,000| 0.25");
+    }
+
+    #[test]
+    fn bits_are_those_of_the_bytes_in_powers_of_ten() {
+        for (bytes, expected) in [
+            (0.0, "0 bit/s"),
+            (100.0, "800 bit/s"),
+            (124.95, "1 kbit/s"),
+            (1_540_000.0, "12.3 Mbit/s"),
+            (1.25e9, "10 Gbit/s"),
+            (1.25e12, "10000 Gbit/s"),
+        ] {
+            assert_eq!(bit_rate(bytes).to_string(), expected);
+        }
     }
 
     #[test]

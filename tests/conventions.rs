@@ -6,7 +6,9 @@
 #[path = "common/tool.rs"]
 mod tool;
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, ChildStderr, Command};
 use std::time::{Duration, Instant};
 
@@ -93,6 +95,38 @@ fn a_family_can_be_chosen() {
     let server = Server::evecho(&[]);
     let localhost = server.address.replace("127.0.0.1", "localhost");
     assert_eq!(run(&["send", "-4", &localhost, "hello"], b"").text(), "hello\n");
+}
+
+#[test]
+fn the_scheme_of_a_target_chooses_the_transport() {
+    let server = Server::evecho(&[]);
+    let [tcp, udp] = ["tcp", "UDP"].map(|scheme| format!("{scheme}://{}/", server.address));
+    for (target, transport) in [(&tcp, "TCP"), (&udp, "UDP")] {
+        let ping = run(&["ping", target, "-c", "1"], b"");
+        let ping = ping.text();
+        let peer = &server.address;
+        assert!(ping.starts_with(&format!("PING {peer} ({peer}) over {transport}: ")), "{ping}");
+        let load = run(&["load", target, "-n", "1", "-c", "1"], b"");
+        let load = load.text();
+        assert!(load.starts_with(&format!("{transport} ping-pong with {peer}: ")), "{load}");
+        assert_eq!(run(&["send", target, "hello"], b"").text(), "hello\n");
+        let check = run(&["check", target, "--only", "tcp-bytes,udp-sizes"], b"");
+        let check = check.text();
+        assert!(check.contains("1 passed, 0 failed, 1 skipped"), "{check}");
+    }
+    for args in [
+        &["ping", &tcp, "--udp"][..],
+        &["ping", &udp, "--framing", "lines"],
+        &["send", &tcp, "--udp"],
+        &["send", &udp, "--framing", "lines", "hello"],
+        &["load", &tcp, "--udp"],
+        &["load", &udp, "--mode", "stream"],
+        &["check", &tcp, "--udp-only"],
+        &["check", &udp, "--tcp-only"],
+        &["ping", "http://localhost"],
+    ] {
+        tool::assert_wrong_usage(args);
+    }
 }
 
 /// A server with these flags and variables, ended when it goes out of scope.
@@ -197,8 +231,99 @@ fn an_error_names_the_variable_that_the_value_came_from() {
 }
 
 #[test]
-fn what_kubernetes_sets_for_a_service_of_our_name_does_no_harm() {
-    let variables = [
+fn a_value_that_cannot_be_read_is_answered_in_plain_words() {
+    let whole = |bounds| format!("give a whole number from {bounds}");
+    for (name, value, said) in [
+        ("PORT", "7 # echo", whole("0 to 65535")),
+        ("PORT", "7 # echo", "a comment needs a line of its own".to_owned()),
+        ("FRAMING", "lines\t# whole lines", "a comment needs a line of its own".to_owned()),
+        ("PORT", "65536", whole("0 to 65535")),
+        ("PORT", "\"7\"", "without quotes".to_owned()),
+        ("NAME", "'a'", "without quotes".to_owned()),
+        ("PORT", "7\r", "without white space around it".to_owned()),
+        ("SERVICE", " echo", "without white space around it".to_owned()),
+        ("MAX_CONNECTIONS", "0", whole(&format!("1 to {}", usize::MAX))),
+        ("BACKLOG", "-1", whole("0 to 4294967295")),
+        ("UDP_RATE", "many", whole("0 to 4294967295")),
+        ("VERBOSE", "debug", whole("0 to 255")),
+        ("SEED", "0x7", whole(&format!("0 to {}", u64::MAX))),
+        ("QUIET", "perhaps", "give 1, yes, on or true, or else 0, no, off or false".to_owned()),
+    ] {
+        let name = format!("EVECHO_{name}");
+        let outcome = Serving::start(&[], &[(&name, value)]).err().unwrap();
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert!(
+            outcome.stderr.contains(&name) && outcome.stderr.contains(&said),
+            "{name}={value}: {}",
+            outcome.stderr
+        );
+    }
+    let mut command = evecho(&[]);
+    command.env("EVECHO_NAME", OsStr::from_bytes(b"\xff"));
+    let outcome = finish(tool::spawn(command));
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    assert!(outcome.stderr.contains("EVECHO_NAME is not text in UTF-8"), "{}", outcome.stderr);
+}
+
+#[test]
+fn no_command_answers_a_value_in_the_words_of_a_parser() {
+    for args in [
+        &["load", "x", "-c", "many"][..],
+        &["load", "x", "-c", "0"],
+        &["load", "x", "-d", "65536"],
+        &["load", "x", "-n", "some"],
+        &["load", "x", "-r", "fast"],
+        &["load", "x", "-r", "nan"],
+        &["load", "x", "--from", "nowhere"],
+        &["compare", "-c", "0"],
+        &["compare", "-d", "1.5"],
+        &["compare", "-r", "0"],
+        &["ping", "x", "-c", "0"],
+        &["check", "x", "--pid", "sshd"],
+        &["--max-connections", "0"],
+        &["-p", "http"],
+    ] {
+        let outcome = run(args, b"");
+        assert_eq!(outcome.code, Some(2), "{args:?}: {outcome:?}");
+        for jargon in ["invalid digit", "literal", "non-zero", "is not in", "..=", "syntax"] {
+            assert!(!outcome.stderr.contains(jargon), "{args:?}: {}", outcome.stderr);
+        }
+        assert!(outcome.stderr.contains("give "), "{args:?}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_variable_that_is_no_setting_is_one_warning_with_the_nearest_name() {
+    for (name, nearest) in [
+        ("EVECHO_BINDS", "EVECHO_BIND"),
+        ("EVECHO_MAXFRAME", "EVECHO_MAX_FRAME"),
+        ("EVECHO_MAX_CONNECTION", "EVECHO_MAX_CONNECTIONS"),
+        ("EVECHO_METRIC", "EVECHO_METRICS"),
+        ("EVECHO_TCPONLY", "EVECHO_TCP_ONLY"),
+        ("EVECHO_TIMEOUT_IDLE", "EVECHO_IDLE_TIMEOUT"),
+        ("evecho_bind", "EVECHO_BIND"),
+        ("EVECHO-BIND", "EVECHO_BIND"),
+    ] {
+        let variables = [("EVECHO_PORT", "0"), (name, "127.0.0.1"), ("EVECHO_EMPTY", "")];
+        let server = Serving::start(&HERE, &variables).unwrap_or_else(|o| panic!("{o:?}"));
+        let said = server.said.lines().next().unwrap();
+        assert!(said.contains(&format!(" {name} is ")), "{said}");
+        assert!(said.ends_with(&format!("'{nearest}'?")), "{said}");
+        assert_eq!(server.said.lines().count(), 2, "{}", server.said);
+    }
+    // One that resembles none, and one that would be a flag without a variable.
+    for name in ["EVECHO_XYZZY", "EVECHO_VERSION", "EVECHO_", "EVECHO_=\n"] {
+        let (name, value) = name.split_once('=').unwrap_or((name, "1"));
+        let server = Serving::start(&HERE, &[("EVECHO_PORT", "0"), (name, value)]).unwrap();
+        let said = server.said.lines().next().unwrap();
+        assert!(said.contains(name) && said.ends_with("evecho(1) lists the variables"), "{said}");
+        assert_eq!(server.said.lines().count(), 2, "{}", server.said);
+    }
+}
+
+#[test]
+fn what_kubernetes_or_docker_sets_for_our_name_does_no_harm() {
+    const KUBERNETES: [(&str, &str); 8] = [
         ("EVECHO_PORT", "tcp://10.96.0.12:12000"),
         ("EVECHO_SERVICE_HOST", "10.96.0.12"),
         ("EVECHO_SERVICE_PORT", "12000"),
@@ -208,11 +333,35 @@ fn what_kubernetes_sets_for_a_service_of_our_name_does_no_harm() {
         ("EVECHO_PORT_12000_TCP_PORT", "12000"),
         ("EVECHO_PORT_12000_TCP_ADDR", "10.96.0.12"),
     ];
+    // docker run --link evecho, and a Service named evecho-reuse.
+    const DOCKER: [(&str, &str); 7] = [
+        ("EVECHO_NAME", "/web/evecho"),
+        ("EVECHO_PORT", "tcp://172.17.0.2:12000"),
+        ("EVECHO_PORT_12000_TCP_START", "tcp://172.17.0.2:12000"),
+        ("EVECHO_PORT_12000_UDP_PORT_END", "12001"),
+        ("EVECHO_ENV_PASSWORD", "secret"),
+        ("EVECHO_1_NAME", "/web/evecho_1"),
+        ("EVECHO_1_ENV_EVECHO_BIND", "127.0.0.1"),
+    ];
+    const REUSE: [(&str, &str); 3] = [
+        ("EVECHO_REUSE_PORT", "udp://10.96.0.12:12000"),
+        ("EVECHO_REUSE_SERVICE_HOST", "10.96.0.12"),
+        ("EVECHO_REUSE_PORT_12000_UDP", "udp://10.96.0.12:12000"),
+    ];
     let flags = [&HERE[..], &["--port", "0"]].concat();
-    let server = Serving::start(&flags, &variables).unwrap_or_else(|outcome| panic!("{outcome:?}"));
-    let ignored = server.said.lines().filter(|line| line.contains("is ignored")).count();
-    assert_eq!((ignored, server.said.lines().count()), (1, 2), "{}", server.said);
-    assert!(server.said.contains("EVECHO_PORT=tcp://10.96.0.12:12000 "), "{}", server.said);
+    for (variables, named) in [
+        (&KUBERNETES[..], "EVECHO_PORT and 7 more variables are ignored: "),
+        (&DOCKER, "EVECHO_NAME, EVECHO_PORT and 5 more variables are ignored: "),
+        (&REUSE, "EVECHO_REUSE_PORT and 2 more variables are ignored: "),
+        (&KUBERNETES[1..2], "EVECHO_SERVICE_HOST is ignored: "),
+    ] {
+        let server = Serving::start(&flags, variables).unwrap_or_else(|o| panic!("{o:?}"));
+        let said = server.said.lines().next().unwrap();
+        assert!(said.contains(named), "{said}");
+        assert!(said.contains("Kubernetes") && said.contains("Docker"), "{said}");
+        assert!(!server.said.contains("secret"), "{}", server.said);
+        assert_eq!(server.said.lines().count(), 2, "{}", server.said);
+    }
 }
 
 #[test]

@@ -6,7 +6,9 @@ mod common;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::panic::panic_any;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -354,42 +356,211 @@ fn each_reply_is_a_frame() {
 }
 
 #[test]
-fn a_panic_ends_its_conversation_and_nothing_else() {
-    for design in DESIGNS {
-        let closed = Arc::new(AtomicU64::new(0));
-        /// Panics where it is told to.
-        #[derive(Clone)]
-        struct Fragile(Arc<AtomicU64>);
-        impl Service for Fragile {
-            fn serve(
-                &mut self,
-                message: Message<'_>,
-                replies: &mut Replies<'_>,
-                _: &Context<'_>,
-            ) -> Flow {
-                assert_ne!(message.bytes(), b"panic\n");
-                replies.echo();
-                Flow::Continue
+fn what_comes_while_a_thread_computes_is_answered_in_the_drain() {
+    let answered = || {
+        let (open, gate) = channel();
+        let gate = Arc::new(Mutex::new(gate));
+        let slow = service_fn(move |message, replies, _| {
+            if message == b"first" {
+                gate.lock().unwrap().recv().unwrap();
             }
+            replies.echo();
+            Flow::Continue
+        });
+        let server = TestServer::with_service(
+            config_with(|config| {
+                config.design = Design::Threaded;
+                config.limits.drain_timeout = Duration::from_secs(1);
+            }),
+            slow,
+        );
+        let (mut client, mut other) = (server.connect(), server.connect());
+        client.send(b"first");
+        server.wait_for("both", |stats| stats.accepted == 2 && stats.bytes_in == 5);
+        client.send(b", second");
+        server.handle().drain();
+        // So both have been asked to leave.
+        other.expect_end();
+        open.send(()).unwrap();
+        let mut rest = Vec::new();
+        client.0.read_to_end(&mut rest).is_ok() && rest == b"first, second"
+    };
+    // A quarter of a second is left for that. A machine that is busy may take longer once.
+    assert!((0..3).any(|_| answered()));
+}
 
-            fn close(&mut self, _: &Context<'_>) {
-                self.0.fetch_add(1, Ordering::Relaxed);
-            }
+/// Where a service panics.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Place {
+    Make,
+    Clone,
+    Open,
+    Serve,
+    Broken,
+    Close,
+    Drop,
+}
+
+/// What a panic is about. It panics itself where it is dropped.
+struct Payload;
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        panic!("as the test wants it");
+    }
+}
+
+/// Panics at a place, once it has been armed.
+struct Fragile {
+    place: Place,
+    armed: Arc<AtomicBool>,
+    closed: Arc<AtomicU64>,
+}
+
+impl Fragile {
+    fn pass(&self, place: Place) {
+        let panics = place == self.place && self.armed.swap(false, Ordering::Relaxed);
+        if panics {
+            panic_any(Payload);
         }
-        let config = framed(design, Framing::Lines);
-        let server = TestServer::with_service(config, Fragile(Arc::clone(&closed)));
-        let mut client = server.connect();
-        client.send(b"one\npanic\ntwo\n");
-        assert_eq!(client.rest(), b"one\n", "{design}");
-        drop(client);
-        let socket = server.udp();
+    }
+
+    fn again(&self) -> Fragile {
+        let Fragile { place, armed, closed } = self;
+        Fragile { place: *place, armed: Arc::clone(armed), closed: Arc::clone(closed) }
+    }
+}
+
+impl Clone for Fragile {
+    fn clone(&self) -> Fragile {
+        self.pass(Place::Clone);
+        self.again()
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        self.pass(Place::Drop);
+    }
+}
+
+impl Service for Fragile {
+    fn open(&mut self, _: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+        self.pass(Place::Open);
+        Flow::Continue
+    }
+
+    fn serve(&mut self, message: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+        if message.bytes() == b"panic\n" {
+            self.pass(Place::Serve);
+        }
+        replies.echo();
+        Flow::Continue
+    }
+
+    fn broken(&mut self, _: FrameError, _: &mut Replies<'_>, _: &Context<'_>) {
+        self.pass(Place::Broken);
+    }
+
+    fn close(&mut self, _: &Context<'_>) {
+        self.closed.fetch_add(1, Ordering::Relaxed);
+        self.pass(Place::Close);
+    }
+}
+
+/// The errors that servers of this process have logged.
+static ERRORS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+struct Errors;
+
+impl log::Log for Errors {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        ERRORS.lock().unwrap().push(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Whether an error with these words about this peer has been logged.
+fn is_logged(words: &str, peer: SocketAddr) -> bool {
+    let peer = peer.to_string();
+    ERRORS.lock().unwrap().iter().any(|line| line.contains(words) && line.contains(&peer))
+}
+
+/// A conversation over TCP and one over UDP, in each of which the service panics once.
+fn panic_at(place: Place, design: Design) {
+    let what = format!("{design}, {place:?}");
+    let (armed, closed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let fragile = Fragile { place, armed: Arc::clone(&armed), closed: Arc::clone(&closed) };
+    let config = framed(design, Framing::Lines);
+    let server = match place {
+        Place::Clone => TestServer::with_service(config, fragile),
+        // What makes the services is not one of them.
+        _ => {
+            let fragile = Arc::new(fragile);
+            TestServer::with_each(config, move || {
+                fragile.pass(Place::Make);
+                fragile.again()
+            })
+        }
+    };
+    let socket = server.udp();
+    common::exchange_datagram(&socket, b"fine\n");
+    armed.store(true, Ordering::Relaxed);
+    let mut client = server.connect();
+    let before = place == Place::Make || place == Place::Clone || place == Place::Open;
+    if !before {
+        client.send(b"one\n");
+        client.expect(b"one\n");
+        client.send(if place == Place::Broken { &[b'x'; 65] } else { b"panic\ntwo\n" });
+        if matches!(place, Place::Close | Place::Drop) {
+            client.expect(b"panic\ntwo\n");
+            client.half_close();
+        }
+    }
+    client.expect_end();
+    let peer = client.0.local_addr().unwrap();
+    drop(client);
+    server.wait_for(&what, |stats| stats.closed_by_panic == 1 && stats.open() == 0);
+    assert!(is_logged("the service panicked", peer), "{what}");
+    // A frame of a datagram cannot be broken.
+    if place != Place::Broken {
+        armed.store(true, Ordering::Relaxed);
         socket.send(b"panic\n").unwrap();
+        if matches!(place, Place::Close | Place::Drop) {
+            let mut room = [0; 64];
+            assert_eq!(socket.recv(&mut room).unwrap(), 6, "{what}");
+        }
+        server.wait_for(&what, |stats| stats.udp_panics == 1);
         common::exchange_datagram(&socket, b"fine\n");
-        let mut client = server.connect();
-        client.exchange(b"fine\n");
-        drop(client);
-        wait_until("all are closed", || closed.load(Ordering::Relaxed) == 4);
-        let stats = server.stop();
-        assert_eq!((stats.closed_by_panic, stats.udp_panics), (1, 1), "{design}");
+        assert!(is_logged("the service panicked", socket.local_addr().unwrap()), "{what}");
+    }
+    common::exchange_datagram(&socket, b"fine\n");
+    let mut client = server.connect();
+    client.exchange(b"fine\n");
+    drop(client);
+    let unmade = 2 * u64::from(place == Place::Make || place == Place::Clone);
+    wait_until("all are closed", || {
+        let stats = server.stats();
+        closed.load(Ordering::Relaxed) + unmade == stats.accepted + stats.udp_received
+    });
+    let stats = server.stop();
+    assert_eq!((stats.accepted, stats.closed_by_panic), (2, 1), "{what}");
+    assert_eq!(stats.closed(), 2, "{what}");
+}
+
+#[test]
+fn a_panic_ends_its_conversation_and_nothing_else() {
+    use Place::{Broken, Clone, Close, Drop, Make, Open, Serve};
+    log::set_logger(&Errors).unwrap();
+    log::set_max_level(log::LevelFilter::Error);
+    for design in DESIGNS {
+        for place in [Make, Clone, Open, Serve, Broken, Close, Drop] {
+            panic_at(place, design);
+        }
     }
 }

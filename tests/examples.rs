@@ -1,11 +1,15 @@
 //! The programs of `examples/` as people write them first: what they do, and what they get wrong.
 
+#![allow(clippy::print_stderr, reason = "a test that lacks a program says so")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 #[path = "common/tool.rs"]
 mod tool;
 
-use std::process::Command;
+use std::io::Read;
+use std::net::{Shutdown, TcpListener, ToSocketAddrs, UdpSocket};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 use tool::{Outcome, Server, example, finish, run, spawn};
@@ -89,4 +93,45 @@ fn the_first_tcp_client_gets_a_part_of_a_long_answer() {
     let outcome = client("first_tcp_client", &server.address, message);
     let got = outcome.text().trim_end_matches('\n');
     assert!(message.starts_with(got) && got.len() <= 16, "{outcome:?}");
+}
+
+/// Of a name with two addresses the server may have one alone.
+#[test]
+fn the_udp_client_tries_each_address_of_a_name() {
+    for address in ("localhost", 0).to_socket_addrs().unwrap() {
+        let server = UdpSocket::bind(address).unwrap();
+        server.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut command = Command::new(example("udp_client"));
+        let port = server.local_addr().unwrap().port();
+        command.args([&format!("localhost:{port}"), "hello"]);
+        let client = spawn(command);
+        let (length, peer) = server.recv_from(&mut [0; 64]).unwrap();
+        assert_eq!(length, 5);
+        server.send_to(b"hello", peer).unwrap();
+        let outcome = finish(client);
+        assert_eq!((outcome.code, outcome.text()), (Some(0), "hello\n"), "{address}: {outcome:?}");
+    }
+}
+
+/// A server that closes is no reason to spin.
+#[test]
+fn the_pinger_ends_with_the_stream() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/textbook/tcp_pinger.py");
+    let program = std::fs::read_to_string(program).unwrap();
+    let port = listener.local_addr().unwrap().port().to_string();
+    let program = program.replace("12000", &port).replace("localhost", "127.0.0.1");
+    let mut python = Command::new("python3");
+    python.args(["-c", &program]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(child) = python.spawn() else {
+        eprintln!("not tested: python3 cannot be started");
+        return;
+    };
+    let (mut stream, _) = listener.accept().unwrap();
+    let length = stream.read(&mut [0; 64]).unwrap();
+    assert!(length > 0);
+    stream.shutdown(Shutdown::Write).unwrap();
+    let outcome = finish(child);
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    assert!(outcome.stderr.contains("has closed the connection"), "{outcome:?}");
 }

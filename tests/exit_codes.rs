@@ -1,4 +1,4 @@
-//! The table of exit codes in the README: each cell of it is tried.
+//! The table of exit codes in the reference: each cell of it is tried.
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -7,20 +7,25 @@ mod tool;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::process::Stdio;
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tool::{Outcome, Server, evecho, finish, refused_port, run, tcp_session, udp_double};
 
-const README: &str = include_str!("../README.md");
+const REFERENCE: &str = include_str!("../docs/reference.md");
 
 /// The cells of the table: what each command says of each exit code.
 fn table() -> BTreeMap<(&'static str, i32), &'static str> {
-    let section = README.split("## Exit codes").nth(1).expect("the README has this section");
+    let section =
+        REFERENCE.split("\n## Exit codes\n").nth(1).expect("the reference has this section");
     let section = section.split("\n## ").next().unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| `evecho"));
     rows.flat_map(|row| {
@@ -34,7 +39,7 @@ fn table() -> BTreeMap<(&'static str, i32), &'static str> {
 /// What was tried for a cell, in words, and what came of it.
 type Trials = Vec<(&'static str, Outcome)>;
 
-/// Tries each cell: the row, the exit code, what the README says, and the trials.
+/// Tries each cell: the row, the exit code, what the table says, and the trials.
 fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
     const USAGE: &str = "wrong usage";
     let echo = Server::evecho(&[]);
@@ -42,8 +47,14 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
     let (_refusing, refused) = refused_port();
     let silent = udp_double(|_, _, _, _| ());
     let run = |args: &[&str]| run(args, b"");
+    let good = || run(&["load", address, "-n", "100", "--json"]);
     vec![
-        ("evecho", 0, "ended by a signal, or drained", vec![("SIGTERM", serve_until_sigterm())]),
+        (
+            "evecho",
+            0,
+            "ended by a signal, or drained; with `--check-config`, the configuration is valid",
+            vec![("SIGTERM", serve_until_sigterm()), ("valid", run(&["--check-config"]))],
+        ),
         ("evecho", 1, "could not start, or failed while running", vec![("taken", taken_port())]),
         ("evecho", 2, USAGE, vec![("a port too high", run(&["--port", "65536"]))]),
         (
@@ -58,7 +69,7 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
         (
             "evecho send",
             1,
-            "something did not",
+            "something did not, or it was stopped",
             vec![
                 ("refused", run(&["send", &refused, "hello"])),
                 ("lost", run(&["send", "-u", "-t", "0.05", &silent, "hello"])),
@@ -66,6 +77,7 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
                     let (closing, _) = tcp_session(drop);
                     run(&["send", &closing, "hello"])
                 }),
+                ("stopped", send_until_sigint(address)),
                 ("answered once", {
                     let once = Server::evecho(&["--once"]);
                     run(&["send", &once.address, "hello", "two words"])
@@ -113,7 +125,7 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
         (
             "evecho load",
             1,
-            "nothing came back, or anything was wrong",
+            "nothing came back, or anything was wrong, or no local port was left for a connection",
             vec![
                 ("refused", run(&["load", &refused, "-n", "1", "-c", "1"])),
                 ("lost", run(&["load", "-u", &silent, "-n", "1", "-c", "1", "--timeout", "0.05"])),
@@ -124,14 +136,18 @@ fn trials() -> Vec<(&'static str, i32, &'static str, Trials)> {
             "evecho merge",
             0,
             "everything came back, and nothing was wrong, in each of the reports",
-            vec![("twice the same", merge(&run(&["load", address, "-n", "100", "--json"])))],
+            vec![("two", merge(&[&good(), &good()]))],
         ),
         (
             "evecho merge",
             1,
-            "nothing came back, or anything was wrong, in any of the reports; or one cannot be read",
+            "nothing came back, or anything was wrong, in any of the reports; or one cannot be read, or is there twice",
             vec![
-                ("a bad run", merge(&run(&["load", &refused, "-n", "1", "-c", "1", "--json"]))),
+                ("a bad run", merge(&[&run(&["load", &refused, "-n", "1", "-c", "1", "--json"])])),
+                ("twice the same", {
+                    let one = good();
+                    merge(&[&one, &one])
+                }),
                 ("no file", run(&["merge", "/no/such/file"])),
             ],
         ),
@@ -235,13 +251,20 @@ fn onto_a_full_disk(args: &[&str]) -> Outcome {
     finish(command.spawn().unwrap())
 }
 
+fn send_until_sigint(address: &str) -> Outcome {
+    let mut child = tool::spawn(evecho(&["send", address, "--raw"]));
+    child.stdin.as_mut().unwrap().write_all(b"hello").unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 5]).unwrap();
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    finish(child)
+}
+
 fn states_until_sigint() -> Outcome {
     let mut child = tool::spawn(evecho(&["states", "open", "--step"]));
     let mut stderr = child.stderr.take().unwrap();
     // It waits for Enter after the first step.
     stderr.read_exact(&mut [0; "Enter".len()]).unwrap();
     kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
-    drop(child.stdin.take());
     finish(child)
 }
 
@@ -256,9 +279,9 @@ fn taken_port() -> Outcome {
     run(&["--bind", "127.0.0.1", "--port", &port], b"")
 }
 
-/// Adds a report to itself, as two runs would have written it.
-fn merge(report: &Outcome) -> Outcome {
-    run(&["merge", "-"], &[&report.stdout[..], &report.stdout].concat())
+fn merge(reports: &[&Outcome]) -> Outcome {
+    let reports: Vec<&[u8]> = reports.iter().map(|report| &report.stdout[..]).collect();
+    run(&["merge", "-"], &reports.concat())
 }
 
 fn compare(flags: &[&str]) -> Outcome {
@@ -285,4 +308,107 @@ fn help_and_version_are_no_failure() {
     for args in [&["--help"][..], &["-V"], &["help"], &["help", "ping"], &["ping", "-h"]] {
         assert_eq!(run(args, b"").code, Some(0), "{args:?}");
     }
+}
+
+/// The arguments of strace that refuse a process its threads, and its children, from the nth on.
+fn refusing(nth: u32) -> [String; 7] {
+    let inject = format!("inject=clone,clone3:error=EAGAIN:when={nth}+");
+    ["-fqq", "-o", "/dev/null", "-e", "trace=clone,clone3", "-e", &inject].map(str::to_owned)
+}
+
+#[test]
+fn a_thread_that_is_refused_is_one_sentence() {
+    let possible = Command::new("strace").args(refusing(1)).arg("true").output();
+    if !possible.as_ref().is_ok_and(|output| output.status.success()) {
+        println!("skipped, since it needs strace: {possible:?}");
+        return;
+    }
+    let echo = Server::evecho(&[]);
+    let address = echo.address.as_str();
+    let by_name = format!("localhost:{}", address.rsplit(':').next().unwrap());
+    let server = format!("{} --port {{port}}", env!("CARGO_BIN_EXE_evecho"));
+    let serve = ["--port", "0", "--bind", "127.0.0.1", "--design"];
+    let thread = "cannot start a thread ";
+    let resolve = "cannot start a thread to resolve 'localhost': ";
+    let cases: [(u32, &[&str], &str); 14] = [
+        (1, &["send", &by_name, "hello"], resolve),
+        (1, &["ping", "-c", "1", &by_name], resolve),
+        (1, &["load", "-t", "0.1", &by_name], resolve),
+        (1, &["load", "-t", "0.1", "--threads", "2", address], thread),
+        (2, &["load", "-t", "0.1", "--threads", "4", "-c", "4", address], thread),
+        (1, &["check", &by_name], resolve),
+        (1, &["check", "--only", "tcp-fair", address], thread),
+        (2, &["check", "--only", "tcp-fair", address], thread),
+        (2, &["check", "--only", "tcp-sizes", "--start", &server], "cannot start '"),
+        (2, &["states", "--start", &server], "cannot start '"),
+        (1, &[&serve[..], &["threaded"]].concat(), "no thread can be started: "),
+        (2, &[&serve[..], &["threaded"]].concat(), "no thread can be started: "),
+        (1, &[&serve[..], &["iterative"]].concat(), "no thread can be started: "),
+        (2, &[&serve[..], &["iterative"]].concat(), "no thread can be started: "),
+    ];
+    for (nth, args, says) in cases {
+        let mut command = Command::new("strace");
+        command.args(refusing(nth)).arg(env!("CARGO_BIN_EXE_evecho")).args(args);
+        let outcome = finish(tool::spawn(command));
+        let said = outcome.stderr.trim_end();
+        assert_eq!(outcome.code, Some(1), "{nth}, {args:?}: {outcome:?}");
+        assert!(said.contains(says) && said.contains("os error 11"), "{nth}, {args:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{nth}, {args:?}: {said}");
+    }
+}
+
+/// How a command ends for which a shell has prepared something.
+fn prepared(preparation: &str, args: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("{preparation}; exec \"$0\" \"$@\"");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_evecho")]).args(args);
+    command
+}
+
+#[test]
+fn ends_of_children_are_heard_of_where_the_parent_process_ignored_them() {
+    let server = format!("{} --port {{port}}", env!("CARGO_BIN_EXE_evecho"));
+    for args in [
+        &["check", "--only", "process-sigterm", "--start", &server][..],
+        &["compare", "--design", "event-loop", "-t", "0.1", "-c", "1", "-r", "1", "--no-scenes"],
+    ] {
+        let outcome = finish(tool::spawn(prepared("trap '' CHLD", args)));
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    }
+}
+
+#[test]
+fn a_file_that_may_not_grow_is_an_error() {
+    let echo = Server::evecho(&[]);
+    let mut command = prepared("ulimit -f 1", &["ping", "-i", "0", &echo.address]);
+    let path = format!("{}/limited.txt", env!("CARGO_TARGET_TMPDIR"));
+    command.stdin(Stdio::null()).stdout(File::create(path).unwrap()).stderr(Stdio::piped());
+    let outcome = finish(command.spawn().unwrap());
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    assert!(outcome.stderr.contains("standard output: File too large"), "{outcome:?}");
+}
+
+#[test]
+fn standard_output_may_be_non_blocking() {
+    let echo = Server::evecho(&[]);
+    let (mut reader, writer) = io::pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    let mut command = evecho(&["ping", "-c", "3000", "-i", "0", &echo.address]);
+    command.stdin(Stdio::null()).stdout(writer.try_clone().unwrap()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    drop(command);
+    let is_full = || {
+        let mut ready = [PollFd::new(writer.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut ready, PollTimeout::ZERO).unwrap() == 0
+    };
+    while !is_full() {
+        thread::sleep(Duration::from_millis(1));
+    }
+    drop(writer);
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    let outcome = finish(child);
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    assert_eq!(text.matches("bytes from").count(), 3000);
+    assert!(text.lines().last().unwrap().contains("p50/p90/p99"), "{text}");
 }

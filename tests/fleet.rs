@@ -12,7 +12,6 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
@@ -20,13 +19,15 @@ use serde_json::Value;
 
 #[path = "common/daemon.rs"]
 mod daemon;
+#[path = "common/network.rs"]
+mod network;
 
-use daemon::{DEADLINE, Daemon, LOCALHOST, connect, evecho, pass, read_to_end, run, stderr};
+use daemon::{
+    DEADLINE, Daemon, LOCALHOST, connect, evecho, pass, read_to_end, run, stderr, wait_until,
+};
+use network::play;
 
 // ---- a network of its own
-
-/// Set in the process that has a network of its own.
-const ROLE: &str = "EVECHO_ROLE";
 
 /// New namespaces of networks, mounts and processes: what is started in them ends with them.
 const UNSHARE: [&str; 6] = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
@@ -71,17 +72,15 @@ impl Part {
         if let Some(missing) = missing(self.balancer) {
             return println!("{}: skipped: {missing}", self.name);
         }
-        let itself = std::env::current_exe().unwrap();
-        let mut command = Command::new("unshare");
-        command.args(UNSHARE).arg(itself).args(["--exact", test, "--nocapture"]);
-        let output = run(command.env(ROLE, self.name));
-        println!("{}:{}", self.name, String::from_utf8_lossy(&output.stdout));
-        assert!(output.status.success(), "{}: {}", self.name, stderr(&output));
+        match play(Command::new("unshare").args(UNSHARE), test, self.name) {
+            Ok(text) => println!("{}:{text}", self.name),
+            Err(why) => panic!("{}: {why}", self.name),
+        }
     }
 
     /// Whether this is such a process. Then the part has been run.
     fn is_run(parts: &[Part]) -> bool {
-        let Ok(role) = std::env::var(ROLE) else { return false };
+        let Some(role) = network::role() else { return false };
         let part = parts.iter().find(|part| part.name == role).unwrap();
         let mut prepare = Command::new("sh");
         prepare.args(["-c", PREPARE, part.balancer]).current_dir(env!("CARGO_MANIFEST_DIR"));
@@ -121,7 +120,7 @@ fn start(server: usize, flags: &[&str]) -> Daemon {
     command.args(["netns", "exec", name]).arg(clean.get_program());
     clean.get_envs().for_each(|(name, _)| _ = command.env_remove(name));
     // As the configurations tell.
-    command.env("EVECHO_METRICS", format!("{ip}:9100")).env("EVECHO_UDP_RATE", "0");
+    command.env("EVECHO_METRICS", format!("{ip}:12100")).env("EVECHO_UDP_RATE", "0");
     Daemon::spawn(command.args(flags))
 }
 
@@ -138,14 +137,6 @@ impl Counters {
     fn value(&self, name: &str) -> u64 {
         let mut words = self.0.split([' ', ',']);
         words.find(|&word| word == name).map_or(0, |_| words.next().unwrap().parse().unwrap())
-    }
-}
-
-fn wait_until(what: &str, reached: impl Fn() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !reached() {
-        assert!(Instant::now() < end, "not yet: {what}");
-        thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -240,6 +231,18 @@ impl Report {
     #[track_caller]
     fn assert_clean(&self) {
         assert_eq!(self.code, Some(0), "{}: {}", self.report["errors"], self.report["first_error"]);
+    }
+}
+
+impl Report {
+    /// Clean, but for the order: what waited for a server came behind what others answered.
+    #[track_caller]
+    fn assert_complete(&self) {
+        let errors = self.report["errors"].as_object().unwrap();
+        for (kind, count) in errors.iter().filter(|(kind, _)| *kind != "reordered") {
+            assert_eq!(count, 0, "{kind}: {}", self.report["first_error"]);
+        }
+        assert_eq!(self.report["unsent"], 0);
     }
 }
 
@@ -478,7 +481,7 @@ fn with_socket_activation_nginx_need_not_know() {
             fleet.restart(server);
         }
     });
-    reports.iter().flatten().for_each(Report::assert_clean);
+    reports.iter().flatten().for_each(Report::assert_complete);
 }
 
 /// The answers of `--service who` to some clients, over TCP and over UDP: each has the name of its server.

@@ -7,7 +7,7 @@ mod kernel;
 #[path = "../benches/growth/servers.rs"]
 mod servers;
 
-use kernel::{Cache, Kernel, buffers, caches, kibibytes, listening};
+use kernel::{Cache, Kernel, buffers, caches, kibibytes, listening, socket_memory};
 use servers::Processes;
 
 const BEFORE: &str = "\
@@ -55,6 +55,17 @@ fn labels_have_their_numbers() {
     assert_eq!(buffers(""), 0.0);
     let meminfo = "MemTotal: 24683708 kB\nKernelStack:        2248 kB\n";
     assert_eq!(kibibytes(meminfo, "KernelStack:"), 2248.0 * 1024.0);
+}
+
+#[test]
+fn the_memory_of_sockets_is_added_up() {
+    let ss = "\
+ESTAB 985088 65536 127.0.0.1:12000 127.0.0.2:40000
+\t skmem:(r1000,rb1048576,t7,tb1048576,f20,w300,o0,bl0,d0)
+ESTAB 0 0 127.0.0.1:12000 127.0.0.2:40001
+\t skmem:(r4,rb1048576,t0,tb1048576,f0,w0,o0,bl0,d0) more
+";
+    assert_eq!((socket_memory(ss), socket_memory("")), (1_324.0, 0.0));
 }
 
 #[test]

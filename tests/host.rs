@@ -2,6 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
+#[cfg(feature = "cli")]
+#[path = "common/manager.rs"]
+mod manager;
+#[cfg(feature = "cli")]
+#[path = "common/network.rs"]
+mod network;
 
 use std::env;
 use std::fs::File;
@@ -12,6 +18,12 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use common::{DEADLINE, TestServer, config_with, wait_until};
 use evecho::{Config, Server};
+#[cfg(feature = "cli")]
+use manager::Manager;
+#[cfg(feature = "cli")]
+use network::in_network;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::pty::openpty;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -178,7 +190,7 @@ fn descriptors_are_left_to_the_process() {
 
 #[test]
 fn signals_drain_a_server() {
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
         for part in ["runs", "one of two has ended", "again"] {
             let process = Process::playing(part);
             process.signal(signal);
@@ -206,6 +218,18 @@ fn a_handler_that_was_there_before_is_called_afterwards() {
 }
 
 #[test]
+fn a_hangup_of_the_terminal_drains_a_server() {
+    let terminal = openpty(None, None).unwrap();
+    fcntl(&terminal.master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+    let mut login = Command::new("env");
+    login.args(["--default-signal", "setsid", "--ctty"]).arg(env::current_exe().unwrap());
+    login.stdin(terminal.slave);
+    let process = Process::playing_under("runs", login);
+    drop(terminal.master);
+    assert_eq!(process.ended().code(), Some(0));
+}
+
+#[test]
 fn a_hangup_is_ignored_where_it_was() {
     let mut nohup = Command::new("sh");
     nohup.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(env::current_exe().unwrap());
@@ -226,22 +250,13 @@ fn catches(pid: u32, signal: Signal) -> bool {
 #[cfg(feature = "cli")]
 #[test]
 fn a_quiet_server_answers_who_asks_for_its_counters() {
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
-
     let mut command = Command::new(env!("CARGO_BIN_EXE_evecho"));
     command.args(["-q", "--port", "0", "--bind", "127.0.0.1"]).env_remove("RUST_LOG");
     // It logs nothing that says that it has begun, but a service manager hears of it.
-    let name = format!("evecho-host-{}", std::process::id());
-    let manager = SocketAddr::from_abstract_name(&name).unwrap();
-    let manager = UnixDatagram::bind_addr(&manager).unwrap();
-    manager.set_read_timeout(Some(DEADLINE)).unwrap();
-    command.env("NOTIFY_SOCKET", format!("@{name}"));
-    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let manager = Manager::new();
+    let mut child = manager.manage(&mut command).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_raw(child.id() as i32);
-    let mut report = [0; 1024];
-    let length = manager.recv(&mut report).unwrap();
-    assert!(String::from_utf8_lossy(&report[..length]).contains("READY=1"));
+    assert!(manager.hear().contains("READY=1"));
     kill(pid, Signal::SIGUSR1).unwrap();
     let mut log = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
@@ -257,12 +272,10 @@ fn a_quiet_server_answers_who_asks_for_its_counters() {
     assert_eq!(log.read_to_string(&mut line).unwrap(), 0, "{line}");
 }
 
-/// In a network of its own, where a link-local address can be had.
 #[cfg(feature = "cli")]
 #[test]
 fn a_link_local_address_is_bound_with_its_zone() {
     let script = r#"
-        ip link set lo up && ip address add fe80::1/64 dev lo nodad && echo ready || exit 77
         "$0" -q --bind fe80::1%lo --bind 127.0.0.1:7 --port 5000 & server=$!
         for address in '[fe80::1%lo]:5000' 127.0.0.1:7; do
             until "$0" send --udp "$address" hello 2> /dev/null; do :; done
@@ -270,14 +283,16 @@ fn a_link_local_address_is_bound_with_its_zone() {
         done
         kill $server && wait $server
     "#;
-    let mut command = Command::new("unshare");
-    command.args(["--map-root-user", "--net", "timeout", "30", "sh", "-c", script]);
-    let output = command.arg(env!("CARGO_BIN_EXE_evecho")).output().unwrap();
-    let printed = String::from_utf8_lossy(&output.stdout);
-    if !printed.starts_with("ready") {
-        println!("skipped, since it needs a network namespace: {output:?}");
-        return;
-    }
-    assert!(output.status.success(), "{output:?}");
-    assert_eq!(printed.matches("hello").count(), 4, "{output:?}");
+    let prepare = "ip link set lo up && ip address add fe80::1/64 dev lo nodad";
+    in_network("a_link_local_address_is_bound_with_its_zone", prepare, || {
+        let mut command = Command::new("timeout");
+        command.args(["30", "sh", "-c", script, env!("CARGO_BIN_EXE_evecho")]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout).matches("hello").count(),
+            4,
+            "{output:?}"
+        );
+    });
 }

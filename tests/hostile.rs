@@ -6,10 +6,11 @@ mod common;
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -131,6 +132,31 @@ fn what_comes_while_the_iterative_server_stands_still_is_answered() {
     stand_still("iterative", 1);
 }
 
+/// What the kernel drops because a queue is full is counted, too: nothing is lost without a trace.
+#[test]
+fn datagrams_that_find_the_queue_full_are_counted() {
+    let _alone = alone();
+    for design in ["event-loop", "threaded", "iterative"] {
+        let server = Process::start(&["--design", design]);
+        server.signal(Signal::SIGSTOP);
+        wait_until("it is stopped", || server.state() == "T");
+        let flood = common::udp(server.address);
+        (0..12_000).for_each(|_| assert_eq!(flood.send(&[0; 1_000]).unwrap(), 1_000));
+        server.signal(Signal::SIGCONT);
+        server.wait_for("the kernel dropped");
+        wait_until("each datagram is received or missed", || {
+            server.signal(Signal::SIGUSR1);
+            let counters = server.wait_for("udp_received ");
+            let count = |name: &str| -> usize {
+                let (_, count) = counters.split_once(&format!("{name} ")).unwrap();
+                count.split(',').next().unwrap().parse().unwrap()
+            };
+            let (received, missed) = (count("udp_received"), count("udp_missed"));
+            missed > 0 && received + missed == 12_000
+        });
+    }
+}
+
 /// Whatever strangers do as often as they like is told of when it begins and when it is over.
 #[test]
 fn strangers_do_not_fill_the_log() {
@@ -221,19 +247,33 @@ fn computed(pid: u32) -> Duration {
     Duration::from_nanos(stat.split(' ').next().unwrap().parse().unwrap())
 }
 
-/// Has a server attacked, while somebody else asks it for an echo now and then.
+/// Keeps other tests that fill the kernel's memory, or measure, from running meanwhile: near `net.ipv4.tcp_mem` the
+/// kernel looks for memory at the expense of each socket.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has a server attacked, while somebody else asks it for an echo now and then: hardly any of its answers takes
+/// more than a small part of what the server computes meanwhile.
 fn beside_pings<T>(server: &Process, attack: impl FnOnce() -> T) -> T {
+    // A virtual machine gets its memory from the host when a page is first used, in the time of whoever uses it.
+    drop(std::hint::black_box(vec![1_u8; 1 << 30]));
+    let before = computed(server.child.id());
     let pings = Pings::start(server);
     let outcome = attack();
+    let all = computed(server.child.id()) - before;
     let enough = pings.count.load(Ordering::Relaxed) + 200;
     wait_until("pings beside it", || pings.count.load(Ordering::Relaxed) >= enough);
     let p99 = pings.p99();
-    assert!(p99 < Duration::from_millis(50), "p99 {p99:?}");
+    // On a machine that is busy, the attack has little of the server.
+    assert!(p99 < (all / 20).max(Duration::from_millis(50)), "p99 {p99:?} of {all:?}");
     outcome
 }
 
 #[test]
 fn ten_thousand_who_never_read_are_kept_in_bounds_and_lose_nothing() {
+    let _alone = alone();
     let server = Process::start(&[]);
     let bytes = common::pattern(1, 48 << 10);
     let clients = beside_pings(&server, || {
@@ -262,8 +302,26 @@ fn ten_thousand_who_never_read_are_kept_in_bounds_and_lose_nothing() {
     wait_until("the memory is given back", || server.memory("VmRSS") < 100 << 20);
 }
 
+/// What the kernel takes for a client that never reads is bounded by the server, and not by how far the
+/// kernel lets buffers grow: 4 MiB to send alone.
+#[test]
+fn a_client_that_never_reads_is_kept_little_for_by_the_kernel() {
+    let _alone = alone();
+    for design in ["event-loop", "threaded", "iterative"] {
+        let server = Process::start(&["--design", design]);
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(64 << 10).unwrap();
+        socket.set_send_buffer_size(64 << 10).unwrap();
+        socket.connect_timeout(&server.address.into(), DEADLINE).unwrap();
+        let taken = Client(socket.into()).fill();
+        // Half a MiB in each direction, which the kernel may double; less than one read; and the client's own.
+        assert!(taken < 3 << 20, "{design}: {taken} bytes");
+    }
+}
+
 #[test]
 fn frames_that_never_end_are_kept_in_bounds() {
+    let _alone = alone();
     let server = Process::start(&["--framing", "length", "--max-frame", "16m"]);
     let (announced, sent) = (16_u32 << 20, 15 << 20);
     let piece = vec![b'x'; 64 << 10];
@@ -296,6 +354,7 @@ fn frames_that_never_end_are_kept_in_bounds() {
 /// Too little address space for all that is sent: who has to be let go is let go, and the others go on.
 #[test]
 fn without_memory_it_goes_on() {
+    let _alone = alone();
     for megabytes in [24, 64] {
         let half_lines = &["--framing", "lines", "--max-frame", "64k"][..];
         for flags in [&[][..], &["--service", "upper"], half_lines] {
@@ -320,6 +379,122 @@ fn without_memory_it_goes_on() {
             other.exchange(b"STILL THERE\n");
         }
     }
+}
+
+/// Too little address space for all threads: clients wait in the backlog until others have left.
+#[test]
+fn without_memory_threads_go_on() {
+    let _alone = alone();
+    let lines = &["--framing", "lines", "--max-frame", "1m"][..];
+    for flags in [&[][..], &["--service", "upper"], lines] {
+        let mut command = Command::new("prlimit");
+        command.args(["--as=67108864", env!("CARGO_BIN_EXE_evecho")]);
+        let server = Process::spawn(command, &[flags, &["--design", "threaded"]].concat());
+        let mut clients = Vec::new();
+        for number in 0..450 {
+            let mut client = connect_narrow(server.address, loopback(number));
+            client.0.set_nonblocking(true).unwrap();
+            // It may be closed by then.
+            let _ = client.0.write(&vec![b'x'; 60 << 10]);
+            clients.push(client);
+        }
+        server.wait_for(": no memory is left for it");
+        drop(clients);
+        Client::connect(server.address).exchange(b"STILL THERE\n");
+    }
+}
+
+/// The blocking designs do not know `--max-buffered`.
+#[test]
+fn a_frame_without_memory_for_it_names_no_setting_where_none_helps() {
+    for design in ["event-loop", "threaded", "iterative"] {
+        let mut command = Command::new("prlimit");
+        command.args(["--as=33554432", env!("CARGO_BIN_EXE_evecho")]);
+        let flags =
+            ["--service", "upper", "--framing", "length", "--max-frame", "16m", "--design", design];
+        let server = Process::spawn(command, &flags);
+        let mut client = connect_narrow(server.address, loopback(1));
+        // It ends the connection.
+        let _ = client.0.write_all(&(15_u32 << 20).to_be_bytes());
+        let _ = client.0.write_all(&vec![b'x'; 15 << 20]);
+        let line = server.wait_for("no memory for what it needs");
+        assert_eq!(line.contains("(--max-buffered)"), design == "event-loop", "{line}");
+    }
+}
+
+/// Too little address space for all datagrams whose replies wait: the rest is dropped and counted.
+#[test]
+fn delayed_replies_fit_into_the_address_space() {
+    let _alone = alone();
+    for (design, size) in [("event-loop", 100), ("event-loop", 16_384), ("threaded", 1_000)] {
+        for megabytes in [24, 64] {
+            let mut command = Command::new("prlimit");
+            let limit = format!("--as={}", megabytes << 20);
+            command.args([&limit, env!("CARGO_BIN_EXE_evecho")]);
+            let flags = ["--design", design, "--udp-only", "--delay", "20s"];
+            let mut server = Process::spawn(command, &flags);
+            let (client, datagram) = (common::udp(server.address), vec![b'x'; size]);
+            for _ in 0..20_000 {
+                client.send(&datagram).unwrap();
+            }
+            server.signal(Signal::SIGUSR1);
+            server.wait_for("udp_overflowed");
+            assert_eq!(server.child.try_wait().unwrap(), None, "{design}, {size} bytes");
+        }
+    }
+}
+
+/// A control group with a limit on memory: version 2, or 1.
+struct ControlGroup(PathBuf);
+
+impl ControlGroup {
+    fn new(limit: usize) -> std::io::Result<ControlGroup> {
+        let own = std::fs::read_to_string("/proc/self/cgroup")?;
+        let path = |line: &str| line.rsplit(':').next().unwrap().trim_start_matches('/').to_owned();
+        let (root, own, file) = match own.lines().find(|line| line.contains(":memory:")) {
+            Some(line) => ("/sys/fs/cgroup/memory", path(line), "memory.limit_in_bytes"),
+            None => ("/sys/fs/cgroup", String::new(), "memory.max"),
+        };
+        let group = Path::new(root).join(own).join(format!("evecho-test-{}", std::process::id()));
+        std::fs::create_dir(&group)?;
+        let group = ControlGroup(group);
+        std::fs::write(group.0.join(file), limit.to_string())?;
+        Ok(group)
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        // The processes in it have to be gone first.
+        wait_until("the control group is empty", || std::fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+/// The limit of a control group is heeded: beyond it the kernel ends the process.
+#[test]
+fn a_control_group_limits_what_is_held() {
+    let _alone = alone();
+    let group = match ControlGroup::new(32 << 20) {
+        Ok(group) => group,
+        Err(error) => return println!("skipped: no control group can be made: {error}"),
+    };
+    let mut command = Command::new("sh");
+    let join = "echo $$ > \"$1/cgroup.procs\" && shift && exec \"$@\"";
+    command.args(["-c", join, "sh"]).arg(&group.0).arg(env!("CARGO_BIN_EXE_evecho"));
+    let mut server = Process::spawn(command, &[]);
+    server.wait_for("the limit on memory of the control group lets connections hold");
+    let line = vec![b'x'; 600 << 10];
+    let mut clients = Vec::new();
+    for number in 0..300 {
+        let mut client = connect_narrow(server.address, loopback(number));
+        client.0.set_nonblocking(true).unwrap();
+        let _ = client.0.write(&line);
+        clients.push(client);
+    }
+    let mut other = Client::connect(server.address);
+    (0..100).for_each(|_| other.exchange(b"STILL THERE\n"));
+    assert_eq!(server.child.try_wait().unwrap(), None);
+    drop(server);
 }
 
 // ---- work
@@ -348,6 +523,7 @@ fn stream_text(server: &Process, clients: usize, piece: &str) {
 
 #[test]
 fn whoever_has_much_computed_holds_up_nobody() {
+    let _alone = alone();
     // "ΐ" has three characters for its upper case.
     let server = Process::start(&["--service", "upper"]);
     beside_pings(&server, || stream_text(&server, 300, &"\u{390}".repeat(64 << 10)));
@@ -355,6 +531,7 @@ fn whoever_has_much_computed_holds_up_nobody() {
 
 #[test]
 fn long_lines_hold_up_no_other_client() {
+    let _alone = alone();
     let server = Process::start(&["--service", "upper", "--framing", "lines"]);
     let line = "\u{390}".repeat((64 << 10) / 2 - 1) + "\n";
     beside_pings(&server, || stream_text(&server, 50, &line));

@@ -8,14 +8,14 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use common::{Client, TestServer, config_with, pattern};
-use evecho::{Design, Impairments, Server, Snapshot, Transport};
+use evecho::{Design, Impairments, Limits, Server, Snapshot, Transport};
 
 const DESIGNS: [Design; 3] = [Design::EventLoop, Design::Threaded, Design::Iterative];
 
 fn start(design: Design, impair: impl FnOnce(&mut Impairments)) -> TestServer {
     TestServer::start(config_with(|config| {
         config.design = design;
-        config.transport = Transport::Udp;
+        config.transport = Some(Transport::Udp);
         impair(&mut config.impairments);
     }))
 }
@@ -130,6 +130,67 @@ fn answers_are_held_back_and_come_whole() {
     }
 }
 
+/// A server that delays each reply by this, over TCP too where the design can.
+fn delaying(design: Design, delay: Duration, limit: impl FnOnce(&mut Limits)) -> TestServer {
+    TestServer::start(config_with(|config| {
+        config.design = design;
+        config.transport = Some(Transport::Udp).filter(|_| design != Design::EventLoop);
+        config.impairments.delay = delay;
+        limit(&mut config.limits);
+    }))
+}
+
+#[test]
+fn no_connection_is_idle_while_a_reply_is_due() {
+    let delay = Duration::from_millis(300);
+    let server = delaying(Design::EventLoop, delay, |limits| {
+        limits.idle_timeout = Some(Duration::from_millis(50));
+    });
+    let (mut open, mut half_closed) = (server.connect(), server.connect());
+    half_closed.send(b"last");
+    half_closed.half_close();
+    // The second one waits in the socket until the first has its reply.
+    open.send(b"one");
+    server.wait_for("the first", |stats| stats.bytes_in == 7);
+    open.send(b"two");
+    open.expect(b"onetwo");
+    assert_eq!(half_closed.rest(), b"last");
+    server.wait_for("the end", |stats| stats.closed_idle == 1 && stats.closed_by_peer == 1);
+}
+
+#[test]
+fn a_drain_sends_what_is_due_at_the_latest_when_its_time_is_over() {
+    for design in DESIGNS {
+        let server = delaying(design, Duration::from_secs(60), |limits| {
+            limits.drain_timeout = Duration::from_millis(200);
+        });
+        let socket = server.udp();
+        for number in 0..100_u8 {
+            socket.send(&[number; 100]).unwrap();
+        }
+        server.wait_for("the datagrams", |stats| stats.udp_received == 100);
+        let mut client = None;
+        if design == Design::EventLoop {
+            let client = client.insert(server.connect());
+            client.send(b"hello");
+            server.wait_for("the bytes", |stats| stats.bytes_in == 5);
+            // This waits in the socket.
+            client.send(b"again");
+        }
+        assert_eq!(server.stats().udp_answered, 0, "{design}");
+        let stats = server.stop();
+        assert_eq!((stats.udp_answered, stats.udp_dropped), (100, 0), "{design}");
+        let mut room = [0; 200];
+        for number in 0..100 {
+            assert_eq!(socket.recv(&mut room).unwrap(), 100, "{design}");
+            assert_eq!(room[..100], [number; 100], "{design}");
+        }
+        if let Some(mut client) = client {
+            assert_eq!(client.rest(), b"helloagain");
+        }
+    }
+}
+
 #[test]
 fn what_does_not_wait_overtakes() {
     let server = start(Design::EventLoop, |impairments| {
@@ -233,7 +294,7 @@ fn what_cannot_be_done_is_refused_in_a_sentence() {
         Server::bind(config_with(|config| change(config))).unwrap_err().to_string()
     };
     let loss = |config: &mut evecho::Config| {
-        config.transport = Transport::Tcp;
+        config.transport = Some(Transport::Tcp);
         config.impairments.loss = "30%".parse().unwrap();
     };
     assert!(refusal(&loss).contains("TCP sends again what is lost"), "{}", refusal(&loss));
@@ -251,8 +312,8 @@ fn what_cannot_be_done_is_refused_in_a_sentence() {
 /// The tools that count such things, held against a server that knows what it did.
 #[cfg(feature = "client")]
 mod clients {
+    use evecho::Transport::Udp;
     use evecho::client::load::{self, Errors, Length};
-    use evecho::client::target::Transport::Udp;
     use evecho::client::{Cancel, ping};
 
     use super::*;
@@ -345,7 +406,7 @@ mod clients {
         // A socket ends with the first answer to its last message, of which a second may follow.
         let seen = stats.udp_duplicated - 4..=stats.udp_duplicated;
         assert!(
-            stats.udp_duplicated > 10 && seen.contains(&errors.duplicated),
+            stats.udp_duplicated > 10 && seen.contains(&errors.duplicates),
             "{errors:?} {stats}"
         );
 
@@ -354,7 +415,7 @@ mod clients {
             impairments.seed = Some(1);
         });
         assert!(stats.udp_corrupted > 0, "{stats}");
-        assert_eq!(errors.corrupted, stats.udp_corrupted, "{errors:?}");
+        assert_eq!(errors.corrupt, stats.udp_corrupted, "{errors:?}");
 
         let (errors, stats) = faults(|impairments| {
             impairments.delay = Duration::from_millis(20);

@@ -2,16 +2,17 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Duration;
 
+use evecho::Framing;
+use evecho::Transport::{self, Tcp, Udp};
 use evecho::client::Cancel;
 use evecho::client::load::{self, Config, Errors, Length, Mode, Report};
-use evecho::client::target::Transport::{self, Tcp, Udp};
 
 const SIZE: usize = 64;
 
@@ -27,6 +28,8 @@ enum Fault {
     None,
     /// No answer.
     Lose,
+    /// No answer, and to every so many messages none either.
+    LoseEach(u64),
     /// Only the first 20 bytes.
     Cut,
     /// The answer twice.
@@ -35,8 +38,6 @@ enum Fault {
     Corrupt,
     /// The answer after that of the next message.
     Swap,
-    /// The answer after so many other messages.
-    Delay(u64),
     /// The answer after this time.
     Sleep(Duration),
     /// Close without an answer.
@@ -45,6 +46,8 @@ enum Fault {
     CutAndClose,
     /// Reset without an answer.
     Reset,
+    /// A length of nothing, and nothing.
+    Empty,
     /// No FIN after the client's, on any connection.
     NeverClose,
 }
@@ -79,12 +82,15 @@ impl Double {
         drop(self.more.wait_while(seen, |seen| *seen < count).unwrap());
     }
 
-    /// Counts a message. Whether it is the one.
+    /// Counts a message. Whether it is one of those with a fault.
     fn count(&self) -> bool {
         let mut seen = self.seen.lock().unwrap();
         *seen += 1;
         self.more.notify_all();
-        *seen == VICTIM + 1
+        match self.fault {
+            Fault::LoseEach(count) => seen.is_multiple_of(count),
+            _ => *seen == VICTIM + 1,
+        }
     }
 
     /// The answers to a message, in order. `held` is the connection's.
@@ -92,8 +98,9 @@ impl Double {
         let whole = message.to_vec();
         let mut answers = match self.fault {
             _ if !victim => vec![whole],
-            Fault::Lose | Fault::Close | Fault::Reset => vec![],
+            Fault::Lose | Fault::LoseEach(_) | Fault::Close | Fault::Reset => vec![],
             Fault::Cut | Fault::CutAndClose => vec![whole[..20].to_vec()],
+            Fault::Empty => vec![vec![0; 4]],
             Fault::Duplicate => vec![whole.clone(), whole],
             Fault::Corrupt => {
                 let mut wrong = whole;
@@ -103,10 +110,6 @@ impl Double {
             Fault::Swap => {
                 *held = Some(whole);
                 return vec![];
-            }
-            Fault::Delay(others) => {
-                self.wait_for(VICTIM + 1 + others);
-                vec![whole]
             }
             Fault::Sleep(time) => {
                 thread::sleep(time);
@@ -226,6 +229,15 @@ fn against(fault: Fault, transport: Transport, change: impl FnOnce(&mut Config))
     (report.messages, report.errors)
 }
 
+/// Over both transports, with one message in flight and with several.
+#[track_caller]
+fn assert_seen(fault: Fault, expected: (u64, Errors)) {
+    for (transport, depth) in [(Tcp, 1), (Tcp, 4), (Udp, 1), (Udp, 4)] {
+        let seen = against(fault, transport, |config| config.depth = depth);
+        assert_eq!(seen, expected, "{transport:?}, depth {depth}");
+    }
+}
+
 #[test]
 fn a_server_that_does_right_is_clean_over_tcp() {
     let double = Double::new(Fault::None);
@@ -276,20 +288,14 @@ fn a_cut_is_reported() {
 
 #[test]
 fn a_duplicate_is_reported() {
-    let duplicated = errors(|errors| errors.duplicated = 1);
-    for (transport, depth) in [(Tcp, 1), (Tcp, 4), (Udp, 1), (Udp, 4)] {
-        let seen = against(Fault::Duplicate, transport, |config| config.depth = depth);
-        assert_eq!(seen, (20, duplicated));
-    }
+    let duplicates = errors(|errors| errors.duplicates = 1);
+    assert_seen(Fault::Duplicate, (20, duplicates));
 }
 
 #[test]
 fn a_corruption_is_reported() {
-    let corrupted = errors(|errors| errors.corrupted = 1);
-    for (transport, depth) in [(Tcp, 1), (Tcp, 4), (Udp, 1), (Udp, 4)] {
-        let seen = against(Fault::Corrupt, transport, |config| config.depth = depth);
-        assert_eq!(seen, (19, corrupted));
-    }
+    let corrupt = errors(|errors| errors.corrupt = 1);
+    assert_seen(Fault::Corrupt, (19, corrupt));
 }
 
 #[test]
@@ -302,17 +308,17 @@ fn another_order_is_reported() {
 
 #[test]
 fn a_delay_is_reported() {
-    let late = errors(|errors| errors.late = 1);
     // With one in flight, the next message tells that the one before was given up.
-    assert_eq!(against(Fault::Swap, Udp, |config| config.timeout = SHORT), (19, late));
-    // The other connection's messages are due at 100 a second: 200 of them are 2 seconds.
-    let over_tcp = against(Fault::Delay(200), Tcp, |config| {
+    let lost = errors(|errors| (errors.lost, errors.late) = (1, 1));
+    assert_eq!(against(Fault::Swap, Udp, |config| config.timeout = SHORT), (19, lost));
+    let late = errors(|errors| errors.late = 1);
+    // The other connection goes on meanwhile.
+    let (messages, seen) = against(Fault::Sleep(2 * SHORT), Tcp, |config| {
         config.connections = 2;
-        config.rate = Some(100.0);
-        config.length = Length::Messages(250);
+        config.length = Length::Time(3 * SHORT);
         config.timeout = SHORT;
     });
-    assert_eq!(over_tcp, (250, late));
+    assert_eq!((messages > VICTIM, seen), (true, late));
 }
 
 #[test]
@@ -335,15 +341,15 @@ fn churn_opens_and_closes() {
     };
     assert_eq!(against(Fault::None, Tcp, churn), (20, Errors::default()));
     for (fault, errors) in [
-        (Fault::Corrupt, errors(|errors| errors.corrupted = 1)),
+        (Fault::Corrupt, errors(|errors| errors.corrupt = 1)),
         (Fault::Close, errors(|errors| (errors.closed, errors.unanswered) = (1, 1))),
         (Fault::Reset, errors(|errors| (errors.closed, errors.unanswered) = (1, 1))),
         (Fault::CutAndClose, errors(|errors| (errors.closed, errors.cut) = (1, 1))),
     ] {
         assert_eq!(against(fault, Tcp, churn), (19, errors), "{fault:?}");
     }
-    let duplicated = errors(|errors| errors.duplicated = 1);
-    assert_eq!(against(Fault::Duplicate, Tcp, churn), (20, duplicated));
+    let duplicates = errors(|errors| errors.duplicates = 1);
+    assert_eq!(against(Fault::Duplicate, Tcp, churn), (20, duplicates));
     let unanswered = errors(|errors| errors.unanswered = 1);
     let seen = against(Fault::Lose, Tcp, |config| {
         churn(config);
@@ -383,10 +389,10 @@ fn streams_are_checked_to_the_last_byte() {
     };
     assert_eq!(against(Fault::None, Tcp, stream), (20_000, Errors::default()));
     for (fault, whole, errors) in [
-        (Fault::Corrupt, 19_999, errors(|errors| errors.corrupted = 1)),
+        (Fault::Corrupt, 19_999, errors(|errors| errors.corrupt = 1)),
         (Fault::Lose, 19_999, errors(|errors| errors.lost = 1)),
         (Fault::Cut, 19_999, errors(|errors| errors.cut = 1)),
-        (Fault::Duplicate, 20_000, errors(|errors| errors.duplicated = 1)),
+        (Fault::Duplicate, 20_000, errors(|errors| errors.duplicates = 1)),
         (Fault::Swap, 19_999, errors(|errors| errors.reordered = 1)),
     ] {
         assert_eq!(against(fault, Tcp, stream), (whole, errors), "{fault:?}");
@@ -431,7 +437,7 @@ fn a_pause_of_the_server_counts_for_all_that_were_due_in_it() {
 #[test]
 fn what_was_due_and_never_sent_is_later_than_all_others() {
     // Computed from the schedule: no rate takes memory, or time.
-    for (transport, rate) in [(Tcp, 1e9), (Udp, 1e9), (Tcp, 1e12)] {
+    for (transport, rate) in [(Tcp, 1e9), (Udp, 1e9), (Tcp, 1e12), (Tcp, 1e300)] {
         let double = Double::new(Fault::None);
         let address = match transport {
             Tcp => double.serve_tcp(),
@@ -439,12 +445,132 @@ fn what_was_due_and_never_sent_is_later_than_all_others() {
         };
         let length = Length::Time(Duration::from_millis(100));
         let report = run(&with!(config(transport, address); rate: Some(rate), length));
-        assert!(report.messages > 0 && report.errors == Errors::default(), "{report:?}");
-        assert!(report.unsent as f64 > rate * 0.05, "{report:?}");
+        // The socket drops datagrams that the server does not get to.
+        let Errors { lost, late, .. } = report.errors;
+        let dropped = if transport == Udp { lost + late } else { 0 };
+        assert!(report.messages > 0 && report.errors.total() == dropped, "{report:?}");
+        assert!(report.unsent as f64 > rate.min(1e12) * 0.05, "{report:?}");
         assert!(!report.is_clean());
         let latency = report.latency.unwrap();
         assert_eq!((latency.p50, latency.max), (None, None), "{latency:?}");
+        let late = report.send_delay.unwrap().latency;
+        assert!(late.max > Some(Duration::ZERO), "{late:?}");
     }
+}
+
+#[test]
+fn a_lost_datagram_keeps_no_other_waiting() {
+    let double = Double::new(Fault::LoseEach(100));
+    let timeout = 2 * SHORT;
+    let (connections, rate) = (4, Some(1_000.0));
+    let length = Length::Messages(1_000);
+    let config = config(Udp, double.serve_udp());
+    let report = run(&with!(config; connections, rate, length, timeout));
+    assert_eq!((report.messages, report.errors), (990, errors(|errors| errors.lost = 10)));
+    assert_eq!((report.unsent, report.bound_met), (0, 0));
+    let p50 = report.latency.unwrap().p50.unwrap();
+    assert!(p50 < timeout / 4, "{p50:?}");
+}
+
+#[test]
+fn a_socket_that_gets_no_answer_any_more_is_replaced() {
+    // A path that keeps the first two ports for a former server, which has answered each ten times.
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    thread::spawn(move || {
+        let mut former: Vec<(SocketAddr, u32)> = Vec::new();
+        let mut message = [0; SIZE];
+        while let Ok((length, from)) = socket.recv_from(&mut message) {
+            match former.iter().position(|(port, _)| *port == from) {
+                Some(place) if former[place].1 == 0 => continue,
+                Some(place) => former[place].1 -= 1,
+                None if former.len() < 2 => former.push((from, 9)),
+                None => {}
+            }
+            socket.send_to(&message[..length], from).unwrap();
+        }
+    });
+    let (connections, timeout) = (2, Duration::from_millis(100));
+    let length = Length::Time(4 * SHORT);
+    let report = run(&with!(config(Udp, address); connections, timeout, length));
+    assert!(report.replaced >= 2 && report.errors.lost >= 6, "{report:?}");
+    assert!(report.messages > 40, "{report:?}");
+}
+
+/// A server on one connection that answers nothing before all messages are there.
+fn serve_late(transport: Transport, messages: usize) -> SocketAddr {
+    let mut all = vec![[0; SIZE]; messages];
+    match transport {
+        Tcp => {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            thread::spawn(move || {
+                let mut stream = listener.accept().unwrap().0;
+                all.iter_mut().for_each(|message| stream.read_exact(message).unwrap());
+                all.iter().for_each(|message| stream.write_all(message).unwrap());
+                // The client closes.
+                assert_eq!(stream.read(&mut [0]).unwrap(), 0);
+            });
+            address
+        }
+        Udp => {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let address = socket.local_addr().unwrap();
+            thread::spawn(move || {
+                let mut peer = None;
+                for message in &mut all {
+                    peer = Some(socket.recv_from(message).unwrap().1);
+                }
+                all.iter().for_each(|message| {
+                    socket.send_to(message, peer.unwrap()).unwrap();
+                });
+            });
+            address
+        }
+    }
+}
+
+#[test]
+fn at_a_rate_a_message_is_sent_when_it_is_due_whatever_is_out() {
+    for (transport, depth) in [(Tcp, 1), (Udp, 1), (Tcp, 7), (Udp, 7)] {
+        let config = config(transport, serve_late(transport, 50));
+        let (length, rate) = (Length::Messages(50), Some(500.0));
+        let report = run(&with!(config; depth, length, rate));
+        assert_eq!((report.messages, report.errors, report.unsent), (50, Errors::default(), 0));
+        // The first one waits for the last, which is due 98 ms later.
+        let latency = report.latency.unwrap();
+        assert!(latency.max.unwrap() >= Duration::from_millis(97), "{latency:?}");
+        let late = serde_json::to_value(&report).unwrap()["send_delay"].clone();
+        assert!(late["p50_ns"].as_u64() <= late["max_ns"].as_u64(), "{late}");
+    }
+}
+
+#[test]
+fn at_a_rate_connections_take_turns() {
+    for transport in [Tcp, Udp] {
+        let double = Double::new(Fault::None);
+        let address = match transport {
+            Tcp => double.serve_tcp(),
+            Udp => double.serve_udp(),
+        };
+        let connections = 5;
+        let report = run(&with!(config(transport, address); connections, rate: Some(1_000.0)));
+        assert_eq!((report.starved, report.slowest), (0, report.fastest), "{transport:?}");
+    }
+}
+
+#[test]
+fn what_is_kept_of_messages_that_are_out_is_bounded_and_the_report_says_so() {
+    // A socket that takes datagrams, and a server that never reads them.
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let most = 65_536;
+    let length = Length::Messages(most + 100);
+    let config = config(Udp, socket.local_addr().unwrap());
+    let report = run(&with!(config; length, rate: Some(1e9), timeout: 5 * SHORT));
+    assert_eq!((report.messages, report.errors.lost), (0, most + 100), "{report:?}");
+    assert!(report.bound_met > 0 && report.unsent == 0, "{report:?}");
+    let late = report.send_delay.unwrap().latency;
+    assert!(late.max.unwrap() >= 4 * SHORT, "{late:?}");
 }
 
 #[test]
@@ -493,6 +619,62 @@ fn a_run_stops_when_it_is_cancelled() {
     let report = load::run(&config, &cancel, cancel_then).unwrap();
     // What is still out is no fault then.
     assert_eq!((report.stopped, report.messages, report.errors), (true, 3, Errors::default()));
+}
+
+#[test]
+fn churn_tells_connecting_from_the_exchange() {
+    let slow = Duration::from_millis(200);
+    let double = Double::new(Fault::Sleep(slow));
+    let address = double.serve_tcp();
+    let churn = |count| {
+        let mode = Mode::Churn;
+        run(&with!(config(Tcp, address); mode, length: Length::Messages(count)))
+    };
+    // The server sleeps once, in the exchange.
+    let (first, second) = (churn(10), churn(5));
+    let [connecting, exchange] =
+        [&first.connecting, &first.exchange].map(|part| part.as_ref().unwrap());
+    assert!(
+        exchange.latency.max.unwrap() >= slow && connecting.latency.max.unwrap() > Duration::ZERO
+    );
+    let parts = connecting.latency.mean + exchange.latency.mean;
+    assert!(parts <= first.latency.unwrap().mean, "{first:?}");
+    assert_eq!(first.config.sources.len(), 64);
+    assert!(first.ended.is_none() && first.is_clean());
+
+    let json = |report: &Report| serde_json::to_value(report).unwrap();
+    let sum = Report::merge([first.clone(), second.clone()]).unwrap();
+    for part in ["connecting", "exchange"] {
+        let [one, other, sum] = [&first, &second, &sum].map(|report| json(report)[part].clone());
+        let [counts @ .., total] = [&one, &other, &sum].map(histogram);
+        assert_eq!((counts, total), ([10, 5], 15));
+        let max = |part: &serde_json::Value| part["max_ns"].as_u64().unwrap();
+        assert_eq!(max(&sum), max(&one).max(max(&other)));
+    }
+    assert_eq!(sum.config.sources, first.config.sources);
+    // Connections that stay have no such parts.
+    let stay = run(&config(Tcp, address));
+    assert!(stay.connecting.is_none() && stay.exchange.is_none());
+    assert_eq!(stay.config.sources, [address.ip()]);
+}
+
+#[test]
+fn a_run_that_is_stopped_in_its_warm_up_has_measured_nothing() {
+    for rate in [None, Some(1_000.0)] {
+        let config = config(Tcp, Double::new(Fault::None).serve_tcp());
+        let config = with!(config; length: Length::Time(LONG), warmup: LONG, rate);
+        let cancel = Cancel::default();
+        let stop = |progress: &load::Progress| {
+            if progress.messages > 0 {
+                cancel.cancel();
+            }
+        };
+        let report = load::run(&config, &cancel, stop).unwrap();
+        assert_eq!((report.stopped, report.messages), (true, 0), "{rate:?}");
+        assert_eq!((report.duration, report.unsent), (Duration::ZERO, 0), "{rate:?}");
+        assert!(report.latency.is_none() && report.send_delay.is_none(), "{rate:?}");
+        assert!(!report.is_clean());
+    }
 }
 
 #[test]
@@ -584,7 +766,7 @@ fn the_command_fails_when_something_was_wrong() {
     let output = evecho("-c 1 -n 10", address);
     assert_eq!(output.status.code(), Some(1));
     let report = text(&output.stdout);
-    let first = "errors       1 corrupted; the first: connection 0: byte 224 came back as 0x";
+    let first = "errors       1 corrupt; the first: connection 0: byte 224 came back as 0x";
     assert!(report.contains(first), "{report}");
 }
 
@@ -594,8 +776,77 @@ fn the_command_fails_when_the_rate_was_not_kept() {
     let output = evecho("-c 1 -r 1000000000 -t 100ms", address);
     let report = text(&output.stdout);
     assert_eq!(output.status.code(), Some(1), "{report}");
-    assert!(report.contains("p50 never sent") && report.contains("errors       none"), "{report}");
+    assert!(report.contains("p50 never") && report.contains("errors       none"), "{report}");
     assert!(report.contains("messages were due and never sent"), "{report}");
+    assert!(report.contains("  sent late    mean "), "{report}");
+}
+
+#[test]
+fn what_has_no_good_reply_is_later_than_all_others() {
+    for (fault, transport) in [(Fault::Lose, Udp), (Fault::Corrupt, Tcp), (Fault::Cut, Udp)] {
+        let double = Double::new(fault);
+        let address = match transport {
+            Tcp => double.serve_tcp(),
+            Udp => double.serve_udp(),
+        };
+        let mut intervals = Vec::new();
+        let config = with!(config(transport, address); timeout: SHORT, every: LONG);
+        let report = load::run(&config, &Cancel::default(), |progress| {
+            intervals.extend(progress.interval);
+        })
+        .unwrap();
+        assert_eq!((report.messages, report.without_time()), (19, 1), "{report:?}");
+        // One of 20.
+        let latency = report.latency.unwrap();
+        assert!(latency.p90.is_some() && latency.p99.is_none(), "{latency:?}");
+        assert_eq!(intervals.last().unwrap().latency, Some(latency));
+    }
+}
+
+#[test]
+fn a_run_that_the_server_ends_says_so() {
+    for (arguments, asked) in [("-c 1 -t 30s", "30 s"), ("-c 1 -n 20", "20 messages")] {
+        let address = Double::new(Fault::Close).serve_tcp();
+        let output = evecho(arguments, address);
+        let report = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{report}");
+        assert!(report.lines().next().unwrap().ends_with("; ended early"), "{report}");
+        let (error, why) = (text(&output.stderr), ": the server had closed its connections\n");
+        assert!(error.starts_with("evecho: the load ended early, after "), "{error}");
+        assert!(error.ends_with(&format!(" of {asked}{why}")), "{error}");
+    }
+    // What is lost does not end a run, nor does a connection of several.
+    let lossy = run(&with!(config(Udp, Double::new(Fault::Lose).serve_udp()); timeout: SHORT));
+    let closing = run(&with!(config(Tcp, Double::new(Fault::Close).serve_tcp()); connections: 4));
+    assert_eq!((lossy.ended, closing.ended), (None, None));
+}
+
+#[test]
+fn a_run_that_is_stopped_in_the_warm_up_says_so() {
+    let double = Double::new(Fault::None);
+    let child = Command::new(env!("CARGO_BIN_EXE_evecho"))
+        .args(["load", &double.serve_tcp().to_string(), "-c", "1", "--warmup", "600s"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    double.wait_for(100);
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let report = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{report}");
+    assert!(report.contains("It was stopped before the measured part began."), "{report}");
+    assert!(report.contains("; stopped early\n") && !report.contains("echo server?"), "{report}");
+}
+
+#[test]
+fn a_late_datagram_is_one_of_the_lost() {
+    let address = Double::new(Fault::Swap).serve_udp();
+    let output = evecho("--udp -c 1 -n 20 --timeout 1s", address);
+    let report = text(&output.stdout);
+    let errors =
+        "errors       1 lost, 1 of the lost late; the first: socket 0: seq=4: no reply within 1 s";
+    assert!(report.contains(errors), "{report}");
 }
 
 #[test]
@@ -603,7 +854,9 @@ fn the_command_says_what_stands_in_the_way() {
     let (_closed, closed) = closed_port();
     let (_listener, _first, dead) = dead_host();
     let refused = format!("{closed} refused the connection");
-    let silent = format!("{dead} did not answer within 100 ms");
+    let silent = format!(
+        "{dead} did not answer within 100 ms; its queue of new connections was full (ListenOverflows"
+    );
     for (arguments, target, sentence) in [
         ("-n 1", closed.to_string(), refused.as_str()),
         ("-n 1 -m churn", closed.to_string(), &refused),
@@ -638,6 +891,124 @@ fn the_command_explains_its_usage() {
         assert_eq!(output.status.code(), Some(2), "{arguments}: {error}");
         assert!(error.contains(word), "{arguments}: {error}");
     }
+}
+
+/// Our own server, with these flags: its address, and its process, which ends with the test.
+struct Own(Child, SocketAddr);
+
+impl Own {
+    fn start(flags: &str) -> Self {
+        let mut server = Command::new(env!("CARGO_BIN_EXE_evecho"));
+        server.args(["--port", "0", "--bind", "127.0.0.1"]).args(flags.split_whitespace());
+        let mut server = server.stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(server.stderr.take().unwrap()).lines();
+        let address = log.by_ref().find_map(|line| {
+            let line = line.unwrap();
+            let (_, after) = line.split_once("listening on ")?;
+            after.split_whitespace().next()?.parse().ok()
+        });
+        thread::spawn(move || log.for_each(drop));
+        Self(server, address.unwrap())
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn frames_and_upper_case_are_sent_and_checked() {
+    for framing in ["raw", "lines", "length"] {
+        for (service, upper) in [("echo", ""), ("upper", "--upper")] {
+            let server = Own::start(&format!("--framing {framing} --service {service}"));
+            let mut modes =
+                vec!["", "-d 9 -s 3000", "-m stream -s 4k", "-m churn", "-m idle -t 10ms"];
+            modes.extend((framing == "raw").then_some("--udp"));
+            for mode in modes {
+                let length = if mode.contains("idle") { "" } else { "-n 500" };
+                let flags = format!("-c 3 --framing {framing} {upper} {mode} {length}");
+                let flags = flags.replace("--framing raw", "");
+                let output = evecho(&flags, server.1);
+                assert_eq!(output.status.code(), Some(0), "{flags}: {output:?}");
+            }
+            // Answers in the other case are wrong.
+            let other = if upper.is_empty() { "--upper" } else { "--framing lines" };
+            let output = evecho(&format!("-c 1 -n 9 {other}"), server.1);
+            assert_eq!(output.status.code(), Some(1), "{framing} {other}: {output:?}");
+        }
+    }
+}
+
+#[test]
+fn a_frame_of_another_length_ends_its_connection() {
+    // The double takes messages of 64 bytes, a line feed or a length with them.
+    for (framing, size) in [(Framing::Lines, SIZE - 1), (Framing::LengthPrefixed, SIZE - 4)] {
+        let double = Double::new(Fault::None);
+        let report = run(&with!(config(Tcp, double.serve_tcp()); framing, size));
+        assert_eq!((report.messages, report.errors), (20, Errors::default()));
+        assert_eq!((double.seen(), report.bytes), (20, 20 * size as u64));
+    }
+    // An empty frame where one of 60 bytes is due.
+    let double = Double::new(Fault::Empty);
+    let report = run(&with!(config(Tcp, double.serve_tcp());
+        framing: Framing::LengthPrefixed, size: SIZE - 4));
+    assert_eq!((report.messages, report.errors), (3, errors(|e| (e.cut, e.unanswered) = (1, 1))));
+    let first = report.first_error.unwrap();
+    assert_eq!(first, "connection 0: a message of 0 bytes came, which is not what was sent");
+}
+
+#[test]
+fn what_client_and_server_need_is_reported() {
+    let server = Own::start("");
+    let flags = format!("-c 2 -n 2000 --threads 2 --pid {}", server.0.id());
+    let output = evecho(&format!("{flags} --json"), server.1);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (client, used) = (&report["client"], &report["server"]);
+    assert!(client["cpu_ns"].as_u64().unwrap() > 0 && client["was_limit"].is_boolean(), "{client}");
+    let [share, busiest] =
+        ["cpu_share", "busiest_thread"].map(|name| client[name].as_f64().unwrap());
+    assert!(share > 0.0 && busiest > 0.0 && busiest <= 1.0, "{client}");
+    assert_eq!((&used["pid"], &used["processes"]), (&server.0.id().into(), &1.into()));
+    assert_eq!(used["memory_kind"], "rss");
+    for name in ["cpu_ns", "cpu_per_message_ns", "memory_bytes"] {
+        assert!(used[name].as_u64().unwrap() > 0, "{name}: {used}");
+    }
+    let text = text(&evecho(&flags, server.1).stdout);
+    assert!(text.contains("\n  client       ") && text.contains(" of a CPU"), "{text}");
+    assert!(text.contains("\n  server       "), "{text}");
+}
+
+#[test]
+fn a_process_that_is_not_there_or_ends_is_one_sentence() {
+    let address = Double::new(Fault::None).serve_tcp();
+    // Over the kernel's largest process id, 2^22.
+    let output = evecho("-n 1 --pid 5000000", address);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(text(&output.stderr), "evecho: --pid 5000000: there is no such process\n");
+    assert!(output.stdout.is_empty());
+
+    let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pid = child.id();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || -> io::Result<u64> {
+        let (mut stream, _) = listener.accept()?;
+        let mut message = [0; SIZE];
+        stream.read_exact(&mut message)?;
+        // The measured part has begun.
+        child.kill()?;
+        child.wait()?;
+        stream.write_all(&message)?;
+        io::copy(&mut stream.try_clone()?, &mut stream)
+    });
+    let output = evecho(&format!("-c 1 -n 3 --pid {pid}"), address);
+    assert_eq!(output.status.code(), Some(1));
+    let sentence = format!("evecho: process {pid} ended meanwhile: what it used is not known\n");
+    assert_eq!(text(&output.stderr), sentence);
+    assert!(text(&output.stdout).contains("TCP ping-pong"));
 }
 
 #[test]
@@ -718,11 +1089,12 @@ fn intervals_add_up_to_the_report() {
         let ends = intervals.iter().map(|interval| interval.to.as_millis());
         assert_eq!(ends.take(4).collect::<Vec<_>>(), [50, 100, 150, 200]);
         assert_eq!((intervals.len(), intervals[4].to), (5, report.duration));
+        assert_eq!(report.intervals, intervals);
         let sum = |of: fn(&load::Interval) -> u64| intervals.iter().map(of).sum::<u64>();
         assert_eq!(sum(|interval| interval.messages), report.messages);
         assert_eq!(sum(|interval| interval.bytes), report.bytes);
         assert_eq!(sum(|interval| interval.errors), report.errors.total());
-        assert!(report.messages > 0 && report.errors.corrupted == 1);
+        assert!(report.messages > 0 && report.errors.corrupt == 1);
     }
 }
 
@@ -734,16 +1106,19 @@ fn merged_reports_are_exact_sums() {
         reports.push(run(&with!(config(Tcp, address); connections: 2)));
     }
     let sum = Report::merge(reports.clone()).unwrap();
-    assert_eq!((sum.runs, sum.messages, sum.opened), (3, 59, 6));
-    assert_eq!(sum.errors, errors(|errors| (errors.corrupted, errors.duplicated) = (1, 1)));
-    assert_eq!(sum.rate, reports.iter().map(|report| report.rate).sum::<f64>());
+    assert_eq!((sum.runs.len(), sum.messages, sum.opened), (3, 59, 6));
+    assert_eq!(sum.errors, errors(|errors| (errors.corrupt, errors.duplicates) = (1, 1)));
+    // They went on one after the other.
+    assert_eq!(sum.duration, reports.iter().map(|report| report.duration).sum());
+    assert_eq!((sum.rate, sum.config.connections), (59.0 / sum.duration.as_secs_f64(), 2));
     assert_eq!(histogram(&serde_json::to_value(&sum).unwrap()), 59);
     let all =
         |of: fn(&Report) -> Option<f64>| reports.iter().map(move |report| of(report).unwrap());
     assert_eq!(sum.slowest, all(|report| report.slowest).reduce(f64::min));
     assert_eq!(sum.fastest, all(|report| report.fastest).reduce(f64::max));
-    let max = reports.iter().filter_map(|report| report.latency?.max).max();
-    assert_eq!(sum.latency.unwrap().max, max);
+    // One message came back corrupt: it is later than all others.
+    let latency = sum.latency.unwrap();
+    assert!(latency.p90.is_some() && latency.max.is_none(), "{latency:?}");
 
     let address = Double::new(Fault::None).serve_tcp();
     let other = run(&with!(config(Tcp, address); depth: 2));
@@ -773,25 +1148,27 @@ fn the_command_merges_what_it_has_printed() {
     let merge = |arguments: &[&str]| {
         Command::new(env!("CARGO_BIN_EXE_evecho")).arg("merge").args(arguments).output().unwrap()
     };
-    let (one, again) = (file("one.json", &one), file("again.json", &one));
+    let again = || evecho("-c 2 -n 300 --json", address).stdout;
+    let (one, again, third) =
+        (file("one.json", &one), file("again.json", &again()), file("third.json", &again()));
     let sum = merge(&[&one, &again, "--json"]);
     let json: serde_json::Value = serde_json::from_slice(&sum.stdout).unwrap();
-    assert_eq!((json["messages"].as_u64(), json["runs"].as_u64()), (Some(600), Some(2)));
+    let runs = json["runs"].as_array().unwrap().len();
+    assert_eq!((json["messages"].as_u64(), runs), (Some(600), 2));
     let sum = file("sum.json", &sum.stdout);
-    let output = merge(&[&sum, &one]);
+    let output = merge(&[&sum, &third]);
     assert_eq!(output.status.code(), Some(0));
     let report = text(&output.stdout);
     assert!(report.starts_with("3 runs: TCP ping-pong with 127.0.0.1:"), "{report}");
     assert!(
-        report.contains(": 6 connections") && report.contains("messages     900 in"),
+        report.contains(": 2 connections") && report.contains("messages     900 in"),
         "{report}"
     );
 
     let two = file("two.json", &two);
     for (files, why) in [
         (&[&one[..], &two][..], "they differ in having a time or a number of messages"),
-        (&["/nowhere"], "cannot read /nowhere: No such file"),
-        (&[env!("CARGO_MANIFEST_PATH")], "cannot read"),
+        (&[env!("CARGO_MANIFEST_PATH")], "has no report of"),
     ] {
         let output = merge(files);
         let error = text(&output.stderr);
@@ -819,39 +1196,22 @@ fn sigusr1_prints_the_report_so_far_and_goes_on() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_evecho"))
         .args(["load", &double.serve_tcp().to_string(), "-c", "1", "-t", "600s"])
         .args(["--every", "20ms"])
-        .stdout(Stdio::piped())
+        // A pipe would fill on a busy machine.
+        .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     double.wait_for(100);
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1).unwrap();
-    let mut error = io::BufReader::new(child.stderr.take().unwrap());
+    let mut error = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
-    io::BufRead::read_line(&mut error, &mut line).unwrap();
+    error.read_line(&mut line).unwrap();
     assert!(line.starts_with("evecho: so far: ") && line.ends_with(" 0 errors\n"), "{line}");
     let seen = double.seen();
     double.wait_for(seen + 100);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
-}
-
-#[test]
-fn ctrl_c_ends_in_the_report_so_far() {
-    let double = Double::new(Fault::None);
-    let child = Command::new(env!("CARGO_BIN_EXE_evecho"))
-        .args(["load", &double.serve_tcp().to_string(), "-c", "1", "-t", "600s"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    double.wait_for(100);
-    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let report = text(&output.stdout);
-    assert_eq!(output.status.code(), Some(0), "{report}");
-    assert!(report.contains("; stopped early\n"), "{report}");
-    assert!(report.contains("errors       none\n"), "{report}");
 }
 
 #[test]

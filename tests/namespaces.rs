@@ -14,8 +14,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Nothing takes this long, unless it hangs.
-const DEADLINE: Duration = Duration::from_secs(30);
+#[path = "common/network.rs"]
+mod network;
+#[path = "common/wait.rs"]
+mod wait;
+
+use wait::{DEADLINE, wait_until};
+
 /// A loop between two servers takes much less for a round.
 const SILENCE: Duration = Duration::from_millis(500);
 /// So many datagrams are forged.
@@ -65,23 +70,22 @@ impl Networks {
     }
 
     fn command(&self, end: usize, program: &str) -> Command {
-        // Before all else that the machine does, so that this makes no answer late. Where it may not,
-        // nice says so, and goes on.
-        let mut command = Command::new("nice");
-        command.args(["-n", "-20", "ip", "netns", "exec", &self.names[end], program]);
+        let mut command = self.enter(end);
+        command.arg(program);
         command
     }
 
-    /// Runs a test of this file inside a namespace, told what to do by `EVECHO_ROLE`; what it says
-    /// behind "RESULT".
-    fn play(&self, end: usize, role: &str, what: &str) -> String {
-        let itself = env::current_exe().unwrap();
-        let mut command = self.command(end, itself.to_str().unwrap());
-        command.args(["--exact", role, "--nocapture"]).env("EVECHO_ROLE", what);
-        let output = command.output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{text}{errors}");
+    fn enter(&self, end: usize) -> Command {
+        // Before all else that the machine does, so that this makes no answer late. Where it may not,
+        // nice says so, and goes on.
+        let mut command = Command::new("nice");
+        command.args(["-n", "-20", "ip", "netns", "exec", &self.names[end]]);
+        command
+    }
+
+    /// Plays a test of this file inside a namespace; what it says behind "RESULT".
+    fn play(&self, end: usize, test: &str, role: &str) -> String {
+        let text = network::play(&mut self.enter(end), test, role).unwrap();
         let result = text.lines().find_map(|line| line.split_once("RESULT"));
         result.map_or_else(String::new, |(_, result)| result.trim().to_owned())
     }
@@ -201,7 +205,7 @@ fn send_forged(socket: &Socket, from: SocketAddrV4, to: SocketAddrV4, text: &[u8
 /// Runs inside a namespace: sends datagrams from one address to another, whosesoever they are.
 #[test]
 fn as_forger() {
-    let Ok(path) = env::var("EVECHO_ROLE") else { return };
+    let Some(path) = network::role() else { return };
     let (from, to) = path.split_once(' ').unwrap();
     let (from, to): (SocketAddrV4, SocketAddrV4) = (from.parse().unwrap(), to.parse().unwrap());
     let socket = raw_socket();
@@ -265,7 +269,7 @@ const IN_TIME: Duration = Duration::from_millis(200);
 /// the attack, and then.
 #[test]
 fn as_neighbours() {
-    let Ok(attack) = env::var("EVECHO_ROLE") else { return };
+    let Some(attack) = network::role() else { return };
     let (sources, burst) = attack.split_once(' ').unwrap();
     let (sources, burst): (u32, u32) = (sources.parse().unwrap(), burst.parse().unwrap());
     let raw = raw_socket();
@@ -321,7 +325,8 @@ fn neighbours_that_do_not_exist_stop_nobody() {
                 let result = networks.play(1, "as_neighbours", &format!("{sources} {burst}"));
                 let numbers: Vec<u64> = result.split(' ').map(|n| n.parse().unwrap()).collect();
                 let [during, of, after, of_after] = numbers[..] else { panic!("{result}") };
-                assert!(during * 100 >= of * 95, "{during} of {of} answered, {sources} sources");
+                // A busy machine answers some of them late. A server that waits for neighbours answers hardly any.
+                assert!(during * 100 >= of * 80, "{during} of {of} answered, {sources} sources");
                 assert_eq!(after, of_after, "answered after the attack, {sources} sources");
                 assert!(server.counter("udp_received") > 0);
             });
@@ -335,7 +340,7 @@ fn neighbours_that_do_not_exist_stop_nobody() {
 /// until all are answered.
 #[test]
 fn as_burst() {
-    let Ok(what) = env::var("EVECHO_ROLE") else { return };
+    let Some(what) = network::role() else { return };
     let words: Vec<&str> = what.split(' ').collect();
     let [from, count, length] = words[..] else { panic!("{what}") };
     let (count, length): (usize, usize) = (count.parse().unwrap(), length.parse().unwrap());
@@ -360,11 +365,11 @@ fn calls_for_burst(networks: &Networks, server: &Server, from: Ipv4Addr) -> u64 
     let calls = thread::scope(|scope| {
         let client = scope.spawn(|| networks.play(1, "as_burst", &format!("{from} 40 1400")));
         // They are received when the server looks, so that the socket's queue is what tells.
-        let end = Instant::now() + DEADLINE;
-        while queued(server) < 40 * 1_400 {
-            assert!(Instant::now() < end && !client.is_finished(), "the burst did not come");
-            thread::sleep(Duration::from_millis(5));
-        }
+        wait_until("the burst has come", || {
+            let has_come = queued(server) >= 40 * 1_400;
+            assert!(has_come || !client.is_finished(), "the burst did not come");
+            has_come
+        });
         server.signal(Signal::SIGCONT);
         client.join().unwrap();
         server.datagrams().1 - sent
@@ -407,7 +412,7 @@ fn what_a_route_refuses_is_its_own_matter() {
 /// Runs inside a namespace: sends to each of these addresses, and waits for an answer to the last.
 #[test]
 fn as_client() {
-    let Ok(addresses) = env::var("EVECHO_ROLE") else { return };
+    let Some(addresses) = network::role() else { return };
     let addresses: Vec<SocketAddr> =
         addresses.split(' ').map(|address| address.parse().unwrap()).collect();
     let last = *addresses.last().unwrap();
@@ -498,14 +503,20 @@ fn of_a_server_elsewhere_only_our_own_ends_are_seen() {
     let scenarios = report["scenarios"].as_array().unwrap();
     let outcomes = scenarios.iter().map(|one| (one["name"].as_str(), one["outcome"].as_str()));
     let expected = [
+        ("handshake", "shown"),
+        ("close", "shown"),
         ("open", "shown"),
         ("echo", "shown"),
         ("half-close", "shown"),
         ("server-closes", "not shown"),
-        ("reset", "shown"),
         ("backlog", "not shown"),
         ("blocked", "shown"),
         ("window", "shown"),
+        ("retransmit", "shown"),
+        ("probe", "shown"),
+        ("nagle", "shown"),
+        ("closing", "shown"),
+        ("reset", "shown"),
     ];
     let expected = expected.map(|(name, outcome)| (Some(name), Some(outcome)));
     assert_eq!(outcomes.collect::<Vec<_>>(), expected, "{report:#}");
@@ -537,4 +548,126 @@ fn a_full_table_of_time_wait_is_told() {
     assert_eq!(output.status.code(), Some(1), "{text}");
     let reason = "CLOSED; the kernel may have no room for one more in TIME_WAIT: see net.ipv4.tcp_max_tw_buckets";
     assert!(text.contains(reason), "{text}");
+}
+
+// ---- local ports
+
+/// What `evecho` prints at the second end, and how it ends.
+fn evecho(networks: &Networks, arguments: &str) -> (String, String, Option<i32>) {
+    let mut command = networks.command(1, env!("CARGO_BIN_EXE_evecho"));
+    let output = command.args(arguments.split(' ')).stdin(Stdio::null()).output().unwrap();
+    let [stdout, stderr] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    let stderr = stderr.lines().filter(|line| !line.starts_with("nice: ")).collect::<Vec<_>>();
+    (stdout, stderr.join("\n"), output.status.code())
+}
+
+/// 40 ports for each address of the second end, of 50 in the range.
+const PORTS: &str = "cd /proc/sys/net/ipv4 && echo 40000 40049 > ip_local_port_range && \
+    echo 40000-40009 > ip_local_reserved_ports && echo 0 > tcp_tw_reuse";
+const NO_PORT: &str = "cannot be connected to: all 40 local ports that an address has \
+    (net.ipv4.ip_local_port_range) are taken";
+
+/// Two networks with few ports at the second end, and servers on two ports at the first.
+fn few_ports(test: &str) -> Option<(Networks, [Server; 2])> {
+    let networks = Networks::new(test)?;
+    ip(&format!("-n {} link set lo up", networks.names[1])).unwrap();
+    if !networks.command(1, "sh").args(["-c", PORTS]).status().unwrap().success() {
+        println!("skipped, since the settings are not to be changed here");
+        return None;
+    }
+    let servers = [PORT, PORT + 1].map(|port| Server::start(&networks, 0, port, &[]));
+    Some((networks, servers))
+}
+
+#[test]
+fn churn_without_ports_reports_what_it_measured() {
+    let Some((networks, _servers)) = few_ports("churn") else { return };
+    let churn = format!("load {SERVER} -m churn -c 2 -t 30s --json");
+    let (stdout, stderr, code) = evecho(&networks, &churn);
+    assert_eq!(code, Some(1), "{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let number = |value: &serde_json::Value| value.as_u64().unwrap();
+    // Both addresses of the interface, in turn; what is out at the end is no fault.
+    assert_eq!(report["config"]["sources"], serde_json::json!([ADDRESSES[1], OTHER]));
+    assert!((78..=80).contains(&number(&report["messages"])), "{stdout}");
+    assert!(report["errors"].as_object().unwrap().values().all(|count| *count == 0), "{stdout}");
+    assert_eq!(report["ports"], serde_json::json!({"all": 80, "taken": 80}));
+    assert!(report["ended"].as_str().unwrap().contains(NO_PORT), "{stdout}");
+    for part in ["connecting", "exchange"] {
+        let [shortest, longest] = ["min_ns", "max_ns"].map(|which| number(&report[part][which]));
+        assert!(
+            shortest > 0 && longest <= number(&report["latency"]["max_ns"]),
+            "{part}: {stdout}"
+        );
+    }
+    let [warning, end] = stderr.lines().collect::<Vec<_>>()[..] else { panic!("{stderr}") };
+    assert!(warning.contains(" of 80 local ports") && warning.contains("--from"), "{warning}");
+    assert!(end.starts_with(&format!("evecho: {SERVER} {NO_PORT}; use more")), "{end}");
+
+    // Its ports are kept. Before anything is measured, there is nothing to report.
+    let (stdout, stderr, code) = evecho(&networks, &churn);
+    assert_eq!((stdout.as_str(), code), ("", Some(1)));
+    assert!(stderr.starts_with("evecho: 80 of 80 local ports"), "{stderr}");
+    assert!(stderr.contains(NO_PORT) && stderr.contains("--from"), "{stderr}");
+
+    // Another destination has the ports again, and an address that is named is used alone.
+    let other = format!("load {}:{} -m churn -c 1 -t 30s --from {OTHER}", SERVER.ip(), PORT + 1);
+    let (stdout, stderr, code) = evecho(&networks, &other);
+    assert_eq!(code, Some(1), "{stderr}");
+    for part in
+        ["stopped early", "\n  connecting   mean ", "\n  exchange     mean ", "40 of 40 local"]
+    {
+        assert!(stdout.contains(part), "{part}: {stdout}");
+    }
+    assert!(stdout.contains("connections  40 in ") && stdout.contains("--from"), "{stdout}");
+    // Where one address has none left, others are used.
+    let both = other.replace(&format!("--from {OTHER}"), "--json");
+    let (stdout, ..) = evecho(&networks, &both);
+    let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(
+        (number(&report["messages"]), number(&report["ports"]["taken"])),
+        (40, 80),
+        "{stdout}"
+    );
+}
+
+#[test]
+fn the_lack_of_ports_is_one_sentence_for_every_client() {
+    let Some((networks, _servers)) = few_ports("lack") else { return };
+    let (_, stderr, code) = evecho(&networks, &format!("load {SERVER} --udp -c 100 -t 1s"));
+    assert!(stderr.contains("only 40 of 100") && stderr.contains(NO_PORT), "{stderr}");
+    assert!(!stderr.contains("firewall") && stderr.contains("--from"), "{stderr}");
+    assert_eq!(code, Some(1));
+    // 40 connections that stay: for the second server, the address has no port left.
+    let mut holder = networks.command(1, "python3");
+    let hold = format!(
+        "import socket, sys\nall = [socket.create_connection(('{}', {PORT})) for _ in range(40)]\n\
+         print('held', flush=True)\nsys.stdin.read()",
+        SERVER.ip()
+    );
+    let piped = holder.args(["-c", &hold]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut holder = piped.unwrap();
+    let mut line = String::new();
+    BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "held\n");
+    for command in ["load {}", "ping {} -c 1", "send {} x", "check {}", "states {} echo"] {
+        let command = command.replace("{}", &SERVER.to_string());
+        let (stdout, stderr, code) = evecho(&networks, &command);
+        let text = stdout + &stderr;
+        assert!(
+            text.contains(NO_PORT.trim_start_matches("cannot be connected to: ")),
+            "{command}: {text}"
+        );
+        assert!(code.is_some_and(|code| code > 0), "{command}: {text}");
+    }
+    // In the middle of a scenario, too, it is nothing that a server did.
+    let three =
+        "echo 42000 42002 > /proc/sys/net/ipv4/ip_local_port_range && exec $0 states backlog";
+    let mut states = networks.command(1, "sh");
+    let output = states.args(["-c", three, env!("CARGO_BIN_EXE_evecho")]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("not shown: all 3 local ports") && text.contains("0 failed"), "{text}");
+    drop(holder.stdin.take());
+    assert!(holder.wait().unwrap().success());
 }

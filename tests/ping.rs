@@ -2,11 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+#[path = "common/network.rs"]
+mod network;
 #[path = "common/tool.rs"]
 mod tool;
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -99,6 +102,18 @@ fn udp_answers(mut answer: impl FnMut(usize, &[u8]) -> Vec<Vec<u8>> + Send + 'st
     })
 }
 
+/// Answers the first message when the second has come: before that one's reply, or after it.
+fn udp_answers_after_two(reversed: bool) -> String {
+    let mut kept = Vec::new();
+    udp_answers(move |seq, message| {
+        kept.push(message.to_vec());
+        if reversed {
+            kept.reverse();
+        }
+        if seq == 1 { Vec::new() } else { std::mem::take(&mut kept) }
+    })
+}
+
 #[test]
 fn a_true_echo_is_shown_as_ping_does() {
     let (address, server) = tcp_session(echo);
@@ -145,6 +160,15 @@ fn the_numbers_of_a_summary_fit_together() {
         .collect();
     each.sort_unstable();
     assert_eq!((each[0], each[199]), (of("min"), of("max")));
+    let echoes: Vec<(u64, u64)> = lines
+        .iter()
+        .filter(|line| line["kind"] == "echo")
+        .map(|line| (line["seq"].as_u64().unwrap(), line["time_ns"].as_u64().unwrap()))
+        .collect();
+    let pairs = echoes.windows(2).filter(|pair| pair[0].0 + 1 == pair[1].0);
+    let differences: Vec<u64> = pairs.map(|pair| pair[0].1.abs_diff(pair[1].1)).collect();
+    let jitter = differences.iter().sum::<u64>() / differences.len() as u64;
+    assert!(of("jitter").abs_diff(jitter) <= 1, "{} {jitter}", of("jitter"));
     // Three digits: within 0.1 %.
     assert!(of("p50").abs_diff(each[99]) <= each[99] / 1000 + 1, "{} {}", of("p50"), each[99]);
 }
@@ -178,15 +202,7 @@ fn a_second_reply_is_a_duplicate() {
 
 #[test]
 fn replies_in_another_order_are_reordered() {
-    let mut first = Vec::new();
-    let address = udp_answers(move |seq, message| match seq {
-        1 => {
-            first = message.to_vec();
-            Vec::new()
-        }
-        2 => vec![message.to_vec(), first.clone()],
-        _ => vec![message.to_vec()],
-    });
+    let address = udp_answers_after_two(true);
     let (_, lines) = ping(&address, &["-u", "-c", "3", "-i", "1ms", "-W", "20s"]);
     assert_eq!(counts(&lines), [("sent", 3), ("received", 3), ("reordered", 1)]);
     let reordered = lines.iter().find(|line| line["reordered"] == true).unwrap();
@@ -233,15 +249,7 @@ fn a_datagram_of_another_length_is_cut() {
 
 #[test]
 fn a_delayed_reply_is_late_and_its_ping_stays_lost() {
-    let mut first = Vec::new();
-    let address = udp_answers(move |seq, message| match seq {
-        1 => {
-            first = message.to_vec();
-            Vec::new()
-        }
-        2 => vec![first.clone(), message.to_vec()],
-        _ => vec![message.to_vec()],
-    });
+    let address = udp_answers_after_two(false);
     let (_, lines) = ping(&address, &["-u", "-c", "2", "-i", "0", "-W", "1s"]);
     assert_eq!(counts(&lines), [("sent", 2), ("received", 1), ("lost", 1), ("late", 1)]);
     assert_eq!(event(&lines, "reply", Some("late"))["seq"], 1);
@@ -345,6 +353,7 @@ fn a_server_that_goes_away_for_good_is_loss_with_its_reason() {
     assert_eq!(counts(&lines), [("sent", 4), ("received", 1), ("lost", 3)]);
     let last = lines.iter().rfind(|line| line["event"] == "lost").unwrap();
     assert_eq!(last["reason"], "refused");
+    assert_eq!(lines.last().unwrap()["lost_by"], json!({"closed": 1, "refused": 2}));
     assert_eq!(last["detail"], format!("{address} refused the connection"));
 }
 
@@ -386,6 +395,7 @@ fn nobody_there_is_a_line_and_a_sentence() {
             assert!(line.starts_with(&format!("seq={seq}: ")) && line.contains(said), "{line}");
         }
         assert!(lines[5].starts_with("2 sent, 0 received, 2 lost (100%)"), "{lines:?}");
+        assert_eq!(lines[6], format!("lost: 2 {reason}"));
         assert!(outcome.stderr.starts_with("evecho: "), "{}", outcome.stderr);
         assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
         assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
@@ -396,8 +406,37 @@ fn nobody_there_is_a_line_and_a_sentence() {
 }
 
 #[test]
+fn a_way_that_is_not_there_is_told_over_both_transports() {
+    let ways = "ip link set lo up && ip link add v0 type veth peer name v1 \
+                && ip addr add 10.7.0.1/24 dev v0 && ip link set v0 up && ip link set v1 up \
+                && ip route add unreachable 10.8.1.0/24 && ip route add prohibit 10.8.2.0/24 \
+                && ip route add blackhole 10.8.3.0/24";
+    network::in_network("a_way_that_is_not_there_is_told_over_both_transports", ways, || {
+        // No route, three kinds that refuse, a broadcast, an IPv6 address, and a neighbour that is not there.
+        for address in [
+            "198.18.0.1:7",
+            "10.8.1.1:7",
+            "10.8.2.1:7",
+            "10.8.3.1:7",
+            "10.7.0.255:7",
+            "[2001:db8::1]:7",
+            "10.7.0.9:7",
+        ] {
+            for scheme in ["tcp", "udp"] {
+                let flags = ["-c", "1", "-W", "50s"];
+                let (outcome, lines) = ping(&format!("{scheme}://{address}"), &flags);
+                assert_eq!(outcome.code, Some(1), "{outcome:?}");
+                assert_eq!(event(&lines, "lost", None)["reason"], "unreachable", "{outcome:?}");
+                let said = format!("{address} cannot be reached");
+                assert!(outcome.stderr.contains(&said), "{}", outcome.stderr);
+            }
+        }
+    });
+}
+
+#[test]
 fn a_refused_datagram_is_lost_at_once() {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     // Connected to itself, it takes from nobody else, and the system refuses on its behalf.
     let address = socket.local_addr().unwrap();
     socket.connect(address).unwrap();
@@ -424,25 +463,6 @@ fn wrong_usage_is_told_apart() {
         &["ping", "localhost:7", "--pattern", "binary", "--upper"],
     ] {
         tool::assert_wrong_usage(args);
-    }
-}
-
-#[test]
-fn a_signal_ends_with_the_summary() {
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        let (address, _) = tcp_session(echo);
-        let mut child = tool::spawn(evecho(&["ping", &address, "-i", "1day"]));
-        let mut output = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("seq=1 ") {
-            line.clear();
-            assert_ne!(output.read_line(&mut line).unwrap(), 0);
-        }
-        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
-        let mut rest = String::new();
-        output.read_to_string(&mut rest).unwrap();
-        assert!(rest.contains("1 sent, 1 received, 0 lost (0%), in "), "{rest}");
-        assert_eq!(finish(child).code, Some(0));
     }
 }
 
@@ -566,7 +586,7 @@ fn with_a_deadline_the_count_is_of_what_is_answered() {
         1 => vec![message.to_vec()],
         _ => Vec::new(),
     });
-    let (outcome, _) = ping(&half, &["-u", "-c", "2", "-i", "10ms", "-w", "0.2"]);
+    let (outcome, _) = ping(&half, &["-u", "-c", "2", "-i", "10ms", "-w", "3"]);
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert!(outcome.stderr.contains("answered 1 of 2 pings"), "{}", outcome.stderr);
 }
@@ -707,4 +727,182 @@ fn a_close_that_costs_no_ping_does_not_slow_a_flood() {
     let (outcome, lines) = ping(&address, &["-c", "3", "-i", "0", "-W", "30"]);
     assert_eq!((outcome.code, counts(&lines)), (Some(0), vec![("sent", 3), ("received", 3)]));
     assert!(start.elapsed() < Duration::from_secs(30), "it waits as if pings were lost");
+}
+
+/// Flags of a ping that ends once this number is answered, soon after a row of losses.
+const QUICK: [&str; 6] = ["-w", "60", "-i", "50ms", "-W", "300ms"];
+
+/// Each address that pings left from.
+fn origins(lines: &[Value]) -> Vec<&str> {
+    let connected = lines.iter().filter(|line| line["event"] == "connected");
+    connected.map(|line| line["local"].as_str().unwrap()).collect()
+}
+
+#[test]
+fn a_port_that_gets_no_answer_any_more_is_left() {
+    // A path with a NAT that keeps the former server for a port that it knows.
+    let mut known = None;
+    let address = udp_double(move |socket, number, message, from| {
+        if *known.get_or_insert(from) != from || number < 2 {
+            socket.send_to(message, from).unwrap();
+        }
+    });
+    let (outcome, lines) = ping(&address, &[&["-u", "-c", "5"], &QUICK[..]].concat());
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let origins = origins(&lines);
+    assert!(origins.len() == 2 && origins[0] != origins[1], "{origins:?}");
+    let left = event(&lines, "disconnected", None);
+    let said = format!("gave up the socket to {address}: ");
+    assert_eq!(left["reason"], "timeout");
+    assert!(left["detail"].as_str().unwrap().starts_with(&said), "{left}");
+}
+
+#[test]
+fn a_connection_that_gets_no_answer_any_more_is_left() {
+    let (address, _) = tcp_double(|listener| {
+        let (mut first, _) = listener.accept().unwrap();
+        for _ in 0..2 {
+            let message = read(&mut first).unwrap();
+            first.write_all(&message).unwrap();
+        }
+        echo(listener.accept().unwrap().0);
+    });
+    let outcome = run(&[&["ping", &address, "-c", "5"], &QUICK[..]].concat(), b"");
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let text = outcome.text();
+    let left = format!("gave up the connection to {address}: ");
+    assert!(text.lines().any(|line| line.starts_with(&left)), "{text}");
+    let again = format!("connected to {address} from 127.0.0.1:");
+    assert!(text.lines().any(|line| line.starts_with(&again)), "{text}");
+}
+
+#[test]
+fn losses_do_not_become_a_flood_of_sockets() {
+    let silent = udp_answers(|_, _| Vec::new());
+    let (_, lines) = ping(&silent, &["-u", "-w", "2.5", "-i", "1ms", "-W", "5ms"]);
+    assert!((2..=3).contains(&origins(&lines).len()), "{:?}", origins(&lines));
+    // Half of them come back: they are no row.
+    let lossy = udp_answers(|number, message| match number % 2 {
+        0 => Vec::new(),
+        _ => vec![message.to_vec()],
+    });
+    let (_, lines) = ping(&lossy, &["-u", "-w", "3.5", "-i", "20ms", "-W", "1s"]);
+    assert_eq!(origins(&lines).len(), 1);
+}
+
+#[test]
+fn a_name_that_has_another_address_is_followed() {
+    const TEST: &str = "a_name_that_has_another_address_is_followed";
+    let Some(hosts) = network::role() else {
+        let hosts = std::env::temp_dir().join(format!("hosts-{}", std::process::id()));
+        std::fs::write(&hosts, "127.0.0.2 moving.test\n").unwrap();
+        let hosts = hosts.to_str().unwrap();
+        let script = format!("mount --bind {hosts} /etc/hosts && ip link set lo up && exec \"$@\"");
+        let mut enter = std::process::Command::new("unshare");
+        enter.args(["--map-root-user", "--net", "--mount", "sh", "-c", &script, "sh"]);
+        if let Err(why) = network::play(&mut enter, TEST, hosts) {
+            println!("skipped, since it needs namespaces of its own: {why}");
+        }
+        return std::fs::remove_file(hosts).unwrap();
+    };
+    for (scheme, port) in [("tcp", 7001), ("udp", 7002)] {
+        std::fs::write(&hosts, "127.0.0.2 moving.test\n").unwrap();
+        // The former server answers once.
+        serve(SocketAddr::from(([127, 0, 0, 2], port)), 1);
+        serve(SocketAddr::from(([127, 0, 0, 3], port)), usize::MAX);
+        let target = format!("{scheme}://moving.test:{port}");
+        let flags = ["ping", &target, "--json", "-c", "5"];
+        let mut child = tool::spawn(evecho(&[&flags, &QUICK[..]].concat()));
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut said = String::new();
+        while !said.contains("echo") {
+            assert_ne!(output.read_line(&mut said).unwrap(), 0, "{said}");
+        }
+        std::fs::write(&hosts, "127.0.0.3 moving.test\n").unwrap();
+        output.read_to_string(&mut said).unwrap();
+        assert_eq!(finish(child).code, Some(0), "{said}");
+        let lines: Vec<Value> = said.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let last = connections(&lines).last().copied();
+        assert_eq!(last, Some(&*format!("127.0.0.3:{port}")), "{said}");
+    }
+}
+
+/// Echoes this number of pings over TCP and over UDP, and is silent from then on.
+fn serve(address: SocketAddr, replies: usize) {
+    let listener = TcpListener::bind(address).unwrap();
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            for _ in 0..replies {
+                let Some(message) = read(&mut stream) else { break };
+                stream.write_all(&message).unwrap();
+            }
+            kept.push(stream);
+        }
+    });
+    let socket = UdpSocket::bind(address).unwrap();
+    thread::spawn(move || {
+        for number in 0.. {
+            let mut message = [0; SIZE];
+            let (_, from) = socket.recv_from(&mut message).unwrap();
+            if number < replies {
+                socket.send_to(&message, from).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn pings_leave_from_the_address_that_is_asked_for() {
+    let server = Server::evecho(&[]);
+    for udp in [&[][..], &["-u"]] {
+        let flags = [&["-c", "1", "-W", "20", "--from", "127.0.0.9"], udp].concat();
+        let (outcome, lines) = ping(&server.address, &flags);
+        assert_eq!(outcome.code, Some(0), "{outcome:?}");
+        assert!(origins(&lines)[0].starts_with("127.0.0.9:"), "{lines:?}");
+    }
+    for (flags, said) in [
+        (["--from", "192.0.2.1"], "--from 192.0.2.1: this machine has no such address"),
+        (["--source", "::1"], "of the same family"),
+        (["--dscp", "64"], "from 0 to 63"),
+        (["--dscp", "af44"], "from 0 to 63"),
+    ] {
+        let outcome = run(&[&["ping", "127.0.0.1:7", "-c", "1"], &flags[..]].concat(), b"");
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert!(outcome.stderr.contains(said), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn datagrams_leave_with_the_code_point_that_is_asked_for() {
+    use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    for (name, point, local) in [
+        ("46", 46, "127.0.0.1:0"),
+        ("EF", 46, "[::1]:0"),
+        ("af41", 34, "[::1]:0"),
+        ("cs6", 48, "127.0.0.1:0"),
+    ] {
+        let socket = UdpSocket::bind(local).unwrap();
+        match socket.local_addr().unwrap().is_ipv4() {
+            true => SockRef::from(&socket).set_recv_tos_v4(true).unwrap(),
+            false => SockRef::from(&socket).set_recv_tclass_v6(true).unwrap(),
+        }
+        let address = socket.local_addr().unwrap().to_string();
+        let child =
+            tool::spawn(evecho(&["ping", &address, "-u", "-c", "1", "-W", "1ms", "--dscp", name]));
+        let mut space = nix::cmsg_space!(i32);
+        let mut bytes = [0; SIZE];
+        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+        let descriptor = std::os::fd::AsRawFd::as_raw_fd(&socket);
+        let came =
+            recvmsg::<()>(descriptor, &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
+        let class = came.cmsgs().unwrap().find_map(|message| match message {
+            ControlMessageOwned::Ipv4Tos(class) => Some(i32::from(class)),
+            ControlMessageOwned::Ipv6TClass(class) => Some(class),
+            _ => None,
+        });
+        assert_eq!(class, Some(point << 2), "{name}");
+        finish(child);
+    }
 }

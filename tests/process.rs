@@ -4,17 +4,16 @@
 
 mod common;
 
-use std::error::Error;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use common::{DEADLINE, children, lives, wait_until};
-use evecho::client::process::{ServerCommand, ServerProcess, Start, StartError, Usage};
-use evecho::client::target::Transport;
+use evecho::Transport;
+use evecho::client::process::{MemoryKind, ServerCommand, ServerProcess, Start, StartError, Usage};
 
 /// The server that the tests start: this program again, with its port in the environment.
 #[test]
@@ -69,6 +68,50 @@ fn the_whole_group_ends_with_the_handle() {
 }
 
 #[test]
+fn pages_that_processes_share_count_once() {
+    let server = start(
+        &format!("sh -c 'sleep 1000 & sleep 1000 & exec {}'", itself().replace('\'', "")),
+        None,
+    );
+    let server = server.unwrap();
+    wait_until("three run", || Usage::of(server.pid()).is_ok_and(|usage| usage.processes == 3));
+    let usage = Usage::of(server.pid()).unwrap();
+    let memory = usage.memory();
+    assert_eq!((memory.kind, memory.processes), (MemoryKind::Pss, 3));
+    assert!(0 < memory.bytes && memory.bytes < usage.resident, "{usage:?}");
+    assert!(memory.to_string().ends_with(" of 3 processes (Pss)"), "{memory}");
+    let itself = Usage::of(std::process::id()).unwrap();
+    assert!(itself.processes > 1 || itself.memory().kind == MemoryKind::Rss);
+}
+
+#[test]
+fn another_users_process_is_counted_as_far_as_it_shows() {
+    // It gives root away itself, which only root can do.
+    let nobody = format!("setpriv --reuid 65534 --clear-groups {}", itself());
+    let Ok(server) = start(&nobody, None) else { return };
+    // And so does this look at it.
+    let pid = server.pid().to_string();
+    let look = ["--reuid", "65533", "--clear-groups", "env", "LOOK_AT="].map(str::to_owned);
+    let mut look = look.to_vec();
+    look[4] += &pid;
+    let itself = std::env::current_exe().unwrap();
+    let look = Command::new("setpriv").args(look).arg(itself).args(["--exact", "look"]).status();
+    assert!(look.unwrap().success());
+}
+
+/// What [`another_users_process_is_counted_as_far_as_it_shows`] starts.
+#[test]
+fn look() {
+    let Ok(pid) = std::env::var("LOOK_AT") else { return };
+    let usage = Usage::of(pid.parse().unwrap()).unwrap();
+    assert!(
+        usage.proportional.is_none() && usage.resident > 0 && !usage.cpu.is_zero(),
+        "{usage:?}"
+    );
+    assert_eq!(usage.memory().kind, MemoryKind::Rss);
+}
+
+#[test]
 fn sigterm_gives_the_exit_status() {
     use std::os::unix::process::ExitStatusExt;
     let server = start(&itself(), None).unwrap();
@@ -115,9 +158,8 @@ fn the_limit_of_open_files_reaches_the_command() {
 #[test]
 fn what_cannot_be_started_says_why() {
     let error = start("/nowhere/server {port}", None).unwrap_err();
-    assert_eq!(error.to_string(), "cannot start '/nowhere/server {port}'");
-    let cause = error.source().unwrap().to_string();
-    assert!(cause.starts_with("No such file"), "{cause}");
+    let error = error.to_string();
+    assert!(error.starts_with("cannot start '/nowhere/server {port}': No such file"), "{error}");
     let error = start("sh -c 'echo the port {port} is wrong >&2; exit 3'", None).unwrap_err();
     let error = error.to_string();
     assert!(error.contains("exit status: 3") && error.contains("is wrong"), "{error}");
@@ -130,21 +172,4 @@ fn what_cannot_be_started_says_why() {
         error.contains("does not listen over UDP") && error.contains("after 200 ms"),
         "{error}"
     );
-}
-
-#[test]
-fn a_server_does_not_outlive_a_parent_that_is_killed() {
-    // A shell stands for the tool: it starts the supervisor with its own process id.
-    let script = "$0 __supervise --parent $$ -- sleep 1000 & echo $!; wait";
-    let evecho = Path::new(env!("CARGO_BIN_EXE_evecho"));
-    let mut tool =
-        Command::new("sh").args(["-c", script]).arg(evecho).stdout(Stdio::piped()).spawn().unwrap();
-    let mut line = [0; 16];
-    let length = tool.stdout.as_mut().unwrap().read(&mut line).unwrap();
-    let pid: u32 = std::str::from_utf8(&line[..length]).unwrap().trim().parse().unwrap();
-    let name = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    wait_until("the supervisor did not become the command", || name() == "sleep\n");
-    tool.kill().unwrap();
-    tool.wait().unwrap();
-    wait_until("the command outlived its parent", || !lives(pid));
 }

@@ -1,30 +1,30 @@
-//! Several processes on one port (`--reuse-port`): who is served by whom, and what becomes of those who wait
-//! for a process that goes. Where a setting of the kernel decides, in a network namespace: that needs
-//! root, and elsewhere the test says why it is skipped.
+//! Several processes on one port (`--reuse-port`): which of them serves which client, and what becomes of
+//! connections that wait for a process that goes. Where a setting of the kernel decides, in a network
+//! namespace; where there can be none, the test says why it is skipped.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::panic::resume_unwind;
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use evecho::Transport;
 use evecho::client::Cancel;
 use evecho::client::load::{self, Errors, Length, Mode, Report};
-use evecho::client::target::Transport;
 use evecho::protocol::Who;
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use socket2::{Domain, Socket, Type};
 
 #[path = "common/daemon.rs"]
 mod daemon;
+#[path = "common/network.rs"]
+mod network;
 
-use daemon::{DEADLINE, Daemon, LOCALHOST, connect, evecho, pass};
+use daemon::{DEADLINE, Daemon, LOCALHOST, connect, evecho, pass, run};
+use network::in_network;
 
 /// One of the processes on a port; 0 is for the first of them.
 fn member(port: u16, flags: &[&str]) -> Daemon {
@@ -137,32 +137,51 @@ fn a_flow_of_datagrams_meets_the_same_process_as_long_as_there_are_the_same() {
     drop(c);
 }
 
+/// Where two servers had picked one port, their clients would meet either.
+#[test]
+fn a_port_that_is_picked_is_no_others() {
+    let few = "ip link set lo up && echo 40000 40003 > /proc/sys/net/ipv4/ip_local_port_range";
+    in_network("a_port_that_is_picked_is_no_others", few, || {
+        for transport in [&[][..], &["--tcp-only"], &["--udp-only"]] {
+            let members: Vec<Daemon> = (0..4).map(|_| member(0, transport)).collect();
+            let ports: BTreeSet<u16> = members.iter().map(|member| member.port).collect();
+            assert_eq!(ports.len(), 4, "{transport:?}: {ports:?}");
+            let mut fifth = evecho();
+            fifth.args(["--reuse-port", "--bind", "127.0.0.1", "--port", "0"]).args(transport);
+            assert_eq!(run(&mut fifth).status.code(), Some(1));
+            // Those that name it share it all the same.
+            for port in ports {
+                member(port, transport).stop();
+            }
+        }
+    });
+}
+
+/// The system would pick the same half of the ports again, and of those the odd ones.
+#[test]
+fn a_port_that_is_free_for_both_transports_is_found() {
+    let few = "ip link set lo up && echo 40000 40003 > /proc/sys/net/ipv4/ip_local_port_range";
+    in_network("a_port_that_is_free_for_both_transports_is_found", few, || {
+        for free in 40_000..40_004 {
+            let others = (40_000..40_004).filter(|&port| port != free);
+            let _taken: Vec<_> =
+                others.map(|port| UdpSocket::bind((LOCALHOST, port)).unwrap()).collect();
+            assert_eq!(member(0, &[]).port, free);
+            let both = ["--port", "0", "--bind", "::1", "--bind", "127.0.0.1"];
+            assert_eq!(Daemon::spawn(evecho().args(both)).port, free);
+        }
+    });
+}
+
 // ---- who waits for a process that goes
 
 /// So many clients, of whom about half wait for either of two.
 const CLIENTS: usize = 60;
 
-/// Runs a test in a network of its own, in which connections that wait for a listener move to another
-/// one when it is closed, or not.
-fn in_network(migrate: bool, test: impl FnOnce() + Send) {
-    let enter = || {
-        unshare(CloneFlags::CLONE_NEWNET).map_err(|error| error.to_string())?;
-        let up = Command::new("ip").args(["link", "set", "lo", "up"]).output();
-        if !up.is_ok_and(|output| output.status.success()) {
-            return Err("ip link set lo up failed".to_owned());
-        }
-        fs::write("/proc/sys/net/ipv4/tcp_migrate_req", u8::from(migrate).to_string())
-            .map_err(|error| format!("net.ipv4.tcp_migrate_req (Linux 5.14): {error}"))
-    };
-    // A network belongs to a thread, and to those that it starts.
-    let outcome = thread::scope(|scope| {
-        let thread = scope.spawn(|| match enter() {
-            Ok(()) => test(),
-            Err(reason) => println!("skipped, since it needs a network namespace: {reason}"),
-        });
-        thread.join()
-    });
-    outcome.unwrap_or_else(|panic| resume_unwind(panic));
+/// Has connections that wait for a listener move to another one when it is closed, or not (Linux 5.14).
+fn requests_migrate(migrate: bool) -> String {
+    let value = u8::from(migrate);
+    format!("ip link set lo up && echo {value} > /proc/sys/net/ipv4/tcp_migrate_req")
 }
 
 /// How many connections wait in the accept queue of a process: of a listener, /proc/net/tcp has this
@@ -223,7 +242,7 @@ fn frozen_and_other() -> (Daemon, Daemon) {
 /// Their connections are open and their questions sent when it dies.
 #[test]
 fn who_waits_for_a_process_that_dies_is_reset() {
-    in_network(false, || {
+    in_network("who_waits_for_a_process_that_dies_is_reset", &requests_migrate(false), || {
         let (frozen, _other) = frozen_and_other();
         let waiting = who_wait_for(&frozen);
         drop(frozen);
@@ -236,15 +255,19 @@ fn who_waits_for_a_process_that_dies_is_reset() {
 
 #[test]
 fn who_waits_for_a_process_that_dies_is_served_by_another_where_requests_migrate() {
-    in_network(true, || {
-        let (frozen, _other) = frozen_and_other();
-        let waiting = who_wait_for(&frozen);
-        drop(frozen);
-        assert_eq!(migrated(), waiting.len());
-        for client in waiting {
-            assert_eq!(name(&told(client)), "other");
-        }
-    });
+    in_network(
+        "who_waits_for_a_process_that_dies_is_served_by_another_where_requests_migrate",
+        &requests_migrate(true),
+        || {
+            let (frozen, _other) = frozen_and_other();
+            let waiting = who_wait_for(&frozen);
+            drop(frozen);
+            assert_eq!(migrated(), waiting.len());
+            for client in waiting {
+                assert_eq!(name(&told(client)), "other");
+            }
+        },
+    );
 }
 
 /// A drain serves those who wait before it closes the sockets.
@@ -338,8 +361,8 @@ const PORT: u16 = 12_000;
 /// Restarts two processes that share no socket. Whether a connection is reset that comes just when a
 /// listener closes, chance decides; nothing else is lost. A UDP socket leaves the port before its queue
 /// is served for the last time.
-fn restart_processes(migrate: bool) {
-    in_network(migrate, || {
+fn restart_processes(test: &str, migrate: bool) {
+    in_network(test, &requests_migrate(migrate), || {
         let [tcp, udp] = restart_under_load(on_their_own(PORT));
         // A reset comes before the client has its connection, or after: then its message has no answer
         // either.
@@ -353,14 +376,14 @@ fn restart_processes(migrate: bool) {
 
 #[test]
 fn restarts_reset_a_few_connections_at_the_most() {
-    restart_processes(false);
+    restart_processes("restarts_reset_a_few_connections_at_the_most", false);
 }
 
 /// Fewer, but not none in all cases: what is in the last step of its handshake when the listener closes,
 /// for a microsecond, the kernel resets all the same.
 #[test]
 fn restarts_reset_even_fewer_where_requests_migrate() {
-    restart_processes(true);
+    restart_processes("restarts_reset_even_fewer_where_requests_migrate", true);
 }
 
 /// Sockets on a port with others, as a service manager keeps them for each process.

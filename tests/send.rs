@@ -14,9 +14,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use ::evecho::Transport;
 use ::evecho::client::Cancel;
 use ::evecho::client::send::{self, Config, Input};
-use ::evecho::client::target::Transport;
 use socket2::SockRef;
 use tool::{Server, evecho, finish, run, tcp_session, udp_double};
 

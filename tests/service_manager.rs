@@ -4,10 +4,9 @@
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::net::{Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,51 +14,34 @@ use std::time::Duration;
 use evecho::protocol::{Context, Flow, Message, Replies};
 use evecho::{Config, Design, Server, Service, ServiceManager};
 use nix::sys::signal::Signal;
-use socket2::SockRef;
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::{libc, setsockopt_impl, sockopt_impl};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 #[path = "common/daemon.rs"]
 mod daemon;
+#[path = "common/manager.rs"]
+mod manager;
+#[path = "common/monitored.rs"]
+mod monitored;
+#[path = "common/network.rs"]
+mod network;
 
 use daemon::{
-    DEADLINE, Daemon, LOCALHOST, assert_datagram, assert_echo, connect, evecho, inheriting, kept,
-    pass, read_to_end, run, stderr,
+    DEADLINE, Daemon, LOCALHOST, assert_datagram, assert_echo, connect, evecho, failing,
+    inheriting, kept, pass, read_to_end, run, stderr, wait_until, with_sockets,
 };
+use manager::Manager;
+use monitored::Monitored;
+use network::in_network;
 
 const DESIGNS: [&str; 3] = ["event-loop", "threaded", "iterative"];
 
-/// Somebody who wants to hear how a server is doing.
-struct Manager {
-    socket: UnixDatagram,
-    name: OsString,
-}
-
-impl Manager {
-    fn new() -> Manager {
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("evecho-test-{}-{count}", std::process::id());
-        let address = UnixAddr::from_abstract_name(&name).unwrap();
-        Manager::on(UnixDatagram::bind_addr(&address).unwrap(), format!("@{name}").into())
-    }
-
-    fn on(socket: UnixDatagram, name: OsString) -> Manager {
-        socket.set_read_timeout(Some(DEADLINE)).unwrap();
-        Manager { socket, name }
-    }
-
-    /// The next thing that it is told.
-    fn hear(&self) -> String {
-        let mut room = [0; 1_000];
-        let length = self.socket.recv(&mut room).expect("nothing is said");
-        String::from_utf8_lossy(&room[..length]).into_owned()
-    }
-
-    fn start(&self, flags: &[&str], variables: &[(&str, &str)]) -> Daemon {
-        let mut command = evecho();
-        command.args(["--port", "0", "--bind", "127.0.0.1"]).args(flags);
-        command.env("NOTIFY_SOCKET", &self.name).envs(variables.iter().copied());
-        Daemon::spawn(&mut command)
-    }
+/// A server that reports to the manager.
+fn start(manager: &Manager, flags: &[&str], variables: &[(&str, &str)]) -> Daemon {
+    let mut command = evecho();
+    command.args(["--port", "0", "--bind", "127.0.0.1"]).args(flags);
+    Daemon::spawn(manager.manage(&mut command).envs(variables.iter().copied()))
 }
 
 // ---- what it reports
@@ -68,7 +50,7 @@ impl Manager {
 fn the_manager_hears_when_the_server_serves_and_when_it_stops() {
     for design in DESIGNS {
         let manager = Manager::new();
-        let mut daemon = manager.start(&["--design", design, "--drain-delay", "1h"], &[]);
+        let mut daemon = start(&manager, &["--design", design, "--drain-delay", "1h"], &[]);
         let port = daemon.port;
         let status = format!(
             "READY=1\nSTATUS=listening on 127.0.0.1:{port} (TCP and UDP, {design}), for this machine only\n"
@@ -88,7 +70,7 @@ fn the_manager_hears_when_the_server_serves_and_when_it_stops() {
 fn a_manager_may_have_a_path() {
     let path = format!("{}/notify-{}", env!("CARGO_TARGET_TMPDIR"), std::process::id());
     let manager = Manager::on(UnixDatagram::bind(&path).unwrap(), path.clone().into());
-    let daemon = manager.start(&[], &[]);
+    let daemon = start(&manager, &[], &[]);
     assert!(manager.hear().starts_with("READY=1\n"));
     daemon.stop();
     std::fs::remove_file(path).unwrap();
@@ -98,7 +80,7 @@ fn a_manager_may_have_a_path() {
 fn a_watchdog_hears_of_an_idle_server_again_and_again() {
     for design in DESIGNS {
         let manager = Manager::new();
-        let daemon = manager.start(&["--design", design], &[("WATCHDOG_USEC", "20000")]);
+        let daemon = start(&manager, &["--design", design], &[("WATCHDOG_USEC", "20000")]);
         assert!(manager.hear().starts_with("READY=1\n"));
         for _ in 0..5 {
             assert_eq!(manager.hear(), "WATCHDOG=1\n");
@@ -110,7 +92,7 @@ fn a_watchdog_hears_of_an_idle_server_again_and_again() {
 #[test]
 fn a_watchdog_of_another_process_is_none_of_ours() {
     let manager = Manager::new();
-    let daemon = manager.start(&[], &[("WATCHDOG_USEC", "1000"), ("WATCHDOG_PID", "1")]);
+    let daemon = start(&manager, &[], &[("WATCHDOG_USEC", "1000"), ("WATCHDOG_PID", "1")]);
     assert!(manager.hear().starts_with("READY=1\n"));
     assert_echo(&daemon.connect());
     daemon.assert_sleeps();
@@ -191,7 +173,7 @@ fn a_manager_that_does_not_listen_holds_up_nobody() {
     others.set_nonblocking(true).unwrap();
     let address = manager.socket.local_addr().unwrap();
     while others.send_to_addr(b"others", &address).is_ok() {}
-    let daemon = manager.start(&[], &[("WATCHDOG_USEC", "2000")]);
+    let daemon = start(&manager, &[], &[("WATCHDOG_USEC", "2000")]);
     for _ in 0..10 {
         assert_echo(&daemon.connect());
     }
@@ -205,6 +187,47 @@ fn a_manager_that_does_not_listen_holds_up_nobody() {
 }
 
 // ---- sockets that it inherits
+
+/// As `SocketProtocol=mptcp` has systemd make it, and Go every listener.
+#[test]
+fn a_listener_of_mptcp_is_served() {
+    let made = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
+    let Ok(made) = made else { return println!("skipped: no MPTCP here") };
+    made.bind(&SocketAddr::from((LOCALHOST, 0)).into()).unwrap();
+    made.listen(16).unwrap();
+    let listener = TcpListener::from(made);
+    let address = listener.local_addr().unwrap();
+    for design in DESIGNS {
+        let socket = UdpSocket::bind((LOCALHOST, 0)).unwrap();
+        let mut command = inheriting(listener.try_clone().unwrap(), socket.try_clone().unwrap());
+        let daemon = Daemon::spawn(command.args(["--design", design]));
+        let over_mptcp = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP)).unwrap();
+        over_mptcp.connect(&address.into()).unwrap();
+        let over_mptcp = TcpStream::from(over_mptcp);
+        over_mptcp.set_read_timeout(Some(DEADLINE)).unwrap();
+        assert_echo(&over_mptcp);
+        drop(over_mptcp);
+        let client = connect(address);
+        assert_echo(&client);
+        drop(client);
+        assert_datagram(&ask(socket.local_addr().unwrap()), b"hello");
+        let log = daemon.stop();
+        let said = log.iter().filter(|line| line.contains("without SO_OOBINLINE")).count();
+        assert!(said <= 1, "{log:#?}");
+    }
+}
+
+/// A sandbox may forbid what its service manager has done before.
+#[test]
+fn a_listener_that_listens_need_not_be_told_to() {
+    let kept = kept();
+    let Some(server) = failing("listen:error=EPERM") else { return };
+    let (one, other) = (kept.0.try_clone().unwrap(), kept.1.try_clone().unwrap());
+    let daemon = Daemon::spawn(&mut with_sockets(&server, one, other));
+    assert_echo(&connect(kept.0.local_addr().unwrap()));
+    daemon.wait_for("is served without listen,");
+    daemon.stop();
+}
 
 fn ask(socket: SocketAddr) -> UdpSocket {
     let client = UdpSocket::bind((socket.ip(), 0)).unwrap();
@@ -229,6 +252,82 @@ fn inherited_sockets_are_served_with_every_option_again() {
         assert!(shared.tcp_nodelay().unwrap() && shared.out_of_band_inline().unwrap());
         assert!(SockRef::from(socket).recv_buffer_size().unwrap() >= buffer);
         drop(client);
+        daemon.stop();
+    }
+}
+
+sockopt_impl!(
+    /// How many bytes a read waits for (socket(7)).
+    ReceiveLowWater, SetOnly, libc::SOL_SOCKET, libc::SO_RCVLOWAT, i32
+);
+sockopt_impl!(
+    /// Keeps datagrams back (udp(7)).
+    UdpCork, SetOnly, libc::IPPROTO_UDP, libc::UDP_CORK, bool
+);
+
+/// What its owner has set for purposes of its own is not what clients meet.
+#[test]
+fn options_of_the_owner_do_not_change_how_clients_are_served() {
+    for design in DESIGNS {
+        let kept = kept();
+        let (listener, socket) = (SockRef::from(&kept.0), SockRef::from(&kept.1));
+        listener.set_linger(Some(Duration::ZERO)).unwrap();
+        listener.set_tcp_cork(true).unwrap();
+        listener.set_read_timeout(Some(Duration::from_millis(1))).unwrap();
+        setsockopt(&*socket, sockopt::ReceiveTimestamp, &true).unwrap();
+        setsockopt(&*socket, sockopt::Ipv4RecvErr, &true).unwrap();
+        setsockopt(&*listener, ReceiveLowWater, &1_000).unwrap();
+        setsockopt(&*socket, sockopt::UdpGsoSegment, &2).unwrap();
+        setsockopt(&*socket, UdpCork, &true).unwrap();
+        let waits = connect(kept.0.local_addr().unwrap());
+        let daemon = Daemon::spawn(pass(&kept).args(["--design", design]));
+        for client in [waits, connect(kept.0.local_addr().unwrap())] {
+            // An RST would come instead of the FIN.
+            for _ in 0..20 {
+                assert_echo(&client);
+            }
+            client.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(read_to_end(&client), b"");
+        }
+        let address = kept.1.local_addr().unwrap();
+        daemon.freeze();
+        ask(address).send(b"and gone").unwrap();
+        daemon.signal(Signal::SIGCONT);
+        assert_datagram(&ask(address), b"hello");
+        daemon.assert_sleeps();
+        daemon.stop();
+    }
+}
+
+/// Whether the kernel keeps a timer for the server's end of each connection to this port, as it does with
+/// SO_KEEPALIVE.
+fn are_kept_alive(port: u16) -> bool {
+    let output = Command::new("ss").args(["-Htno", "sport", "=", &port.to_string()]).output();
+    let Ok(output) = output else {
+        println!("not looked at, since there is no ss here: SO_KEEPALIVE");
+        return true;
+    };
+    let text = String::from_utf8(output.stdout).unwrap();
+    !text.is_empty() && text.lines().all(|line| line.contains("timer:(keepalive,"))
+}
+
+/// It was accepted by the kernel when the listener did not have our options.
+#[test]
+fn who_waited_before_the_server_was_there_is_served_like_the_others() {
+    for design in DESIGNS {
+        let kept = kept();
+        let mut waits = connect(kept.0.local_addr().unwrap());
+        std::io::Write::write_all(&mut waits, b"ab").unwrap();
+        SockRef::from(&waits).send_out_of_band(b"!").unwrap();
+        std::io::Write::write_all(&mut waits, b"cd").unwrap();
+        let daemon = Daemon::spawn(pass(&kept).args(["--design", design]));
+        let mut answer = [0; 5];
+        std::io::Read::read_exact(&mut waits, &mut answer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), "ab!cd", "{design}");
+        // Once the answer is acknowledged: until then, the timer is another one.
+        let port = kept.0.local_addr().unwrap().port();
+        wait_until("the connection is kept alive", || are_kept_alive(port));
+        drop(waits);
         daemon.stop();
     }
 }
@@ -289,6 +388,153 @@ fn who_waits_while_a_server_drains_is_answered_by_the_next() {
     }
 }
 
+// ---- sockets that are gone
+
+/// Shuts a socket down for all processes that have it. Of a UDP socket the system says that it is not
+/// connected, and does it all the same.
+fn shut_down(socket: SockRef<'_>, how: Shutdown) {
+    let _ = socket.shutdown(how);
+}
+
+/// What ends a server of which no socket is left.
+fn assert_ends(mut daemon: Daemon) {
+    daemon.wait_for("the server cannot go on: none of its sockets is left");
+    assert_eq!(daemon.wait().code(), Some(1));
+}
+
+#[test]
+fn a_listener_that_its_owner_shuts_down_is_not_tried_again() {
+    for design in DESIGNS {
+        let kept = kept();
+        let daemon = Daemon::spawn(pass(&kept).args(["--design", design]));
+        assert_echo(&connect(kept.0.local_addr().unwrap()));
+        shut_down(SockRef::from(&kept.0), Shutdown::Both);
+        let line = daemon.wait_for(&format!("{} (TCP)", kept.0.local_addr().unwrap()));
+        assert!(line.contains("ERROR") && line.contains("Invalid argument"), "{line}");
+        daemon.assert_sleeps();
+        assert_datagram(&ask(kept.1.local_addr().unwrap()), b"hello");
+        daemon.signal(Signal::SIGUSR1);
+        assert!(daemon.wait_for("sockets_gone").contains("sockets_gone 1,"));
+        let log = daemon.stop();
+        assert!(!log.iter().any(|line| line.contains("cannot accept")), "{log:#?}");
+    }
+}
+
+#[test]
+fn a_udp_socket_that_its_owner_shuts_down_is_not_waited_for() {
+    for design in DESIGNS {
+        for how in [Shutdown::Read, Shutdown::Write, Shutdown::Both] {
+            let kept = kept();
+            let daemon = Daemon::spawn(pass(&kept).args(["--design", design]));
+            let client = ask(kept.1.local_addr().unwrap());
+            assert_datagram(&client, b"hello");
+            shut_down(SockRef::from(&kept.1), how);
+            // Where only replies are refused, it takes one to know.
+            client.send(b"hello").unwrap();
+            let line = daemon.wait_for(&format!("{} (UDP)", kept.1.local_addr().unwrap()));
+            assert!(line.contains("ERROR"), "{line}");
+            daemon.assert_sleeps();
+            assert_echo(&connect(kept.0.local_addr().unwrap()));
+            daemon.stop();
+        }
+    }
+}
+
+/// Connections that are open may finish; then a service manager may start it again.
+#[test]
+fn a_server_without_any_socket_ends_with_1() {
+    for design in DESIGNS {
+        let kept = kept();
+        let flags = ["--design", design, "--drain-timeout", "1h"];
+        let daemon = Daemon::spawn(pass(&kept).args(flags));
+        let client = connect(kept.0.local_addr().unwrap());
+        assert_echo(&client);
+        shut_down(SockRef::from(&kept.1), Shutdown::Both);
+        daemon.wait_for("(UDP)");
+        shut_down(SockRef::from(&kept.0), Shutdown::Both);
+        if design != "iterative" {
+            daemon.wait_for("draining: 1 connection may finish");
+            assert_echo(&client);
+        }
+        drop(client);
+        assert_ends(daemon);
+    }
+}
+
+#[test]
+fn readiness_says_that_a_socket_is_gone() {
+    let kept = kept();
+    let mut command = pass(&kept);
+    let monitored = Monitored::spawn(command.args(["--metrics", "127.0.0.1:0"]));
+    assert_eq!((monitored.get("/readyz").0, monitored.value("evecho_ready")), (200, 1.0));
+    shut_down(SockRef::from(&kept.0), Shutdown::Both);
+    monitored.server.wait_for("(TCP)");
+    let (status, _, reason) = monitored.get("/readyz");
+    assert_eq!((status, monitored.value("evecho_ready")), (503, 0.0));
+    assert!(reason.contains("a socket is gone"), "{reason}");
+    assert_eq!(monitored.value("evecho_sockets_gone_total"), 1.0);
+    assert_eq!(monitored.get("/livez").0, 200);
+}
+
+/// An administrator closes sockets (`ss --kill`). A UDP socket that was bound by its number stays: here, that
+/// is the one beside a listener.
+#[test]
+fn sockets_that_are_killed_are_gone() {
+    in_network("sockets_that_are_killed_are_gone", "ip link set lo up", || {
+        for design in DESIGNS {
+            for transport in [&[][..], &["--tcp-only"], &["--udp-only"]] {
+                let flags = ["--bind", "127.0.0.1", "--port", "0", "--design", design];
+                let daemon = Daemon::spawn(evecho().args(flags).args(transport));
+                let mut kill = Command::new("ss");
+                kill.args(["--kill", "-Htuna", "sport", "=", &daemon.port.to_string()]);
+                match kill.output() {
+                    Ok(output) if output.stderr.is_empty() => {}
+                    outcome => return println!("skipped: {outcome:?}"),
+                }
+                if !transport.is_empty() {
+                    assert_ends(daemon);
+                    continue;
+                }
+                daemon.wait_for("(TCP) is gone");
+                assert_datagram(&daemon.udp(), b"hello");
+                daemon.stop();
+            }
+        }
+    });
+}
+
+/// A link-local address is bound on an interface, and means nothing on another one of the same name.
+#[test]
+fn a_socket_is_gone_with_its_interface() {
+    let cable = "ip link add cable type veth peer name end && ip link set end up && ip link set cable up && ip address add fe80::1/64 dev cable nodad";
+    let prepare = format!("ip link set lo up && {cable}");
+    in_network("a_socket_is_gone_with_its_interface", &prepare, || {
+        let shell = |script: &str| {
+            assert!(Command::new("sh").args(["-c", script]).status().unwrap().success());
+        };
+        for design in DESIGNS {
+            let flags = ["--bind", "fe80::1%cable", "--design", design, "--port"];
+            let both = ["5000", "--bind", "127.0.0.1:5001"];
+            let some = Daemon::spawn(evecho().args(flags).args(both));
+            let all = Daemon::spawn(evecho().args(flags).arg("5002"));
+            // Another one is of no concern.
+            shell("ip link add other type veth peer name others_end && ip link delete other");
+            shell("ip link delete cable");
+            some.wait_for("cable");
+            for _ in ["TCP", "UDP"] {
+                let line = some.wait_for("is gone");
+                assert!(line.contains("fe80::1"), "{line}");
+            }
+            shell(cable);
+            let local = connect(([127, 0, 0, 1], 5001).into());
+            assert_echo(&local);
+            drop(local);
+            some.stop();
+            assert_ends(all);
+        }
+    });
+}
+
 #[test]
 fn what_to_bind_is_not_said_of_sockets_that_are_bound() {
     let said = |flags: &[&str], variable: Option<(&str, &str)>| {
@@ -318,6 +564,38 @@ fn run_inheriting(command: &mut Command) -> std::process::Output {
 }
 
 #[test]
+fn a_check_of_the_configuration_leaves_inherited_sockets_as_they_are() {
+    // Bound, but not listening yet: nothing may be done with it before the server starts.
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    let check = |flags: &[&str], socket: OwnedFd| {
+        let mut command = evecho();
+        let pass = r#"exec 3<&0 0</dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@""#;
+        let clean: Vec<OsString> = command.get_envs().map(|(name, _)| name.to_owned()).collect();
+        command = Command::new("sh");
+        clean.iter().for_each(|name| _ = command.env_remove(name));
+        command.args(["-c", pass, "sh", env!("CARGO_BIN_EXE_evecho"), "--check-config"]);
+        command.args(flags).stdin(socket).output().unwrap()
+    };
+    let output = check(&[], socket.try_clone().unwrap().into());
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains("inherited socket 0: it is not bound;"), "{output:?}");
+    socket.bind(&SocketAddr::from((LOCALHOST, 0)).into()).unwrap();
+    let output = check(&[], socket.try_clone().unwrap().into());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let line = format!("listens on   {address} (TCP, event-loop), which is inherited and bound\n");
+    assert!(said.contains(&line), "{said}");
+    assert!(!said.contains("only a start tells"), "{said}");
+    assert!(!socket.tcp_nodelay().unwrap() && !socket.is_listener().unwrap());
+    for (flags, reason) in [(["--port", "7"], "--port says"), (["--loss", "1%"], "--loss: only")] {
+        let output = check(&flags, socket.try_clone().unwrap().into());
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        assert!(stderr(&output).contains(reason), "{}", stderr(&output));
+    }
+}
+
+#[test]
 fn sockets_for_another_process_are_none_of_ours() {
     let kept = kept();
     let mut command = pass(&kept);
@@ -336,7 +614,7 @@ fn sockets_for_another_process_are_none_of_ours() {
 fn what_is_no_socket_of_ours_is_said_in_a_sentence() {
     let (reader, _writer) = std::io::pipe().unwrap();
     let unix = UnixDatagram::unbound().unwrap();
-    let unbound = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let unbound = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     let listener = || TcpListener::bind((LOCALHOST, 0)).unwrap();
     for (mut command, sentence) in [
         (

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 
 use serde::Serialize;
 
@@ -109,6 +110,20 @@ pub(crate) fn buffers(sockstat: &str) -> f64 {
     let pages =
         words.chunks(2).find(|pair| pair[0] == "mem").and_then(|pair| pair.get(1)?.parse().ok());
     pages.unwrap_or(0.0) * PAGE
+}
+
+/// The memory of the buffers of all TCP sockets on a local port, in bytes, as ss(8) shows it.
+pub(crate) fn buffers_of(port: u16) -> Result<f64, String> {
+    let shown = Command::new("ss").args(["-Htmn", "sport", "=", &format!(":{port}")]).output();
+    let shown = shown.map_err(|error| format!("cannot run ss: {error}"))?;
+    Ok(socket_memory(&String::from_utf8_lossy(&shown.stdout)))
+}
+
+/// What is received (`r`), what is to be sent (`w`), and what is set apart for either (`f`), of all sockets.
+pub(crate) fn socket_memory(ss: &str) -> f64 {
+    let memory = ss.lines().filter_map(|line| line.split_once("skmem:(")?.1.split(')').next());
+    let numbers = memory.flat_map(|memory| memory.split(','));
+    numbers.filter_map(|one| one.strip_prefix(['r', 'w', 'f'])?.parse::<f64>().ok()).sum()
 }
 
 /// How many sockets listen on a TCP port, of both families (proc_net_tcp(5)).

@@ -12,6 +12,7 @@ mod clients;
 mod kernel;
 mod servers;
 mod tables;
+mod unread;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -19,15 +20,16 @@ use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use clap::Parser;
-use evecho::client::compare::{self, Measurement, Report, Spread, Trial};
+use evecho::Transport;
+use evecho::client::compare::{self, Measurement, Report, Scene, Spread, Trial};
 use evecho::client::load::{self, Length, Mode};
-use evecho::client::target::Transport;
 use nix::sys::resource::{Resource, getrlimit};
 use serde::Serialize;
 
 use clients::Clients;
 use kernel::{Grown, Kernel};
 use servers::{Candidate, Processes, blame, evecho, usage};
+use unread::Unread;
 
 /// What growing numbers of connections get and cost
 #[derive(Parser)]
@@ -50,6 +52,15 @@ struct Args {
         default_value = "10000,100000"
     )]
     idle: Vec<u32>,
+    /// How many connections over which nothing is read
+    #[arg(
+        short,
+        long,
+        value_name = "NUMBER,...",
+        value_delimiter = ',',
+        default_value = "1,10,100,1000,10000"
+    )]
+    unread: Vec<u32>,
     /// Another echo server, of one process; may be given several times
     #[arg(long, value_name = "NAME=COMMAND", value_parser = servers::peer)]
     peer: Vec<Candidate>,
@@ -89,7 +100,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     if args.test || !args.bench {
-        (args.connections, args.idle, args.rounds, args.time) = (vec![1, 10], vec![10], 1, 20);
+        (args.connections, args.idle, args.unread) = (vec![1, 10], vec![10], vec![1, 3]);
+        (args.rounds, args.time) = (1, 20);
     }
     if let Some(directory) = &args.output {
         fs::create_dir_all(directory)?;
@@ -98,6 +110,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut growth = Growth::new(&args, u32::try_from(files.saturating_sub(SPARE_FILES))?);
     for &connections in &args.idle {
         growth.idle(connections);
+    }
+    for &connections in &args.unread {
+        eprintln!("event-loop, {connections} connections over which nothing is read");
+        growth.unread.push(unread::measure(&growth.candidates[0], connections));
     }
     for round in 0..args.rounds as usize {
         for &connections in &args.connections {
@@ -119,6 +135,7 @@ struct Growth {
     #[serde(flatten)]
     report: Report,
     idle: Vec<Idle>,
+    unread: Vec<Unread>,
     /// Connections that a process has room for.
     room: u32,
     #[serde(skip)]
@@ -142,7 +159,7 @@ struct Idle {
 #[derive(Serialize)]
 struct Cost {
     /// Resident memory for each, in bytes.
-    resident_bytes: f64,
+    memory_bytes: f64,
     /// What the kernel has for the server's end of each, in bytes; only root may know.
     kernel_bytes: Option<f64>,
     /// Kernel caches that grew by an object or more for each, for both ends.
@@ -155,6 +172,10 @@ struct Cost {
     answer_us: [f64; 3],
 }
 
+fn trial(connections: u32) -> Trial {
+    Trial { scene: Scene::Connections, connections }
+}
+
 impl Growth {
     fn new(args: &Args, room: u32) -> Growth {
         let mut candidates = vec![
@@ -164,8 +185,7 @@ impl Growth {
         ];
         candidates.extend(args.peer.iter().cloned());
         let contenders = candidates.iter().map(|candidate| candidate.contender.clone());
-        let trial = |&connections: &u32| Trial::Connections { connections };
-        let trials = args.connections.iter().map(trial).collect();
+        let trials = args.connections.iter().map(|&connections| trial(connections)).collect();
         let mut config = compare::Config::new(contenders.collect(), trials);
         (config.rounds, config.time) = (args.rounds, Duration::from_millis(args.time.into()));
         let report = Report::new(&config);
@@ -173,6 +193,7 @@ impl Growth {
             command: std::env::args().collect(),
             report,
             idle: Vec::new(),
+            unread: Vec::new(),
             room,
             candidates,
             config,
@@ -184,7 +205,7 @@ impl Growth {
         for step in 0..self.candidates.len() {
             let candidate = &self.candidates[(round + step) % self.candidates.len()];
             let name = &candidate.contender.name;
-            let cell = self.report.cell(name, Trial::Connections { connections });
+            let cell = self.report.cell(name, trial(connections));
             if cell.fault.is_some() {
                 continue;
             }
@@ -271,7 +292,9 @@ fn load(
         measurement.switches_per_message =
             Some(each(switches(&after).saturating_sub(switches(&before)) as f64));
         measurement.threads = after.threads as f64;
-        measurement.resident_bytes = after.resident as f64;
+        let memory = after.memory();
+        (measurement.memory_bytes, measurement.memory_kind) = (memory.bytes as f64, memory.kind);
+        measurement.processes = memory.processes as f64;
         Ok(measurement)
     };
     measure().map_err(|fault| blame(&server, fault))
@@ -291,7 +314,7 @@ fn idle(
     (load.connections, load.size, load.timeout) = (connections, config.size, TIMEOUT);
     load.mode = Mode::Idle;
     let measure = || -> Result<Cost, String> {
-        let (resident, kernel) = (usage(&server)?.resident, Kernel::now());
+        let (memory, kernel) = (usage(&server)?.memory(), Kernel::now());
         let mut clients = Clients::start(&load, room)?;
         // What follows from the last message is over.
         thread::sleep(SILENCE / 10);
@@ -302,9 +325,9 @@ fn idle(
         let after = Kernel::now();
         let answers = clients.ask(ASKED)?.into_iter().map(|time| time.as_secs_f64() * 1e6);
         let answers = Spread::of(answers).ok_or("nobody was asked")?;
-        let grown = before.resident as f64 - resident as f64;
+        let grown = before.memory().bytes as f64 - memory.bytes as f64;
         Ok(Cost {
-            resident_bytes: grown / f64::from(connections),
+            memory_bytes: grown / f64::from(connections),
             kernel_bytes: after.server_end_since(&kernel, connections),
             caches: after.grown_since(&kernel, connections),
             buffer_bytes: kernel::tcp_buffers(),

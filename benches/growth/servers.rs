@@ -5,8 +5,9 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use evecho::ParseError;
 use evecho::client::compare::Contender;
-use evecho::client::process::{CommandError, ServerCommand, ServerProcess, Start, Usage};
+use evecho::client::process::{ServerCommand, ServerProcess, Start, Usage};
 
 use crate::kernel;
 
@@ -70,10 +71,8 @@ pub(crate) fn evecho(name: &str, flags: &str, processes: Processes) -> Candidate
 }
 
 /// Reads `NAME=COMMAND`: another server, of one process.
-pub(crate) fn peer(text: &str) -> Result<Candidate, String> {
-    let (name, command) = text.split_once('=').ok_or("write NAME='COMMAND with {port}'")?;
-    let command = command.parse().map_err(|error: CommandError| error.to_string())?;
-    Ok(Candidate { contender: Contender::new(name, command), processes: Processes::One })
+pub(crate) fn peer(text: &str) -> Result<Candidate, ParseError> {
+    Ok(Candidate { contender: text.parse()?, processes: Processes::One })
 }
 
 impl Candidate {
@@ -81,18 +80,15 @@ impl Candidate {
     pub(crate) fn start(&self, processes: u32) -> Result<ServerProcess, String> {
         let mut start = Start::default();
         start.patience = PATIENCE;
-        let parent = std::process::id().to_string();
-        start.supervisor =
-            [EVECHO, "__supervise", "--parent", &parent, "--"].map(Into::into).into();
+        start.supervisor = [EVECHO, "__supervise"].map(Into::into).into();
         let mut command = self.contender.command.to_string();
         if processes > 1 {
-            // All but the one that the shell becomes end with that one.
-            let others =
-                r#""$0" __supervise --parent $$ -- "$@" & "#.repeat(processes as usize - 1);
-            command = format!("sh -c '{others}exec \"$@\"' {} {command} --reuse-port", program());
+            // All but the one that the shell becomes are its children, and end with it.
+            let others = r#""$@" & "#.repeat(processes as usize - 1);
+            command = format!("sh -c '{others}exec \"$@\"' sh {command} --reuse-port");
         }
         let command: ServerCommand =
-            command.parse().map_err(|error: CommandError| error.to_string())?;
+            command.parse().map_err(|error: ParseError| error.to_string())?;
         let server = command.start(&start).map_err(|error| error.to_string())?;
         let begin = Instant::now();
         while processes > 1 && kernel::listeners(server.address().port()) < processes as usize {

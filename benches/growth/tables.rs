@@ -6,15 +6,16 @@ use std::time::Duration;
 use evecho::client::compare::{Cell, Measurement, Trial};
 use evecho::units::{grouped, time};
 
-use crate::{Cost, Growth, Idle};
+use crate::{Cost, Growth, Idle, Unread};
 
 /// All tables. A String takes everything, so that writing to it cannot fail.
 pub(crate) fn all(growth: &Growth) -> String {
     let machine = &growth.report.machine;
     format!(
-        "{}\n{}\n{}{}, {} CPUs, {} MiB, {}; rounds: {}. Other programs kept {:.1} CPUs busy when this began.\n",
+        "{}\n{}\n{}\n{}{}, {} CPUs, {} MiB, {}; rounds: {}. Other programs kept {:.1} CPUs busy when this began.\n",
         talking(growth),
         idle(growth),
+        unread(growth),
         caches(growth),
         machine.cpu,
         machine.cpus,
@@ -27,11 +28,11 @@ pub(crate) fn all(growth: &Growth) -> String {
 
 /// Connections that talk: a row for each number of them and each server.
 fn talking(growth: &Growth) -> String {
-    let mut text = "| connections | server | processes | messages/s | p50 | p99 | CPU per message | resident |\n\
+    let mut text = "| connections | server | processes | messages/s | p50 | p99 | CPU per message | memory |\n\
         |---|---|---|---|---|---|---|---|\n"
         .to_owned();
     for trial in growth.report.trials() {
-        let Trial::Connections { connections } = trial else { continue };
+        let Trial { connections, .. } = trial;
         for (cell, candidate) in growth.report.cells_of(trial).zip(&growth.candidates) {
             let processes = candidate.processes.for_connections(connections, growth.room);
             let _ = write!(text, "| {} | {} | ", grouped(connections.into()), cell.server);
@@ -57,7 +58,7 @@ fn row(cell: &Cell) -> Option<String> {
         micros(median(|m| m.p50_us)),
         micros(median(|m| m.p99_us)),
         spread(cell, |m| m.cpu_us_per_message),
-        mebibytes(median(|m| m.resident_bytes)),
+        mebibytes(median(|m| m.memory_bytes)),
     ))
 }
 
@@ -80,7 +81,7 @@ fn mebibytes(bytes: f64) -> String {
 
 /// Idle connections: what each costs.
 fn idle(growth: &Growth) -> String {
-    let mut text = "| idle connections | server | processes | resident, each | kernel, each | CPU in a second | an answer: median, longest of 100 |\n\
+    let mut text = "| idle connections | server | processes | memory, each | kernel, each | CPU in a second | an answer: median, longest of 100 |\n\
         |---|---|---|---|---|---|---|\n"
         .to_owned();
     for Idle { server, processes, connections, fault, cost } in &growth.idle {
@@ -98,7 +99,7 @@ fn costs(cost: &Cost) -> String {
     let [_, median, longest] = cost.answer_us;
     format!(
         "{} | {} | {} | {}, {}",
-        bytes(cost.resident_bytes),
+        bytes(cost.memory_bytes),
         cost.kernel_bytes.map_or("-".to_owned(), bytes),
         micros(cost.silent_cpu_us),
         micros(median),
@@ -125,5 +126,25 @@ fn caches(growth: &Growth) -> String {
         "\nTCP buffers of all idle connections: {:.0} KiB.\n",
         cost.buffer_bytes / 1024.0
     );
+    text
+}
+
+/// Connections over which nothing is read: what all of them cost together.
+fn unread(growth: &Growth) -> String {
+    let mut text = "| connections over which nothing is read | kernel, all | server, all | both, each |\n|---|---|---|---|\n".to_owned();
+    for Unread { connections, fault, kernel_bytes, resident_bytes } in &growth.unread {
+        let each = (kernel_bytes + resident_bytes) / f64::from(*connections);
+        let _ = write!(text, "| {} | ", grouped((*connections).into()));
+        let _ = match fault {
+            Some(fault) => writeln!(text, "{fault} | | |"),
+            None => writeln!(
+                text,
+                "{} | {} | {} |",
+                mebibytes(*kernel_bytes),
+                mebibytes(*resident_bytes),
+                mebibytes(each)
+            ),
+        };
+    }
     text
 }

@@ -9,7 +9,10 @@ for number in range(1, 11):
     client.send(message)
     answer, reads = b"", 0
     while len(answer) < len(message):
-        answer += client.recv(16)
+        piece = client.recv(16)
+        if not piece:
+            raise SystemExit("the server has closed the connection")
+        answer += piece
         reads += 1
     print(f"{answer.decode()}: {(time() - start) * 1000:.3f} ms, {reads} reads")
 client.close()

@@ -21,13 +21,16 @@ VARIABLES = {"$__rate_interval": "1m", "$job": "evecho", "$instance": ".+"}
 
 
 def section(heading):
-    text = (HERE / "../../docs/operate.md").read_text()
+    text = (HERE / "../../docs/reference.md").read_text()
     return re.search(rf"^## {heading}$(.*?)^## ", text, re.M | re.S)[1]
 
 
 def documented():
     """The names of all samples."""
-    rows = re.findall(r"^\| `(\w+)` \| (counter|gauge|info|histogram) \|", section("Metrics"), re.M)
+    text = section("Counters and metrics")
+    rows = re.findall(r"^\| `(\w+)` \| (counter|gauge|info|histogram) \|", text, re.M)
+    # Beside the name of a counter or gauge is the metric.
+    rows += [(name, "") for name in re.findall(r"^\| `\w+` \| `(\w+)", text, re.M)]
     return {name + suffix for name, kind in rows for suffix in SAMPLES.get(kind, ("",))}
 
 
@@ -62,7 +65,7 @@ def names_agree():
     tested = re.findall(r"alertname: (\w+)\n.*\n +exp_alerts:( \[\])?", tests)
     # Each where it fires, and where it does not.
     assert sorted(tested) == sorted((alert, quiet) for alert in alerts for quiet in ("", " []")), tested
-    assert re.findall(r"^\| `(Evecho\w+)` \|", section("Prometheus and Grafana"), re.M) == alerts
+    assert re.findall(r"^\| `(Evecho\w+)` \|", section("Alerts"), re.M) == alerts
     known = documented()
     assert len(known) > 30, known
     for text in (rules, tests, *queries()):
@@ -108,7 +111,7 @@ class Prometheus:
 def configure(folder, target):
     """The example, but for one server and a scrape each second."""
     config = (HERE / "prometheus.yml").read_text()
-    config = config.replace("127.0.0.1:9100", target).replace("15s", "1s")
+    config = config.replace("127.0.0.1:12100", target).replace("15s", "1s")
     (folder / "prometheus.yml").write_text(config)
     (folder / "alerts.yml").write_text((HERE / "alerts.yml").read_text())
 

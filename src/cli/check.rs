@@ -4,18 +4,16 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anstyle::{AnsiColor, Style};
-use clap::{ArgGroup, ValueEnum};
+use clap::{ArgGroup, ValueEnum, ValueHint};
+use evecho::Transport;
 use evecho::client::Cancel;
-use evecho::client::check::{self, CASES, CaseReport, Config, Group, Outcome, Report};
-use evecho::client::check::{Service, Subject};
+use evecho::client::check::{self, CaseReport, Config, Expected, Group, Outcome, Report, Subject};
 use evecho::client::process::ServerCommand;
-use evecho::client::target::{Target, Transport};
+use evecho::client::target::Target;
 use evecho::units::time;
-use serde::Serialize;
 
-use super::output::Output;
-use super::{CommandResult, FamilyArgs, cancel_at_signals, supervise, units};
+use super::output::{BAD, BOLD, DIM, GOOD, ODD, Output, sentence};
+use super::{CommandResult, FamilyArgs, supervise, transport, units};
 
 /// Grade any echo server by the rules that it must follow
 ///
@@ -32,16 +30,16 @@ use super::{CommandResult, FamilyArgs, cancel_at_signals, supervise, units};
                             evecho check --list")]
 #[command(group = ArgGroup::new("subject").args(["target", "start", "list"]).required(true))]
 pub(crate) struct Args {
-    /// Server to grade; without a port it is 12000
-    #[arg(value_name = "HOST[:PORT]", conflicts_with = "start")]
+    /// Server to grade; without a port it is 12000, and with tcp:// or udp:// in front that transport alone
+    #[arg(value_name = "HOST[:PORT]", conflicts_with = "start", value_hint = ValueHint::Hostname)]
     target: Option<Target>,
     #[command(flatten)]
     family: FamilyArgs,
     /// Also look at this process, which is the server, on this machine
-    #[arg(long, requires = "target", conflicts_with = "start")]
+    #[arg(long, requires = "target", conflicts_with = "start", value_parser = units::number(1, u32::MAX))]
     pid: Option<u32>,
     /// Start the server to grade, on loopback; {port} in the command stands for its port
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", value_hint = ValueHint::CommandString)]
     start: Option<ServerCommand>,
     /// Grade the upper-case service
     #[arg(long)]
@@ -77,14 +75,14 @@ pub(crate) struct Args {
 enum Format {
     /// For people, grouped
     Text,
-    /// Test Anything Protocol, version 14
+    /// Test Anything Protocol, version 13, as prove(1) reads it
     Tap,
     /// One JSON document
     Json,
 }
 
 fn pattern(text: &str) -> Result<String, String> {
-    if CASES.iter().any(|case| case.is_among(&[text.to_owned()])) {
+    if check::cases().any(|case| case.is_among(&[text.to_owned()])) {
         return Ok(text.to_owned());
     }
     Err("no case has a name that starts like this; --list shows the names".to_owned())
@@ -100,30 +98,25 @@ fn timeout(text: &str) -> Result<Duration, String> {
 impl Args {
     /// The checked config; `None` when there is nothing to run.
     fn config(&self) -> io::Result<Option<Config>> {
-        let target = self.target.clone().map(|target| self.family.apply(target));
-        let subject = match (&target, self.pid, &self.start) {
-            (Some(target), Some(pid), _) => Subject::Process(target.clone(), pid),
-            (Some(target), None, _) => Subject::Address(target.clone()),
-            (None, _, Some(command)) => Subject::Command(command.clone()),
-            (None, _, None) => return Ok(None),
+        let mut target = self.target.clone().map(|target| self.family.apply(target));
+        let tcp = self.tcp_only.then_some(Transport::Tcp);
+        let asked = tcp.or(self.udp_only.then_some(Transport::Udp));
+        let transport = target.as_mut().map_or(asked, |target| transport("check", target, asked));
+        let subject = match (target, &self.start) {
+            (Some(target), _) => Subject::Address(target),
+            (None, Some(command)) => Subject::Command(command.clone()),
+            (None, None) => return Ok(None),
         };
         let mut config = Config::new(subject);
-        config.service = self.service();
-        config.transport = match (self.tcp_only, self.udp_only) {
-            (true, _) => Some(Transport::Tcp),
-            (_, true) => Some(Transport::Udp),
-            _ => None,
-        };
+        config.pid = self.pid;
+        config.service = if self.upper { Expected::Upper } else { Expected::Echo };
+        config.transport = transport;
         config.once = self.once;
         config.only.clone_from(&self.only);
         config.skip.clone_from(&self.skip);
         config.timeout = self.timeout;
         config.supervisor = supervise::words()?;
         Ok(Some(config))
-    }
-
-    fn service(&self) -> Service {
-        if self.upper { Service::Upper } else { Service::Echo }
     }
 }
 
@@ -134,21 +127,36 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         list(&mut out, args)?;
         return Ok(ExitCode::SUCCESS);
     };
+    let graded = grade(&mut out, &config, args.format);
+    if let (Format::Tap, Err(error)) = (args.format, &graded) {
+        // A program reads standard output alone.
+        writeln!(out, "Bail out! {}", sentence(&**error).replace('\n', " "))?;
+    }
+    graded
+}
+
+fn grade(out: &mut Output<impl Write>, config: &Config, format: Format) -> CommandResult {
     // Cases hold hundreds of connections. Where this fails, those that need more say so.
     let _ = evecho::raise_open_file_limit();
-    let cancel = cancel_at_signals()?;
-    let report = match args.format {
-        Format::Text => text(&mut out, &config, &cancel)?,
-        Format::Tap => tap(&mut out, &config, &cancel)?,
-        Format::Json => {
-            let report = check::run(&config, &cancel, |_| {})?;
-            serde_json::to_writer_pretty(&mut out, &Document::of(&report))?;
-            writeln!(out)?;
-            report
-        }
-    };
+    let cancel = Cancel::at_signals()?;
+    if format == Format::Tap {
+        writeln!(out, "TAP version 13\n1..{}", config.cases().count())?;
+    }
+    let mut lines = Lines::default();
+    let report = check::run(config, &cancel, |case| {
+        out.follow(&cancel, |out| match format {
+            Format::Text => lines.text(out, case),
+            Format::Tap => lines.tap(out, case),
+            Format::Json => Ok(()),
+        });
+    })?;
+    out.conclude(|out| match format {
+        Format::Text => summary(out, config, &report),
+        Format::Tap => Ok(()),
+        Format::Json => out.json(&report),
+    })?;
     if out.is_closed() && report.not_graded > 0 {
-        // Nobody reads on: no verdict, and not a word.
+        // The reader has gone: no verdict, and not a word.
         return Ok(ExitCode::from(1));
     }
     if report.passed + report.failed == 0 {
@@ -157,60 +165,28 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     Ok(ExitCode::from(u8::from(!report.all_passed())))
 }
 
-/// The JSON document: the report and who made it.
-#[derive(Serialize)]
-struct Document<'a> {
-    evecho: &'static str,
-    #[serde(flatten)]
-    report: &'a Report,
-}
-
-impl<'a> Document<'a> {
-    fn of(report: &'a Report) -> Self {
-        Self { evecho: env!("CARGO_PKG_VERSION"), report }
-    }
-}
-
-const BOLD: Style = Style::new().bold();
-const DIM: Style = Style::new().dimmed();
-const GOOD: Style = AnsiColor::Green.on_default();
-const BAD: Style = AnsiColor::Red.on_default().bold();
-const ODD: Style = AnsiColor::Yellow.on_default();
-
 /// How wide the names are printed: the longest is `tcp-half-close-empty`.
 const NAME: usize = 20;
 
-fn text(
-    out: &mut Output<impl Write>,
-    config: &Config,
-    cancel: &Cancel,
-) -> Result<Report, Box<dyn std::error::Error>> {
-    let mut lines = Lines { group: None, loss: None };
-    let mut written = Ok(());
-    let report = check::run(config, cancel, |case| {
-        if written.is_ok() {
-            written = lines.write(out, case);
-        }
-        cancel_unread(out, cancel);
-    })?;
-    written?;
-    let Report { passed, failed, skipped, not_graded, address, took, .. } = &report;
+/// The last line for people.
+fn summary(out: &mut impl Write, config: &Config, report: &Report) -> io::Result<()> {
+    let Report { passed, failed, skipped, not_graded, address, took, .. } = report;
     let style = if report.all_passed() { GOOD } else { BAD };
     let not_graded = match not_graded {
         0 => String::new(),
         count => format!(", {count} not graded"),
     };
+    let took = time(*took);
     writeln!(
         out,
         "\n{style}{address}: {passed} passed, {failed} failed, {skipped} skipped{not_graded}\
-         {style:#} {DIM}({}){DIM:#}",
-        time(*took)
+         {style:#} {DIM}({took}){DIM:#}",
     )?;
-    let from_outside = matches!(config.subject, Subject::Address(_));
+    let from_outside = matches!(config.subject, Subject::Address(_)) && config.pid.is_none();
     if from_outside && report.cases.iter().any(is_about_process) {
         writeln!(out, "{DIM}With --pid or --start, its process is graded too.{DIM:#}")?;
     }
-    Ok(report)
+    Ok(())
 }
 
 /// Whether a case was skipped that looks at the server's process.
@@ -219,19 +195,32 @@ fn is_about_process(case: &CaseReport) -> bool {
 }
 
 /// What the lines before say.
+#[derive(Default)]
 struct Lines {
+    count: usize,
     group: Option<Group>,
     /// Why cases are not graded.
     loss: Option<String>,
 }
 
 impl Lines {
-    fn write(&mut self, out: &mut impl Write, report: &CaseReport) -> io::Result<()> {
-        if self.group.replace(report.group) != Some(report.group) {
-            writeln!(out, "{BOLD}{}{BOLD:#}", report.group)?;
+    fn text(&mut self, out: &mut impl Write, report: &CaseReport) -> io::Result<()> {
+        let CaseReport { name, group, rule, source, .. } = report;
+        if self.group.replace(*group) != Some(*group) {
+            writeln!(out, "{BOLD}{group}{BOLD:#}")?;
         }
-        let name = report.name;
         match &report.outcome {
+            Outcome::Passed => {
+                writeln!(out, "  {GOOD}pass{GOOD:#} {name:NAME$} {DIM}{rule}{DIM:#}")
+            }
+            Outcome::Skipped { reason } => {
+                writeln!(out, "  {ODD}skip{ODD:#} {name:NAME$} {DIM}{reason}{DIM:#}")
+            }
+            Outcome::Failed { expected, seen } => writeln!(
+                out,
+                "  {BAD}FAIL{BAD:#} {name:NAME$} {rule}\n       expected: {expected}\n       \
+                 seen:     {BOLD}{seen}{BOLD:#}\n       {DIM}source:   {source}{DIM:#}"
+            ),
             Outcome::NotGraded { reason } if self.loss.as_ref() != Some(reason) => {
                 self.loss = Some(reason.clone());
                 writeln!(out, "  {BAD}none{BAD:#} {name:NAME$} not graded: {reason}")
@@ -239,90 +228,41 @@ impl Lines {
             Outcome::NotGraded { .. } => {
                 writeln!(out, "  {BAD}none{BAD:#} {name:NAME$} {DIM}not graded either{DIM:#}")
             }
-            _ => text_case(out, report),
+            _ => Ok(()),
         }
     }
-}
 
-fn text_case(out: &mut impl Write, report: &CaseReport) -> io::Result<()> {
-    let CaseReport { name, rule, source, .. } = report;
-    match &report.outcome {
-        Outcome::Passed => writeln!(out, "  {GOOD}pass{GOOD:#} {name:NAME$} {DIM}{rule}{DIM:#}"),
-        Outcome::Skipped { reason } => {
-            writeln!(out, "  {ODD}skip{ODD:#} {name:NAME$} {DIM}{reason}{DIM:#}")
-        }
-        Outcome::Failed { expected, seen } => writeln!(
-            out,
-            "  {BAD}FAIL{BAD:#} {name:NAME$} {rule}\n       expected: {expected}\n       \
-             seen:     {BOLD}{seen}{BOLD:#}\n       {DIM}source:   {source}{DIM:#}"
-        ),
-        _ => Ok(()),
-    }
-}
-
-/// Grades no further once nobody reads it.
-fn cancel_unread(out: &Output<impl Write>, cancel: &Cancel) {
-    if out.is_closed() {
-        cancel.cancel();
-    }
-}
-
-fn tap(
-    out: &mut Output<impl Write>,
-    config: &Config,
-    cancel: &Cancel,
-) -> Result<Report, Box<dyn std::error::Error>> {
-    let mut number = 0;
-    let mut written =
-        writeln!(out, "TAP version 14\n1..{}", config.cases().count()).map_err(Into::into);
-    let report = check::run(config, cancel, |case| {
-        number += 1;
-        if written.is_ok() {
-            written = tap_case(out, number, case);
-        }
-        cancel_unread(out, cancel);
-    })?;
-    written?;
-    Ok(report)
-}
-
-fn tap_case(
-    out: &mut impl Write,
-    number: usize,
-    case: &CaseReport,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let name = case.name;
-    match &case.outcome {
-        Outcome::Passed => writeln!(out, "ok {number} - {name}")?,
-        Outcome::Skipped { reason } => {
-            writeln!(out, "ok {number} - {name} # SKIP {}", reason.replace('\n', " "))?;
-        }
-        Outcome::Failed { expected, seen } => {
-            writeln!(out, "not ok {number} - {name}\n  ---")?;
-            let lines = [
-                ("rule", case.rule),
-                ("source", case.source),
-                ("expected", expected),
-                ("seen", seen),
-            ];
-            for (key, value) in lines {
-                // A JSON string is a YAML string too.
-                writeln!(out, "  {key}: {}", serde_json::to_string(value)?)?;
+    fn tap(&mut self, out: &mut impl Write, case: &CaseReport) -> io::Result<()> {
+        self.count += 1;
+        let CaseReport { name, rule, source, outcome, .. } = case;
+        let details = match outcome {
+            Outcome::Failed { expected, seen } => {
+                vec![("rule", *rule), ("source", source), ("expected", expected), ("seen", seen)]
             }
-            writeln!(out, "  ...")?;
+            Outcome::NotGraded { reason } => vec![("reason", &**reason)],
+            _ => vec![],
+        };
+        let not = if details.is_empty() { "" } else { "not " };
+        write!(out, "{not}ok {} - {name}", self.count)?;
+        if let Outcome::Skipped { reason } = outcome {
+            write!(out, " # SKIP {}", reason.replace('\n', " "))?;
         }
-        Outcome::NotGraded { reason } => {
-            let reason = serde_json::to_string(reason)?;
-            writeln!(out, "not ok {number} - {name}\n  ---\n  not graded: {reason}\n  ...")?;
+        writeln!(out)?;
+        if details.is_empty() {
+            return Ok(());
         }
-        _ => {}
+        writeln!(out, "  ---")?;
+        for (key, value) in details {
+            // A JSON string is a YAML string too.
+            writeln!(out, "  {key}: {}", serde_json::to_string(value)?)?;
+        }
+        writeln!(out, "  ...")
     }
-    Ok(())
 }
 
 /// The cases, those of the upper-case service always among them.
 fn list(out: &mut impl Write, args: &Args) -> io::Result<()> {
-    let chosen = CASES.iter().filter(|case| {
+    let chosen = check::cases().filter(|case| {
         (args.only.is_empty() || case.is_among(&args.only)) && !case.is_among(&args.skip)
     });
     let mut group = None;

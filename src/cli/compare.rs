@@ -1,25 +1,27 @@
 //! `evecho compare`: the three designs, and any other echo server, under the same load.
 
 use std::env;
-use std::fmt::Write as _;
+use std::fmt::{Display, Write as _};
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use evecho::Design;
+use evecho::client::Cancel;
 use evecho::client::compare::{
-    self, Cell, Config, Contender, Measurement, Progress, Report, Spread, Trial,
+    self, Cell, Config, Contender, Measurement, Progress, Report, Scene, Spread, Trial, Waits,
 };
-use evecho::client::process::{CommandError, ServerCommand};
-use evecho::units::{grouped, time};
+use evecho::client::process::MemoryKind;
+use evecho::units::{rounded, time};
+use evecho::{Design, Transport};
 use serde::Serialize;
 
 use super::output::Output;
+use super::progress::ProgressLine;
 use super::serve::DesignArg;
-use super::{CommandResult, cancel_at_signals, supervise, units, usage};
+use super::{CommandResult, supervise, units, usage};
 
 /// Compare echo servers under the same load: the three designs of evecho, and any others
 ///
@@ -31,29 +33,33 @@ use super::{CommandResult, cancel_at_signals, supervise, units, usage};
 /// the comparison goes on. Ctrl-C ends it and prints what was measured so far.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Designs of evecho to compare
+    /// Designs of evecho to compare; without a value, none
     #[arg(
         long,
         value_enum,
+        num_args = 0..=1,
         value_delimiter = ',',
         default_value = "event-loop,threaded,iterative"
     )]
     design: Vec<DesignArg>,
     /// Another echo server to compare, like socat='socat TCP-LISTEN:{port},fork PIPE'; may be
     /// given several times
-    #[arg(long, value_name = "NAME=COMMAND", value_parser = peer)]
+    #[arg(long, value_name = "NAME=COMMAND")]
     peer: Vec<Contender>,
     /// How many lasting connections: one measurement for each number
-    #[arg(short, long, value_name = "NUMBER,...", value_delimiter = ',', default_value = "1,10,100,1000", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "NUMBER,...", value_delimiter = ',', default_value = "1,10,100,1000", value_parser = units::count(1, u32::MAX))]
     connections: Vec<u32>,
+    /// Compare over UDP, with a socket for each connection, and leave out the other measurements
+    #[arg(short, long)]
+    udp: bool,
     /// Bytes in each message
     #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = units::size)]
     size: u64,
     /// Messages in flight on each lasting connection
-    #[arg(short, long, value_name = "NUMBER", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, value_name = "NUMBER", default_value = "1", value_parser = units::depth)]
     depth: u16,
     /// How many rounds; in each of them the servers take turns
-    #[arg(short, long, value_name = "NUMBER", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "NUMBER", default_value = "5", value_parser = units::count(1, u32::MAX))]
     rounds: u32,
     /// Measure each server for this time in each round
     #[arg(short, long, value_name = "TIME", default_value = "400ms", value_parser = units::timeout)]
@@ -62,69 +68,67 @@ pub(crate) struct Args {
     #[arg(long)]
     no_scenes: bool,
     /// How long a reply, or the start of a server, may take
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = units::timeout)]
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = units::timeout)]
     timeout: Duration,
-    /// Write compare.svg, compare.csv and compare.json into this directory
-    #[arg(short, long, value_name = "DIR")]
+    /// Write compare.svg, compare.csv and compare.json into this directory, and waits.svg: which of six
+    /// clients waits for which, where one is slow
+    #[arg(short, long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
     output: Option<PathBuf>,
 }
 
 /// In fewer rounds than this, an order may well be chance.
-const CLEAR: u32 = 3;
+const CLEAR: usize = 3;
 /// More CPUs than this in use by others make a comparison doubtful.
 const BUSY: f64 = 0.2;
 
 /// The scenes behind the plain load.
 const SCENES: [Trial; 3] = [
-    Trial::Slow { connections: 100 },
-    Trial::Idle { connections: 1_000 },
-    Trial::Short { connections: 10 },
+    Trial { scene: Scene::Slow, connections: 100 },
+    Trial { scene: Scene::Idle, connections: 1_000 },
+    Trial { scene: Scene::Short, connections: 10 },
 ];
-
-/// Reads `NAME=COMMAND`.
-fn peer(text: &str) -> Result<Contender, String> {
-    let Some((name, command)) = text.split_once('=').filter(|(name, _)| !name.trim().is_empty())
-    else {
-        return Err(format!("'{text}' has no name: write NAME='COMMAND with {{port}}'"));
-    };
-    let command = command.parse().map_err(|error: CommandError| error.to_string())?;
-    Ok(Contender::new(name.trim(), command))
-}
 
 /// Compares, and prints what came of it.
 pub(crate) fn run(args: Args) -> CommandResult {
     let output = args.output.clone();
+    let cannot =
+        |directory: &Path, error| format!("cannot write into '{}': {error}", directory.display());
     if let Some(directory) = &output {
         // Before minutes of work, not after.
-        fs::create_dir_all(directory)
-            .map_err(|error| format!("cannot write into '{}': {error}", directory.display()))?;
+        try_files(directory).map_err(|error| cannot(directory, error))?;
     }
     // The servers inherit the limit.
     evecho::raise_open_file_limit()?;
     let config = config(args)?;
-    let cancel = cancel_at_signals()?;
-    let mut status = Status { terminal: io::stderr().is_terminal(), round: 0 };
+    let cancel = Cancel::at_signals()?;
+    let mut status = Status { line: ProgressLine::new(), round: 0 };
     let report = compare::run(&config, &cancel, |progress| status.show(progress));
-    status.clear();
+    status.line.clear();
     let report = report?;
     Output::plain().write_all(describe(&report).as_bytes())?;
     if let Some(directory) = &output {
-        write_files(&report, directory)
-            .map_err(|error| format!("cannot write into '{}': {error}", directory.display()))?;
+        let waits = if report.stopped { vec![] } else { compare::waits(&config, &cancel) };
+        write_files(&report, &waits, directory).map_err(|error| cannot(directory, error))?;
     }
     Ok(ExitCode::from(u8::from(report.stopped || !report.measured_all())))
 }
 
 fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
-    let program = env::current_exe()?;
+    let program = supervise::program()?;
     let mut contenders = Vec::new();
     for design in args.design {
-        let command = design_command(&program, design.into())?;
-        let mut contender = Contender::new(Design::from(design).to_string(), command);
+        let design = Design::from(design);
+        let command =
+            format!("{program} --port {{port}} --bind 127.0.0.1 --quiet --design {design}");
+        let mut contender = Contender::new(design.to_string(), command.parse()?);
         contender.version = Some(env!("CARGO_PKG_VERSION").to_owned());
         contenders.push(contender);
     }
     contenders.extend(args.peer);
+    if contenders.is_empty() {
+        let sentence = "there is no server to compare: give a --design or a --peer";
+        usage(Some("compare"), ErrorKind::MissingRequiredArgument, sentence);
+    }
     for (index, contender) in contenders.iter().enumerate() {
         if contenders[..index].iter().any(|other| other.name == contender.name) {
             usage(
@@ -140,9 +144,13 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
     let mut connections = args.connections;
     connections.sort_unstable();
     connections.dedup();
-    let plain = connections.into_iter().map(|connections| Trial::Connections { connections });
-    let scenes = if args.no_scenes { &[][..] } else { &SCENES };
-    let mut config = Config::new(contenders, plain.chain(scenes.iter().copied()).collect());
+    let plain = |connections| Trial { scene: Scene::Connections, connections };
+    let mut trials: Vec<Trial> = connections.into_iter().map(plain).collect();
+    if !args.no_scenes && !args.udp {
+        trials.extend(SCENES);
+    }
+    let mut config = Config::new(contenders, trials);
+    config.transport = if args.udp { Transport::Udp } else { Transport::Tcp };
     config.rounds = args.rounds;
     config.time = args.time;
     config.size = usize::try_from(args.size).unwrap_or(usize::MAX);
@@ -152,40 +160,23 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
     Ok(config)
 }
 
-/// This program again, as a server.
-fn design_command(program: &Path, design: Design) -> Result<ServerCommand, String> {
-    let program = program.to_str().and_then(|program| shlex::try_quote(program).ok());
-    let program = program.ok_or("the path of evecho is not text: move it elsewhere")?;
-    format!("{program} --port {{port}} --bind 127.0.0.1 --quiet --design {design}")
-        .parse()
-        .map_err(|error: CommandError| error.to_string())
-}
-
-/// What tells how far the comparison is: a line on a terminal that changes, else a line a round.
+/// Says how far the comparison is: in a line that changes, or else in a line for each round.
 struct Status {
-    terminal: bool,
+    line: ProgressLine,
     round: u32,
 }
 
 impl Status {
     fn show(&mut self, progress: &Progress<'_>) {
         let Progress { done, total, round, name, trial, .. } = *progress;
-        let mut out = io::stderr();
-        // Nobody to tell is no reason to end.
-        let _ = if self.terminal {
-            write!(out, "\r\x1b[K{} % round {round}: {name}, {trial}", 100 * done / total.max(1))
+        let percent = 100 * done / total.max(1);
+        if self.line.is_visible() {
+            self.line.show(&format!("{percent} % round {round}: {name}, {trial}"));
         } else if round > self.round {
-            writeln!(out, "round {round}, {} % done", 100 * done / total.max(1))
-        } else {
-            Ok(())
-        };
-        self.round = round;
-    }
-
-    fn clear(&self) {
-        if self.terminal {
-            let _ = write!(io::stderr(), "\r\x1b[K");
+            // Nothing to write to is no reason to end.
+            let _ = writeln!(io::stderr(), "round {round}, {percent} % done");
         }
+        self.round = round;
     }
 }
 
@@ -193,19 +184,33 @@ impl Status {
 #[derive(Serialize)]
 struct Document<'a> {
     command: Vec<String>,
+    rounds_done: u32,
     #[serde(flatten)]
     report: &'a Report,
+    waits: &'a [Waits],
 }
 
-fn write_files(report: &Report, directory: &Path) -> io::Result<()> {
-    let document = Document { command: env::args().collect(), report };
-    let json = serde_json::to_string_pretty(&document)? + "\n";
-    fs::write(directory.join("compare.json"), json)?;
-    fs::write(directory.join("compare.csv"), report.csv())?;
-    if let Some(svg) = compare::svg(report) {
-        fs::write(directory.join("compare.svg"), svg)?;
-    }
-    Ok(())
+/// What is written, and where.
+const FILES: [&str; 4] = ["compare.json", "compare.csv", "compare.svg", "waits.svg"];
+
+/// Whether the files can be written. What is there stays, and what is not there is not there afterwards.
+fn try_files(directory: &Path) -> io::Result<()> {
+    fs::create_dir_all(directory)?;
+    FILES.map(|name| directory.join(name)).iter().try_for_each(|path| {
+        let is_new = !path.try_exists()?;
+        fs::File::options().append(true).create(true).open(path)?;
+        if is_new { fs::remove_file(path) } else { Ok(()) }
+    })
+}
+
+fn write_files(report: &Report, waits: &[Waits], directory: &Path) -> io::Result<()> {
+    let rounds_done = report.rounds_done();
+    let document = Document { command: env::args().collect(), rounds_done, report, waits };
+    let [json, csv, svg, waits_svg] = FILES.map(|name| directory.join(name));
+    fs::write(json, serde_json::to_string_pretty(&document)? + "\n")?;
+    fs::write(csv, report.csv())?;
+    compare::svg(report).map_or(Ok(()), |figure| fs::write(svg, figure))?;
+    compare::waits_svg(report, waits).map_or(Ok(()), |figure| fs::write(waits_svg, figure))
 }
 
 // ---- the table
@@ -213,7 +218,7 @@ fn write_files(report: &Report, directory: &Path) -> io::Result<()> {
 /// The report for people.
 fn describe(report: &Report) -> String {
     let name = report.servers.iter().map(|server| server.name.chars().count()).max().unwrap_or(0);
-    let mut text = heading(report);
+    let mut text = heading(report, name);
     for trial in report.trials() {
         let _ = writeln!(text, "\n{trial}");
         for cell in report.cells_of(trial) {
@@ -229,6 +234,7 @@ fn describe(report: &Report) -> String {
             text.push('\n');
         }
     }
+    text += &memory(report);
     text += &orders(report);
     if report.machine.busy_cpus > BUSY {
         let _ = write!(
@@ -243,60 +249,62 @@ fn describe(report: &Report) -> String {
     text
 }
 
-fn heading(report: &Report) -> String {
-    let machine = &report.machine;
-    let name = report.servers.iter().map(|server| server.name.chars().count()).max().unwrap_or(0);
+/// What was measured and where, and the names of the columns behind those of the servers.
+fn heading(report: &Report, name: usize) -> String {
+    let Report { machine, transport, size, depth, .. } = report;
+    let time = time(Duration::from_secs_f64(report.seconds));
+    let rounds = match report.rounds_done() {
+        done if done == report.rounds => done.to_string(),
+        done => format!("{done} of {}", report.rounds),
+    };
+    let spread = match report.cells.iter().any(|cell| cell.rounds.len() > 1) {
+        true => "; the median, and ± half of the spread",
+        false => "",
+    };
+    let over = columns(["messages", "p50", "p99", "CPU per", "switches", "", ""]);
+    let under = columns(["per second", "", "", "message", "/message", "threads", "memory"]);
     format!(
-        "{}-byte messages, {} in flight on each connection. Rounds: {}, of {} each; the median, and ± half \
-         of the spread.\n{}, {} CPUs, {} MiB, {}, evecho {}; the client shares the machine.\n\n\
-         {:name$}    {:>17}  {:>7} {:>7}  {:>8}  {:>8}  {:>7}  {:>9}\n\
-         {:name$}    {:>17}  {:>7} {:>7}  {:>8}  {:>8}  {:>7}  {:>9}\n",
-        report.size,
-        report.depth,
-        report.rounds,
-        time(Duration::from_secs_f64(report.seconds)),
+        "{size}-byte messages over {}, {depth} in flight on each connection. Rounds: {rounds}, of {time} \
+         each{spread}.\n{}, {} CPUs, {} MiB, {}, evecho {}; the client shares the \
+         machine.\n\n{}\n{}\n",
+        transport.name(),
         machine.cpu,
         machine.cpus,
         machine.memory >> 20,
         machine.kernel,
         report.version,
-        "",
-        "messages",
-        "p50",
-        "p99",
-        "CPU per",
-        "switches",
-        "",
-        "resident",
-        "",
-        "per second",
-        "",
-        "",
-        "message",
-        "/message",
-        "threads",
-        "memory",
+        format!("  {:name$}  {over}", "").trim_end(),
+        format!("  {:name$}  {under}", "").trim_end(),
     )
+}
+
+fn columns(cells: [impl Display; 7]) -> String {
+    let [rate, p50, p99, cpu, switches, threads, memory] = cells;
+    format!("{rate:>17}  {p50:>7} {p99:>7}  {cpu:>8}  {switches:>8}  {threads:>7}  {memory:>9}")
 }
 
 /// The numbers of a server under a trial.
 fn row(cell: &Cell) -> String {
     let median = |of: fn(&Measurement) -> f64| cell.spread(of).map_or(0.0, |spread| spread.median);
-    let micros = |us: f64| time(Duration::from_secs_f64(us / 1e6));
+    let micros = |of| time(Duration::from_secs_f64(median(of) / 1e6)).to_string();
     let rate = cell.spread(|m| m.messages_per_second);
     let rate = rate.map_or(String::new(), |rate| {
-        format!("{} ±{:>3.0} %", grouped(rate.median as u64), rate.percent())
+        let spread = match cell.rounds.len() {
+            1 => String::new(),
+            _ => format!("±{:>3.0} %", rate.percent()),
+        };
+        format!("{} {spread:6}", rounded(rate.median))
     });
     let switches = Spread::of(cell.rounds.iter().filter_map(|m| m.switches_per_message));
-    let switches = switches.map_or("-".to_owned(), |each| format!("{:.2}", each.median));
-    let mut row = format!(
-        "{rate:>17}  {:>7} {:>7}  {:>8}  {switches:>8}  {:>7}  {:>5.1} MiB",
-        micros(median(|m| m.p50_us)),
-        micros(median(|m| m.p99_us)),
-        micros(median(|m| m.cpu_us_per_message)),
-        median(|m| m.threads),
-        median(|m| m.resident_bytes) / f64::from(1 << 20),
-    );
+    let mut row = columns([
+        rate,
+        micros(|m| m.p50_us),
+        micros(|m| m.p99_us),
+        micros(|m| m.cpu_us_per_message),
+        switches.map_or("-".to_owned(), |each| format!("{:.2}", each.median)),
+        median(|m| m.threads).to_string(),
+        format!("{:.1} MiB", median(|m| m.memory_bytes) / f64::from(1 << 20)),
+    ]);
     let silence = || cell.rounds.iter().filter_map(|m| m.silence.as_ref());
     if let (Some(cpu), Some(switches)) = (
         Spread::of(silence().map(|silence| silence.cpu_percent)),
@@ -308,17 +316,29 @@ fn row(cell: &Cell) -> String {
     row
 }
 
+/// How the memory of several processes was counted, where there were some.
+fn memory(report: &Report) -> String {
+    let several = |m: &&Measurement| m.processes > 1.0;
+    let measured = report.cells.iter().flat_map(|cell| &cell.rounds).filter(several);
+    let kinds: Vec<MemoryKind> = measured.map(|m| m.memory_kind).collect();
+    let sentence = match kinds.first() {
+        None => return String::new(),
+        Some(_) if kinds.contains(&MemoryKind::Rss) => {
+            "Rss (the kernel does not show Pss): pages that they share count in each"
+        }
+        Some(_) => "Pss: pages that they share count once",
+    };
+    format!("\nMemory of several processes is the sum of their {sentence}.\n")
+}
+
 /// Who answered more than whom, as far as every round says the same.
 fn orders(report: &Report) -> String {
     let mut text = String::new();
-    if report.rounds < CLEAR {
-        return text;
-    }
     for trial in report.trials() {
         let rate = |cell: &Cell| cell.spread(|m| m.messages_per_second);
         let mut cells: Vec<(&str, Spread)> = report
             .cells_of(trial)
-            .filter(|cell| cell.fault.is_none())
+            .filter(|cell| cell.fault.is_none() && cell.rounds.len() >= CLEAR)
             .filter_map(|cell| Some((cell.server.as_str(), rate(cell)?)))
             .collect();
         cells.sort_by(|(_, a), (_, b)| b.median.total_cmp(&a.median));

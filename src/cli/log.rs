@@ -1,34 +1,49 @@
 //! The log on standard error. Writing it never blocks: a server whose log is not read goes on serving.
 //!
 //! What cannot be written at once is kept, up to [`MAX_KEPT`]; further lines are dropped and counted, and
-//! a line says how many as soon as lines can be written again. There is no thread for it: what was kept
-//! is written before the next line, and at the end by [`flush`].
+//! a line says how many as soon as lines can be written again. Where anything else helps, there is no thread
+//! for it ([`StandardError`]): what was kept is written before the next line, and at the end by [`flush`].
 //!
-//! A record with a field `setting` names its flag at the end of the line. Lines are formatted by
+//! A record with a field `setting` names its flag, or variable, at the end of the line. Lines are formatted by
 //! `env_logger`, which writes them into a [`KeptLines`]; a different [`Format`] is a different
 //! `env_logger::Logger`.
 
 use std::env;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use env_logger::fmt::Formatter;
 use log::kv::{self, Key, Value, VisitSource, VisitValue};
 use log::{Level, LevelFilter, Log, Metadata, Record, error, warn};
-use nix::libc::{O_NOCTTY, O_NONBLOCK, PIPE_BUF};
+use nix::errno::Errno;
+use nix::libc::{O_NOCTTY, O_NONBLOCK, PIPE_BUF, STDERR_FILENO};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{MsgFlags, send};
 use serde::Serializer;
 use serde::ser::SerializeMap;
 
+use super::environment::Environment;
 use super::flag;
+use super::output::stderr_metadata;
 
 /// Bytes of lines that are kept while they cannot be written.
 const MAX_KEPT: usize = 64 << 10;
+
+// ---- of the thread that writes, where there is one
+
+const STACK: usize = 64 << 10;
+/// When it tries again what could not be written.
+const RETRY: Duration = Duration::from_millis(100);
+/// How long it is waited for in the end.
+const LAST_WAIT: Duration = Duration::from_secs(1);
 
 /// The format of lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,17 +56,9 @@ pub(super) enum Format {
     Json,
 }
 
-/// Whether standard error is a stream to journald (systemd.exec(5), `JOURNAL_STREAM`).
-pub(super) fn is_read_by_journald() -> bool {
-    let file = || io::stderr().as_fd().try_clone_to_owned().map(File::from)?.metadata();
-    match (env::var("JOURNAL_STREAM"), file()) {
-        (Ok(stream), Ok(file)) => stream == format!("{}:{}", file.dev(), file.ino()),
-        _ => false,
-    }
-}
-
-/// Logs to standard error from here on, from `level` up unless `RUST_LOG` says otherwise.
-pub(super) fn start(level: LevelFilter, format: Format) {
+/// Logs to standard error from here on, from `level` up unless `RUST_LOG` says otherwise. Settings are named as
+/// in this environment.
+pub(super) fn start(level: LevelFilter, format: Format, environment: &Environment) {
     let kept = SharedLines::new(StandardError::open());
     let mut builder = env_logger::Builder::new();
     builder
@@ -81,8 +88,13 @@ pub(super) fn start(level: LevelFilter, format: Format) {
     let names_threads = format != Format::Json;
     let format = builder.build();
     log::set_max_level(format.filter());
-    log::set_boxed_logger(Box::new(Logger { format, names_threads, kept }))
-        .expect("the log is started once, by the command that serves");
+    log::set_boxed_logger(Box::new(Logger {
+        format,
+        names_threads,
+        environment: environment.clone(),
+        kept,
+    }))
+    .expect("the log is started once, by the command that serves");
     if let Some(error) = unread {
         warn!(event = "variable_ignored"; "RUST_LOG is ignored: {error}");
     }
@@ -186,9 +198,18 @@ impl<'v> VisitValue<'v> for Json<'_> {
     }
 }
 
-/// Writes what was kept, as far as this is possible at once. To be called before the process ends.
+/// Writes what was kept, as far as this is possible at once. To be called once, before the process ends.
 pub(super) fn flush() {
     log::logger().flush();
+}
+
+/// Says why the server ends, behind what was kept, as other commands do; but without waiting for a reader.
+pub(super) fn complain(sentence: &str) {
+    flush();
+    let mut output = StandardError::open();
+    let line = format!("evecho: {sentence}\n");
+    // A failure has nowhere to be reported.
+    let _ = output.write_all(line.as_bytes()).and_then(|()| output.flush());
 }
 
 /// Formats records into lines, and says how many were dropped.
@@ -196,12 +217,13 @@ struct Logger {
     format: env_logger::Logger,
     /// Whether a message begins with its thread's name.
     names_threads: bool,
+    environment: Environment,
     kept: SharedLines,
 }
 
 impl Logger {
-    /// The message of a record, with the name of the thread before it and the flag of its setting behind
-    /// it.
+    /// The message of a record, with the name of the thread before it and the flag, or variable, of its
+    /// setting behind it.
     fn message(&self, record: &Record<'_>) -> String {
         let mut message = with_thread_name(|name| match name.filter(|_| self.names_threads) {
             Some(name) => format!("{name}: {}", record.args()),
@@ -209,7 +231,7 @@ impl Logger {
         });
         let setting = record.key_values().get(Key::from("setting")).map(json);
         if let Some(serde_json::Value::String(field)) = setting {
-            message += &format!(" (--{})", flag(&field));
+            message += &format!(" ({})", self.environment.name(&flag(&field)));
         }
         message
     }
@@ -250,6 +272,8 @@ impl Log for Logger {
 
     fn flush(&self) {
         self.catch_up();
+        // It cannot fail.
+        let _ = self.kept.lock().output.flush();
     }
 }
 
@@ -337,38 +361,96 @@ fn next_chunk(bytes: &[u8]) -> &[u8] {
 ///
 /// `O_NONBLOCK` belongs to the open file description, which others share (the shell, the processes of a
 /// pipeline), so it is not set there. A pipe or a terminal is opened once more instead, and the flag is set
-/// on that. Where this is not allowed, and for all else (files, sockets), poll(2) is asked before each
-/// write of at most `PIPE_BUF` bytes, which a pipe or socket that is ready takes without blocking.
-struct StandardError(Box<dyn AsFd + Send>);
+/// on that. Where this is not possible (the terminal of another user, no `/proc`), a thread writes what it
+/// reads from a pipe of ours. Sockets have a flag for each call. For all else (files, devices), poll(2) is
+/// asked before each write.
+enum StandardError {
+    /// What never blocks, or may be written once it is ready.
+    Direct(Box<dyn AsFd + Send>),
+    Socket,
+    Thread {
+        /// Not blocking, on our side; gone after the last line.
+        pipe: Option<UnixStream>,
+        /// Has its other end closed when the thread has written everything.
+        written: Receiver<()>,
+    },
+}
 
 impl StandardError {
     fn open() -> Self {
-        match Self::reopen() {
-            Some(file) => StandardError(Box::new(file)),
-            None => StandardError(Box::new(io::stderr())),
+        let kind = stderr_metadata().map(|found| found.file_type());
+        let is_pipe = kind.as_ref().is_ok_and(FileTypeExt::is_fifo);
+        if kind.is_ok_and(|kind| kind.is_socket()) {
+            return StandardError::Socket;
+        }
+        if !io::stderr().is_terminal() && !is_pipe {
+            return StandardError::Direct(Box::new(io::stderr()));
+        }
+        let mut reopen = OpenOptions::new();
+        reopen.write(true).custom_flags(O_NONBLOCK | O_NOCTTY);
+        match reopen.open("/proc/self/fd/2") {
+            Ok(file) => StandardError::Direct(Box::new(file)),
+            Err(_) => {
+                StandardError::thread().unwrap_or(StandardError::Direct(Box::new(io::stderr())))
+            }
         }
     }
 
-    fn reopen() -> Option<File> {
-        const PATH: &str = "/proc/self/fd/2";
-        let is_pipe = || fs::metadata(PATH).is_ok_and(|found| found.file_type().is_fifo());
-        if !io::stderr().is_terminal() && !is_pipe() {
-            return None;
+    fn thread() -> io::Result<Self> {
+        let (pipe, lines) = UnixStream::pair()?;
+        pipe.set_nonblocking(true)?;
+        let (until_written, written) = channel();
+        let work = move || {
+            let _until_written: Sender<()> = until_written;
+            copy_to_stderr(lines);
+        };
+        thread::Builder::new().name("log".to_owned()).stack_size(STACK).spawn(work)?;
+        Ok(StandardError::Thread { pipe: Some(pipe), written })
+    }
+}
+
+/// Writes all lines, however long each takes.
+fn copy_to_stderr(mut lines: UnixStream) {
+    let mut buffer = [0; PIPE_BUF];
+    while let Ok(length @ 1..) = lines.read(&mut buffer) {
+        let mut left = &buffer[..length];
+        while !left.is_empty() {
+            // Without the lock of io::stderr(), for which others would have to wait.
+            match nix::unistd::write(io::stderr(), left) {
+                Ok(written) => left = &left[written..],
+                Err(Errno::EINTR) => {}
+                Err(_) => thread::sleep(RETRY),
+            }
         }
-        OpenOptions::new().write(true).custom_flags(O_NONBLOCK | O_NOCTTY).open(PATH).ok()
     }
 }
 
 impl Write for StandardError {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut ready = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
-        if poll(&mut ready, PollTimeout::ZERO)? == 0 {
-            return Err(ErrorKind::WouldBlock.into());
+        let bytes = &bytes[..bytes.len().min(PIPE_BUF)];
+        match self {
+            StandardError::Direct(output) => {
+                let mut ready = [PollFd::new(output.as_fd(), PollFlags::POLLOUT)];
+                if poll(&mut ready, PollTimeout::ZERO)? == 0 {
+                    return Err(ErrorKind::WouldBlock.into());
+                }
+                Ok(nix::unistd::write(output, bytes)?)
+            }
+            StandardError::Socket => {
+                Ok(send(STDERR_FILENO, bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
+            }
+            StandardError::Thread { pipe: Some(pipe), .. } => pipe.write(bytes),
+            StandardError::Thread { pipe: None, .. } => Err(ErrorKind::BrokenPipe.into()),
         }
-        Ok(nix::unistd::write(self.0.as_fd(), &bytes[..bytes.len().min(PIPE_BUF)])?)
     }
 
+    /// Waits for the thread, where there is one, for as long as [`LAST_WAIT`]. Nothing more can be written
+    /// then.
     fn flush(&mut self) -> io::Result<()> {
+        if let StandardError::Thread { pipe, written } = self {
+            *pipe = None;
+            let _ = written.recv_timeout(LAST_WAIT);
+        }
         Ok(())
     }
 }

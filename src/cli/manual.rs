@@ -3,6 +3,9 @@
 //! They are written by a test. After a change that is meant, run `cargo test manual` with
 //! `SNAPSHOTS=overwrite` and look at the difference. `man/evecho-protocol.7` is written by hand.
 
+use std::collections::HashSet;
+use std::path::Path;
+
 use clap::{Command, CommandFactory};
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
@@ -10,7 +13,7 @@ use snapbox::{Data, assert_data_eq};
 
 use super::Cli;
 
-const README: &str = include_str!("../../README.md");
+const REFERENCE: &str = include_str!("../../docs/reference.md");
 const VERSION: &str = concat!("evecho ", env!("CARGO_PKG_VERSION"));
 
 /// A command line, and what it does.
@@ -34,6 +37,10 @@ const PAGES: [Page; 9] = [
             (
                 "evecho --framing lines --idle-timeout 5m",
                 "Answer whole lines, and close connections that were silent for five minutes.",
+            ),
+            (
+                "evecho --check-config --framing lines",
+                "Say what would be served, or what is wrong with the flags and variables, and exit.",
             ),
             (
                 "evecho --service upper --once",
@@ -160,16 +167,24 @@ const SIGNALS: [(&str, &str); 2] = [
         "SIGTERM, SIGINT, SIGHUP",
         "Drain: accept no new clients, answer what was received, and let those who are connected finish. In the \
          last quarter of --drain-timeout (at most 2 s) ask those who are still here to leave, then cut them off. A \
-         second signal ends the server at once. SIGHUP is ignored where it was ignored at the start, as under \
-         nohup(1).",
+         second signal ends the server at once. SIGHUP and SIGINT are ignored where they were ignored at the start, as \
+         under nohup(1) and in the background of a script. Without a terminal SIGHUP ends nothing: the server logs that \
+         settings are read at the start only, and that its log, on standard error, has no file to open again.",
     ),
     ("SIGUSR1", "Log all counters and gauges in one line, with --quiet too."),
 ];
 
+/// What the same signals do to the other commands.
+const STOP: &str = "\
+End the run: whatever it waits for, it reports what it has. A second signal ends it at once, with 128 and its number as \
+the exit code. What the run has started ends in any case, with all of its descendants. SIGHUP is ignored where it was \
+ignored at the start, as under nohup(1).";
+
 const ENVIRONMENT: &str = "\
 Each flag of the server can come from the environment. The command line wins, and an empty variable counts as not \
 set. Flags without a value take 1, yes, on or true, and 0, no, off or false. Where several values are possible, \
-commas separate them. The other commands read none of these.";
+commas separate them. A name that begins with EVECHO_ and is none of these is ignored, with a warning; so is what \
+Kubernetes sets for a Service and Docker for a linked container. The other commands read no variables.";
 
 const OTHER_VARIABLES: [(&str, &str); 4] = [
     ("RUST_LOG", "What to log, as in RUST_LOG=evecho=debug; overrides --verbose and --quiet."),
@@ -221,6 +236,8 @@ fn page(command: Command) -> String {
         text += &terms("SIGNALS", "", &SIGNALS);
         text += &environment(&command);
         text += &terms("FILES", "", &FILES);
+    } else if name(&command) != "evecho-completions" {
+        text += &terms("SIGNALS", "", &[(SIGNALS[0].0, STOP)]);
     }
     text += &examples(written);
     text += &see_also(written);
@@ -236,7 +253,12 @@ fn start(command: &Command) -> String {
     let about = first.to_lowercase() + rest.trim_end_matches('.');
     // No date: it would be that of the last release at best.
     Roff::new()
+        // No word is divided: a reader searches for it, or pastes it. HY is for versions of groff whose
+        // macros switch hyphenation on again.
+        .control("nr", ["HY", "0"])
         .control("TH", [name(command), "1", "\"\"", VERSION, "evecho"])
+        .control("nh", [])
+        .control("ad", ["l"])
         .control("SH", ["NAME"])
         .text([roman(format!("{} - {about}", name(command)))])
         .render()
@@ -257,11 +279,11 @@ fn flags(command: &Command) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// The command's row in the README, which another test tries.
+/// The command's row in the reference, which another test tries.
 fn exit_status(command: &Command) -> String {
     let start = format!("| `{}` |", name(command).replace('-', " "));
-    let row = README.lines().find_map(|line| line.strip_prefix(&start));
-    let row = row.unwrap_or_else(|| panic!("the README has no exit codes of {}", name(command)));
+    let row = REFERENCE.lines().find_map(|line| line.strip_prefix(&start));
+    let row = row.unwrap_or_else(|| panic!("the reference has no exit codes of {}", name(command)));
     let cells: Vec<String> =
         row.split('|').map(|cell| cell.trim().replace('`', "")).filter(|c| !c.is_empty()).collect();
     let codes: Vec<(&str, &str)> =
@@ -297,7 +319,9 @@ fn examples(page: &Page) -> String {
     section.control("SH", ["EXAMPLES"]);
     for (line, meaning) in page.examples {
         section.control("PP", []).text([roman(*meaning)]);
-        section.control("PP", []).control("RS", ["4"]).text([bold(*line)]).control("RE", []);
+        // Not filled, so that a line that is pasted is one line.
+        section.control("PP", []).control("RS", ["4"]).control("nf", []).text([bold(*line)]);
+        section.control("fi", []).control("RE", []);
     }
     section.render()
 }
@@ -354,5 +378,36 @@ fn the_page_written_by_hand_has_all_framings_and_services() {
         let end = named.find([' ', '"', '\n']).unwrap();
         let flag = named[..end].replace(r"\-", "-");
         assert!(argument(&flag).is_some(), "the page names --{flag}");
+    }
+}
+
+/// A page as it is on a terminal of this width; nothing where groff is not installed.
+fn rendered(path: &Path, width: usize) -> Option<String> {
+    let mut groff = std::process::Command::new("groff");
+    let output = groff.args(["-man", "-Tutf8", "-P-cbou"]).arg(format!("-rLL={width}n")).arg(path);
+    let output = output.output().ok()?;
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "", "{}", path.display());
+    Some(String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn what_is_searched_and_pasted_is_never_divided() {
+    let folder = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/man")).unwrap();
+    for path in folder.map(|entry| entry.unwrap().path()) {
+        let Some(wide) = rendered(&path, 1000) else {
+            return println!("skipped: groff is not installed");
+        };
+        let words: HashSet<&str> = wide.split_whitespace().collect();
+        for width in [56, 60, 66, 72, 78, 90, 100, 120] {
+            let narrow = rendered(&path, width).unwrap();
+            let words = narrow.split_whitespace().filter(|word| !words.contains(word));
+            assert_eq!(words.collect::<Vec<_>>(), [""; 0], "{} at {width}", path.display());
+            let name = path.file_stem().unwrap();
+            let page = PAGES.iter().find(|page| name == page.name);
+            for (line, _) in page.into_iter().flat_map(|page| page.examples) {
+                let found = narrow.lines().any(|one| one.trim() == *line);
+                assert!(found, "{line} in {} at {width}", path.display());
+            }
+        }
     }
 }

@@ -4,9 +4,12 @@
 //! calls the library. `evecho` without a command serves.
 
 mod check;
+mod check_config;
 mod compare;
 mod completions;
 mod environment;
+mod figure;
+mod inherited;
 mod load;
 mod log;
 #[cfg(test)]
@@ -14,6 +17,7 @@ mod manual;
 mod merge;
 mod output;
 mod ping;
+mod progress;
 mod send;
 mod serve;
 mod states;
@@ -21,15 +25,16 @@ mod supervise;
 mod units;
 
 use std::ffi::OsString;
+use std::net::{IpAddr, UdpSocket};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, ValueHint};
-use evecho::client::Cancel;
+use evecho::Transport;
 use evecho::client::target::{Family, Target};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::SIGUSR1;
 
 use output::complain;
 
@@ -64,7 +69,8 @@ enum Command {
 /// The server that a client talks to.
 #[derive(clap::Args)]
 struct TargetArgs {
-    /// The server: a name or address, with a port if that is not 12000, as in localhost:7 or [::1]:7
+    /// The server: a name or address, with a port if that is not 12000, as in localhost:7, [::1]:7 or
+    /// udp://localhost
     #[arg(value_name = "HOST[:PORT]", value_hint = ValueHint::Hostname)]
     target: Target,
     #[command(flatten)]
@@ -82,10 +88,31 @@ struct FamilyArgs {
     ipv6: bool,
 }
 
-impl From<TargetArgs> for Target {
-    fn from(args: TargetArgs) -> Target {
-        args.family.apply(args.target)
+impl TargetArgs {
+    /// The server, and what carries the bytes: what its scheme or --udp says, TCP otherwise. Datagrams
+    /// exclude the flag `streams`, if it is given.
+    fn resolve(self, command: &str, udp: bool, streams: Option<&str>) -> (Target, Transport) {
+        let mut target = self.family.apply(self.target);
+        let transport = transport(command, &mut target, udp.then_some(Transport::Udp));
+        if let (Some(Transport::Udp), Some(flag)) = (transport, streams) {
+            let sentence = format!(
+                "--udp (or udp://) and {flag} exclude each other: each datagram is a message"
+            );
+            usage(Some(command), ErrorKind::ArgumentConflict, &sentence);
+        }
+        (target, transport.unwrap_or(Transport::Tcp))
     }
+}
+
+/// Takes the scheme off a target: the transport that it names, or else the one that flags ask for.
+fn transport(command: &str, target: &mut Target, asked: Option<Transport>) -> Option<Transport> {
+    let named = target.take_transport();
+    if named.is_some() && asked.is_some() && named != asked {
+        let sentence =
+            "the scheme of the target and a flag name different transports: give one of them";
+        usage(Some(command), ErrorKind::ArgumentConflict, sentence);
+    }
+    named.or(asked)
 }
 
 impl FamilyArgs {
@@ -102,13 +129,13 @@ impl FamilyArgs {
 /// 1 run time, 2 usage (clap's own exit).
 pub(crate) fn run() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().collect();
-    let result = match arguments.get(1) {
+    let run = |()| match &arguments[..] {
         // Hidden from help and suggestions.
-        Some(word) if word == supervise::NAME => {
-            supervise::run(supervise::Args::parse_from(arguments.into_iter().skip(1)))
-        }
+        [_, word, command @ ..] if word == supervise::NAME => supervise::run(command),
+        [_, word] if word == states::OWN_NETWORK => states::try_own_network(),
         _ => command(arguments),
     };
+    let result = inherited::mend().map_err(Into::into).and_then(run);
     result.unwrap_or_else(|error| {
         complain(&output::sentence(&*error));
         ExitCode::from(1)
@@ -116,8 +143,10 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn command(arguments: Vec<OsString>) -> CommandResult {
-    let (cli, environment) = environment::parse(arguments).unwrap_or_else(|error| error.exit());
+    let (cli, environment) =
+        environment::parse(arguments).unwrap_or_else(|error| output::exit(&error));
     if !matches!(cli.command, None | Some(Command::Serve(_))) {
+        inherited::hear_of_children()?;
         flag_at_sigusr1()?;
     }
     match cli.command {
@@ -144,21 +173,16 @@ fn flag(field: &str) -> String {
 fn usage(command: Option<&str>, kind: ErrorKind, sentence: &str) -> ! {
     let mut cli = Cli::command();
     cli.build();
-    match command.and_then(|name| cli.find_subcommand_mut(name)) {
-        Some(command) => command.error(kind, sentence).exit(),
-        None => cli.error(kind, sentence).exit(),
-    }
+    output::exit(&match command.and_then(|name| cli.find_subcommand_mut(name)) {
+        Some(command) => command.error(kind, sentence),
+        None => cli.error(kind, sentence),
+    })
 }
 
-/// Cancels at SIGINT or SIGTERM. A second signal ends the program at once.
-fn cancel_at_signals() -> std::io::Result<Cancel> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        let code = 128 + signal;
-        signal_hook::flag::register_conditional_shutdown(signal, code, Arc::clone(&stop))?;
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
-    Ok(Cancel::from(stop))
+/// Checks that this machine can send from an address, which --from names.
+fn check_source(source: IpAddr) -> Result<(), String> {
+    let bound = UdpSocket::bind((source, 0));
+    bound.map(drop).map_err(|_| format!("--from {source}: this machine has no such address"))
 }
 
 /// A flag that SIGUSR1 sets, which asks a tool for its report so far. The signal never ends a client: one

@@ -1,7 +1,8 @@
 //! `evecho ping`: round-trip times, as `ping(8)` shows them, and a health check.
 
-use std::fmt;
 use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,20 +11,22 @@ use clap::ValueEnum;
 use clap::error::ErrorKind;
 use serde::Serialize;
 
+use super::figure::Figure;
 use super::output::{Output, complain, sentence};
 use super::serve::FramingArg;
-use super::{CommandResult, TargetArgs, cancel_at_signals, flag_at_sigusr1, units, usage};
+use super::{CommandResult, TargetArgs, check_source, flag_at_sigusr1, units, usage};
 use evecho::client::Cancel;
 use evecho::client::ping::{
     self, Config, ConfigError, Event, Pattern, Progress, Reason, Reply, Size, Summary,
 };
-use evecho::client::target::{LONGEST_WAIT, Target, Transport};
+use evecho::client::target::LONGEST_WAIT;
 use evecho::units::{milliseconds, time};
 
 /// Measure round-trip times, and find loss, duplicates, reordering and corruption.
 ///
 /// Goes on while the server is not there, with a line for each try, and connects again when it is
-/// back. Ends after --count pings, at the --deadline or at Ctrl-C, with a summary; SIGUSR1 prints the
+/// back. After a few losses in a row it resolves the name again and takes a new connection or, over UDP,
+/// a new socket: a server that has moved is found. Ends after --count pings, at the --deadline or at Ctrl-C, with a summary; SIGUSR1 prints the
 /// summary so far.
 ///
 /// The exit code is 0 when a ping was answered, whole and in time (with --count and --deadline: when
@@ -36,11 +39,11 @@ pub(crate) struct Args {
     /// Send each ping as a datagram
     #[arg(short, long)]
     udp: bool,
-    /// How the end of a ping is marked in a TCP stream
-    #[arg(short, long, value_enum, default_value_t = FramingArg::Raw, conflicts_with = "udp")]
-    framing: FramingArg,
+    /// How the end of a ping is marked in a TCP stream [default: raw]
+    #[arg(short, long, value_enum)]
+    framing: Option<FramingArg>,
     /// Send this many pings; with --deadline, until this many are answered
-    #[arg(short, long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short, long, value_name = "NUMBER", value_parser = units::count(1, u64::MAX))]
     count: Option<u64>,
     /// End after this time, whatever was sent and answered
     #[arg(short = 'w', long, value_name = "TIME", value_parser = units::timeout)]
@@ -70,6 +73,15 @@ pub(crate) struct Args {
     /// Print only the summary
     #[arg(short, long)]
     quiet: bool,
+    /// Send from this address of this machine
+    #[arg(long, value_name = "ADDRESS", visible_alias = "source", value_parser = units::address)]
+    from: Option<IpAddr>,
+    /// Mark what is sent with this code point: 0 to 63, or a name like ef, cs6, af41
+    #[arg(long, value_name = "DSCP", value_parser = dscp)]
+    dscp: Option<u8>,
+    /// Draw round-trip times over time, with losses, into this file, as SVG
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    figure: Option<PathBuf>,
     /// Print each event, and the summary, as a line of JSON, with times in nanoseconds
     #[arg(long)]
     json: bool,
@@ -98,12 +110,35 @@ fn size(text: &str) -> Result<Size, String> {
         .ok_or_else(|| format!("a ping has {} to {} bytes", Size::MIN, Size::MAX))
 }
 
+/// The code points that have names (RFC 8622, 2474, 2597, 5865, 3246), beside the classes.
+const NAMED: [(&str, u8); 5] = [("le", 1), ("be", 0), ("df", 0), ("va", 44), ("ef", 46)];
+
+fn dscp(text: &str) -> Result<u8, String> {
+    let name = text.to_ascii_lowercase();
+    let named = || NAMED.iter().find(|(known, _)| *known == name).map(|&(_, point)| point);
+    let class = || match (name.get(..2)?, name.get(2..)?.as_bytes()) {
+        ("cs", &[class @ b'0'..=b'7']) => Some((class - b'0') << 3),
+        ("af", &[class @ b'1'..=b'4', level @ b'1'..=b'3']) => {
+            Some(((class - b'0') << 3) + ((level - b'0') << 1))
+        }
+        _ => None,
+    };
+    let number = || text.parse().ok().filter(|point| *point <= 63);
+    named().or_else(class).or_else(number).ok_or_else(|| {
+        "give a number from 0 to 63, or a name: ef, va, le, df, cs0 to cs7, af11 to af43".to_owned()
+    })
+}
+
 impl Args {
     /// The checked configuration.
     fn config(self) -> Config {
-        let mut config = Config::new(self.target.into());
-        config.transport = if self.udp { Transport::Udp } else { Transport::Tcp };
-        config.framing = self.framing.into();
+        let framing = self.framing.map(|_| "--framing");
+        let (target, transport) = self.target.resolve("ping", self.udp, framing);
+        let mut config = Config::new(target);
+        config.transport = transport;
+        config.source = self.from;
+        config.dscp = self.dscp;
+        config.framing = self.framing.map_or(config.framing, Into::into);
         config.pattern = match self.pattern {
             PatternArg::Ascii => Pattern::Ascii,
             PatternArg::Binary => Pattern::Binary,
@@ -119,6 +154,7 @@ impl Args {
             let flags = match error {
                 ConfigError::BinaryLines => "--pattern binary and --framing lines: ",
                 ConfigError::BinaryUpper => "--pattern binary and --upper: ",
+                ConfigError::SourceFamily => "--from: ",
                 _ => "",
             };
             usage(Some("ping"), ErrorKind::ArgumentConflict, &format!("{flags}{error}"));
@@ -127,8 +163,8 @@ impl Args {
     }
 }
 
-/// Pings as the flags say. Unlike other commands it tells by the exit code that nobody answered (1)
-/// from everything else that can go wrong (2).
+/// Pings as the flags say. Unlike those of other commands, the exit code tells that nothing answered
+/// (1) from everything else that can go wrong (2).
 pub(crate) fn run(args: Args) -> CommandResult {
     ping(args).or_else(|error| {
         complain(&sentence(&*error));
@@ -137,9 +173,12 @@ pub(crate) fn run(args: Args) -> CommandResult {
 }
 
 fn ping(args: Args) -> CommandResult {
+    let figure = Figure::open(args.figure.as_deref())?;
     let mut printer = Printer {
         output: Output::plain(),
-        style: Style { quiet: args.quiet, json: args.json, timestamps: args.timestamps },
+        quiet: args.quiet,
+        json: args.json,
+        timestamps: args.timestamps,
         config: args.config(),
         peer: None,
         headed: false,
@@ -148,7 +187,8 @@ fn ping(args: Args) -> CommandResult {
         written: Ok(()),
     };
     let config = printer.config.clone();
-    let (cancel, report) = (cancel_at_signals()?, flag_at_sigusr1()?);
+    config.source.map_or(Ok(()), check_source)?;
+    let (cancel, report) = (Cancel::at_signals()?, flag_at_sigusr1()?);
     let summary = ping::run(&config, &cancel, |progress| {
         printer.progress(progress);
         if report.swap(false, Ordering::Relaxed) {
@@ -157,6 +197,9 @@ fn ping(args: Args) -> CommandResult {
         printer.cancel_unread(&cancel);
     })?;
     printer.summary(&summary);
+    if let Some(figure) = figure {
+        figure.write(&ping::svg(&config, &summary))?;
+    }
     let unread = printer.is_unread();
     printer.written?;
     if config.is_met_by(&summary) {
@@ -189,20 +232,14 @@ fn unanswered(config: &Config, summary: &Summary, trouble: Option<&(Reason, Stri
     }
 }
 
-/// How a run is printed.
-#[derive(Clone, Copy)]
-struct Style {
-    quiet: bool,
-    json: bool,
-    timestamps: bool,
-}
-
 /// Writes events and the summary to standard output.
 struct Printer {
     output: Output,
-    style: Style,
+    quiet: bool,
+    json: bool,
+    timestamps: bool,
     config: Config,
-    /// Who answers.
+    /// The server's address.
     peer: Option<String>,
     /// Whether the first line is written. It waits for the address.
     headed: bool,
@@ -216,23 +253,19 @@ struct Printer {
 impl Printer {
     fn progress(&mut self, progress: &Progress<'_>) {
         let Some(event) = progress.event else { return };
-        match event {
-            Event::Lost { reason, detail, .. } | Event::Disconnected { reason, detail } => {
-                self.trouble = Some((*reason, detail.clone()));
-            }
-            Event::Reply(Reply::Corrupt { .. } | Reply::Cut { .. }) => {
-                self.trouble = event.reason().map(|reason| (reason, String::new()));
-            }
-            _ => {}
+        if let (Some(reason), false) = (event.reason(), matches!(event, Event::Disconnected { .. }))
+        {
+            let detail = if let Event::Lost { detail, .. } = event { detail } else { "" };
+            self.trouble = Some((reason, detail.to_owned()));
         }
-        match (self.style.quiet, self.style.json) {
+        match (self.quiet, self.json) {
             (true, _) => {}
-            (false, true) => self.write(&Line::new(event, self.style.timestamps).to_string()),
+            (false, true) => self.write(&json(&Line::new(event, self.timestamps))),
             (false, false) => self.describe(event),
         }
     }
 
-    /// Ends a run that has no end once nobody reads it; any other comes to its verdict.
+    /// Ends a run that has no end once its output is closed; any other comes to its verdict.
     fn cancel_unread(&self, cancel: &Cancel) {
         if self.is_unread() || self.written.is_err() {
             cancel.cancel();
@@ -252,7 +285,7 @@ impl Printer {
 
     fn describe(&mut self, event: &Event) {
         let first = !self.headed;
-        if let Event::Connected { address } = event {
+        if let Event::Connected { address, .. } = event {
             self.peer = Some(address.to_string());
         }
         if first && !matches!(event, Event::Start { .. }) {
@@ -261,7 +294,9 @@ impl Printer {
             self.write(&header);
         }
         let line = match event {
-            Event::Connected { address } if !first => format!("connected to {address}"),
+            Event::Connected { address, local } if !first => {
+                format!("connected to {address} from {local}")
+            }
             Event::Reply(reply) => self.describe_reply(reply),
             Event::Lost { seq, reason: Reason::Timeout, detail } if detail.is_empty() => {
                 format!("seq={seq}: no reply within {}", time(self.config.wait))
@@ -271,7 +306,7 @@ impl Printer {
             Event::Disconnected { detail, .. } => format!("{detail}; the next ping connects again"),
             _ => return,
         };
-        let stamp = match self.style.timestamps {
+        let stamp = match self.timestamps {
             true => format!("[{:.6}] ", seconds_since_1970()),
             false => String::new(),
         };
@@ -279,41 +314,27 @@ impl Printer {
     }
 
     fn header(&self) -> String {
-        let transport = match self.config.transport {
-            Transport::Tcp => "TCP",
-            Transport::Udp => "UDP",
-        };
+        let transport = self.config.transport.name();
         let peer = self.peer.as_ref().map_or(String::new(), |peer| format!(" ({peer})"));
         let size = self.config.size.bytes();
         format!("PING {}{peer} over {transport}: {size} bytes", self.config.target)
     }
 
     fn describe_reply(&self, reply: &Reply) -> String {
-        let size = self.config.size.bytes();
-        let named = |seq: &Option<u64>| seq.map_or("seq=?".to_owned(), |seq| format!("seq={seq}"));
-        let (seq, time, remark) = match reply {
-            Reply::Echo { seq, time, reordered: false } => (seq, time, ""),
-            Reply::Echo { seq, time, reordered: true } => (seq, time, " (reordered)"),
-            Reply::Duplicate { seq, time } => (seq, time, " (duplicate)"),
-            Reply::Late { seq, time } => (seq, time, " (late: counted as lost)"),
-            Reply::Corrupt { seq, byte } => {
-                return format!("{}: corrupt: byte {byte} of {size} differs", named(seq));
+        match reply {
+            Reply::Corrupt { .. } | Reply::Cut { .. } | Reply::Stray => reply.to_string(),
+            _ => {
+                let peer = self.peer.as_deref().unwrap_or("?");
+                format!("{} bytes from {peer}: {reply}", self.config.size.bytes())
             }
-            Reply::Cut { seq, bytes } => {
-                return format!("{}: cut: {bytes} bytes came back, {size} were sent", named(seq));
-            }
-            // A stray, the last kind that there is.
-            _ => return "a reply to no recent ping".to_owned(),
-        };
-        let peer = self.peer.as_deref().unwrap_or("?");
-        format!("{size} bytes from {peer}: seq={seq} time={} ms{remark}", milliseconds(*time))
+        }
     }
 
     fn summary(&mut self, summary: &Summary) {
-        let text = if self.style.json {
-            json(&SummaryLine { event: "summary", target: &self.config.target, summary })
+        let text = if self.json {
+            json(&SummaryLine { event: "summary", target: self.config.target.to_string(), summary })
         } else {
-            let blank = if self.style.quiet { "" } else { "\n" };
+            let blank = if self.quiet { "" } else { "\n" };
             let text = describe_summary(summary, self.start.elapsed());
             format!("{blank}--- {} ping statistics ---\n{text}", self.config.target)
         };
@@ -341,12 +362,6 @@ impl<'a> Line<'a> {
     }
 }
 
-impl fmt::Display for Line<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&json(self))
-    }
-}
-
 /// As exact as `ping -D`, to a microsecond.
 fn seconds_since_1970() -> f64 {
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -356,14 +371,9 @@ fn seconds_since_1970() -> f64 {
 #[derive(Serialize)]
 struct SummaryLine<'a> {
     event: &'static str,
-    #[serde(serialize_with = "shown")]
-    target: &'a Target,
+    target: String,
     #[serde(flatten)]
     summary: &'a Summary,
-}
-
-fn shown<S: serde::Serializer>(value: &impl fmt::Display, to: S) -> Result<S::Ok, S::Error> {
-    to.collect_str(value)
 }
 
 fn json(value: &impl Serialize) -> String {
@@ -378,7 +388,7 @@ fn describe_summary(summary: &Summary, elapsed: Duration) -> String {
     for (count, what) in [
         (summary.waiting, "still on the way"),
         (summary.reordered, "reordered"),
-        (summary.duplicates, "duplicate"),
+        (summary.duplicates, "duplicates"),
         (summary.late, "late"),
         (summary.corrupt, "corrupt"),
         (summary.cut, "cut"),
@@ -389,12 +399,19 @@ fn describe_summary(summary: &Summary, elapsed: Duration) -> String {
         }
     }
     text += &format!(", in {} ms", elapsed.as_millis());
+    let lost_by = summary.lost_by.iter().map(|(reason, count)| format!("{count} {reason}"));
+    if *lost > 0 {
+        text += &format!("\nlost: {}", lost_by.collect::<Vec<_>>().join(", "));
+    }
     if let Some(times) = &summary.times {
         let latency = &times.latency;
         let [min, avg, mdev] = [latency.min, latency.mean, times.mdev].map(milliseconds);
         let [p50, p90, p99, max] = [latency.p50, latency.p90, latency.p99, latency.max]
             .map(|time| milliseconds(time.unwrap_or_default()));
         text += &format!("\nrtt min/avg/max/mdev = {min}/{avg}/{max}/{mdev} ms");
+        if let Some(jitter) = times.jitter {
+            text += &format!(", jitter {} ms", milliseconds(jitter));
+        }
         text += &format!("\nrtt p50/p90/p99 = {p50}/{p90}/{p99} ms");
     }
     text

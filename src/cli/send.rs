@@ -13,7 +13,6 @@ use super::serve::FramingArg;
 use super::{CommandResult, TargetArgs, units};
 use evecho::client::Cancel;
 use evecho::client::send::{self, Config, Input, Progress, Tally};
-use evecho::client::target::Transport;
 
 /// Send messages, or standard input, and print what comes back.
 ///
@@ -22,8 +21,8 @@ use evecho::client::target::Transport;
 /// own line.
 ///
 /// The exit code is 0 when everything came back: a reply to each message or, where nothing marks
-/// the end of a message (--raw, --framing raw), as many bytes as were sent. Otherwise it is 1, and 2
-/// on wrong usage.
+/// the end of a message (--raw, --framing raw), as many bytes as were sent. Otherwise, and when Ctrl-C
+/// ends it, it is 1, and 2 on wrong usage.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -34,10 +33,9 @@ pub(crate) struct Args {
     /// Send each message as a datagram, from a port of its own
     #[arg(short, long)]
     udp: bool,
-    /// How the end of a message is marked in a TCP stream
-    #[arg(short, long, value_enum, default_value_t = FramingArg::Lines)]
-    #[arg(conflicts_with_all = ["udp", "raw"])]
-    framing: FramingArg,
+    /// How the end of a message is marked in a TCP stream [default: lines]
+    #[arg(short, long, value_enum, conflicts_with = "raw")]
+    framing: Option<FramingArg>,
     /// Send all of standard input as it is: over TCP as a stream, half-closed at its end, over UDP
     /// as one datagram
     #[arg(short, long, conflicts_with = "messages")]
@@ -57,14 +55,15 @@ pub(crate) fn run(args: Args) -> CommandResult {
         messages if messages.is_empty() => Input::Lines(input),
         messages => Input::Messages(messages.into_iter().map(OsString::into_vec).collect()),
     };
-    let mut config = Config::new(args.target.into());
-    config.transport = if args.udp { Transport::Udp } else { Transport::Tcp };
-    config.framing = args.framing.into();
+    let framing = args.framing.map(|_| "--framing");
+    let (target, transport) = args.target.resolve("send", args.udp, framing);
+    let mut config = Config::new(target);
+    config.transport = transport;
+    config.framing = args.framing.map_or(config.framing, Into::into);
     config.timeout = args.timeout;
     let wait = evecho::units::time(args.timeout);
-    // Ctrl-C ends it at once, as any filter.
-    let never = Cancel::default();
-    let tally = send::run(&config, input, output, &never, |progress| {
+    let cancel = Cancel::at_signals()?;
+    let tally = send::run(&config, input, output, &cancel, |progress| {
         if let Progress::Lost { message } = progress {
             complain(&format!("message {message}: no reply within {wait}"));
         }
@@ -79,5 +78,9 @@ fn conclude(config: &Config, tally: Tally) -> ExitCode {
             tally.received, config.target
         ));
     }
-    ExitCode::from(u8::from(tally.lost > 0))
+    if tally.cancelled {
+        let Tally { sent, received, .. } = tally;
+        complain(&format!("stopped after {sent} bytes were sent and {received} came back"));
+    }
+    ExitCode::from(u8::from(tally.lost > 0 || tally.cancelled))
 }

@@ -15,14 +15,22 @@ use evecho::{
 };
 use log::{LevelFilter, error, warn};
 
+use super::CommandResult;
+use super::check_config;
 use super::environment::Environment;
 use super::log::Format;
-use super::output::sentence;
-use super::{CommandResult, units};
+use super::output::{is_read_by_journald, sentence};
+use super::units::{self, count, number};
 
 /// The server's flags.
 #[derive(clap::Args)]
 pub(crate) struct Args {
+    /// Print what would be served, with which limits and for which clients, or what is wrong, and exit
+    ///
+    /// Binds nothing, so that it can be tried beside a server that runs. The exit code is 0 if the configuration is
+    /// valid. Whether addresses are there and ports are free, only a start tells.
+    #[arg(long)]
+    check_config: bool,
     #[command(flatten)]
     sockets: SocketArgs,
     #[command(flatten)]
@@ -41,12 +49,15 @@ pub(crate) struct Args {
 #[command(next_help_heading = "Where to listen")]
 struct SocketArgs {
     /// TCP and UDP port; 0 picks a free one and prints it
-    #[arg(short, long, env = "EVECHO_PORT", default_value_t = 12000)]
+    #[arg(short, long, env = "EVECHO_PORT", default_value_t = 12000, value_parser = number(0, u16::MAX))]
     port: u16,
     /// Bind this address; may be given several times [default: every interface, IPv4 and IPv6]
     ///
     /// An IP address or a host name, with a port if it is not --port: 127.0.0.1, ::1,
     /// localhost, 127.0.0.1:7, '[::1]:7', fe80::1%eth0.
+    ///
+    /// :: is every address, IPv6 and IPv4, whatever net.ipv6.bindv6only says. It is for IPv6 alone beside an IPv4
+    /// address on the same port, and for IPv4 alone where there is no IPv6. 0.0.0.0 is every IPv4 address.
     #[arg(long, value_name = "ADDR[:PORT]", env = "EVECHO_BIND", value_delimiter = ',', value_parser = bound)]
     bind: Vec<Bound>,
     /// Serve TCP only
@@ -56,22 +67,32 @@ struct SocketArgs {
     #[arg(long, env = "EVECHO_UDP_ONLY")]
     udp_only: bool,
     /// Connections that may wait to be accepted, as far as the system allows
-    #[arg(long, value_name = "N", env = "EVECHO_BACKLOG", default_value_t = 4096)]
+    #[arg(long, value_name = "N", env = "EVECHO_BACKLOG", default_value_t = 4096, value_parser = count(0, u32::MAX))]
     backlog: u32,
     /// Let several processes share the port (SO_REUSEPORT)
     #[arg(long, env = "EVECHO_REUSE_PORT")]
     reuse_port: bool,
-    /// Serve monitors here over HTTP: /metrics (OpenMetrics), /livez and /readyz [default: off]
+    /// Serve monitors here over HTTP: /metrics (Prometheus), /livez and /readyz [default: off]
     ///
-    /// An IP address and a port; port 0 picks a free one and prints it. Any client that reaches it can read all
-    /// counters: choose an address of this machine, such as 127.0.0.1:9100, or of a private network. For the event loop only.
+    /// An IP address or a host name, and a port; port 0 picks a free one and prints it. '[::]:12100' is every address,
+    /// IPv6 and IPv4, as with --bind; 0.0.0.0:12100 is every IPv4 address. Any client that reaches it can read all
+    /// counters: choose an address of this machine, such as 127.0.0.1:12100, or of a private network. For the event loop only.
     #[arg(long, value_name = "ADDR:PORT", env = "EVECHO_METRICS", value_parser = monitored)]
     metrics: Option<SocketAddr>,
 }
 
+/// The address of the port for monitors: the first of a name that has several.
 fn monitored(text: &str) -> Result<SocketAddr, String> {
-    text.parse()
-        .map_err(|_| "give an IP address and a port: 127.0.0.1:9100, or '[::1]:9100'".to_owned())
+    if text.trim_start_matches(':').parse::<u16>().is_ok() {
+        return Err(
+            "give an address, too: 127.0.0.1:12100; or '[::]:12100' for every address".to_owned()
+        );
+    }
+    let addresses = BindAddress::resolve(text).map_err(|error| error.to_string())?;
+    let address = addresses.first().and_then(BindAddress::socket_addr);
+    address.ok_or_else(|| {
+        "give a port, too: 127.0.0.1:12100, localhost:12100, '[::1]:12100'".to_owned()
+    })
 }
 
 /// The addresses that one `--bind` means: a name may have several.
@@ -109,20 +130,20 @@ struct LimitArgs {
     ///
     /// The threaded design also needs a thread for each. The iterative design serves one at a time,
     /// whatever this says.
-    #[arg(long, value_name = "N", env = "EVECHO_MAX_CONNECTIONS")]
+    #[arg(long, value_name = "N", env = "EVECHO_MAX_CONNECTIONS", value_parser = count(NonZeroUsize::MIN, NonZeroUsize::MAX))]
     max_connections: Option<NonZeroUsize>,
     /// Leave this many descriptors free for other purposes
-    #[arg(long, value_name = "N", env = "EVECHO_SPARE_FILES", default_value_t = 32)]
+    #[arg(long, value_name = "N", env = "EVECHO_SPARE_FILES", default_value_t = 32, value_parser = count(0, usize::MAX))]
     spare_files: usize,
     /// Most TCP connections at a time from one IPv4 address or IPv6 /64; others are closed [default: no limit]
     ///
     /// The iterative design serves one at a time, whatever this says.
-    #[arg(long, value_name = "N", env = "EVECHO_PER_SOURCE_CONNECTIONS")]
+    #[arg(long, value_name = "N", env = "EVECHO_PER_SOURCE_CONNECTIONS", value_parser = count(NonZeroUsize::MIN, NonZeroUsize::MAX))]
     per_source_connections: Option<NonZeroUsize>,
     /// Close a connection when no bytes have moved for this time; 0 never does
     #[arg(long, value_name = "TIME", env = "EVECHO_IDLE_TIMEOUT", default_value = "0", value_parser = units::duration)]
     idle_timeout: Duration,
-    /// Keep serving for this time after SIGTERM, SIGINT or SIGHUP, before the drain; a second signal ends at once
+    /// Keep serving for this time after SIGTERM or SIGINT, before the drain; a second signal ends at once
     ///
     /// For load balancers that take a while to notice that the server is not ready any more.
     #[arg(long, value_name = "TIME", env = "EVECHO_DRAIN_DELAY", default_value = "0", value_parser = units::duration)]
@@ -141,7 +162,7 @@ struct LimitArgs {
     #[arg(long, value_name = "SIZE", env = "EVECHO_MAX_BUFFERED", default_value = "64m", value_parser = units::size)]
     max_buffered: u64,
     /// Most UDP replies per second to one remote IPv4 address or IPv6 /64; 0 is no limit
-    #[arg(long, value_name = "N", env = "EVECHO_UDP_RATE", default_value_t = 10_000)]
+    #[arg(long, value_name = "N", env = "EVECHO_UDP_RATE", default_value_t = 10_000, value_parser = units::limit)]
     udp_rate: u32,
     /// Ignore datagrams from these source ports, besides our own; or 'none'
     #[arg(long, value_name = "PORTS", env = "EVECHO_GUARD_PORTS", default_value_t)]
@@ -173,7 +194,7 @@ struct ImpairmentArgs {
     #[arg(long, value_name = "PERCENT", env = "EVECHO_CORRUPT", default_value_t)]
     corrupt: Probability,
     /// Seed of the random generator: the same seed does the same to the same replies [default: random, and logged]
-    #[arg(long, value_name = "N", env = "EVECHO_SEED")]
+    #[arg(long, value_name = "N", env = "EVECHO_SEED", value_parser = number(0, u64::MAX))]
     seed: Option<u64>,
 }
 
@@ -200,7 +221,7 @@ struct LogArgs {
     #[arg(long, value_name = "FORMAT", env = "EVECHO_LOG_FORMAT", value_enum, default_value_t = LogFormatArg::Auto)]
     log_format: LogFormatArg,
     /// Log more: -v how each connection ended, -vv each step
-    #[arg(short, long, env = "EVECHO_VERBOSE", action = clap::ArgAction::Count)]
+    #[arg(short, long, env = "EVECHO_VERBOSE", action = clap::ArgAction::Count, value_parser = number(0, u8::MAX))]
     verbose: u8,
     /// Log errors only, whatever -v says
     #[arg(short, long, env = "EVECHO_QUIET")]
@@ -271,16 +292,22 @@ impl From<DesignArg> for Design {
 pub(crate) fn run(args: Args, environment: &Environment) -> CommandResult {
     // First of all: it changes the environment, which no other thread may read meanwhile.
     let inherited = evecho::inherited_sockets();
+    // Before there is a thread, which keeps them.
+    super::inherited::block_signals()?;
     let format = args.log.format();
-    super::log::start(args.log.level(), format);
+    let level = args.log.level();
+    // What a check finds is printed even where the log of the server would be quiet.
+    let level = if args.check_config { level.max(LevelFilter::Warn) } else { level };
+    super::log::start(level, format, environment);
     let result = serve(args, inherited, environment);
-    if let (Err(error), Format::Json | Format::Journal) = (&result, format) {
+    match (result.as_ref().map_err(|error| sentence(&**error)), format) {
+        (Ok(_), _) => {}
+        (Err(failed), Format::Text) => super::log::complain(&failed),
         // A program that reads the log line by line reads this too.
-        error!(event = "failed"; "{}", sentence(&**error));
-        super::log::flush();
-        return Ok(ExitCode::from(1));
+        (Err(failed), Format::Json | Format::Journal) => error!(event = "failed"; "{failed}"),
     }
-    result
+    super::log::flush();
+    result.or(Ok(ExitCode::from(1)))
 }
 
 fn serve(
@@ -298,39 +325,61 @@ fn serve(
             "the limit on open files stays as it is: {error}"
         );
     }
+    if let Some(seconds) = super::inherited::cpu_limit() {
+        warn!(
+            event = "cpu_time_limited",
+            seconds = seconds;
+            "the kernel ends this server after {seconds} s of CPU time (RLIMIT_CPU, ulimit -t)"
+        );
+    }
     let sockets = inherited?;
-    let server = match set_up(config(args, environment), sockets, environment) {
-        Ok(server) => server,
-        Err(error @ Error::Config(_)) => {
-            super::usage(None, ErrorKind::ValueValidation, &environment.sentence(&error))
-        }
-        Err(error) => return Err(environment.sentence(&error).into()),
-    };
-    let ended = server.run();
-    super::log::flush();
-    ended?;
+    let check_config = args.check_config;
+    let config = config(args, environment);
+    if !sockets.is_empty() {
+        refuse_to_bind(environment);
+    }
+    if check_config {
+        let preview = refused(Server::preview(config.clone(), &sockets), environment)?;
+        check_config::print(&config, &preview, !sockets.is_empty(), &environment.names())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let server = refused(set_up(config, sockets), environment)?;
+    server.run()?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Flags that say what to bind.
 const BINDING: [&str; 5] = ["port", "bind", "tcp-only", "udp-only", "reuse-port"];
 
-/// Binds sockets, unless some are inherited. Those stay open when this process ends, in the process that
-/// passed them.
-fn set_up(
-    mut config: Config,
-    inherited: Vec<OwnedFd>,
+/// What could be set up, or the sentence of what could not. Ends the process if the config is wrong.
+fn refused<T>(
+    outcome: Result<T, Error>,
     environment: &Environment,
-) -> Result<Server, Error> {
-    if inherited.is_empty() {
-        return Server::bind(config);
-    }
+) -> Result<T, Box<dyn std::error::Error>> {
+    outcome.map_err(|error| match error {
+        Error::Config(_) => {
+            super::usage(None, ErrorKind::ValueValidation, &environment.sentence(&error))
+        }
+        _ => environment.sentence(&error).into(),
+    })
+}
+
+/// Ends the process if a flag says what to bind, while the sockets are inherited.
+fn refuse_to_bind(environment: &Environment) {
     if let Some(flag) = BINDING.into_iter().find(|flag| environment.gives(flag)) {
         let sentence = format!(
             "{} says what to bind, but the sockets are inherited (LISTEN_FDS) and already bound: leave it out, and set it where they are bound, such as in a socket unit",
             environment.name(flag)
         );
         super::usage(None, ErrorKind::ArgumentConflict, &sentence);
+    }
+}
+
+/// Binds sockets, unless some are inherited. Those stay open when this process ends, in the process that
+/// passed them.
+fn set_up(mut config: Config, inherited: Vec<OwnedFd>) -> Result<Server, Error> {
+    if inherited.is_empty() {
+        return Server::bind(config);
     }
     config.hand_over = true;
     Server::adopt(config, inherited)
@@ -339,7 +388,7 @@ fn set_up(
 impl LogArgs {
     fn format(&self) -> Format {
         match self.log_format {
-            LogFormatArg::Auto if super::log::is_read_by_journald() => Format::Journal,
+            LogFormatArg::Auto if is_read_by_journald() => Format::Journal,
             LogFormatArg::Auto | LogFormatArg::Text => Format::Text,
             LogFormatArg::Json => Format::Json,
         }
@@ -356,7 +405,7 @@ impl LogArgs {
 }
 
 fn config(args: Args, environment: &Environment) -> Config {
-    let Args { sockets, conversation, limits, impairments, how, log: _ } = args;
+    let Args { sockets, conversation, limits, impairments, how, log: _, check_config: _ } = args;
     let mut config = Config::default();
     config.design = how.design.into();
     config.port = sockets.port;
@@ -399,18 +448,11 @@ fn config(args: Args, environment: &Environment) -> Config {
     config
 }
 
-fn transport(tcp_only: bool, udp_only: bool, environment: &Environment) -> Transport {
-    match (tcp_only, udp_only) {
-        (true, true) => {
-            let sentence = format!(
-                "{} and {} leave nothing to serve; give one of them",
-                environment.name("tcp-only"),
-                environment.name("udp-only")
-            );
-            super::usage(None, ErrorKind::ArgumentConflict, &sentence)
-        }
-        (true, false) => Transport::Tcp,
-        (false, true) => Transport::Udp,
-        (false, false) => Transport::Both,
+fn transport(tcp_only: bool, udp_only: bool, environment: &Environment) -> Option<Transport> {
+    if tcp_only && udp_only {
+        let [tcp, udp] = ["tcp-only", "udp-only"].map(|flag| environment.name(flag));
+        let sentence = format!("{tcp} and {udp} leave nothing to serve; give one of them");
+        super::usage(None, ErrorKind::ArgumentConflict, &sentence);
     }
+    tcp_only.then_some(Transport::Tcp).or(udp_only.then_some(Transport::Udp))
 }

@@ -1,28 +1,28 @@
 //! `evecho states`: shows how both ends of a connection change state.
 
-use std::fmt::Write as _;
-use std::io::{self, BufRead, Write};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::IpAddr;
-use std::process::ExitCode;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use anstyle::{AnsiColor, Style};
 use clap::error::ErrorKind;
 use evecho::client::Cancel;
-use evecho::client::process::{CommandError, ServerCommand};
+use evecho::client::process::ServerCommand;
 use evecho::client::states::{
-    self, Config, End, Needs, Outcome, Own, Progress, Report, SCENARIOS, Scenario, ScenarioReport,
-    Segment, Side, State, Step, Subject,
+    self, Config, End, Header, Needs, Outcome, Progress, Remark, Report, SCENARIOS, Scenario,
+    ScenarioReport, Segment, Side, State, Step, Subject,
 };
 use evecho::client::target::Target;
-use evecho::{Design, Framing};
-use serde::Serialize;
+use evecho::{Design, Framing, Transport};
 
-use super::output::Output;
+use super::figure::Figure;
+use super::output::{BAD, BOLD, DIM, GOOD, ODD, Output};
 use super::serve::{DesignArg, FramingArg};
-use super::{CommandResult, FamilyArgs, cancel_at_signals, supervise, units, usage};
+use super::{CommandResult, FamilyArgs, supervise, units, usage};
 
 /// Show how both ends of a TCP connection change state, step by step
 ///
@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     family: FamilyArgs,
     /// Start this server for each scenario, on loopback; {port} in the command stands for its port
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", value_hint = clap::ValueHint::CommandString)]
     start: Option<ServerCommand>,
     /// Design of the server of its own [default: the one that a scenario is about, or event-loop]
     #[arg(long, value_enum, conflicts_with = "start")]
@@ -56,6 +56,17 @@ pub(crate) struct Args {
     /// Most time that a state may take to come
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = units::timeout)]
     timeout: Duration,
+    /// Show the segments as they are on the wire, with their numbers; this takes CAP_NET_RAW, or a network
+    /// of its own, which it makes where it starts the server
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = Segments::Auto)]
+    #[arg(num_args = 0..=1, default_missing_value = "always", require_equals = true)]
+    segments: Segments,
+    /// Show sequence numbers as they are on the wire, and not since the SYN
+    #[arg(long)]
+    absolute: bool,
+    /// Draw what was shown as ladders, time going down: SVG
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    figure: Option<PathBuf>,
     /// Wait for Enter after each step
     #[arg(long, conflicts_with = "json")]
     step: bool,
@@ -65,6 +76,55 @@ pub(crate) struct Args {
     /// List the scenarios, and show none
     #[arg(long)]
     list: bool,
+}
+
+/// Whether segments are seen on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Segments {
+    /// Where that is possible
+    Auto,
+    /// Always, or it ends
+    Always,
+    /// Never: those are shown that make such a change of states
+    Never,
+}
+
+impl Segments {
+    /// Sees to it that segments can be seen, if they are to be: whether they are, or why not.
+    fn prepare(self, starts_server: bool) -> Result<bool, String> {
+        if self == Self::Never {
+            return Ok(false);
+        }
+        let seen = match states::sees_segments() {
+            Err(error) if starts_server => own_network().map_err(|_| error),
+            seen => seen,
+        };
+        let or =
+            if starts_server { ", or namespaces of its own, which the system refuses" } else { "" };
+        seen.map(|()| true)
+            .map_err(|error| format!("seeing segments on the wire takes CAP_NET_RAW{or} ({error})"))
+    }
+}
+
+/// The only word of the command line of a try; see [`own_network`].
+pub(super) const OWN_NETWORK: &str = "__own-network";
+
+/// Moves this process into a network of its own, in which it sees segments. A process that has failed half-way
+/// would have no network at all, so another one tries it first.
+fn own_network() -> io::Result<()> {
+    let mut this = Command::new(std::env::current_exe()?);
+    let quiet = this.arg(OWN_NETWORK).stdin(Stdio::null()).stderr(Stdio::null());
+    if !quiet.status()?.success() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    states::enter_own_network()
+}
+
+/// The try.
+pub(super) fn try_own_network() -> CommandResult {
+    states::enter_own_network()?;
+    states::sees_segments()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A server, or the name of a scenario.
@@ -78,7 +138,7 @@ impl FromStr for Word {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(scenario) = Scenario::named(text) {
+        if let Some(scenario) = SCENARIOS.iter().find(|scenario| scenario.name == text) {
             return Ok(Self::Scenario(scenario));
         }
         // A name alone could be a host too: it is taken for a scenario that is misspelt.
@@ -97,12 +157,16 @@ impl Args {
             match word {
                 Word::Scenario(scenario) => scenarios.push(*scenario),
                 Word::Server(server) if index == 0 => {
-                    target = Some(self.family.apply(server.clone()))
+                    let mut server = self.family.apply(server.clone());
+                    if server.take_transport() == Some(Transport::Udp) {
+                        wrong("states are those of TCP connections: UDP has none");
+                    }
+                    target = Some(server);
                 }
                 Word::Server(_) => wrong("the server, HOST:PORT, goes before the scenarios"),
             }
         }
-        let subject = match (target, &self.start) {
+        let mut config = Config::new(match (target, &self.start) {
             (Some(_), Some(_)) => wrong(
                 "HOST:PORT is a server that runs, and --start starts another: give one of them",
             ),
@@ -111,9 +175,9 @@ impl Args {
             }
             (Some(target), None) => Subject::Address(target),
             (None, Some(command)) => Subject::Command(command.clone()),
-            (None, None) => Subject::Own(own(self.family.ipv6)?),
-        };
-        let mut config = Config::new(subject);
+            (None, None) => Subject::Command(own(self.family.ipv6)?),
+        });
+        config.arguments = self.start.is_none().then_some(arguments);
         config.scenarios = scenarios;
         config.design = self.design.map(Design::from);
         config.framing = self.framing.into();
@@ -128,136 +192,109 @@ fn wrong(sentence: &str) -> ! {
 }
 
 /// This program again, as a server on loopback.
-fn own(ipv6: bool) -> Result<Own, Box<dyn std::error::Error>> {
-    let program = std::env::current_exe()?;
-    let program = program.to_str().and_then(|program| shlex::try_quote(program).ok());
-    let program = program.ok_or("the path of evecho is not text: move it elsewhere")?.into_owned();
+fn own(ipv6: bool) -> Result<ServerCommand, Box<dyn std::error::Error>> {
+    let program = supervise::program()?;
     let bind = if ipv6 { "::1" } else { "127.0.0.1" };
-    Ok(Own(Arc::new(move |needs| own_command(&program, bind, needs))))
+    Ok(format!("{program} --port {{port}} --bind {bind} --tcp-only --quiet").parse()?)
 }
 
-fn own_command(program: &str, bind: &str, needs: &Needs) -> Result<ServerCommand, CommandError> {
+fn arguments(needs: &Needs) -> Vec<String> {
     let framing = match needs.framing {
         Framing::Lines => "lines",
         Framing::LengthPrefixed => "length",
         _ => "raw",
     };
-    let mut command = format!(
-        "{program} --port {{port}} --bind {bind} --tcp-only --quiet --design {} --framing {framing}",
-        needs.design
-    );
-    let numbers = [("--backlog", needs.backlog), ("--max-connections", needs.max_connections)];
-    for (flag, number) in numbers {
-        if let Some(number) = number {
-            let _ = write!(command, " {flag} {number}");
-        }
-    }
-    if needs.once {
-        command += " --once";
-    }
-    command.parse()
+    let mut arguments = vec![format!("--design={}", needs.design), format!("--framing={framing}")];
+    arguments.extend(needs.backlog.map(|backlog| format!("--backlog={backlog}")));
+    arguments.extend(needs.max_connections.map(|most| format!("--max-connections={most}")));
+    arguments.extend(needs.once.then(|| "--once".to_owned()));
+    arguments
 }
 
 /// Plays the scenarios, and prints what is to be seen.
 pub(crate) fn run(args: &Args) -> CommandResult {
     let mut out = Output::new(anstream::stdout());
     if args.list {
-        for Scenario { name, about, .. } in &SCENARIOS {
-            writeln!(out, "{BOLD}{name:14}{BOLD:#} {about}")?;
-        }
+        write_list(&mut out)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let config = args.config()?;
-    let cancel = cancel_at_signals()?;
-    let report = if args.json {
-        let report = states::run(&config, &cancel, |_| {})?;
-        let document = Document { evecho: env!("CARGO_PKG_VERSION"), report: &report };
-        serde_json::to_writer_pretty(&mut out, &document)?;
-        writeln!(out)?;
-        report
-    } else {
-        text(&mut out, &config, &cancel, args.step)?
+    let mut config = args.config()?;
+    // Before any thread is started: a process with threads cannot enter a namespace of users.
+    let seen = args.segments.prepare(matches!(config.subject, Subject::Command(_)));
+    config.segments = seen == Ok(true);
+    let unseen = match seen.err() {
+        Some(why) if args.segments == Segments::Always => return Err(why.into()),
+        unseen => unseen,
     };
+    let figure = Figure::open(args.figure.as_deref())?;
+    let cancel = Cancel::at_signals()?;
+    // A descriptor of our own: the standard one keeps a buffer, and `poll` cannot see into it.
+    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut input = BufReader::new(cancel.reader(input));
+    let mut steps = 0;
+    let report = states::run(&config, &cancel, |progress| {
+        out.follow(&cancel, |out| match progress {
+            _ if args.json => Ok(()),
+            Progress::Begins(scenario) => {
+                steps = 0;
+                writeln!(out, "{BOLD}{}{BOLD:#}: {}\n", scenario.name, scenario.about)
+            }
+            Progress::Step(step) => {
+                steps += 1;
+                write_step(out, steps, step, args.absolute)?;
+                if args.step { wait_for_enter(&mut input) } else { Ok(()) }
+            }
+            Progress::Ended(report) => write_outcome(out, report),
+            _ => Ok(()),
+        });
+    })?;
+    out.conclude(|out| match args.json {
+        true => out.json(&report),
+        false => {
+            write_counts(out, &report)?;
+            unseen.iter().try_for_each(|why| {
+                writeln!(out, "{DIM}The segments are told from the states: {why}{DIM:#}")
+            })
+        }
+    })?;
+    if let Some(figure) = figure {
+        figure.write(&report.figure())?;
+    }
     Ok(ExitCode::from(u8::from(!report.is_good())))
 }
 
-/// The JSON document: the report and who made it.
-#[derive(Serialize)]
-struct Document<'a> {
-    evecho: &'static str,
-    #[serde(flatten)]
-    report: &'a Report,
+fn write_list(out: &mut impl Write) -> io::Result<()> {
+    SCENARIOS.iter().try_for_each(|Scenario { name, about, .. }| {
+        writeln!(out, "{BOLD}{name:14}{BOLD:#} {about}")
+    })
 }
 
-// ---- for people
-
-const BOLD: Style = Style::new().bold();
-const DIM: Style = Style::new().dimmed();
-const GOOD: Style = AnsiColor::Green.on_default();
-const BAD: Style = AnsiColor::Red.on_default().bold();
-const ODD: Style = AnsiColor::Yellow.on_default();
-
-fn text(
-    out: &mut Output<impl Write>,
-    config: &Config,
-    cancel: &Cancel,
-    step: bool,
-) -> Result<Report, Box<dyn std::error::Error>> {
-    let mut written = Ok(());
-    let mut steps = 0;
-    let report = states::run(config, cancel, |progress| {
-        if written.is_ok() {
-            written = match progress {
-                Progress::Begins(scenario) => {
-                    steps = 0;
-                    writeln!(out, "{BOLD}{}{BOLD:#}: {}\n", scenario.name, scenario.about)
-                }
-                Progress::Step(taken) => {
-                    steps += 1;
-                    write_step(out, steps, taken).and_then(|()| match step {
-                        true => wait_for_enter(cancel),
-                        false => Ok(()),
-                    })
-                }
-                Progress::Ended(report) => write_outcome(out, report),
-                _ => Ok(()),
-            };
-        }
-        if out.is_closed() {
-            cancel.cancel();
-        }
-    })?;
-    written?;
+fn write_counts(out: &mut impl Write, report: &Report) -> io::Result<()> {
     let Report { shown, failed, not_shown, .. } = report;
     let style = if report.is_good() { GOOD } else { BAD };
     let stopped = if report.stopped { "; stopped early" } else { "" };
-    writeln!(
-        out,
-        "{style}{shown} shown, {failed} failed, {not_shown} not shown{stopped}{style:#}"
-    )?;
-    Ok(report)
+    writeln!(out, "{style}{shown} shown, {failed} failed, {not_shown} not shown{stopped}{style:#}")
 }
 
-/// Enter, or the end of the input; Ctrl-C with Enter ends the run.
-fn wait_for_enter(cancel: &Cancel) -> io::Result<()> {
-    if cancel.is_cancelled() {
-        return Ok(());
-    }
+/// Enter, the end of the input, or the end of the run.
+fn wait_for_enter(input: &mut impl BufRead) -> io::Result<()> {
     let mut terminal = io::stderr();
-    // Nobody to tell is no reason to end.
+    // A terminal that cannot be written to is no reason to end.
     let _ = write!(terminal, "Enter: the next step ").and_then(|()| terminal.flush());
-    io::stdin().lock().read_line(&mut String::new()).map(|_| ())
+    input.read_line(&mut String::new()).map(|_| ())
 }
 
 fn write_outcome(out: &mut impl Write, report: &ScenarioReport) -> io::Result<()> {
     let name = report.name;
     match &report.outcome {
-        Outcome::Shown => writeln!(out, "{GOOD}{name}: shown{GOOD:#}\n"),
+        Outcome::Passed => writeln!(out, "{GOOD}{name}: shown{GOOD:#}\n"),
         Outcome::Failed { expected, seen } => writeln!(
             out,
             "{BAD}{name}: FAILED{BAD:#}\n  expected: {expected}\n  seen:     {seen}\n"
         ),
-        Outcome::NotShown { reason } => writeln!(out, "{ODD}{name}: not shown: {reason}{ODD:#}\n"),
+        Outcome::Skipped { reason } | Outcome::NotGraded { reason } => {
+            writeln!(out, "{ODD}{name}: not shown: {reason}{ODD:#}\n")
+        }
         _ => Ok(()),
     }
 }
@@ -271,8 +308,10 @@ const CLIENT: usize = 22;
 const SERVER: usize = 25;
 const QUEUE: usize = 8;
 const ARROW: usize = 13;
+/// An arrow that has a line of its own.
+const SEEN_ARROW: usize = 17;
 
-fn write_step(out: &mut impl Write, number: usize, step: &Step) -> io::Result<()> {
+fn write_step(out: &mut impl Write, number: usize, step: &Step, absolute: bool) -> io::Result<()> {
     let slowly = step.own_listener.then_some("in slow motion, with a listener of our own:");
     let calls = slowly.into_iter().chain(step.calls.iter().map(String::as_str));
     for (index, call) in calls.enumerate() {
@@ -281,6 +320,7 @@ fn write_step(out: &mut impl Write, number: usize, step: &Step) -> io::Result<()
     }
     if !step.connections.is_empty() {
         write_connections(out, step)?;
+        write_segments(out, step, absolute)?;
     }
     if let Some(listener) = &step.listener {
         let (waiting, room) = (listener.waiting, listener.room);
@@ -309,7 +349,9 @@ fn write_connections(out: &mut impl Write, step: &Step) -> io::Result<()> {
     writeln!(out, "{DIM}{}{DIM:#}", heading.trim_end())?;
     for (index, connection) in step.connections.iter().enumerate() {
         let client = index + 1;
-        let mut arrows = step.segments.iter().filter(|one| one.client == client).map(arrow);
+        // Those that were seen have lines of their own.
+        let inferred = |one: &&Segment| one.client == client && one.header.is_none();
+        let mut arrows = step.segments.iter().filter(inferred).map(|one| arrow(one, ARROW));
         let first = arrows.next().unwrap_or_default();
         let near = cells(&connection.client, CLIENT);
         let far = connection.server.as_ref().map(|end| cells(end, SERVER)).unwrap_or_default();
@@ -320,6 +362,55 @@ fn write_connections(out: &mut impl Write, step: &Step) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The segments that were seen: when, in which direction, and what their fields are.
+fn write_segments(out: &mut impl Write, step: &Step, absolute: bool) -> io::Result<()> {
+    let seen: Vec<_> = step.segments.iter().filter(|one| one.header.is_some()).collect();
+    for (index, segment) in seen.iter().enumerate() {
+        if step.segments_left_out > 0 && index == seen.len() / 2 {
+            let left_out = evecho::units::grouped(step.segments_left_out as u64);
+            writeln!(out, "{:INDENT$}{left_out:>12} more segments", "")?;
+        }
+        let Some(header) = &segment.header else { continue };
+        let client = match &step.connections[..] {
+            [_] => String::new(),
+            _ => format!("{:2} ", segment.client),
+        };
+        let at = format!("{} ms", evecho::units::milliseconds(header.at));
+        let fields = fields(header, absolute);
+        writeln!(out, "{:INDENT$}{client}{at:>12} {} {fields}", "", arrow(segment, SEEN_ARROW))?;
+    }
+    Ok(())
+}
+
+/// The fields of a segment, as tcpdump writes them.
+fn fields(header: &Header, absolute: bool) -> String {
+    let (sequence, acknowledgement) = match absolute {
+        true => (header.sequence, header.acknowledgement),
+        false => (header.relative_sequence, header.relative_acknowledgement),
+    };
+    // The arrow says SYN or ACK, and of a FIN, an RST or bytes not what else is set.
+    let flags = match &header.flags[..] {
+        ["SYN" | "ACK"] | ["SYN", "ACK"] => String::new(),
+        flags => flags.join("+") + " ",
+    };
+    let mut fields = format!("{flags}seq {sequence}");
+    if header.length > 0 {
+        fields += &format!(":{}", sequence.wrapping_add(header.length));
+    }
+    if let Some(acknowledgement) = acknowledgement {
+        fields += &format!(", ack {acknowledgement}");
+    }
+    fields += &format!(", win {}", header.window);
+    if !header.options.is_empty() {
+        fields += &format!(" [{}]", header.options.join(", "));
+    }
+    match header.remark {
+        Some(Remark::Again) => fields + ", again",
+        Some(Remark::Probe) => fields + ", a probe",
+        _ => fields,
+    }
 }
 
 const BEFORE_ARROW: usize = INDENT + 3 + CLIENT + 2 * QUEUE + 1;
@@ -338,13 +429,12 @@ fn cells(end: &End, width: usize) -> String {
     format!("{state:width$}{:QUEUE$}{:QUEUE$}", end.receive_queue, end.send_queue)
 }
 
-/// A segment as an arrow.
-fn arrow(segment: &Segment) -> String {
-    const LINE: usize = ARROW - 1;
-    let what = format!(" {} ", segment.what);
+/// A segment as an arrow of this width.
+fn arrow(segment: &Segment, width: usize) -> String {
+    let (what, line) = (format!(" {} ", segment.what), width - 1);
     match segment.from {
-        Side::Client => format!("{what:-^LINE$}>"),
-        Side::Server => format!("<{what:-^LINE$}"),
+        Side::Client => format!("{what:-^line$}>"),
+        Side::Server => format!("<{what:-^line$}"),
     }
 }
 
@@ -381,7 +471,8 @@ mod tests {
             let Ok(Word::Scenario(found)) = name.parse() else { panic!("{name} is a scenario") };
             assert_eq!(found.name, *name);
         }
-        for (text, why) in [("half-closed", "--list"), ("", "--list"), ("a:b:7", "brackets")] {
+        for (text, why) in [("half-closed", "--list"), ("", "--list"), ("a:b:7", "several colons")]
+        {
             let Err(error) = text.parse::<Word>() else { panic!("{text} is nothing") };
             assert!(error.contains(why), "{text}: {error}");
         }
@@ -390,14 +481,9 @@ mod tests {
     #[test]
     fn a_server_of_its_own_is_as_it_is_needed() {
         let mut needs = Needs::default();
-        let command = own_command("'the program'", "::1", &needs).unwrap().words(7).join(" ");
-        assert_eq!(
-            command,
-            "the program --port 7 --bind ::1 --tcp-only --quiet --design event-loop --framing raw"
-        );
+        assert_eq!(arguments(&needs), ["--design=event-loop", "--framing=raw"]);
         (needs.once, needs.backlog) = (true, Some(1));
-        let command = own_command("evecho", "::1", &needs).unwrap().words(7).join(" ");
-        assert!(command.ends_with(" --backlog 1 --once"), "{command}");
+        assert_eq!(arguments(&needs)[2..], ["--backlog=1", "--once"]);
     }
 
     #[test]

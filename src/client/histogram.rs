@@ -19,13 +19,15 @@ pub(super) struct Histogram {
     nanoseconds: hdrhistogram::Histogram<u64>,
 }
 
-impl Histogram {
-    pub(super) fn new() -> Self {
+impl Default for Histogram {
+    fn default() -> Self {
         let nanoseconds = hdrhistogram::Histogram::new_with_bounds(1, LONGEST.as_nanos() as u64, 3)
             .expect("the bounds are apart and the precision is under 6 digits");
         Self { nanoseconds }
     }
+}
 
+impl Histogram {
     /// Counts a time in nanoseconds.
     #[inline]
     pub(super) fn record(&mut self, nanoseconds: u64) {
@@ -52,7 +54,7 @@ impl Histogram {
     }
 
     pub(super) fn mean(&self) -> Duration {
-        Duration::from_nanos(self.nanoseconds.mean() as u64)
+        Duration::from_nanos(self.nanoseconds.mean().round() as u64)
     }
 
     /// The time that the given share of all, 0 to 1, did not exceed: 0.99 for p99.
@@ -80,7 +82,7 @@ impl<'de> Deserialize<'de> for Histogram {
             Decoder::new().deserialize(&mut &bytes[..]).map_err(|error| {
                 de::Error::custom(format!("the histogram cannot be read: {error:?}"))
             })?;
-        let mut histogram = Self::new();
+        let mut histogram = Self::default();
         histogram
             .nanoseconds
             .add(&found)
@@ -95,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_histogram_survives_its_text() {
-        let mut histogram = Histogram::new();
+        let mut histogram = Histogram::default();
         for time in [1, 1_000, 123_456, 123_456, 9_876_543_210, u64::MAX] {
             histogram.record(time);
         }
@@ -108,7 +110,8 @@ mod tests {
 
     #[test]
     fn what_is_added_is_as_if_it_had_been_recorded() {
-        let (mut all, mut even, mut odd) = (Histogram::new(), Histogram::new(), Histogram::new());
+        let (mut all, mut even, mut odd) =
+            (Histogram::default(), Histogram::default(), Histogram::default());
         for time in 1..10_000 {
             all.record(time * 7_919);
             if time % 2 == 0 { &mut even } else { &mut odd }.record(time * 7_919);

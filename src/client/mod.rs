@@ -6,15 +6,20 @@
 mod cancel;
 pub mod check;
 pub mod compare;
+mod harness;
 mod histogram;
 pub mod load;
+mod message;
 mod nanoseconds;
 pub mod pattern;
 pub mod ping;
+#[doc(hidden)]
+pub mod plot;
 pub mod process;
 pub mod send;
+mod socket;
 pub mod states;
 pub mod target;
-mod wait;
+mod tracker;
 
 pub use cancel::Cancel;

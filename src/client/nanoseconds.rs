@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::units;
 
-pub(super) fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_u64(units::nanoseconds(*time))
+/// A time, or one that may be missing.
+pub(super) fn serialize<S: Serializer>(
+    time: &(impl Copy + Into<Option<Duration>>),
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    (*time).into().map(units::nanoseconds).serialize(to)
 }
 
 pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
@@ -16,17 +20,8 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration
 
 /// A time that may be missing.
 pub(super) mod option {
-    use super::{Deserialize, Deserializer, Duration, Serializer, serialize as some};
-
-    pub(in crate::client) fn serialize<S: Serializer>(
-        time: &Option<Duration>,
-        to: S,
-    ) -> Result<S::Ok, S::Error> {
-        match time {
-            Some(time) => some(time, to),
-            None => to.serialize_none(),
-        }
-    }
+    pub(in crate::client) use super::serialize;
+    use super::{Deserialize, Deserializer, Duration};
 
     pub(in crate::client) fn deserialize<'de, D: Deserializer<'de>>(
         from: D,

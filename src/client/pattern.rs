@@ -19,7 +19,34 @@ pub const WINDOW: usize = 256 << 10;
 /// are all different.
 const STRIDE: u64 = 7_919;
 
-static TABLE: LazyLock<Box<[u8]>> = LazyLock::new(|| {
+/// The bytes of each alphabet.
+static TABLES: [LazyLock<Box<[u8]>>; 3] =
+    [LazyLock::new(bytes), LazyLock::new(letters), LazyLock::new(capitals)];
+
+/// Which bytes the pattern is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Alphabet {
+    /// All of them.
+    #[default]
+    Bytes,
+    /// Lower-case letters and digits: no byte ends a line, and a service that changes the case shows.
+    Letters,
+    /// The same in upper case.
+    Capitals,
+}
+
+/// Those of [`Alphabet::Letters`], a power of two of them.
+const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+fn letters() -> Box<[u8]> {
+    TABLES[0].iter().map(|byte| LETTERS[usize::from(byte % 32)]).collect()
+}
+
+fn capitals() -> Box<[u8]> {
+    TABLES[1].to_ascii_uppercase().into_boxed_slice()
+}
+
+fn bytes() -> Box<[u8]> {
     let mut bytes = Vec::with_capacity(PERIOD + WINDOW);
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     bytes.extend((0..PERIOD).map(|_| {
@@ -33,7 +60,7 @@ static TABLE: LazyLock<Box<[u8]>> = LazyLock::new(|| {
         bytes.push(bytes[at]);
     }
     bytes.into_boxed_slice()
-});
+}
 
 /// The index of the byte in the table.
 fn offset(stream: u32, position: u64) -> usize {
@@ -54,9 +81,51 @@ fn offset(stream: u32, position: u64) -> usize {
 /// assert_ne!(pattern::slice(8, 0, 100), whole);
 /// ```
 pub fn slice(stream: u32, position: u64, length: usize) -> &'static [u8] {
-    assert!(length <= WINDOW, "a slice of the pattern is at most {WINDOW} bytes");
-    let start = offset(stream, position);
-    &TABLE[start..start + length]
+    Alphabet::Bytes.slice(stream, position, length)
+}
+
+impl Alphabet {
+    /// The same as [`slice()`].
+    ///
+    /// # Panics
+    ///
+    /// When `length` is over [`WINDOW`].
+    pub fn slice(self, stream: u32, position: u64, length: usize) -> &'static [u8] {
+        assert!(length <= WINDOW, "a slice of the pattern is at most {WINDOW} bytes");
+        let start = offset(stream, position);
+        &TABLES[self as usize][start..start + length]
+    }
+
+    /// The same as [`verify()`].
+    ///
+    /// # Errors
+    ///
+    /// The first byte that differs.
+    pub fn verify(self, stream: u32, position: u64, found: &[u8]) -> Result<(), Mismatch> {
+        let mut at = position;
+        for found in found.chunks(WINDOW) {
+            let expected = self.slice(stream, at, found.len());
+            if expected != found {
+                let index = common(expected, found);
+                return Err(Mismatch {
+                    position: at + index as u64,
+                    expected: expected[index],
+                    found: found[index],
+                });
+            }
+            at += found.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// How many bytes of `found` are right, before the first that is not what `stream` has from
+    /// `position` on.
+    pub fn matching(self, stream: u32, position: u64, found: &[u8]) -> usize {
+        match self.verify(stream, position, found) {
+            Ok(()) => found.len(),
+            Err(mismatch) => (mismatch.position - position) as usize,
+        }
+    }
 }
 
 /// A byte that is not the one that was sent.
@@ -85,29 +154,7 @@ impl std::error::Error for Mismatch {}
 ///
 /// The first byte that differs.
 pub fn verify(stream: u32, position: u64, found: &[u8]) -> Result<(), Mismatch> {
-    let mut at = position;
-    for found in found.chunks(WINDOW) {
-        let expected = slice(stream, at, found.len());
-        if expected != found {
-            let index = common(expected, found);
-            return Err(Mismatch {
-                position: at + index as u64,
-                expected: expected[index],
-                found: found[index],
-            });
-        }
-        at += found.len() as u64;
-    }
-    Ok(())
-}
-
-/// How many bytes of `found` are right, before the first that is not what `stream` has from
-/// `position` on.
-pub fn matching(stream: u32, position: u64, found: &[u8]) -> usize {
-    match verify(stream, position, found) {
-        Ok(()) => found.len(),
-        Err(mismatch) => (mismatch.position - position) as usize,
-    }
+    Alphabet::Bytes.verify(stream, position, found)
 }
 
 fn common(a: &[u8], b: &[u8]) -> usize {
@@ -121,9 +168,12 @@ mod tests {
 
     #[test]
     fn any_eight_bytes_stand_at_one_place_of_a_period_only() {
-        let mut seen = std::collections::HashSet::new();
-        for position in 0..PERIOD as u64 {
-            assert!(seen.insert(slice(0, position, 8)), "repeated at {position}");
+        for alphabet in [Alphabet::Bytes, Alphabet::Letters, Alphabet::Capitals] {
+            let mut seen = std::collections::HashSet::new();
+            for position in 0..PERIOD as u64 {
+                let is_new = seen.insert(alphabet.slice(0, position, 8));
+                assert!(is_new, "{alphabet:?} repeats at {position}");
+            }
         }
     }
 
@@ -159,7 +209,7 @@ mod tests {
                 verify(stream, position, &echo),
                 Err(Mismatch { position: position + at as u64, expected, found: echo[at] })
             );
-            prop_assert_eq!(matching(stream, position, &echo), at);
+            prop_assert_eq!(Alphabet::Bytes.matching(stream, position, &echo), at);
         }
 
         #[test]

@@ -8,50 +8,54 @@
 //! first, and is lost with the reason when that fails: a server that is not there yet, or restarts,
 //! shows as loss, and then as replies. A connection whose bytes are out of step (a reply was cut, or
 //! is not recognisable) is given up, and the pings that are out are lost with it.
+//!
+//! A connection, or a UDP socket, through which several pings in a row were lost is given up, too: the server
+//! may have moved, while the name still had its former address and the path knows the port (NAT).
 
 mod config;
 mod event;
+mod figure;
 mod link;
-mod message;
-mod tracker;
+mod summary;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
 use super::Cancel;
-use super::target::{self, LONGEST_WAIT, Transport};
-use super::wait::{self, TICK};
+use super::cancel::{Deadline, TICK};
+use super::message::Messages;
+use super::target::{self, LONGEST_WAIT};
+use super::tracker::Tracker;
+use crate::error::Transport;
 use crate::protocol::Framing;
-use crate::random;
-use link::{Link, OpenError, Opening};
-use message::Messages;
-use tracker::Tracker;
+use crate::{random, units};
+use link::Link;
+use summary::Counts;
 
-pub use config::{Config, ConfigError, Pattern, Size};
+pub use super::message::Pattern;
+pub use super::tracker::Reply;
+pub use config::{Config, ConfigError, Size};
 pub use event::{Event, Reason};
-pub use tracker::{Reply, Summary, Times};
+pub use figure::svg;
+pub use summary::{Summary, Times};
 
 /// What a run tells while it goes on.
+#[derive(Debug)]
 pub struct Progress<'a> {
-    /// What happened; nothing about ten times a second, so that whoever listens gets a turn.
+    /// What happened; nothing about ten times a second, so that the listener gets a turn, except while
+    /// it connects.
     pub event: Option<&'a Event>,
+    counts: &'a Counts,
     tracker: &'a Tracker,
 }
 
 impl Progress<'_> {
     /// What has come of all pings so far.
     pub fn summary(&self) -> Summary {
-        self.tracker.summary()
-    }
-}
-
-impl fmt::Debug for Progress<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Progress").field("event", &self.event).finish_non_exhaustive()
+        self.counts.summary(self.tracker)
     }
 }
 
@@ -119,13 +123,16 @@ pub fn run(
         wait: config.wait.min(LONGEST_WAIT),
         ..config.clone()
     };
-    let key = random::draw();
+    let &Config { size, pattern, upper, wait, .. } = config;
+    let messages = Messages { size: size.bytes(), pattern, upper, key: random::draw() };
     let start = Instant::now();
     let mut pinger = Pinger {
         config,
-        tracker: Tracker::new(Messages::new(config, key), config.wait),
-        connection: Connection::None,
-        address: None,
+        cancel,
+        tracker: Tracker::new(messages, wait),
+        counts: Counts::default(),
+        start,
+        link: None,
         next: start,
         end: config.deadline.and_then(|deadline| start.checked_add(deadline)),
         told: start,
@@ -138,40 +145,59 @@ pub fn run(
     for seq in pinger.tracker.outstanding().collect::<Vec<_>>() {
         pinger.tell(Event::Outstanding { seq });
     }
-    Ok(pinger.tracker.summary())
+    Ok(pinger.counts.summary(&pinger.tracker))
 }
 
-enum Connection {
-    None,
-    Opening(Opening),
-    Open(Link),
-}
+/// After this many losses in a row a connection is given up.
+const ROW: u64 = 3;
 
 struct Pinger<'a, F> {
     config: &'a Config,
+    cancel: &'a Cancel,
     tracker: Tracker,
-    connection: Connection,
-    /// Who was connected to last.
-    address: Option<SocketAddr>,
+    counts: Counts,
+    start: Instant,
+    link: Option<Link>,
     /// When the next ping is due.
     next: Instant,
     /// When the run is over, whatever has come.
     end: Option<Instant>,
-    /// When whoever listens had the last turn.
+    /// When the listener had its last turn.
     told: Instant,
     progress: F,
 }
 
 impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
     fn tell(&mut self, event: Event) {
-        (self.progress)(&Progress { event: Some(&event), tracker: &self.tracker });
+        self.counts.count(&event, self.when_sent(&event));
+        self.progress(Some(&event));
+    }
+
+    /// When the ping that an event is about was sent; where that is not known, now.
+    fn when_sent(&self, event: &Event) -> u64 {
+        let now = self.now();
+        match event {
+            Event::Reply(Reply::Echo { time, .. }) => now.saturating_sub(units::nanoseconds(*time)),
+            Event::Lost { seq, .. } => self.tracker.when_lost_was_sent(*seq).unwrap_or(now),
+            _ => now,
+        }
+    }
+
+    fn progress(&mut self, event: Option<&Event>) {
+        let Self { counts, tracker, .. } = self;
+        (self.progress)(&Progress { event, counts, tracker });
+    }
+
+    /// Nanoseconds since the start, which the tracker takes.
+    fn now(&self) -> u64 {
+        units::nanoseconds(self.start.elapsed())
     }
 
     /// Whether no further ping has to be sent.
     fn all_sent(&self) -> bool {
-        // With a deadline, pings go on until so many are answered.
+        // With a deadline, pings go on until this many are answered.
         let count = match self.config.deadline {
-            Some(_) => self.tracker.received(),
+            Some(_) => self.counts.received,
             None => self.tracker.sent(),
         };
         self.config.count.is_some_and(|enough| count >= enough)
@@ -188,11 +214,7 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
     /// Whether nothing but time keeps the next ping from being sent.
     fn may_send(&self) -> bool {
         let in_turn = !self.config.interval.is_zero() || self.tracker.waiting() == 0;
-        let free = match &self.connection {
-            Connection::None => true,
-            Connection::Opening(_) => false,
-            Connection::Open(link) => !link.blocked(),
-        };
+        let free = !self.link.as_ref().is_some_and(Link::blocked);
         !self.all_sent() && in_turn && free && self.tracker.has_room()
     }
 
@@ -205,92 +227,85 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
             return Ok(());
         }
         let due = self.may_send().then_some(self.next);
-        let deadlines = [due, self.tracker.deadline(), self.end, Some(self.told + TICK)];
-        let watched = match &self.connection {
-            Connection::None => None,
-            Connection::Opening(opening) => Some(opening.watch()),
-            Connection::Open(link) => Some(link.watch()),
-        };
+        let expiry = self.tracker.deadline().map(|at| self.start + Duration::from_nanos(at));
+        let tick = self.told + TICK;
+        let first = [due, expiry, self.end].into_iter().flatten().fold(tick, Instant::min);
+        let watched = self.link.as_ref().map(Link::watch);
         let [ready] =
-            wait::ready([watched], deadlines.into_iter().flatten().min()).map_err(Error::Socket)?;
+            Deadline::new(Some(first), self.cancel).ready([watched]).map_err(Error::Socket)?;
         if ready != PollFlags::empty() {
-            match &self.connection {
-                Connection::Opening(_) => self.finish_opening(),
-                _ => self.exchange(),
-            }
+            self.exchange();
         }
         self.expire();
+        self.leave_deaf();
         let now = Instant::now();
         if now >= self.told + TICK {
             self.told = now;
-            (self.progress)(&Progress { event: None, tracker: &self.tracker });
+            self.progress(None);
         }
         Ok(())
     }
 
-    /// Sends the next ping, or begins to connect for it where there is no connection.
+    /// Sends the next ping, for which it connects where there is no connection.
     fn send(&mut self) {
         let now = Instant::now();
         self.next = (self.next + self.config.interval).max(now);
-        match self.connection {
-            Connection::None => match Opening::start(self.config) {
-                Ok(opening) => self.connection = Connection::Opening(opening),
-                Err(error) => self.lose_next(&OpenError::Socket(error)),
-            },
-            Connection::Opening(_) => {}
-            Connection::Open(_) => self.send_now(),
+        if self.link.is_some() || self.connect() {
+            self.send_now();
         }
+    }
+
+    /// Whether there is a connection now.
+    fn connect(&mut self) -> bool {
+        let left =
+            self.end.map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
+        match Link::open(self.config, self.config.wait.min(left), self.cancel) {
+            Ok(link) => {
+                let (address, local) = (link.peer, link.local);
+                self.link = Some(link);
+                self.tell(Event::Connected { address, local });
+                return true;
+            }
+            // It ended as the run does.
+            Err(_) if self.late() || self.cancel.is_cancelled() => {}
+            Err(error) => self.lose_next(&error),
+        }
+        false
     }
 
     fn send_now(&mut self) {
         if self.config.report_outstanding {
             let before = self.tracker.sent();
-            if self.tracker.is_waiting(before) {
+            if self.tracker.outstanding().next_back() == Some(before) {
                 self.tell(Event::Outstanding { seq: before });
             }
         }
-        let Connection::Open(link) = &mut self.connection else { return };
-        let message = self.tracker.next();
-        self.tracker.send(Instant::now());
+        let now = self.now();
+        let Some(link) = &mut self.link else { return };
+        let mut message = vec![0; self.config.size.bytes()];
+        self.tracker.write_next(&mut message);
+        self.tracker.send(now, now);
         if let Err(error) = link.send(&message) {
             self.fail(&error);
         }
     }
 
-    /// Sends the ping that the connection was made for.
-    fn finish_opening(&mut self) {
-        let Connection::Opening(opening) = &self.connection else { return };
-        let Some(result) = opening.result() else { return };
-        match result {
-            Ok(link) => {
-                let address = link.peer();
-                self.address = Some(address);
-                self.connection = Connection::Open(link);
-                self.tell(Event::Connected { address });
-                self.send_now();
-            }
-            Err(error) => {
-                self.connection = Connection::None;
-                self.lose_next(&error);
-            }
-        }
-    }
-
     /// Gives up the next ping, for which there is no connection.
-    fn lose_next(&mut self, error: &OpenError) {
-        self.tracker.send(Instant::now());
+    fn lose_next(&mut self, error: &target::Error) {
+        let now = self.now();
+        self.tracker.send(now, now);
         self.pause();
-        self.lose(error.into(), &error.to_string());
+        self.lose(error.into(), &error.fact().to_string());
     }
 
     /// Moves what the socket is ready for.
     fn exchange(&mut self) {
-        let Connection::Open(link) = &mut self.connection else { return };
+        let Some(link) = &mut self.link else { return };
         if let Err(error) = link.flush() {
             return self.fail(&error);
         }
         loop {
-            let Connection::Open(link) = &mut self.connection else { return };
+            let Some(link) = &mut self.link else { return };
             match link.receive() {
                 Ok(None) => return,
                 Ok(Some(bytes)) => self.receive(&bytes),
@@ -300,7 +315,7 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
     }
 
     fn receive(&mut self, bytes: &[u8]) {
-        let now = Instant::now();
+        let now = self.now();
         self.give_up_late(now);
         let recognised = self.tracker.recognises(bytes);
         let reply = self.tracker.receive(bytes, now);
@@ -316,12 +331,11 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
     /// Gives up the pings whose time is over and, over TCP, a connection that is stuck in the middle
     /// of a message.
     fn expire(&mut self) {
-        let now = Instant::now();
+        let now = self.now();
         if self.tracker.deadline().is_none_or(|deadline| now < deadline) {
             return;
         }
-        if let (Transport::Tcp, Connection::Open(link)) = (self.config.transport, &self.connection)
-        {
+        if let (Transport::Tcp, Some(link)) = (self.config.transport, &self.link) {
             if link.partial().is_some_and(|partial| !self.tracker.has_time_for(partial, now)) {
                 return self.fall_out_of_step(Reason::Cut, "the rest of a reply did not come");
             }
@@ -332,7 +346,7 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
         self.give_up_late(now);
     }
 
-    fn give_up_late(&mut self, now: Instant) {
+    fn give_up_late(&mut self, now: u64) {
         while let Some(seq) = self.tracker.expire(now) {
             self.tell(Event::Lost { seq, reason: Reason::Timeout, detail: String::new() });
         }
@@ -341,14 +355,14 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
     /// What follows from an error of the socket: over TCP the end of the connection; over UDP (an
     /// ICMP message came) the loss of what is out.
     fn fail(&mut self, error: &io::Error) {
-        let reason = Reason::from(error.kind());
-        let Some(address) = self.address else { return };
-        match (self.config.transport, reason) {
+        let Some(address) = self.link.as_ref().map(|link| link.peer) else { return };
+        let &Config { transport, wait, .. } = self.config;
+        let known = target::Error::unreachable(address, transport, wait, error);
+        let reason = Reason::from(&known);
+        match (transport, reason) {
             (Transport::Udp, _) => {
-                let wait = self.config.wait;
-                let error = target::Error::unreachable(address, Transport::Udp, wait, error);
                 self.pause();
-                self.lose(reason, &error.fact().to_string());
+                self.lose(reason, &known.fact().to_string());
             }
             (_, Reason::Closed) => {
                 self.disconnect(reason, &format!("{address} closed the connection"));
@@ -363,23 +377,39 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
 
     /// Ends a TCP connection on which the next reply could not be told from this one.
     fn fall_out_of_step(&mut self, reason: Reason, why: &str) {
-        if let Some(address) = self.address {
-            self.disconnect(reason, &format!("gave up the connection to {address}: {why}"));
+        if let Some(link) = &self.link {
+            self.disconnect(reason, &format!("gave up the connection to {}: {why}", link.peer));
+        }
+    }
+
+    /// Gives up a connection through which pings in a row were lost.
+    fn leave_deaf(&mut self) {
+        let row = self.counts.row;
+        if let Some(link) = &self.link
+            && row >= ROW
+            && link.is_deaf(self.config.wait)
+        {
+            let what = match self.config.transport {
+                Transport::Tcp => "connection",
+                Transport::Udp => "socket",
+            };
+            let peer = link.peer;
+            let detail = format!("gave up the {what} to {peer}: {row} pings in a row were lost");
+            self.disconnect(Reason::Timeout, &detail);
         }
     }
 
     fn disconnect(&mut self, reason: Reason, detail: &str) {
-        let connection = std::mem::replace(&mut self.connection, Connection::None);
-        if let Connection::Open(link) = connection
+        if let Some(link) = self.link.take()
             && let Some(partial) = link.partial()
         {
-            let reply = self.tracker.receive(partial, Instant::now());
+            let reply = self.tracker.receive(partial, self.now());
             self.tell(Event::Reply(reply));
         }
         if self.tracker.waiting() > 0 {
             self.pause();
         }
-        // With all sent and answered, nobody needs the connection any more.
+        // With all sent and answered, the connection is no longer needed.
         if !self.done() {
             self.tell(Event::Disconnected { reason, detail: detail.to_owned() });
         }

@@ -1,40 +1,41 @@
 //! A server that a tool starts as a child of its own, and what `/proc` tells of a process.
 //!
 //! The child must not outlive the tool. Dropping a [`ServerProcess`] ends the child's whole process
-//! group: SIGTERM first, then SIGKILL. A tool that is killed drops nothing; for that case
-//! [`Start::supervisor`] names a program that ties a command to its parent.
+//! group: SIGTERM first, then SIGKILL. A tool that is killed drops nothing, and a grandchild may leave
+//! the group; for that [`Start::supervisor`] names a program that calls [`supervise()`].
 
 mod port;
+mod supervise;
 mod usage;
 
 use std::collections::VecDeque;
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, PipeReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
+use serde::{Serialize, Serializer};
 
-use super::target::Transport;
+use super::Cancel;
+use super::socket::listens;
+use crate::error::{ParseError, Transport};
 use crate::units;
 
-pub(super) use port::listens;
-pub use usage::Usage;
+pub use supervise::supervise;
+pub use usage::{Memory, MemoryKind, Usage};
 
 /// What stands for the port in a command.
 const PORT: &str = "{port}";
-
-/// How often something that cannot be waited for is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// How long a child may take to leave after SIGTERM, before it is killed.
 const POLITE: Duration = Duration::from_millis(500);
@@ -68,6 +69,12 @@ impl ServerCommand {
         self.words.iter().map(|word| word.replace(PORT, &port.to_string())).collect()
     }
 
+    /// The same command with more arguments.
+    pub(super) fn with(&self, arguments: Vec<String>) -> Self {
+        let text = format!("{} {}", self.text, arguments.join(" "));
+        Self { text, words: [&self.words[..], &arguments].concat() }
+    }
+
     /// Starts the command on a free port and waits until it listens on loopback.
     ///
     /// The command gets this process's environment without the variables of evecho (`EVECHO_*`) and
@@ -93,27 +100,44 @@ impl ServerCommand {
                 command.env_remove(name);
             }
         }
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| wrong(Why::Spawn(error)))?;
-        let stderr = child.stderr.take().expect("stderr is piped");
+        let supervised = !start.supervisor.is_empty();
+        command.stdin(if supervised { Stdio::piped() } else { Stdio::null() });
+        let spawn = move || {
+            let (reader, stderr) = io::pipe()?;
+            // First: without it, a command that runs already would have to be ended.
+            let tail = Tail::follow(reader)?;
+            command.stdout(Stdio::null()).stderr(stderr);
+            let child = command.spawn()?;
+            // It holds the other end of the pipe, too.
+            drop(command);
+            Ok((child, tail))
+        };
+        let (child, stderr) = spawn().map_err(|error| wrong(Why::Spawn(error)))?;
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
-        let mut server = ServerProcess { child, address, stderr: Tail::follow(stderr) };
+        let (pid, cancel) = (child.id(), start.cancel.clone());
+        let mut server = ServerProcess { child, pid, address, stderr, cancel };
         server.address = server.await_listening(start.transport, start.patience).map_err(wrong)?;
+        if supervised {
+            server.pid = usage::children(pid).first().copied().unwrap_or(pid);
+        }
         Ok(server)
     }
 }
 
 impl FromStr for ServerCommand {
-    type Err = CommandError;
+    type Err = ParseError;
 
-    fn from_str(text: &str) -> Result<Self, CommandError> {
-        let wrong = |why| CommandError { text: text.to_owned(), why };
-        let words = shlex::split(text).ok_or_else(|| wrong(WhyNot::Quote))?;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let words = shlex::split(text).ok_or_else(|| {
+            ParseError::new(format!("the command '{text}' has a quote that does not close"))
+        })?;
         if words.is_empty() {
-            return Err(wrong(WhyNot::Empty));
+            return Err(ParseError::new("the command is empty: give a program and its arguments"));
         }
         if !words.iter().any(|word| word.contains(PORT)) {
-            return Err(wrong(WhyNot::NoPort));
+            return Err(ParseError::new(format!(
+                "the command '{text}' does not say where the port goes: write {PORT} there"
+            )));
         }
         Ok(Self { text: text.to_owned(), words })
     }
@@ -125,35 +149,11 @@ impl fmt::Display for ServerCommand {
     }
 }
 
-/// A text that is not a [`ServerCommand`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommandError {
-    text: String,
-    why: WhyNot,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WhyNot {
-    Quote,
-    Empty,
-    NoPort,
-}
-
-impl fmt::Display for CommandError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = &self.text;
-        match self.why {
-            WhyNot::Quote => write!(f, "the command '{text}' has a quote that does not close"),
-            WhyNot::Empty => write!(f, "the command is empty: give a program and its arguments"),
-            WhyNot::NoPort => write!(
-                f,
-                "the command '{text}' does not say where the port goes: write {PORT} there"
-            ),
-        }
+impl Serialize for ServerCommand {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&self.text)
     }
 }
-
-impl std::error::Error for CommandError {}
 
 /// How to start a server.
 #[derive(Clone, Debug)]
@@ -166,10 +166,12 @@ pub struct Start {
     /// The limit of open files of the server (`RLIMIT_NOFILE`), soft and hard; set by way of
     /// `sh`. Default: that of this process.
     pub descriptors: Option<u64>,
-    /// A program and its arguments that becomes the command whose words follow them, and ends it
-    /// when this process is killed. Default: empty, for none: then only dropping the
-    /// [`ServerProcess`] ends the server.
+    /// A program and its arguments that calls [`supervise()`] with the command whose words follow
+    /// them. Default: empty, for none: then only dropping the [`ServerProcess`] ends the server, and
+    /// of its descendants those that are in its process group.
     pub supervisor: Vec<OsString>,
+    /// Ends every wait for the server early. Default: one that nothing cancels.
+    pub cancel: Cancel,
 }
 
 impl Default for Start {
@@ -179,16 +181,21 @@ impl Default for Start {
             patience: Duration::from_secs(10),
             descriptors: None,
             supervisor: Vec::new(),
+            cancel: Cancel::default(),
         }
     }
 }
 
-/// A server that runs as a child; dropping it ends it and all of its process group.
+/// A server that runs as a child, or as that of a supervisor; dropping it ends it and all of its
+/// process group and, with a supervisor, all of its descendants.
 #[derive(Debug)]
 pub struct ServerProcess {
+    /// The server, or its supervisor.
     child: Child,
+    pid: u32,
     address: SocketAddr,
     stderr: Tail,
+    cancel: Cancel,
 }
 
 impl ServerProcess {
@@ -197,9 +204,10 @@ impl ServerProcess {
         self.address
     }
 
-    /// Its process id. It stays the process's until this is dropped, also when that has ended.
+    /// Its process id. Without a supervisor it stays the process's until this is dropped, also when
+    /// that has ended.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.pid
     }
 
     /// How it ended, when it has.
@@ -215,16 +223,17 @@ impl ServerProcess {
     }
 
     /// Sends SIGTERM to the process (not to its children) and waits until it has ended. `None`
-    /// when it is still there after `patience`.
+    /// when it is still there after `patience`, or the run is cancelled before.
     pub fn terminate(&self, patience: Duration) -> Option<ExitStatus> {
         // Its own death before the signal is seen by the wait.
-        let _ = signal::kill(self.group(), Signal::SIGTERM);
+        let _ = signal::kill(Pid::from_raw(self.pid.cast_signed()), Signal::SIGTERM);
         self.wait(patience)
     }
 
-    /// Waits until it has ended; `None` when it is still there after `patience`.
+    /// Waits until it has ended; `None` when it is still there after `patience`, or the run is
+    /// cancelled before.
     pub fn wait(&self, patience: Duration) -> Option<ExitStatus> {
-        poll_until(patience, || self.ended())
+        self.cancel.within(patience).find(|| self.ended())
     }
 
     /// The last that it wrote to standard error, on one line.
@@ -239,24 +248,32 @@ impl ServerProcess {
     fn await_listening(&self, transport: Transport, patience: Duration) -> Result<SocketAddr, Why> {
         let [v4, v6] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
             .map(|ip| SocketAddr::new(ip, self.address.port()));
-        let look = |address| listens(address, transport).then_some(address);
-        let found = poll_until(patience, || {
+        let deadline = self.cancel.within(patience);
+        let look = |address| listens(address, transport, deadline).then_some(address);
+        let found = deadline.find(|| {
             if let Some(status) = self.ended() {
                 return Some(Err(Why::Ended(status, self.last_words())));
             }
             // One of both families that begins between two looks is found on IPv4 all the same.
             look(v4).or_else(|| look(v6).map(|v6| look(v4).unwrap_or(v6))).map(Ok)
         });
-        found.unwrap_or_else(|| Err(Why::Silent(transport, patience, self.last_words())))
+        match found {
+            None if self.cancel.is_cancelled() => Err(Why::Stopped),
+            None => Err(Why::Silent(transport, patience, self.last_words())),
+            Some(found) => found,
+        }
     }
 }
 
 impl Drop for ServerProcess {
     fn drop(&mut self) {
         let group = self.group();
+        // A supervisor ends all that it has started; until then, no signal ends it.
+        let supervised = self.child.stdin.take().is_some();
         if self.ended().is_none() {
             let _ = signal::killpg(group, Signal::SIGTERM);
-            self.wait(POLITE);
+            let patience = if supervised { 4 * POLITE } else { POLITE };
+            Cancel::default().within(patience).find(|| self.ended());
         }
         let _ = signal::killpg(group, Signal::SIGKILL);
         let _ = self.child.wait();
@@ -275,22 +292,20 @@ enum Why {
     Spawn(io::Error),
     Ended(ExitStatus, String),
     Silent(Transport, Duration, String),
+    Stopped,
 }
 
 impl fmt::Display for StartError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { command, why } = self;
         match why {
-            Why::Spawn(_) => return write!(f, "cannot start '{command}'"),
+            Why::Spawn(error) => return write!(f, "cannot start '{command}': {error}"),
+            Why::Stopped => return write!(f, "stopped before '{command}' listened"),
             Why::Ended(status, _) => {
                 write!(f, "'{command}' ended before it listened ({status})")?;
             }
             Why::Silent(transport, patience, _) => {
-                let name = match transport {
-                    Transport::Tcp => "TCP",
-                    Transport::Udp => "UDP",
-                };
-                let patience = units::time(*patience);
+                let (name, patience) = (transport.name(), units::time(*patience));
                 write!(
                     f,
                     "'{command}' does not listen over {name} on 127.0.0.1 or ::1 after {patience}"
@@ -306,80 +321,42 @@ impl fmt::Display for StartError {
     }
 }
 
-impl StartError {
-    /// The sentence with its cause.
-    pub(super) fn sentence(&self) -> String {
-        match &self.why {
-            Why::Spawn(error) => format!("{self}: {error}"),
-            Why::Ended(..) | Why::Silent(..) => self.to_string(),
-        }
-    }
-}
-
-impl std::error::Error for StartError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match &self.why {
-            Why::Spawn(error) => Some(error),
-            Why::Ended(..) | Why::Silent(..) => None,
-        }
-    }
-}
-
-/// Calls `look` until it finds something, at most for `patience`.
-fn poll_until<T>(patience: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
-    let begin = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return Some(found);
-        }
-        if begin.elapsed() >= patience {
-            return None;
-        }
-        thread::sleep(LOOK_AGAIN);
-    }
-}
+/// It says all that it knows: what the system said is a part of the sentence, and no source.
+impl std::error::Error for StartError {}
 
 /// The last bytes that a child wrote to standard error. They are read all the time, so that the
 /// child never blocks on a full pipe.
-#[derive(Clone, Debug)]
-struct Tail(Arc<(Mutex<TailState>, Condvar)>);
-
-#[derive(Debug, Default)]
-struct TailState {
-    bytes: VecDeque<u8>,
-    ended: bool,
+#[derive(Debug)]
+struct Tail {
+    bytes: Arc<Mutex<VecDeque<u8>>>,
+    reader: JoinHandle<()>,
 }
 
 impl Tail {
     const BYTES: usize = 1 << 10;
 
-    fn follow(mut stderr: ChildStderr) -> Self {
-        let tail = Self(Arc::default());
-        let writer = tail.clone();
-        thread::spawn(move || {
+    fn follow(mut stderr: PipeReader) -> io::Result<Self> {
+        let bytes = Arc::<Mutex<VecDeque<u8>>>::default();
+        let tail = Arc::clone(&bytes);
+        let reader = thread::Builder::new().spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(length @ 1..) = stderr.read(&mut buffer) {
-                let mut state = writer.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-                state.bytes.extend(&buffer[..length]);
-                let surplus = state.bytes.len().saturating_sub(Self::BYTES);
-                state.bytes.drain(..surplus);
+                let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+                tail.extend(&buffer[..length]);
+                let surplus = tail.len().saturating_sub(Self::BYTES);
+                tail.drain(..surplus);
             }
-            writer.0.0.lock().unwrap_or_else(PoisonError::into_inner).ended = true;
-            writer.0.1.notify_all();
-        });
-        tail
+        })?;
+        Ok(Self { bytes, reader })
     }
 
     /// The text so far; of a child that has just ended, all of it.
     fn text(&self) -> String {
         const LAST_WORDS: Duration = Duration::from_millis(50);
-        let (state, ended) = &*self.0;
-        let state = state.lock().unwrap_or_else(PoisonError::into_inner);
-        let (state, _) = ended
-            .wait_timeout_while(state, LAST_WORDS, |state| !state.ended)
-            .unwrap_or_else(PoisonError::into_inner);
-        let bytes: Vec<u8> = state.bytes.iter().copied().collect();
-        let text = String::from_utf8_lossy(&bytes);
+        let ended = || self.reader.is_finished().then_some(());
+        Cancel::default().within(LAST_WORDS).find(ended);
+        let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = String::from_utf8_lossy(bytes.make_contiguous());
         text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
     }
 }

@@ -6,6 +6,7 @@
 
 mod dialogue;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -14,13 +15,14 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::Cancel;
-use super::target::{self, Target, Transport};
-use super::wait::{self, TICK};
+use super::cancel::Deadline;
+use super::target::{self, LONGEST_WAIT, Target};
+use super::{Cancel, socket};
+use crate::error::Transport;
 use crate::protocol::{Framing, MAX_DATAGRAM};
 use crate::sys::socket::is_not_now;
 use crate::units;
-use dialogue::{Buffer, Dialogue, MAX_MESSAGE};
+use dialogue::{Dialogue, MAX_MESSAGE};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 64 << 10;
@@ -31,7 +33,7 @@ const CHUNK: usize = 64 << 10;
 pub struct Config {
     /// The server.
     pub target: Target,
-    /// What carries the messages: over UDP each is a datagram. Default: TCP.
+    /// What carries the messages: over UDP each is a datagram. Default: what the target names, or TCP.
     pub transport: Transport,
     /// How messages are told apart over TCP. [`Framing::Raw`] marks no end: a reply is whole when
     /// it has as many bytes as its message, and the last one when the stream has ended.
@@ -39,16 +41,16 @@ pub struct Config {
     pub framing: Framing,
     /// How long connecting may take, and how long the server may then neither take nor send a byte
     /// while it is its turn. Waiting for input is never limited. At most
-    /// [`LONGEST_WAIT`](target::LONGEST_WAIT), whatever this says. Default: 5 s.
+    /// [`LONGEST_WAIT`], whatever this says. Default: 5 s.
     pub timeout: Duration,
 }
 
 impl Config {
     /// The defaults for a server.
-    pub fn new(target: Target) -> Self {
+    pub fn new(mut target: Target) -> Self {
         Self {
+            transport: target.take_transport().unwrap_or(Transport::Tcp),
             target,
-            transport: Transport::Tcp,
             framing: Framing::Lines,
             timeout: Duration::from_secs(5),
         }
@@ -97,7 +99,7 @@ pub enum Progress {
 
 /// Sends the input and writes what comes back to `output`.
 ///
-/// An output that nobody reads any more is a clean end, as in any filter. So is `cancel`: what came
+/// An output without a reader is a clean end, as in any filter. So is `cancel`: what came
 /// back until then is written.
 ///
 /// ```no_run
@@ -125,7 +127,7 @@ pub fn run<R: Read + AsFd, W: Write + AsFd>(
     cancel: &Cancel,
     progress: impl FnMut(&Progress),
 ) -> Result<Tally, Error> {
-    let timeout = config.timeout.min(target::LONGEST_WAIT);
+    let timeout = config.timeout.min(LONGEST_WAIT);
     if config.transport == Transport::Udp {
         return datagrams(&config.target, timeout, input, output, cancel, progress);
     }
@@ -138,9 +140,7 @@ pub fn run<R: Read + AsFd, W: Write + AsFd>(
         Input::Lines(input) => (Dialogue::lines(framing), Some(input)),
         Input::Raw(input) => (Dialogue::stream(), Some(input)),
     };
-    let stream = config.target.connect_tcp(timeout).map_err(Error::Target)?;
-    let peer = stream.peer_addr().map_err(Error::Socket)?;
-    stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true)).map_err(Error::Socket)?;
+    let (stream, peer) = config.target.connect_tcp(timeout, cancel).map_err(Error::Target)?;
     let chunk = vec![0; CHUNK].into();
     let pump =
         Pump { stream, peer, dialogue, input, output, chunk, half_closed: false, failure: None };
@@ -157,7 +157,7 @@ struct Pump<R, W> {
     /// What is read lands here first.
     chunk: Box<[u8]>,
     half_closed: bool,
-    /// What the connection failed with, if it did.
+    /// What writing to the server failed with, if it did.
     failure: Option<io::Error>,
 }
 
@@ -165,10 +165,8 @@ struct Pump<R, W> {
 enum Stop {
     /// Every reply has come.
     Answered,
-    /// The server closed its side, or the connection failed.
-    Closed,
-    /// The server did nothing for too long while it was its turn.
-    Silent,
+    /// No more comes from the server.
+    Server(Cause),
     /// The reader of the output is gone.
     OutputClosed,
     /// The caller wants no more.
@@ -177,7 +175,8 @@ enum Stop {
 
 impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
     fn run(mut self, timeout: Duration, cancel: &Cancel) -> Result<Tally, Error> {
-        let mut progress = Instant::now();
+        // When the server's turn began, or it last took or sent something.
+        let mut since = Instant::now();
         let stop = loop {
             if self.dialogue.all_answered() && self.dialogue.printed.is_empty() {
                 break Stop::Answered;
@@ -186,28 +185,24 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
                 break Stop::Cancelled;
             }
             self.half_close()?;
-            // Nobody is late while we wait for input, or for the reader of the output.
+            // The server is not late while we wait for input, or for the reader of the output.
             let timed = self.dialogue.server_owes() && self.dialogue.printed.is_empty();
-            if !timed {
-                progress = Instant::now();
-            }
+            let end = timed.then_some(since + timeout);
             let before = (self.dialogue.sent, self.dialogue.received);
-            let tick = Instant::now() + TICK;
-            let deadline = if timed { tick.min(progress + timeout) } else { tick };
-            if let Some(stop) = self.turn(deadline)? {
+            if let Some(stop) = self.turn(Deadline::new(end, cancel))? {
                 break stop;
             }
-            if before != (self.dialogue.sent, self.dialogue.received) {
-                progress = Instant::now();
-            } else if timed && progress.elapsed() >= timeout {
-                break Stop::Silent;
+            if !timed || before != (self.dialogue.sent, self.dialogue.received) {
+                since = Instant::now();
+            } else if since.elapsed() >= timeout {
+                break Stop::Server(Cause::Silent(timeout));
             }
         };
-        self.conclude(stop, timeout)
+        self.conclude(stop, cancel)
     }
 
     /// Waits for whatever can go on, and lets it.
-    fn turn(&mut self, deadline: Instant) -> Result<Option<Stop>, Error> {
+    fn turn(&mut self, deadline: Deadline<'_>) -> Result<Option<Stop>, Error> {
         let dialogue = &self.dialogue;
         let input = self.input.as_ref().filter(|_| dialogue.wants_input());
         let reads = dialogue.printed.is_empty();
@@ -216,15 +211,12 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
         server.set(PollFlags::POLLOUT, !dialogue.outbound.is_empty());
         // With nothing to write, an output is still watched for its reader's end (POLLERR).
         let output = if reads { PollFlags::empty() } else { PollFlags::POLLOUT };
-        let [input, server, output] = wait::ready(
-            [
-                input.map(|input| (input.as_fd(), PollFlags::POLLIN)),
-                (!server.is_empty()).then_some((self.stream.as_fd(), server)),
-                Some((self.output.as_fd(), output)),
-            ],
-            Some(deadline),
-        )
-        .map_err(Error::Socket)?;
+        let watched = [
+            input.map(|input| (input.as_fd(), PollFlags::POLLIN)),
+            (!server.is_empty()).then_some((self.stream.as_fd(), server)),
+            Some((self.output.as_fd(), output)),
+        ];
+        let [input, server, output] = deadline.ready(watched).map_err(Error::Socket)?;
 
         if !output.is_empty()
             && (reads || !write_some(&mut self.output, &mut self.dialogue.printed)?)
@@ -237,10 +229,8 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
         if !self.dialogue.outbound.is_empty() {
             self.write_server();
         }
-        if reads && !server.is_empty() && self.read_server() {
-            return Ok(Some(Stop::Closed));
-        }
-        Ok(None)
+        let ended = if reads && !server.is_empty() { self.read_server() } else { None };
+        Ok(ended.map(Stop::Server))
     }
 
     /// Reads one chunk of input.
@@ -262,7 +252,7 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
     /// Writes what the server takes now. A server that broke the connection may have answered
     /// before it did, so the end is told by reading.
     fn write_server(&mut self) {
-        match self.stream.write(self.dialogue.outbound.bytes()) {
+        match self.stream.write(self.dialogue.outbound.as_slices().0) {
             Ok(count) => self.dialogue.sent(count),
             Err(error) if is_not_now(&error) => {}
             Err(error) => {
@@ -272,20 +262,15 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
         }
     }
 
-    /// Reads one chunk from the server. `true` when the connection has ended.
-    fn read_server(&mut self) -> bool {
+    /// Reads one chunk from the server, or how the connection has ended.
+    fn read_server(&mut self) -> Option<Cause> {
         match self.stream.read(&mut self.chunk) {
-            Ok(0) => true,
-            Ok(count) => {
-                self.dialogue.receive(&self.chunk[..count]);
-                false
-            }
-            Err(error) if is_not_now(&error) => false,
-            Err(error) => {
-                self.failure = Some(error);
-                true
-            }
+            Ok(0) => return Some(self.failure.take().map_or(Cause::Closed, Cause::from)),
+            Ok(count) => self.dialogue.receive(&self.chunk[..count]),
+            Err(error) if is_not_now(&error) => {}
+            Err(error) => return Some(error.into()),
         }
+        None
     }
 
     /// Tells the server, once, that nothing more will come.
@@ -302,26 +287,22 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
     }
 
     /// Writes what is left to write, and says how it ended.
-    fn conclude(mut self, stop: Stop, timeout: Duration) -> Result<Tally, Error> {
-        let left_open = matches!(stop, Stop::Silent);
+    fn conclude(self, stop: Stop, cancel: &Cancel) -> Result<Tally, Error> {
+        let Self { peer, mut dialogue, mut output, .. } = self;
+        let left_open = matches!(stop, Stop::Server(Cause::Silent(_)));
         let cancelled = matches!(stop, Stop::Cancelled);
-        if let Stop::Closed = stop {
-            self.dialogue.end_receive();
+        if matches!(stop, Stop::Server(_)) && !left_open {
+            dialogue.end_receive();
         }
         let output_closed = matches!(stop, Stop::OutputClosed)
-            || !write_all(&mut self.output, &mut self.dialogue.printed)?;
-        let Self { peer, dialogue, failure, .. } = self;
+            || !write_all(&mut output, &mut dialogue.printed, cancel)?;
         let (sent, received) = (dialogue.sent, dialogue.received);
-        match (stop, failure) {
-            _ if dialogue.complete() => {}
-            (Stop::Closed, Some(error)) => {
-                return Err(Error::Broken { peer, error, sent, received });
+        match stop {
+            Stop::Server(cause) if !dialogue.complete() => {
+                Err(Error::Incomplete { peer, cause, sent, received })
             }
-            (Stop::Closed, None) => return Err(Error::Closed { peer, sent, received }),
-            (Stop::Silent, _) => return Err(Error::Silent { peer, timeout, sent, received }),
-            (Stop::Answered | Stop::OutputClosed | Stop::Cancelled, _) => {}
+            _ => Ok(Tally { sent, received, lost: 0, left_open, output_closed, cancelled }),
         }
-        Ok(Tally { sent, received, lost: 0, left_open, output_closed, cancelled })
     }
 }
 
@@ -338,13 +319,12 @@ fn datagrams<R: Read + AsFd, W: Write + AsFd>(
     mut progress: impl FnMut(&Progress),
 ) -> Result<Tally, Error> {
     let newline: &[u8] = if matches!(input, Input::Raw(_)) { b"" } else { b"\n" };
-    let until_cancelled = |input| UntilCancelled { input, cancel };
     let messages: Box<dyn Iterator<Item = io::Result<Vec<u8>>> + '_> = match input {
         Input::Messages(messages) => Box::new(messages.into_iter().map(Ok)),
-        Input::Lines(input) => Box::new(lines(until_cancelled(input))),
-        Input::Raw(input) => Box::new(std::iter::once_with(move || whole(until_cancelled(input)))),
+        Input::Lines(input) => Box::new(lines(cancel.reader(input))),
+        Input::Raw(input) => Box::new(std::iter::once_with(move || whole(cancel.reader(input)))),
     };
-    let address = target.choose(Transport::Udp, timeout).map_err(Error::Target)?;
+    let address = target.choose(Transport::Udp, timeout, cancel).map_err(Error::Target)?;
     let mut tally = Tally::default();
     for (number, message) in (1..).zip(messages) {
         let message = message.map_err(Error::Input)?;
@@ -368,7 +348,7 @@ fn datagrams<R: Read + AsFd, W: Write + AsFd>(
             continue;
         };
         tally.received += reply.len() as u64;
-        if !write_all(&mut output, &mut Buffer::from([&reply, newline].concat()))? {
+        if !write_all(&mut output, &mut [&reply, newline].concat().into(), cancel)? {
             return Ok(Tally { output_closed: true, ..tally });
         }
     }
@@ -383,43 +363,14 @@ fn exchange(
     timeout: Duration,
     cancel: &Cancel,
 ) -> io::Result<Option<Vec<u8>>> {
-    let socket = target::udp_socket(address)?;
-    socket.set_nonblocking(true)?;
+    let socket = socket::udp(address)?;
     socket.send(message)?;
-    let deadline = Instant::now() + timeout;
     let mut reply = vec![0; 1 << 16];
-    loop {
-        match socket.recv(&mut reply) {
-            Ok(length) => {
-                reply.truncate(length);
-                return Ok(Some(reply));
-            }
-            Err(error) if !is_not_now(&error) => return Err(error),
-            Err(_) if cancel.is_cancelled() || Instant::now() >= deadline => return Ok(None),
-            Err(_) => {}
-        }
-        let next = deadline.min(Instant::now() + TICK);
-        wait::ready([Some((socket.as_fd(), PollFlags::POLLIN))], Some(next))?;
-    }
-}
-
-/// An input that ends when the run is cancelled.
-struct UntilCancelled<'a, R> {
-    input: R,
-    cancel: &'a Cancel,
-}
-
-impl<R: Read + AsFd> Read for UntilCancelled<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while !self.cancel.is_cancelled() {
-            let watched = (self.input.as_fd(), PollFlags::POLLIN);
-            let [ready] = wait::ready([Some(watched)], Some(Instant::now() + TICK))?;
-            if !ready.is_empty() {
-                return self.input.read(buffer);
-            }
-        }
-        Ok(0)
-    }
+    let received = socket::receive(&socket, &mut reply, cancel.within(timeout))?;
+    Ok(received.map(|(length, _)| {
+        reply.truncate(length);
+        reply
+    }))
 }
 
 /// The lines of `input`, without their newlines. A line that is too long for a datagram comes cut
@@ -446,10 +397,18 @@ fn whole(input: impl Read) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Writes everything. `false` when nobody reads it any more.
-fn write_all<W: Write + AsFd>(output: &mut W, from: &mut Buffer) -> Result<bool, Error> {
+/// Writes everything or, once the run is cancelled, what is taken at once. `false` when the reader
+/// is gone.
+fn write_all<W: Write + AsFd>(
+    output: &mut W,
+    from: &mut VecDeque<u8>,
+    cancel: &Cancel,
+) -> Result<bool, Error> {
     while !from.is_empty() {
-        wait::ready([Some((output.as_fd(), PollFlags::POLLOUT))], None).map_err(Error::Output)?;
+        let forever = cancel.within(Duration::MAX);
+        if !forever.is_ready(&*output, PollFlags::POLLOUT).map_err(Error::Output)? {
+            break;
+        }
         if !write_some(output, from)? {
             return Ok(false);
         }
@@ -457,12 +416,12 @@ fn write_all<W: Write + AsFd>(output: &mut W, from: &mut Buffer) -> Result<bool,
     Ok(true)
 }
 
-/// Writes once, and keeps what was not taken. `false` when nobody reads it any more.
-fn write_some(output: &mut impl Write, from: &mut Buffer) -> Result<bool, Error> {
-    match output.write(from.bytes()) {
+/// Writes once, and keeps what was not taken. `false` when the reader is gone.
+fn write_some(output: &mut impl Write, from: &mut VecDeque<u8>) -> Result<bool, Error> {
+    match output.write(from.as_slices().0) {
         Ok(0) => Err(Error::Output(io::ErrorKind::WriteZero.into())),
         Ok(count) => {
-            from.consume(count);
+            from.drain(..count);
             Ok(true)
         }
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
@@ -488,39 +447,40 @@ pub enum Error {
         /// The most that it carries, in bytes.
         max: usize,
     },
-    /// The server closed the connection before everything had come back, or after more had come
-    /// back than was sent.
-    Closed {
+    /// The server did not send everything back, or sent more than it was sent.
+    Incomplete {
         /// The server.
         peer: SocketAddr,
+        /// How it ended.
+        cause: Cause,
         /// Bytes that were sent.
         sent: u64,
         /// Bytes that came back.
         received: u64,
     },
-    /// The server reset the connection, or the connection failed otherwise, before everything had
-    /// come back.
-    Broken {
-        /// The server.
-        peer: SocketAddr,
-        /// What the system said.
-        error: io::Error,
-        /// Bytes that were sent.
-        sent: u64,
-        /// Bytes that came back.
-        received: u64,
-    },
-    /// It was the server's turn, and it did nothing.
-    Silent {
-        /// The server.
-        peer: SocketAddr,
-        /// For how long.
-        timeout: Duration,
-        /// Bytes that were sent.
-        sent: u64,
-        /// Bytes that came back.
-        received: u64,
-    },
+}
+
+/// Why no more came from the server.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Cause {
+    /// It closed the connection.
+    Closed,
+    /// It reset the connection: an RST was read, or a write came after it.
+    Reset,
+    /// The connection failed otherwise.
+    Failed(io::Error),
+    /// It was the server's turn, and it did nothing for this long.
+    Silent(Duration),
+}
+
+impl From<io::Error> for Cause {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Self::Reset,
+            _ => Self::Failed(error),
+        }
+    }
 }
 
 impl fmt::Display for Error {
@@ -533,25 +493,23 @@ impl fmt::Display for Error {
             Self::TooLong { max } => {
                 write!(f, "a message has at most {max} bytes here; send less at once")
             }
-            Self::Closed { peer, sent, received } => write!(
-                f,
-                "{peer} closed the connection after {sent} bytes were sent and {received} came back"
-            ),
-            Self::Broken { peer, error, sent, received } if is_reset(error) => write!(
-                f,
-                "{peer} reset the connection after {sent} bytes were sent and {received} came back"
-            ),
-            Self::Broken { peer, sent, received, .. } => write!(
-                f,
-                "the connection to {peer} failed after {sent} bytes were sent and {received} came \
-                 back"
-            ),
-            Self::Silent { peer, timeout, sent, received } => write!(
-                f,
-                "{peer} did nothing for {} after {sent} bytes were sent and {received} came back; \
-                 does it frame messages in another way, or need a longer timeout?",
-                units::time(*timeout)
-            ),
+            Self::Incomplete { peer, cause, sent, received } => {
+                match cause {
+                    Cause::Closed => write!(f, "{peer} closed the connection"),
+                    Cause::Reset => write!(f, "{peer} reset the connection"),
+                    Cause::Failed(_) => write!(f, "the connection to {peer} failed"),
+                    Cause::Silent(time) => {
+                        write!(f, "{peer} did nothing for {}", units::time(*time))
+                    }
+                }?;
+                write!(f, " after {sent} bytes were sent and {received} came back")?;
+                if let Cause::Silent(_) = cause {
+                    f.write_str(
+                        "; does it frame messages in another way, or need a longer timeout?",
+                    )?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -559,18 +517,11 @@ impl fmt::Display for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            Self::Target(error) => error.source(),
-            Self::Socket(error) | Self::Input(error) | Self::Output(error) => Some(error),
-            Self::Broken { error, .. } if !is_reset(error) => Some(error),
-            Self::Broken { .. }
-            | Self::TooLong { .. }
-            | Self::Closed { .. }
-            | Self::Silent { .. } => None,
+            Self::Socket(error)
+            | Self::Input(error)
+            | Self::Output(error)
+            | Self::Incomplete { cause: Cause::Failed(error), .. } => Some(error),
+            _ => None,
         }
     }
-}
-
-/// Whether the peer reset the connection: an RST was read, or a write came after it.
-fn is_reset(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe)
 }

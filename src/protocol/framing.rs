@@ -5,6 +5,8 @@ use std::io::Read;
 
 /// How a TCP stream is cut into messages. A datagram is a message of its own in any framing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "client", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "client", serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Framing {
     /// No messages: bytes are served as they come (RFC 862).
@@ -73,13 +75,25 @@ impl fmt::Display for FrameError {
 impl std::error::Error for FrameError {}
 
 /// The number of bytes in front of a length-prefixed payload.
-pub(super) const PREFIX: usize = 4;
+pub(crate) const PREFIX: usize = 4;
+
+impl Framing {
+    /// A message as a frame. A line feed in it ends a line of its own.
+    #[cfg(feature = "client")]
+    pub(crate) fn frame(self, message: &[u8]) -> Vec<u8> {
+        match self {
+            Framing::Raw => message.to_vec(),
+            Framing::Lines => [message, b"\n"].concat(),
+            Framing::LengthPrefixed => [&prefix(message.len())[..], message].concat(),
+        }
+    }
+}
 
 impl Protocol {
     /// The number of bytes of `input` that complete the frame that began with `begun`; `None` if its
     /// end is not among them. Searches `input` alone, so that a line that trickles in costs no more than
     /// its length.
-    pub(super) fn frame_end(
+    pub(crate) fn frame_end(
         &self,
         begun: &[u8],
         input: &[u8],
@@ -122,18 +136,45 @@ impl Protocol {
         }
     }
 
-    /// The part of a whole frame that is the message.
-    pub(super) fn payload<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+    /// The part of a frame that is the message; of a line, all of it.
+    pub(crate) fn payload<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
         match self.framing {
             Framing::Raw | Framing::Lines => frame,
-            Framing::LengthPrefixed => &frame[PREFIX..],
+            Framing::LengthPrefixed => frame.get(PREFIX..).unwrap_or_default(),
         }
     }
 }
 
+/// What stands in front of a payload of this length.
+///
+/// # Panics
+///
+/// If there are 4 GiB of it or more.
+pub(super) fn prefix(length: usize) -> [u8; PREFIX] {
+    u32::try_from(length).expect("a message is shorter than 4 GiB").to_be_bytes()
+}
+
 /// The length in front of a frame, once all of its bytes are there.
-fn announced(begun: &[u8], input: &[u8]) -> Option<u32> {
+pub(crate) fn announced(begun: &[u8], input: &[u8]) -> Option<u32> {
     let mut prefix = [0; PREFIX];
     begun.chain(input).read_exact(&mut prefix).ok()?;
     Some(u32::from_be_bytes(prefix))
+}
+
+#[cfg(all(test, feature = "client"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_as_a_frame_ends_where_a_frame_does() {
+        for (framing, frame) in [
+            (Framing::Raw, &b"abc"[..]),
+            (Framing::Lines, b"abc\n"),
+            (Framing::LengthPrefixed, b"\0\0\0\x03abc"),
+        ] {
+            let protocol = Protocol { framing, max_frame: 8, once: false };
+            assert_eq!(framing.frame(b"abc"), frame);
+            assert_eq!(protocol.frame_end(b"", frame), Ok(Some(frame.len())));
+        }
+    }
 }

@@ -5,7 +5,7 @@
 //! ([`Framing`]), passes each to a [`Service`], and puts the [`Replies`] together. A datagram is a
 //! conversation of one message.
 
-mod framing;
+pub(crate) mod framing;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod oracle;
 #[cfg(test)]
@@ -16,6 +16,8 @@ mod session;
 mod upper;
 mod who;
 
+use std::collections::TryReserveError;
+
 pub use framing::{FrameError, Framing, Protocol};
 pub use replies::Replies;
 pub use service::{Context, Echo, Flow, Message, Service, ServiceFn, service_fn};
@@ -25,9 +27,25 @@ pub use who::{Name, Who};
 // For the server; beyond it, for a bench and a fuzz target.
 #[doc(hidden)]
 pub use replies::Scratch;
-pub(crate) use session::reply_to_datagram;
 #[doc(hidden)]
 pub use session::{Reply, Session, Verdict};
+pub(crate) use session::{guarded, reply_to_datagram};
+
+/// Moves a value to the heap, if there is memory for it: `Box::try_new`, which is not stable.
+pub(crate) fn try_box<T>(value: T) -> Result<Box<[T; 1]>, TryReserveError> {
+    let mut one = Vec::new();
+    one.try_reserve_exact(1)?;
+    one.push(value);
+    Ok(one.try_into().unwrap_or_else(|_| unreachable!("it has one value")))
+}
+
+/// Copies bytes, if there is memory for them.
+pub(crate) fn try_copy(bytes: &[u8]) -> Result<Vec<u8>, TryReserveError> {
+    let mut copy = Vec::new();
+    copy.try_reserve_exact(bytes.len())?;
+    copy.extend_from_slice(bytes);
+    Ok(copy)
+}
 
 /// The longest payload of a UDP datagram over IPv4, in bytes: 65,535 of an IP packet (RFC 791), less
 /// 20 of its header and 8 of UDP's (RFC 768).

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::framing::{Framing, PREFIX};
+use super::framing::{self, Framing};
 
 /// The replies of a service to one message: none, one or several.
 ///
@@ -39,7 +39,7 @@ impl<'a> Replies<'a> {
         let Some(message) = self.message.clone() else { return };
         let scratch = &mut *self.scratch;
         if self.framing.is_none() {
-            scratch.datagrams.push(None);
+            scratch.push_datagram(None);
         } else if scratch.joined.is_empty() && scratch.echoed.is_empty() {
             scratch.echoed = message;
         } else if scratch.joined.is_empty() && scratch.echoed.end == message.start {
@@ -60,14 +60,10 @@ impl<'a> Replies<'a> {
         self.scratch.copy_echoed(self.source);
         match self.framing {
             Some(Framing::Raw | Framing::Lines) => {}
-            Some(Framing::LengthPrefixed) => {
-                let length = u32::try_from(bytes.len()).expect("a reply is shorter than 4 GiB");
-                let prefix: [u8; PREFIX] = length.to_be_bytes();
-                self.scratch.append(&prefix);
-            }
+            Some(Framing::LengthPrefixed) => self.scratch.append(&framing::prefix(bytes.len())),
             None => {
                 let start = self.scratch.joined.len();
-                self.scratch.datagrams.push(Some(start..start + bytes.len()));
+                self.scratch.push_datagram(Some(start..start + bytes.len()));
             }
         }
         self.scratch.append(bytes);
@@ -95,8 +91,17 @@ impl<'a> Replies<'a> {
         }
     }
 
-    /// As when the allocator has no more.
-    #[cfg(test)]
+    /// As [`send_with`](Self::send_with), where `write` writes no more than this many bytes: without memory
+    /// for them, it is not called.
+    pub(super) fn send_with_room(&mut self, most: usize, write: impl FnOnce(&mut Vec<u8>)) {
+        self.scratch.spare.clear();
+        match self.scratch.spare.try_reserve(most) {
+            Ok(()) => self.send_with(write),
+            Err(_) => self.fail(),
+        }
+    }
+
+    /// There is no memory for a reply.
     pub(super) fn fail(&mut self) {
         self.scratch.failed = true;
     }
@@ -158,12 +163,17 @@ impl Scratch {
     }
 
     /// The replies to the datagram `input`: none where one of them found no memory.
-    pub(super) fn datagram_replies<'a>(&'a mut self, input: &'a [u8]) -> DatagramReplies<'a> {
+    pub(super) fn datagram_replies<'a>(
+        &'a mut self,
+        input: &'a [u8],
+        panicked_at_end: bool,
+    ) -> DatagramReplies<'a> {
         if self.failed {
             self.datagrams.clear();
         }
         let Scratch { joined, datagrams, withheld, .. } = self;
-        DatagramReplies { input, joined, left: datagrams.iter(), withheld: *withheld }
+        let left = datagrams.iter();
+        DatagramReplies { input, joined, left, withheld: *withheld, panicked_at_end }
     }
 
     /// Makes `frame` the whole reply, if it is echoed and `is_last` says that no other message follows.
@@ -183,6 +193,13 @@ impl Scratch {
         self.append(&source[echoed]);
     }
 
+    fn push_datagram(&mut self, reply: Option<Range<usize>>) {
+        self.failed |= self.datagrams.try_reserve(1).is_err();
+        if !self.failed {
+            self.datagrams.push(reply);
+        }
+    }
+
     fn append(&mut self, bytes: &[u8]) {
         self.failed |= self.joined.try_reserve(bytes.len()).is_err();
         // Nothing follows a reply that is cut off.
@@ -199,6 +216,7 @@ pub(crate) struct DatagramReplies<'a> {
     joined: &'a [u8],
     left: std::slice::Iter<'a, Option<Range<usize>>>,
     withheld: bool,
+    panicked_at_end: bool,
 }
 
 impl DatagramReplies<'_> {
@@ -206,6 +224,11 @@ impl DatagramReplies<'_> {
     /// ([`Replies::send_no_longer`]).
     pub(crate) fn withheld(&self) -> bool {
         self.withheld
+    }
+
+    /// Whether the service panicked after it had replied.
+    pub(crate) fn panicked_at_end(&self) -> bool {
+        self.panicked_at_end
     }
 }
 

@@ -1,12 +1,14 @@
 //! One peer's conversation.
 
 use std::borrow::Cow;
+use std::mem::forget;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::framing::{FrameError, Framing, Protocol};
 use super::replies::{DatagramReplies, Replies, Scratch};
 use super::service::{Context, Flow, Message, Service};
+use super::try_box;
 
 /// One peer's conversation over a stream: framing and service, and what they remember between two
 /// reads.
@@ -20,9 +22,8 @@ use super::service::{Context, Flow, Message, Service};
 pub struct Session<V> {
     service: V,
     protocol: Protocol,
-    /// The beginning of a frame.
-    #[expect(clippy::box_collection, reason = "an idle connection pays for the pointer alone")]
-    begun: Option<Box<Vec<u8>>>,
+    /// The beginning of a frame. Boxed, so that an idle connection pays for the pointer alone.
+    begun: Option<Box<[Vec<u8>; 1]>>,
 }
 
 /// What a session replies to some input.
@@ -128,15 +129,14 @@ impl<V: Service> Session<V> {
         Reply { bytes: scratch.replies(&[]), verdict }
     }
 
-    /// Ends the conversation, whatever the reason.
-    pub fn close(&mut self, context: &Context<'_>) {
-        // It ends even if the service panics.
-        let _ = guarded(|| self.service.close(context));
+    /// Ends the conversation, whatever the reason. Returns false if the service panicked.
+    pub fn close(self, context: &Context<'_>) -> bool {
+        end(self.service, context).is_ok()
     }
 
     /// The bytes of memory that a frame takes whose end has not come.
     pub fn held(&self) -> usize {
-        self.begun.as_deref().map_or(0, |begun| size_of::<Vec<u8>>() + begun.capacity())
+        self.begun.as_deref().map_or(0, |[begun]| size_of::<Vec<u8>>() + begun.capacity())
     }
 
     /// Serves the frame at `at`, or keeps the beginning that has come; `at` is then behind it.
@@ -148,7 +148,7 @@ impl<V: Service> Session<V> {
     ) -> Result<Verdict, FrameError> {
         let input = exchange.input;
         let rest = &input[*at..];
-        let begun = self.begun.as_deref().map_or(&[][..], Vec::as_slice);
+        let begun = self.begun.as_deref().map_or(&[][..], |[begun]| begun);
         let end = self.protocol.frame_end(begun, rest)?;
         let piece = *at..*at + end.unwrap_or(rest.len());
         *at = piece.end;
@@ -180,7 +180,10 @@ impl<V: Service> Session<V> {
 
     /// Serves the frame that came in pieces; `is_last` if no other message follows in this input.
     fn serve_begun(&mut self, is_last: bool, exchange: &mut Exchange<'_>) -> Verdict {
-        let frame = self.begun.take().map_or_else(Vec::new, |begun| *begun);
+        let frame = self.begun.take().map_or_else(Vec::new, |begun| {
+            let [begun] = *begun;
+            begun
+        });
         let message = Message::Whole(self.protocol.payload(&frame));
         let mut whole =
             Exchange { input: &frame, scratch: exchange.scratch, context: exchange.context };
@@ -226,7 +229,10 @@ impl<V: Service> Session<V> {
     /// Appends `bytes` to the frame that has begun. The session holds no more than `limit` bytes then.
     fn keep(&mut self, bytes: &[u8], limit: usize) -> Result<(), FrameError> {
         let limit = limit.checked_sub(size_of::<Vec<u8>>()).ok_or(FrameError::NoRoom)?;
-        let begun = self.begun.get_or_insert_default();
+        if self.begun.is_none() {
+            self.begun = Some(try_box(Vec::new()).map_err(|_| FrameError::NoRoom)?);
+        }
+        let Some([begun]) = self.begun.as_deref_mut() else { return Ok(()) };
         let needed = begun.len() + bytes.len();
         if needed > limit.max(begun.capacity()) {
             return Err(FrameError::NoRoom);
@@ -243,16 +249,28 @@ impl<V: Service> Session<V> {
     }
 }
 
-/// Calls a service. A panic ends its conversation alone, and what it left half-done is never seen.
-fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, Panicked> {
-    catch_unwind(AssertUnwindSafe(call)).map_err(|_| Panicked)
+/// Calls a service, or what makes one. A panic ends its conversation alone, and what it left half-done is
+/// never seen.
+pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, Panicked> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
+        // Its destructor may panic, too: what that panic is about is never dropped.
+        forget(catch_unwind(AssertUnwindSafe(|| drop(payload))));
+        Panicked
+    })
+}
+
+/// Ends the conversation of a service.
+fn end<V: Service>(mut service: V, context: &Context<'_>) -> Result<(), Panicked> {
+    let closed = guarded(|| service.close(context));
+    // A destructor may panic, too.
+    guarded(|| drop(service)).and(closed)
 }
 
 /// Serves one datagram, which is a conversation of its own: `service` serves nothing else.
 ///
 /// # Errors
 ///
-/// If the service panicked: there is no reply then.
+/// If the service panicked before it ended: there is no reply then.
 pub(crate) fn reply_to_datagram<'a, V: Service>(
     mut service: V,
     input: &'a [u8],
@@ -267,9 +285,9 @@ pub(crate) fn reply_to_datagram<'a, V: Service>(
             let _ = service.serve(Message::Whole(input), &mut replies, context);
         }
     });
-    let closed = guarded(|| service.close(context));
-    served.and(closed)?;
-    Ok(scratch.datagram_replies(input))
+    let ended = end(service, context);
+    served?;
+    Ok(scratch.datagram_replies(input, ended.is_err()))
 }
 
 #[cfg(test)]

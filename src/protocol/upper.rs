@@ -15,8 +15,8 @@ pub struct Upper {
 impl Service for Upper {
     fn serve(&mut self, message: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
         match message {
-            Message::Whole(bytes) => replies.send_with(|reply| upper_into(reply, bytes)),
-            Message::Chunk(bytes) => replies.send_with(|reply| self.chunk(bytes, reply)),
+            Message::Whole(bytes) => upper(bytes, replies),
+            Message::Chunk(bytes) => self.chunk(bytes, replies),
             Message::End => replies.send(self.carry()),
         }
         Flow::Continue
@@ -24,18 +24,20 @@ impl Service for Upper {
 }
 
 impl Upper {
-    /// Writes the upper case of the carry and `bytes`, less what is a carry again.
-    fn chunk(&mut self, bytes: &[u8], reply: &mut Vec<u8>) {
-        let joined;
+    /// Replies with the upper case of the carry and `bytes`, less what is a carry again.
+    fn chunk(&mut self, bytes: &[u8], replies: &mut Replies<'_>) {
+        let mut joined = Vec::new();
         let text = match self.carry() {
             [] => bytes,
-            carry => {
-                joined = [carry, bytes].concat();
+            carry if joined.try_reserve_exact(carry.len() + bytes.len()).is_ok() => {
+                joined.extend_from_slice(carry);
+                joined.extend_from_slice(bytes);
                 &joined
             }
+            _ => return replies.fail(),
         };
         let (whole, carry) = text.split_at(text.len() - unfinished(text));
-        upper_into(reply, whole);
+        upper(whole, replies);
         *self = Upper { carry: [0; 3], carried: carry.len() as u8 };
         self.carry[..carry.len()].copy_from_slice(carry);
     }
@@ -45,24 +47,28 @@ impl Upper {
     }
 }
 
-fn upper_into(reply: &mut Vec<u8>, bytes: &[u8]) {
-    reply.reserve(bytes.len());
-    if bytes.is_ascii() {
-        return ascii_upper_into(reply, bytes);
-    }
-    for chunk in bytes.utf8_chunks() {
-        match chunk.valid() {
-            ascii if ascii.is_ascii() => ascii_upper_into(reply, ascii.as_bytes()),
-            text => reply.extend_from_slice(text.to_uppercase().as_bytes()),
-        }
-        reply.extend_from_slice(chunk.invalid());
-    }
-}
+/// What is put in upper case at a time, since [`str::to_uppercase`] allocates the result.
+const PIECE: usize = 4 << 10;
 
-fn ascii_upper_into(reply: &mut Vec<u8>, ascii: &[u8]) {
-    let start = reply.len();
-    reply.extend_from_slice(ascii);
-    reply[start..].make_ascii_uppercase();
+/// Replies with the upper case of `bytes`, which may be three times as long ("ΐ": two bytes become six).
+fn upper(bytes: &[u8], replies: &mut Replies<'_>) {
+    if bytes.is_ascii() {
+        return replies.send_with_room(bytes.len(), |reply| {
+            reply.extend_from_slice(bytes);
+            reply.make_ascii_uppercase();
+        });
+    }
+    replies.send_with_room(3 * bytes.len(), |reply| {
+        for chunk in bytes.utf8_chunks() {
+            let mut valid = chunk.valid();
+            while !valid.is_empty() {
+                let (piece, rest) = valid.split_at(valid.floor_char_boundary(PIECE));
+                reply.extend_from_slice(piece.to_uppercase().as_bytes());
+                valid = rest;
+            }
+            reply.extend_from_slice(chunk.invalid());
+        }
+    });
 }
 
 /// The number of bytes at the end of `bytes` that may still become a character: 0 to 3.

@@ -1,6 +1,6 @@
 //! Admission of TCP connections, the same for all designs: limits, and errors of accept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, TryReserveError};
 use std::io::{self, ErrorKind};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use super::budget;
 use super::clock::Moment;
 use super::incidents::{Incidents, Lack, MaxSetBy};
 use super::peer::{Peer, Source};
-use crate::config::Config;
+use crate::config::{Config, Design};
+use crate::error::Setting;
 use crate::protocol::Protocol;
 use crate::stats::Stats;
 use crate::sys::{limits, socket};
@@ -23,9 +24,13 @@ pub(crate) struct Rules {
     pub(crate) protocol: Protocol,
     pub(crate) max_connections: usize,
     pub(crate) max_set_by: MaxSetBy,
+    /// What the log calls the peers.
+    pub(crate) peers: &'static str,
     pub(crate) per_source_connections: Option<NonZeroUsize>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) max_buffered: usize,
+    /// The setting for it, where that helps a connection without memory.
+    pub(crate) memory_setting: Option<Setting>,
     /// When full, the connection that has been idle longest is closed for a new one. Otherwise the new
     /// one waits in the backlog.
     pub(crate) newcomers_first: bool,
@@ -44,9 +49,11 @@ impl Rules {
             protocol: config.protocol,
             max_connections,
             max_set_by: if from_config { MaxSetBy::Config } else { MaxSetBy::OpenFiles },
+            peers: "clients",
             per_source_connections: limits.per_source_connections,
             idle_timeout: limits.idle_timeout,
-            max_buffered: budget::possible(limits.max_buffered),
+            max_buffered: budget::possible(limits.max_buffered).0,
+            memory_setting: (config.design == Design::EventLoop).then_some(Setting::MaxBuffered),
             newcomers_first: false,
         }
     }
@@ -93,9 +100,14 @@ impl Admission {
             per_source: rules.per_source_connections,
             by_source: HashMap::new(),
             errors_in_a_row: 0,
-            incidents: Incidents::default(),
+            incidents: Incidents::new(rules.peers, rules.memory_setting),
             stats,
         }
+    }
+
+    /// Makes sure that there is memory to count the source of one more.
+    pub(super) fn reserve(&mut self) -> Result<(), TryReserveError> {
+        self.by_source.try_reserve(usize::from(self.per_source.is_some()))
     }
 
     /// Whether an accepted connection is served: its source has fewer than allowed.
@@ -177,9 +189,11 @@ mod tests {
             protocol: Protocol::default(),
             max_connections: 9,
             max_set_by: MaxSetBy::Config,
+            peers: "clients",
             per_source_connections: NonZeroUsize::new(per_source),
             idle_timeout: None,
             max_buffered: 1 << 20,
+            memory_setting: None,
             newcomers_first: false,
         }
     }

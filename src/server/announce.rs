@@ -3,12 +3,17 @@
 use std::fmt;
 use std::net::SocketAddr;
 
+#[cfg(feature = "daemon")]
+use log::error;
 use log::{info, warn};
 
 use super::admission::Rules;
 use super::budget;
-use crate::config::{Config, Transport};
-use crate::error::Setting;
+use crate::config::{Config, Design};
+#[cfg(feature = "daemon")]
+use crate::error::BindError;
+use crate::error::{Setting, Transport};
+use crate::sys::limits::MemoryLimit;
 use crate::units;
 
 /// Warns that replies are impaired on purpose. Logged first, so that such a server is not taken for a
@@ -16,7 +21,7 @@ use crate::units;
 pub(super) fn impairments(config: &Config) {
     let impairments = &config.impairments;
     let (false, Some(seed)) = (impairments.is_none(), impairments.seed) else { return };
-    let hidden = config.transport.tcp() && impairments.hidden_by_tcp().next().is_some();
+    let hidden = config.serves(Transport::Tcp) && impairments.hidden_by_tcp().next().is_some();
     let tcp = match (hidden, impairments.delay.is_zero()) {
         (false, _) => "",
         (true, true) => "; TCP is served as usual, since it would hide this",
@@ -30,16 +35,16 @@ pub(super) fn impairments(config: &Config) {
     );
 }
 
-/// Logs what is served at these addresses. Returns the sentence, which is the status for a service manager.
-pub(super) fn listening(config: &Config, addresses: &[SocketAddr]) -> String {
-    let transport = match config.transport {
-        Transport::Both => "TCP and UDP",
-        Transport::Tcp => "TCP",
-        Transport::Udp => "UDP",
-    };
-    let (reach, design) = (reach(addresses), config.design);
+/// Logs what is served at these addresses, and which clients can reach them. Returns the sentence, which is
+/// the status for a service manager.
+pub(super) fn listening(config: &Config, addresses: &[SocketAddr], reach: &str) -> String {
+    let transport = config.transport.map_or("TCP and UDP", Transport::name);
+    let design = config.design;
     let texts: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-    let (listed, addresses) = (texts.join(", "), texts.join(","));
+    let (mut listed, addresses) = (texts.join(", "), texts.join(","));
+    if texts.is_empty() {
+        listed.push_str("addresses that the system does not tell");
+    }
     let status = format!("listening on {listed} ({transport}, {design}), for {reach}");
     info!(
         event = "listening",
@@ -54,8 +59,7 @@ pub(super) fn listening(config: &Config, addresses: &[SocketAddr]) -> String {
 
 /// Logs the address of the port for monitors.
 #[cfg(feature = "daemon")]
-pub(super) fn monitoring(address: SocketAddr) {
-    let reach = reach(&[address]);
+pub(super) fn monitoring(address: SocketAddr, reach: &str) {
     info!(
         event = "monitoring",
         address:%,
@@ -64,16 +68,35 @@ pub(super) fn monitoring(address: SocketAddr) {
     );
 }
 
-/// Warns of limits of the config that the system reduces.
-pub(super) fn reduced_limits(config: &Config) {
-    let wanted = config.limits.max_buffered;
-    let (possible, size) = (budget::possible(wanted), |bytes| units::size(bytes as u64));
-    let sentence = format_args!(
-        "the limit on address space lets connections hold {}, not {}: raise it with ulimit -v",
-        size(possible),
-        size(wanted)
+/// Logs why monitors are not served. Clients are: monitors take nothing from them.
+#[cfg(feature = "daemon")]
+pub(super) fn not_monitoring(error: &BindError) {
+    error!(
+        event = "not_monitoring",
+        address:% = error.address,
+        errno = error.source.raw_os_error(),
+        setting:% = Setting::Metrics;
+        "monitors are not served, but clients are: {error}: {}", error.source
     );
-    log_reduced(Setting::MaxBuffered, wanted, possible, sentence);
+}
+
+/// Warns of limits of the config that the system reduces, where they count.
+pub(super) fn reduced_limits(config: &Config) {
+    if !config.serves(Transport::Tcp) || config.design == Design::Iterative {
+        return;
+    }
+    let wanted = config.limits.max_buffered;
+    let size = |bytes| units::size(bytes as u64);
+    if config.design == Design::EventLoop
+        && let (possible, Some(MemoryLimit { name, advice, .. })) = budget::possible(wanted)
+    {
+        let sentence = format_args!(
+            "the limit on {name} lets connections hold {}, not {}: raise it ({advice})",
+            size(possible),
+            size(wanted)
+        );
+        log_reduced(Setting::MaxBuffered, wanted, possible, sentence);
+    }
     let Some(wanted) = config.limits.max_connections else { return };
     let possible = Rules::of(config).max_connections;
     let sentence = format_args!(
@@ -92,16 +115,5 @@ fn log_reduced(setting: Setting, wanted: usize, possible: usize, sentence: fmt::
             possible = possible;
             "{sentence}"
         );
-    }
-}
-
-/// Which clients can reach a server at these addresses.
-fn reach(addresses: &[SocketAddr]) -> &'static str {
-    if addresses.iter().all(|address| address.ip().is_loopback()) {
-        "this machine only"
-    } else if addresses.iter().any(|address| address.ip().is_unspecified()) {
-        "any client that reaches this machine"
-    } else {
-        "any client that reaches these addresses"
     }
 }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::ending::CloseReason;
+use crate::protocol::try_copy;
 use crate::stats::Stats;
-use crate::sys::limits;
+use crate::sys::limits::{self, MemoryLimit};
 
 /// The most that one turn reads, however much is free.
 pub(crate) const MAX_READ: usize = 256 << 10;
@@ -59,11 +60,10 @@ impl Budget {
 
     /// Makes a copy of `bytes` that counts as held, if there is room for it.
     pub(crate) fn keep(&self, bytes: &[u8]) -> Result<Vec<u8>, CloseReason> {
-        let mut kept = Vec::new();
-        if bytes.len() > self.free() || kept.try_reserve_exact(bytes.len()).is_err() {
+        if bytes.len() > self.free() {
             return Err(CloseReason::OverBudget);
         }
-        kept.extend_from_slice(bytes);
+        let kept = try_copy(bytes).map_err(|_| CloseReason::OverBudget)?;
         self.adjust(0, kept.capacity());
         Ok(kept)
     }
@@ -85,10 +85,15 @@ impl Budget {
     }
 }
 
-/// How much of `wanted` there can be: half of the address space that the limits on this process leave
-/// it, since a small allocation that fails ends the process.
-pub(crate) fn possible(wanted: usize) -> usize {
-    wanted.min(share_of(limits::address_space_left()))
+/// How much of `wanted` there can be: half of the memory that the narrowest limit on this process leaves it.
+/// The rest is for what is small or of fixed size. Returns the limit, too, where it allows less.
+pub(crate) fn possible(wanted: usize) -> (usize, Option<MemoryLimit>) {
+    within(limits::memory_limit(), wanted)
+}
+
+fn within(limit: Option<MemoryLimit>, wanted: usize) -> (usize, Option<MemoryLimit>) {
+    let limit = limit.filter(|limit| share_of(limit.left) < wanted);
+    (limit.map_or(wanted, |limit| share_of(limit.left)), limit)
 }
 
 fn share_of(left: u64) -> usize {
@@ -148,7 +153,11 @@ mod tests {
         assert_eq!(share_of(14 << 20), 7 << 20);
         assert_eq!(share_of(0), 64 << 10);
         assert!(share_of(u64::MAX) > usize::MAX / 4);
-        assert_eq!(possible(10), 10);
+        assert_eq!(possible(10), (10, None));
+        let limit = Some(MemoryLimit { left: 14 << 20, name: "", advice: "" });
+        let half = 7 << 20;
+        assert_eq!(within(limit, half), (half, None));
+        assert_eq!(within(limit, half + 1), (half, limit));
     }
 
     #[test]

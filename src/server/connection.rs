@@ -21,7 +21,7 @@ use super::ending::{
 use super::netem::Netem;
 use super::peer::Peer;
 use super::ready::{Queue, SMALL_TURN};
-use crate::protocol::{Context, Reply, Scratch, Service, Session, Verdict};
+use crate::protocol::{Context, Reply, Scratch, Service, Session, Verdict, try_box};
 use crate::stats::Stats;
 use crate::sys::SHORT_READ_EMPTIES;
 
@@ -29,6 +29,9 @@ use crate::sys::SHORT_READ_EMPTIES;
 pub(crate) trait Stream: Read + Write {
     /// Sends our FIN: nothing more will be written (shutdown(2) with `SHUT_WR`).
     fn shutdown_write(&mut self) -> io::Result<()>;
+
+    /// Whether the peer has yet to acknowledge some of what was sent, after our FIN.
+    fn is_unacknowledged(&self) -> bool;
 
     /// Our end of it.
     fn local_addr(&self) -> io::Result<SocketAddr>;
@@ -47,7 +50,7 @@ pub(crate) struct Readiness {
 }
 
 /// A turn that is the last one gives the reason.
-pub(crate) type Turn<T = ()> = Result<T, CloseReason>;
+pub(crate) type Turn = Result<(), CloseReason>;
 
 /// What all connections share, lent to each turn.
 pub(crate) struct Shared {
@@ -83,7 +86,7 @@ pub(crate) struct Connection<S, V> {
     pub(crate) peer: Peer,
     session: Session<V>,
     /// What is owed to the peer. Boxed, and gone as soon as it is sent.
-    output: Option<Box<Output>>,
+    output: Option<Box<[Output; 1]>>,
     phase: Phase,
     ready: Readiness,
     pub(crate) standing: Standing,
@@ -95,9 +98,10 @@ pub(crate) struct Connection<S, V> {
 
 /// What is owed to the peer, and when it may leave.
 struct Output {
-    /// Held of the budget, by capacity.
+    /// Held of the budget, by capacity. Empty where there is no room for it, or no way to send it.
     bytes: Vec<u8>,
-    sent: usize,
+    /// How many bytes are not sent: the last ones.
+    left: usize,
     /// When the socket refused it, or when it may leave.
     since: Moment,
 }
@@ -107,8 +111,8 @@ enum Phase {
     Open,
     /// Nothing more is read; it ends when the output is sent.
     Flushing(CloseReason),
-    /// Our FIN is out. What still comes is dropped, up to this number of bytes, so that it cannot cause
-    /// an RST that would overtake our last bytes.
+    /// Our FIN is out. What still comes is dropped, so that it cannot cause an RST that would overtake our
+    /// last bytes: up to this number of bytes, and more while these are not acknowledged.
     Lingering(CloseReason, u32),
 }
 
@@ -157,10 +161,15 @@ impl<S: Stream, V: Service> Connection<S, V> {
 
     /// Whether there is something to do that does not have to wait for an event, or for time.
     pub(crate) fn can_act(&self, now: Moment) -> bool {
-        match &self.output {
+        match self.output() {
             Some(output) => self.ready.writable && output.since <= now,
             None => self.ready.readable,
         }
+    }
+
+    /// Whether something came from the peer, and nothing was sent to it yet.
+    pub(crate) fn is_in_request(&self) -> bool {
+        self.traffic.bytes_in > 0 && self.traffic.bytes_out == 0
     }
 
     /// The first thing to do: greets the peer, where the service has something to say.
@@ -203,6 +212,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         self.standing = Standing::Waits(queue);
         if let Phase::Lingering(reason, left) = self.phase {
             let left = u32::try_from(read).ok().and_then(|read| left.checked_sub(read));
+            let left = left.or_else(|| self.stream.is_unacknowledged().then_some(0));
             self.phase = Phase::Lingering(reason, left.filter(|_| read > 0).ok_or(reason)?);
             return Ok(());
         }
@@ -248,37 +258,46 @@ impl<S: Stream, V: Service> Connection<S, V> {
             return Ok(());
         }
         let delay = shared.netem.as_mut().map_or(Duration::ZERO, Netem::delay);
-        let sent = match delay {
-            Duration::ZERO => self.write(&bytes, &shared.stats)?,
-            _ => 0,
+        let mut left = bytes.len();
+        let written = match delay {
+            Duration::ZERO => self.write(&bytes, &mut left, &shared.stats),
+            _ => Ok(()),
         };
-        if sent < bytes.len() {
-            let (bytes, sent) = match bytes {
-                Cow::Owned(bytes) => (shared.budget.keep_owned(bytes)?, sent),
-                Cow::Borrowed(bytes) => (shared.budget.keep(&bytes[sent..])?, 0),
-            };
-            let since = now + delay;
-            self.output = Some(Box::new(Output { bytes, sent, since }));
-            // No time runs out while a reply is due.
-            self.active = since;
+        if left == 0 {
+            return Ok(());
         }
-        Ok(())
+        let kept = written.and_then(|()| match bytes {
+            Cow::Owned(bytes) => shared.budget.keep_owned(bytes),
+            Cow::Borrowed(bytes) => shared.budget.keep(&bytes[bytes.len() - left..]),
+        });
+        let outcome = kept.as_ref().map(drop).map_err(|&reason| reason);
+        let (bytes, since) = (kept.unwrap_or_default(), now + delay);
+        let capacity = bytes.capacity();
+        let Ok(output) = try_box(Output { bytes, left, since }) else {
+            shared.budget.adjust(capacity, 0);
+            return Err(CloseReason::OverBudget);
+        };
+        self.output = Some(output);
+        // No time runs out while a reply is due.
+        self.active = since;
+        outcome
     }
 
     /// Sends the output, as far as the socket takes it.
     fn flush(&mut self, shared: &Shared, now: Moment) -> Turn {
-        let may_leave = |output: &mut Box<Output>| self.ready.writable && output.since <= now;
-        let Some(mut output) = self.output.take_if(may_leave) else { return Ok(()) };
-        let written = self.write(&output.bytes[output.sent..], &shared.stats);
-        let sent = *written.as_ref().unwrap_or(&0);
-        output.sent += sent;
+        let may_leave =
+            |output: &mut Box<[Output; 1]>| self.ready.writable && output[0].since <= now;
+        let Some(mut boxed) = self.output.take_if(may_leave) else { return Ok(()) };
+        let [output] = &mut *boxed;
+        let before = output.left;
+        let written = self.write(&output.bytes, &mut output.left, &shared.stats);
         // Only a drain does not wait for a peer that takes its reply bit by bit.
-        if sent > 0 && self.phase != Phase::Flushing(CloseReason::Drain) {
+        if output.left < before && self.phase != Phase::Flushing(CloseReason::Drain) {
             self.active = now;
         }
-        if output.sent < output.bytes.len() {
-            self.output = Some(output);
-            return written.map(drop);
+        if output.left > 0 {
+            self.output = Some(boxed);
+            return written;
         }
         self.traffic.count_pause(now - output.since);
         shared.budget.adjust(output.bytes.capacity(), 0);
@@ -323,16 +342,15 @@ impl<S: Stream, V: Service> Connection<S, V> {
         Ok(read)
     }
 
-    /// Writes until all is taken or the socket takes no more.
-    fn write(&mut self, bytes: &[u8], stats: &Stats) -> Turn<usize> {
-        let (peer, mut sent) = (self.peer, 0);
-        while sent < bytes.len() {
-            let left = bytes.len() - sent;
-            match self.stream.write(&bytes[sent..]) {
+    /// Writes those that are `left` of the bytes, until all is taken or the socket takes no more.
+    fn write(&mut self, bytes: &[u8], left: &mut usize, stats: &Stats) -> Turn {
+        let peer = self.peer;
+        while *left > 0 {
+            match self.stream.write(&bytes[bytes.len() - *left..]) {
                 Ok(0) => return Err(CloseReason::Failed(ErrorKind::WriteZero)),
                 Ok(taken) => {
-                    self.traffic.count_write(&peer, taken, left, stats);
-                    sent += taken;
+                    self.traffic.count_write(&peer, taken, *left, stats);
+                    *left -= taken;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     trace!(
@@ -348,7 +366,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(sent)
+        Ok(())
     }
 
     // ---- closing
@@ -359,10 +377,18 @@ impl<S: Stream, V: Service> Connection<S, V> {
             // Where the peer's FIN was read already, lingering finds it again and is over at once.
             self.ready.readable |= self.phase != Phase::Open;
             self.phase = Phase::Flushing(reason);
-            // Only a drain does not wait for a reply that is delayed.
+            // Only a drain does not wait for a peer that does not read.
             self.active = if reason == CloseReason::Drain { now } else { self.active.max(now) };
         }
         self.advance()
+    }
+
+    /// Lets a delayed reply leave before it is time.
+    pub(crate) fn hasten(&mut self, now: Moment) -> Turn {
+        if let Some(output) = &mut self.output {
+            output[0].since = output[0].since.min(now);
+        }
+        Ok(())
     }
 
     /// Goes on with closing, once nothing is left to send.
@@ -383,7 +409,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
     /// When a turn is due even if no event comes: a delayed reply may leave, or nothing has moved for
     /// as long as it may.
     pub(crate) fn deadline(&self, idle_timeout: Option<Duration>, now: Moment) -> Option<Moment> {
-        let release = self.output.as_ref().map(|output| output.since).filter(|&at| at > now);
+        let release = self.output().map(|output| output.since).filter(|&at| at > now);
         let end = match self.phase {
             Phase::Open | Phase::Flushing(CloseReason::PeerFin) => {
                 idle_timeout.map(|time| self.active + time)
@@ -401,44 +427,49 @@ impl<S: Stream, V: Service> Connection<S, V> {
         if let Phase::Lingering(reason, _) = self.phase {
             return Err(reason);
         }
-        if self.is_delayed(now) {
-            // Only a drain does not wait for a reply that is delayed.
-            return Err(CloseReason::Drain);
-        }
         self.ready.writable |= self.output.is_some();
         self.ready.readable |= self.output.is_none();
         Ok(())
     }
 
-    /// It is over: tells the service, and gives back what it holds.
-    pub(crate) fn end(mut self, reason: CloseReason, shared: &Shared, now: Moment) {
+    /// It is over: tells the service, and gives back what it holds. The reason is another one where the
+    /// service panics.
+    pub(crate) fn end(self, reason: CloseReason, shared: &Shared, now: Moment) -> Summary {
+        let mut summary = self.summary(reason, now);
+        shared.budget.adjust(self.held(), 0);
         let local = || self.stream.local_addr();
         let context = Context::stream(self.generation, self.peer.into(), &local);
-        self.session.close(&context);
-        shared.budget.adjust(self.held(), 0);
-        self.summary(reason, now).log();
+        if !self.session.close(&context) {
+            summary.reason = CloseReason::Panicked;
+        }
+        summary
     }
 }
 
 impl<S, V: Service> Connection<S, V> {
+    fn output(&self) -> Option<&Output> {
+        self.output.as_deref().map(|[output]| output)
+    }
+
     /// The bytes that it holds on the heap: output, and the beginning of a frame.
     pub(crate) fn held(&self) -> usize {
-        self.output.as_ref().map_or(0, |output| output.bytes.capacity()) + self.session.held()
+        self.output().map_or(0, |output| output.bytes.capacity()) + self.session.held()
     }
 
     /// The bytes of output that wait.
     pub(crate) fn unsent(&self) -> usize {
-        self.output.as_ref().map_or(0, |output| output.bytes.len() - output.sent)
+        self.output().map_or(0, |output| output.left)
     }
 
     /// Whether its output waits for time.
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn is_delayed(&self, now: Moment) -> bool {
-        self.output.as_ref().is_some_and(|output| output.since > now)
+        self.output().is_some_and(|output| output.since > now)
     }
 
     fn summary(&self, reason: CloseReason, now: Moment) -> Summary {
         let (peer, mut traffic) = (self.peer, self.traffic);
-        if let Some(output) = &self.output {
+        if let Some(output) = self.output() {
             traffic.count_pause(now - output.since);
         }
         Summary { peer, reason, traffic, unsent: self.unsent(), open: now - self.opened }

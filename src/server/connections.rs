@@ -5,6 +5,7 @@
 
 use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,16 +16,22 @@ use super::admission::{ACCEPT_RETRY, AcceptError, Admission};
 use super::budget::MAX_READ;
 use super::clock::Moment;
 use super::connection::{Connection, Readiness, Shared, Standing, Stream, Turn};
-use super::ending::CloseReason;
+use super::ending::{CloseReason, Summary, Traffic};
 use super::incidents::Lack;
 use super::peer::Peer;
 use super::ready::{ConnectionId, Queue, ReadyQueues, SPARSE_READ};
-use crate::protocol::{Scratch, Service, Session};
+use super::sockets::note_gone;
+use crate::error::Transport;
+use crate::protocol::{Scratch, Service, Session, guarded};
 use crate::sys::limits;
+use crate::sys::socket::is_lasting_for_accept;
 
 /// What the connections need of a listener.
 pub(crate) trait Listener {
     type Stream: Stream;
+
+    /// The address that it is bound to, where that is known.
+    fn local_addr(&self) -> Option<SocketAddr>;
 
     /// Takes a connection from the backlog, if one is there.
     fn accept(&mut self) -> io::Result<(Self::Stream, SocketAddr)>;
@@ -59,7 +66,8 @@ pub(crate) struct Connections<L: Listener, V> {
 
 /// The listeners, and whether they are asked.
 struct Acceptor<L> {
-    listeners: Vec<ReadyListener<L>>,
+    /// None is one that is gone.
+    listeners: Vec<Option<ReadyListener<L>>>,
     pause: Option<Pause>,
     /// The listener that is asked first in this pass.
     first: usize,
@@ -89,7 +97,8 @@ impl<L: Listener, V: Service> Connections<L, V> {
         make_service: impl FnMut() -> V + 'static,
         shared: Shared,
     ) -> Self {
-        let listeners = listeners.into_iter().map(|inner| ReadyListener { inner, ready: false });
+        let listeners =
+            listeners.into_iter().map(|inner| Some(ReadyListener { inner, ready: false }));
         Connections {
             acceptor: Acceptor { listeners: listeners.collect(), pause: None, first: 0 },
             admission: Admission::new(&shared.rules, shared.stats.clone()),
@@ -107,7 +116,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
 
     /// An event says that clients wait in a listener's backlog.
     pub(crate) fn hint_backlog(&mut self, listener: usize) {
-        if let Some(listener) = self.acceptor.listeners.get_mut(listener) {
+        if let Some(Some(listener)) = self.acceptor.listeners.get_mut(listener) {
             listener.ready = true;
         }
     }
@@ -130,7 +139,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
 
     /// Whether there is something to do at once.
     pub(crate) fn can_act(&self) -> bool {
-        let can_accept = || self.acceptor.listeners.iter().any(|listener| listener.ready);
+        let can_accept = || self.acceptor.listeners.iter().flatten().any(|listener| listener.ready);
         !self.ready.is_empty() || (self.acceptor.pause.is_none() && can_accept())
     }
 
@@ -153,10 +162,10 @@ impl<L: Listener, V: Service> Connections<L, V> {
         let queues =
             [Queue::Sparse, Queue::Greedy].map(|queue| (queue, self.ready.of(queue).len()));
         for (queue, length) in queues {
-            for left in (0..length).rev() {
+            for _ in 0..length {
                 let id = self.ready.pop(queue).expect("a queue only grows in a pass");
                 self.serve(id, queue, now);
-                if left > 0 && is_over() {
+                if is_over() {
                     break;
                 }
             }
@@ -167,7 +176,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
 
     /// Accepts what waits in the backlog, as far as it is not endless, and nothing after that.
     pub(crate) fn take_backlog(&mut self, now: Moment) {
-        self.acceptor.listeners.iter_mut().for_each(|listener| listener.ready = true);
+        self.acceptor.listeners.iter_mut().flatten().for_each(|listener| listener.ready = true);
         for _ in 0..LAST_ACCEPT_PASSES {
             self.accept(now);
         }
@@ -179,19 +188,25 @@ impl<L: Listener, V: Service> Connections<L, V> {
         self.acceptor.pause = None;
     }
 
-    /// Closes our side of every connection, once what it is owed is sent.
-    pub(crate) fn close_all(&mut self, now: Moment) {
+    /// Closes our side of every connection, once what it is owed is sent. Before that, each ready connection
+    /// has a last turn, as in a [`pass`](Self::pass), and no reply waits for its time any more.
+    pub(crate) fn close_all(&mut self, now: Moment, is_over: impl FnMut() -> bool) {
+        self.shared.netem = None;
+        self.for_each(now, |connection| connection.hasten(now));
+        self.pass(now, is_over);
         self.for_each(now, |connection| connection.close(CloseReason::Drain, now));
     }
 
     /// Ends all connections at once; how many these were.
     pub(crate) fn cut_all(&mut self, now: Moment) -> usize {
-        let slots = self.slots();
-        for &slot in &slots {
-            self.remove(slot, CloseReason::Drain, now);
+        let open = self.open();
+        for slot in self.slots() {
+            if self.slab.contains(slot as usize) {
+                self.remove(slot, CloseReason::Drain, now);
+            }
         }
         self.admission.incidents.report(Moment::LAST);
-        slots.len()
+        open
     }
 
     /// How many connections are open.
@@ -214,7 +229,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
         for index in (self.acceptor.first..count).chain(0..self.acceptor.first) {
             while budget > 0
                 && self.acceptor.pause.is_none()
-                && self.acceptor.listeners[index].ready
+                && self.acceptor.listeners[index].as_ref().is_some_and(|listener| listener.ready)
             {
                 budget -= 1;
                 self.accept_one(index, now);
@@ -225,7 +240,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
     /// How many are accepted in a pass. A newcomer has a turn before others can take its place.
     fn accepts_per_pass(&self) -> usize {
         match self.shared.rules.newcomers_first {
-            true => (self.shared.rules.max_connections / 2).clamp(1, ACCEPTS_PER_PASS),
+            true => (self.shared.rules.max_connections / 4).clamp(1, ACCEPTS_PER_PASS),
             false => ACCEPTS_PER_PASS,
         }
     }
@@ -246,9 +261,14 @@ impl<L: Listener, V: Service> Connections<L, V> {
             let error = ErrorKind::OutOfMemory.into();
             return self.admission.pause(Lack::Resources(&error), open, now);
         }
-        let listener = &mut self.acceptor.listeners[index];
+        let Some(listener) = &mut self.acceptor.listeners[index] else { return };
         match listener.inner.accept() {
             Ok((stream, address)) => self.admit(index, stream, address.into(), now),
+            Err(error) if is_lasting_for_accept(&error) => {
+                let address = listener.inner.local_addr();
+                note_gone(Transport::Tcp, address, &error, &self.shared.stats);
+                self.acceptor.listeners[index] = None;
+            }
             Err(error) => match self.admission.judge(&error, open, now) {
                 AcceptError::Empty => {
                     trace!(
@@ -272,6 +292,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
     fn reserve_slot(&mut self) -> Result<(), ErrorKind> {
         let slots = self.slab.len() + 1;
         self.ready.reserve(slots).map_err(|_| ErrorKind::OutOfMemory)?;
+        self.admission.reserve().map_err(|_| ErrorKind::OutOfMemory)?;
         if self.slab.capacity() < slots {
             // A slab doubles, and cannot be asked to try.
             if (2 * slots * Self::SLOT) as u64 > limits::address_space_left() {
@@ -294,22 +315,36 @@ impl<L: Listener, V: Service> Connections<L, V> {
         let generation = self.last_generation;
         let entry = self.slab.vacant_entry();
         let id = ConnectionId { slot: slot(entry.key()), generation };
-        if let Err(error) = self.acceptor.listeners[index].inner.register(&mut stream, id) {
+        let listener = self.acceptor.listeners[index].as_mut().expect("it has just accepted");
+        if let Err(error) = listener.inner.register(&mut stream, id) {
             drop(stream);
             self.admission.not_registered(peer, &error, self.slab.len(), now);
             return self.pause_starved(now);
         }
-        let session = Session::new(self.shared.rules.protocol, (self.make_service)());
-        let connection = entry.insert(Connection::new(stream, generation, peer, session, now));
         trace!(event = "accepted", peer:%; "{peer}: accepted");
         self.shared.stats.accepted.increment();
+        let Ok(service) = guarded(&mut self.make_service) else {
+            drop(stream);
+            let (reason, open) = (CloseReason::Panicked, Duration::ZERO);
+            let summary = Summary { peer, reason, traffic: Traffic::default(), unsent: 0, open };
+            return self.note_end(&summary, now);
+        };
+        let session = Session::new(self.shared.rules.protocol, service);
+        let connection = entry.insert(Connection::new(stream, generation, peer, session, now));
         let turn = connection.open(&mut self.scratch, &mut self.shared, now);
         self.settle(id.slot, turn, now);
     }
 
-    /// Ends the connection on which nothing has moved for longest; of several, the oldest.
+    /// Ends the connection on which nothing has moved for longest; of several, the oldest. It is one of
+    /// those whose request has not come whole, if they have more than half of the slots, and else one of
+    /// the others: neither a flood of connections nor one of unfinished requests gets all.
     fn end_idlest(&mut self, now: Moment) {
-        let idlest = self.slab.iter().min_by_key(|(_, one)| (one.active, one.generation));
+        let in_request = self.slab.iter().filter(|(_, one)| one.is_in_request()).count();
+        let from_these = in_request > self.shared.rules.max_connections / 2;
+        let rank = |one: &Connection<_, _>| {
+            (one.is_in_request() != from_these, one.active, one.generation)
+        };
+        let idlest = self.slab.iter().min_by_key(|(_, one)| rank(one));
         if let Some((key, _)) = idlest {
             self.remove(slot(key), CloseReason::Idle, now);
         }
@@ -357,10 +392,16 @@ impl<L: Listener, V: Service> Connections<L, V> {
 
     fn remove(&mut self, slot: u32, reason: CloseReason, now: Moment) {
         let connection = self.slab.remove(slot as usize);
-        self.admission.leave(connection.peer);
-        self.admission.incidents.end(connection.peer, reason, now);
-        connection.end(reason, &self.shared, now);
-        // Counted last: a connection that counts as closed is gone, with all that it held.
+        let summary = connection.end(reason, &self.shared, now);
+        self.note_end(&summary, now);
+    }
+
+    /// Notes that a connection is gone, with all that it held.
+    fn note_end(&mut self, summary: &Summary, now: Moment) {
+        let &Summary { peer, reason, .. } = summary;
+        self.admission.leave(peer);
+        self.admission.incidents.end(peer, reason, now);
+        summary.log();
         reason.counter(&self.shared.stats).increment();
         // Its descriptor and its slot are free with it.
         self.acceptor.pause = None;
@@ -386,8 +427,9 @@ impl<L: Listener, V: Service> Connections<L, V> {
         self.for_each(now, |connection| connection.expire(idle_timeout, now));
     }
 
-    fn slots(&self) -> Vec<u32> {
-        self.slab.iter().map(|(key, _)| slot(key)).collect()
+    /// All slots that there is memory for; not all of them have a connection.
+    fn slots(&self) -> Range<u32> {
+        0..slot(self.slab.capacity())
     }
 
     fn for_each(
@@ -396,8 +438,10 @@ impl<L: Listener, V: Service> Connections<L, V> {
         mut act: impl FnMut(&mut Connection<L::Stream, V>) -> Turn,
     ) {
         for slot in self.slots() {
-            let turn = act(&mut self.slab[slot as usize]);
-            self.settle(slot, turn, now);
+            if let Some(connection) = self.slab.get_mut(slot as usize) {
+                let turn = act(connection);
+                self.settle(slot, turn, now);
+            }
         }
     }
 }

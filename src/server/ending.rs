@@ -13,7 +13,8 @@ use crate::units::{self, count};
 
 /// How long a connection that we close may go on sending before it is cut off.
 pub(crate) const LINGER_TIME: Duration = Duration::from_secs(2);
-/// How many bytes a connection that we close may go on sending before it is cut off.
+/// How many bytes a connection that we close may go on sending before it is cut off, once it has
+/// acknowledged our last ones.
 pub(crate) const LINGER_BYTES: u32 = 1 << 20;
 
 /// Why a connection ended.

@@ -1,5 +1,6 @@
 //! The event loop: one thread, one poll, all sockets. It talks to everything and decides little.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -10,10 +11,10 @@ use log::trace;
 use mio::event::Event;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Registry};
+use socket2::SockRef;
 
 use super::Server;
 use super::admission::Rules;
-use super::busy_poll::{BusyPoll, Wait};
 use super::clock::{Clock, Moment};
 use super::connection::{self, Readiness, Shared};
 use super::connections::{self, Connections};
@@ -26,15 +27,19 @@ use super::ready::ConnectionId;
 use super::shutdown::Handle;
 use super::shutdown::{self, Shutdown, Stage};
 use super::udp::{Endpoint, Responder};
+use crate::busy_poll::{BusyPoll, Wait};
 use crate::protocol::Service;
 use crate::stats::Stats;
 use crate::sys::datagram::DatagramSocket;
+use crate::sys::socket::{self, reset_stream_options};
 use crate::units::{self, count};
 
 /// How many events are asked for at a time.
 const EVENTS: usize = 1024;
 /// The budget of a pass: after this time, new events and datagrams come before further connections.
 const PASS: Duration = Duration::from_millis(1);
+/// The same, for what has come by the time all connections are closed.
+const LAST_PASS: Duration = Duration::from_millis(100);
 /// After this many turns the clock is read. For a short message that takes as long as the session does.
 const TURNS: u32 = 4;
 /// The random sequence of streams, beside those of UDP sockets.
@@ -47,6 +52,7 @@ const STREAMS: usize = Token::SOCKETS;
 enum Token {
     Wake,
     Signal,
+    Interfaces,
     Listener(usize),
     Datagrams(usize),
     Connection(ConnectionId),
@@ -65,6 +71,7 @@ impl From<Token> for mio::Token {
         mio::Token(match token {
             Token::Wake => shutdown::WAKE.0,
             Token::Signal => shutdown::SIGNAL.0,
+            Token::Interfaces => shutdown::INTERFACES.0,
             Token::Listener(index) => Token::SOCKETS + index,
             Token::Datagrams(index) => 2 * Token::SOCKETS + index,
             Token::MonitorListener => 3 * Token::SOCKETS,
@@ -83,7 +90,8 @@ impl From<mio::Token> for Token {
         let (generation, slot) = ((token >> 32) as u32, token as u32);
         match (generation, token / Token::SOCKETS) {
             (0, 0) if token == shutdown::WAKE.0 => Token::Wake,
-            (0, 0) => Token::Signal,
+            (0, 0) if token == shutdown::SIGNAL.0 => Token::Signal,
+            (0, 0) => Token::Interfaces,
             (0, 1) => Token::Listener(token - Token::SOCKETS),
             (0, 2) => Token::Datagrams(token - 2 * Token::SOCKETS),
             (0, _) => Token::MonitorListener,
@@ -98,6 +106,8 @@ impl From<mio::Token> for Token {
 /// A listener that registers what it accepts.
 struct Listener {
     listener: TcpListener,
+    /// Whether what it accepts lacks its options.
+    set_accepted: bool,
     registry: Registry,
     /// What the events of its connections are about.
     token: fn(ConnectionId) -> Token,
@@ -107,22 +117,32 @@ impl Listener {
     /// Registers the listener under `own`.
     fn new(
         listener: std::net::TcpListener,
+        set_accepted: bool,
         poll: &Poll,
         own: Token,
         token: fn(ConnectionId) -> Token,
     ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
+        SockRef::from(&listener).set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
         poll.registry().register(&mut listener, own.into(), Interest::READABLE)?;
-        Ok(Listener { listener, registry: poll.registry().try_clone()?, token })
+        Ok(Listener { listener, set_accepted, registry: poll.registry().try_clone()?, token })
     }
 }
 
 impl connections::Listener for Listener {
     type Stream = TcpStream;
 
+    fn local_addr(&self) -> Option<SocketAddr> {
+        self.listener.local_addr().ok()
+    }
+
     fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
-        self.listener.accept()
+        let (stream, address) = self.listener.accept()?;
+        if self.set_accepted {
+            // What is refused was logged for the listener.
+            reset_stream_options(&SockRef::from(&stream));
+        }
+        Ok((stream, address))
     }
 
     fn register(&mut self, stream: &mut TcpStream, id: ConnectionId) -> io::Result<()> {
@@ -144,6 +164,10 @@ impl connection::Stream for TcpStream {
         self.shutdown(std::net::Shutdown::Write)
     }
 
+    fn is_unacknowledged(&self) -> bool {
+        socket::is_unacknowledged(self)
+    }
+
     fn local_addr(&self) -> io::Result<SocketAddr> {
         TcpStream::local_addr(self)
     }
@@ -162,7 +186,8 @@ struct EventLoop<V> {
     events: Events,
     shutdown: Shutdown,
     connections: Connections<Listener, V>,
-    datagrams: Vec<Endpoint<DatagramSocket, V>>,
+    /// By the index in their tokens.
+    datagrams: BTreeMap<usize, Endpoint<DatagramSocket, V>>,
     monitors: Option<Monitors>,
     guard: Guard,
     busy_poll: BusyPoll,
@@ -185,28 +210,29 @@ impl<V: Service> EventLoop<V> {
         #[cfg(feature = "daemon")]
         let monitors = server
             .monitor
-            .map(|listener| monitors(&server.poll, listener, server.shutdown.handle()));
-        #[cfg(feature = "daemon")]
-        let monitors = monitors.transpose()?;
+            .and_then(Result::ok)
+            .map(|listener| monitors(&server.poll, listener, server.shutdown.handle()))
+            .transpose()?;
         #[cfg(not(feature = "daemon"))]
         let monitors = None;
         let Server { config, sockets, poll, shutdown, stats, .. } = server;
         let mut listeners = Vec::new();
         for (index, listener) in sockets.listeners.into_iter().enumerate() {
             let own = Token::Listener(index);
-            listeners.push(Listener::new(listener, &poll, own, Token::Connection)?);
+            let set_accepted = sockets.set_accepted;
+            listeners.push(Listener::new(listener, set_accepted, &poll, own, Token::Connection)?);
         }
-        let mut datagrams = Vec::new();
+        let (mut datagrams, queues) = (BTreeMap::new(), sockets.datagrams.len());
         for (index, socket) in sockets.datagrams.into_iter().enumerate() {
-            let netem = Netem::new(&config.impairments, index);
+            let netem = Netem::new(&config.impairments, index, queues);
             let socket = DatagramSocket::new(socket, config.udp_offload)?;
             let (bound, make_service) = (socket.local_addr(), make_service.clone());
             let responder = Responder::new(make_service, bound, netem, Arc::clone(&stats));
             let mut endpoint = Endpoint::new(socket, responder);
             endpoint.register(poll.registry(), Token::Datagrams(index).into())?;
-            datagrams.push(endpoint);
+            datagrams.insert(index, endpoint);
         }
-        let netem = Netem::new(&config.impairments, STREAMS).filter(Netem::delays);
+        let netem = Netem::new(&config.impairments, STREAMS, queues).filter(Netem::delays);
         let shared = Shared::new(Rules::of(&config), Arc::clone(&stats), netem);
         let connections = Connections::new(listeners, make_service, shared);
         Ok(EventLoop {
@@ -236,7 +262,7 @@ impl<V: Service> EventLoop<V> {
                 stage = begins;
                 match begins {
                     Stage::Draining => self.drain(now),
-                    Stage::Closing => self.connections.close_all(now),
+                    Stage::Closing => self.close(now),
                     _ => {}
                 }
             }
@@ -244,9 +270,10 @@ impl<V: Service> EventLoop<V> {
             if stage == Stage::Over {
                 break;
             }
-            for datagrams in &mut self.datagrams {
+            for datagrams in self.datagrams.values_mut() {
                 datagrams.turn(&mut self.guard, now);
             }
+            self.remove_datagrams(Endpoint::is_gone);
             let (clock, mut turns) = (self.clock, 0_u32);
             self.connections.pass(now, || {
                 turns += 1;
@@ -257,8 +284,10 @@ impl<V: Service> EventLoop<V> {
                 break;
             }
         }
-        Shutdown::log_cut(self.connections.cut_all(self.clock.now()));
-        Ok(())
+        let now = self.clock.now();
+        self.datagrams.values_mut().for_each(|one| one.end(&mut self.guard, now));
+        Shutdown::log_cut(self.connections.cut_all(now));
+        self.shutdown.outcome()
     }
 
     // ---- waiting
@@ -290,7 +319,7 @@ impl<V: Service> EventLoop<V> {
     fn can_act(&self) -> bool {
         self.shutdown.can_act()
             || self.connections.can_act()
-            || self.datagrams.iter().any(Endpoint::can_act)
+            || self.datagrams.values().any(Endpoint::can_act)
             || self.monitors.as_ref().is_some_and(|monitors| monitors.connections.can_act())
     }
 
@@ -336,7 +365,7 @@ impl<V: Service> EventLoop<V> {
     }
 
     fn deadline(&self) -> Option<Moment> {
-        let datagrams = self.datagrams.iter().filter_map(Endpoint::deadline);
+        let datagrams = self.datagrams.values().filter_map(Endpoint::deadline);
         let monitors = self.monitors.as_ref().and_then(|monitors| monitors.connections.deadline());
         let others = [self.connections.deadline(), self.shutdown.deadline(), monitors];
         datagrams.chain(others.into_iter().flatten()).min()
@@ -354,8 +383,11 @@ impl<V: Service> EventLoop<V> {
                 Token::Datagrams(index) => {
                     let readiness = readiness(event);
                     trace_socket_ready(index, readiness);
-                    if let Some(datagrams) = self.datagrams.get_mut(index) {
+                    if let Some(datagrams) = self.datagrams.get_mut(&index) {
                         datagrams.hint(readiness.readable, readiness.writable);
+                        if event.is_read_closed() {
+                            datagrams.note_shut_down();
+                        }
                     }
                 }
                 Token::Listener(index) => {
@@ -370,6 +402,10 @@ impl<V: Service> EventLoop<V> {
                 Token::Signal => {
                     trace_ready("signal", "a signal has come");
                     self.shutdown.take_signals();
+                }
+                Token::Interfaces => {
+                    trace_ready("interfaces", "network interfaces have changed");
+                    self.shutdown.check_interfaces();
                 }
                 // What it has to say is the stage.
                 Token::Wake => trace_ready("handle", "another thread has woken the loop"),
@@ -405,19 +441,32 @@ impl<V: Service> EventLoop<V> {
     fn drain(&mut self, now: Moment) {
         if !self.hand_over {
             self.connections.take_backlog(now);
-            self.datagrams.iter_mut().for_each(|one| one.finish(&mut self.guard, now));
+            self.datagrams.values_mut().for_each(|one| one.finish(&mut self.guard, now));
         }
         self.connections.close_listeners();
-        self.datagrams.iter_mut().for_each(Endpoint::close);
+        self.datagrams.values_mut().for_each(Endpoint::close);
         self.shutdown.log_drain(self.connections.open());
+    }
+
+    /// Closes those UDP sockets.
+    fn remove_datagrams(&mut self, which: impl Fn(&Endpoint<DatagramSocket, V>) -> bool) {
+        let EventLoop { datagrams, poll, .. } = self;
+        for (_, mut datagrams) in datagrams.extract_if(.., |_, one| which(one)) {
+            datagrams.deregister(poll.registry());
+        }
+    }
+
+    /// Closes our side of all connections. No reply waits for its time any more.
+    fn close(&mut self, now: Moment) {
+        let clock = self.clock;
+        self.connections.close_all(now, || clock.now() - now >= LAST_PASS);
+        self.datagrams.values_mut().for_each(Endpoint::hasten);
     }
 
     /// Whether the drain is done. UDP sockets are closed once all that was received is answered.
     fn is_done(&mut self) -> bool {
-        if self.datagrams.iter().all(Endpoint::is_done) {
-            for mut datagrams in self.datagrams.drain(..) {
-                datagrams.deregister(self.poll.registry());
-            }
+        if self.datagrams.values().all(Endpoint::is_done) {
+            self.remove_datagrams(|_| true);
         }
         self.connections.open() == 0 && self.datagrams.is_empty()
     }
@@ -426,7 +475,7 @@ impl<V: Service> EventLoop<V> {
 /// The monitors that come to `listener`, which look at the server of this handle.
 #[cfg(feature = "daemon")]
 fn monitors(poll: &Poll, listener: std::net::TcpListener, handle: Handle) -> io::Result<Monitors> {
-    let listener = Listener::new(listener, poll, Token::MonitorListener, Token::Monitor)?;
+    let listener = Listener::new(listener, false, poll, Token::MonitorListener, Token::Monitor)?;
     let (rules, stats, passes) = (monitor::rules(), Arc::default(), monitor::Passes::default());
     let service = monitor::service(handle, passes.clone());
     let connections = Connections::new(vec![listener], service, Shared::new(rules, stats, None));
@@ -470,6 +519,7 @@ mod tests {
         for token in [
             Token::Wake,
             Token::Signal,
+            Token::Interfaces,
             Token::Listener(0),
             Token::Listener(Token::SOCKETS - 1),
             Token::Datagrams(0),

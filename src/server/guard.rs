@@ -114,6 +114,19 @@ impl Refusals {
         );
     }
 
+    /// Notes that the service panicked on a datagram from `peer` after it had replied.
+    #[cold]
+    pub(crate) fn note_panic_at_end(&mut self, peer: Peer, stats: &Stats, now: Moment) {
+        stats.udp_panics.increment();
+        if self.panicked.begins((), now) {
+            error!(
+                event = "panicked",
+                peer:%;
+                "the service panicked after it had replied to a datagram from {peer}; further panics are counted"
+            );
+        }
+    }
+
     fn log_begin(&mut self, refusal: Refusal, peer: Peer, now: Moment) {
         let (reason, _) = refusal.row();
         match refusal {
@@ -426,7 +439,7 @@ mod tests {
             let mut limit = RateLimit::new(NonZeroU32::new(rate).unwrap());
             let mut now = Moment::default();
             for _ in 0..datagrams {
-                prop_assert!(limit.admit(Source::V6([1; 8]), now));
+                prop_assert!(limit.admit(Source::Subnet([1; 8]), now));
                 now = now + Duration::from_nanos(limit.interval);
             }
         }

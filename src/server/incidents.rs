@@ -1,28 +1,35 @@
 //! The rate-limited log of what peers can cause: connections that are refused or closed for what they
 //! sent, and pauses of accept.
 
+use std::fmt;
 use std::io;
 
-use log::{info, warn};
+use log::{error, info, warn};
 
 use super::clock::Moment;
 use super::ending::CloseReason;
 use super::peer::Peer;
 use super::rate_limited::RateLimited;
 use crate::error::Setting;
+use crate::sys::cause::{self, Call, Situation};
 use crate::units;
 
 /// What is logged at a limited rate, with the latest peer.
 #[derive(Debug, Default)]
 pub(super) struct Incidents {
-    /// Accept paused.
-    pauses: RateLimited,
+    /// What the peers of these listeners are called.
+    peers: &'static str,
+    /// Accept paused; the latest cause.
+    pauses: RateLimited<&'static str>,
     /// Connections were closed at once.
     refused: RateLimited<Peer>,
     /// Connections were closed for a frame that is too long or incomplete.
     broken: RateLimited<(Peer, CloseReason)>,
+    memory_setting: Option<Setting>,
     /// Connections were closed because no memory was left for them.
     no_room: RateLimited<Peer>,
+    /// Connections ended because the service panicked.
+    panicked: RateLimited<Peer>,
 }
 
 /// What sets [`Rules::max_connections`](super::admission::Rules).
@@ -59,50 +66,67 @@ impl MaxSetBy {
 pub(super) enum Lack<'a> {
     /// As many connections are open as this allows.
     Slots(MaxSetBy),
-    /// The system refuses: it has no descriptors or no memory.
+    /// The system refuses the call.
     Resources(&'a io::Error),
-    /// epoll refuses to watch this peer's connection (epoll_ctl(2)): no memory, or the user's limit on
-    /// watches is reached.
+    /// epoll refuses to watch this peer's connection (epoll_ctl(2)).
     Watches(Peer, &'a io::Error),
 }
 
 impl Lack<'_> {
-    fn log(self, open: usize) {
+    /// The cause in a sentence, if it is known.
+    fn cause(self) -> Option<&'static str> {
+        let (call, error) = match self {
+            Lack::Slots(_) => return Some("as many connections were open as allowed"),
+            Lack::Resources(error) => (Call::Accept, error),
+            Lack::Watches(_, error) => (Call::Watch, error),
+        };
+        cause::cause(call, error, Situation::Plain).map(|(_, cause)| cause)
+    }
+
+    fn log(self, peers: &str, open: usize) {
+        let cause = fmt::from_fn(|f| self.cause().map_or(Ok(()), |cause| write!(f, ": {cause}")));
         match self {
             Lack::Slots(set_by) => {
                 let Some((limit, allowed)) = set_by.row() else { return };
                 let from_config = set_by == MaxSetBy::Config;
                 warn!(
                     event = "accept_paused",
+                    peers = peers,
                     open = open,
                     limit = limit,
                     setting = from_config.then_some(Setting::MaxConnections.field());
-                    "connections open: {open}, as many as {allowed}; new clients wait in the backlog until one closes"
+                    "connections open: {open}, as many as {allowed}; new {peers} wait in the backlog until one closes"
                 );
             }
             Lack::Resources(error) => warn!(
                 event = "accept_paused",
+                peers = peers,
                 open = open,
                 errno = error.raw_os_error();
-                "cannot accept with {open} connections open: {error}; new clients wait in the backlog until the next try"
+                "cannot accept with {open} connections open: {error}{cause}; new {peers} wait in the backlog until the next try"
             ),
             Lack::Watches(peer, error) => warn!(
                 event = "accept_paused",
+                peers = peers,
                 open = open,
                 peer:%,
                 errno = error.raw_os_error();
-                "{peer} was closed at once, since epoll cannot watch it with {open} connections open: {error}; new clients wait in the backlog until the next try"
+                "{peer} was closed at once, since epoll cannot watch it with {open} connections open: {error}{cause}; new {peers} wait in the backlog until the next try"
             ),
         }
     }
 }
 
 impl Incidents {
+    pub(super) fn new(peers: &'static str, memory_setting: Option<Setting>) -> Self {
+        Incidents { peers, memory_setting, ..Incidents::default() }
+    }
+
     /// Counts a pause of accept, with this many connections open.
     pub(super) fn pause(&mut self, lack: Lack<'_>, open: usize, now: Moment) {
         self.report(now);
-        if self.pauses.begins((), now) {
-            lack.log(open);
+        if self.pauses.begins(lack.cause().unwrap_or("the system refused"), now) {
+            lack.log(self.peers, open);
         }
     }
 
@@ -138,7 +162,12 @@ impl Incidents {
             CloseReason::OverBudget if self.no_room.begins(peer, now) => warn!(
                 event = "no_room",
                 peer:%,
-                setting:% = Setting::MaxBuffered;
+                setting = self.memory_setting.map(Setting::field);
+                "{peer} closed {reason}; further ones are counted"
+            ),
+            CloseReason::Panicked if self.panicked.begins(peer, now) => error!(
+                event = "panicked",
+                peer:%;
                 "{peer} closed {reason}; further ones are counted"
             ),
             _ => {}
@@ -147,17 +176,22 @@ impl Incidents {
 
     /// When a line is due.
     pub(super) fn deadline(&self) -> Option<Moment> {
-        let Incidents { pauses, refused, broken, no_room } = self;
-        [pauses.end(), refused.end(), broken.end(), no_room.end()].into_iter().flatten().min()
+        let Incidents { pauses, refused, broken, no_room, panicked, .. } = self;
+        [pauses.end(), refused.end(), broken.end(), no_room.end(), panicked.end()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Logs the counts of what is over.
     pub(super) fn report(&mut self, now: Moment) {
-        if let Some((times, ())) = self.pauses.over(now) {
+        if let Some((times, latest)) = self.pauses.over(now) {
             info!(
                 event = "accept_paused_over",
+                peers = self.peers,
                 times = times;
-                "accept paused {} times, for lack of slots, descriptors or memory",
+                "accept of {} paused {} times; the latest cause: {latest}",
+                self.peers,
                 units::grouped(times)
             );
         }
@@ -186,8 +220,15 @@ impl Incidents {
                 event = "no_room_over",
                 times = times,
                 peer:%,
-                setting:% = Setting::MaxBuffered;
+                setting = self.memory_setting.map(Setting::field);
                 "{} connections were closed, since no memory was left for them; the latest was {peer}",
+                units::grouped(times)
+            );
+        }
+        if let Some((times, peer)) = self.panicked.over(now) {
+            error!(
+                event = "panicked_over", times = times, peer:%;
+                "{} connections ended because the service panicked; the latest was {peer}",
                 units::grouped(times)
             );
         }

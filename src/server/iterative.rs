@@ -24,7 +24,7 @@ pub(super) fn run<V: Service>(
 ) -> io::Result<()> {
     blocking::run(server, (1, MaxSetBy::Design), make_service, |mut backlog, mut make_service| {
         while let Some(client) = backlog.accept()? {
-            client.serve(make_service());
+            client.serve(&mut make_service);
         }
         Ok(())
     })

@@ -4,7 +4,6 @@ mod admission;
 mod announce;
 mod blocking;
 mod budget;
-mod busy_poll;
 mod clock;
 mod connection;
 mod connections;
@@ -19,6 +18,7 @@ mod netem;
 mod notify;
 mod peer;
 mod rate_limited;
+mod reach;
 mod ready;
 mod shutdown;
 #[cfg(any(test, fuzzing))]
@@ -36,16 +36,24 @@ use std::net::TcpListener;
 use std::sync::Arc;
 
 use mio::Poll;
+use socket2::SockRef;
 
+use self::admission::Rules;
 use self::guard::Guard;
+use self::incidents::MaxSetBy;
+use self::reach::Local;
 use self::shutdown::Shutdown;
 use self::sockets::Sockets;
-use crate::config::{Config, Design, ServiceKind, Transport};
-use crate::error::{AdoptError, Error};
+use crate::config::{Config, Design, ServiceKind};
+#[cfg(feature = "daemon")]
+use crate::error::BindError;
+use crate::error::{AdoptError, Error, Transport};
 use crate::protocol::{Echo, Service, Upper, Who};
 use crate::random;
 use crate::stats::Stats;
-use crate::sys::{self, OwnedFd};
+use crate::sys::cause::{self, Call};
+use crate::sys::socket::Refused;
+use crate::sys::{self, OwnedFd, limits};
 
 /// A server with bound sockets. Clients that connect wait in the backlog until it runs.
 ///
@@ -76,10 +84,39 @@ pub struct Server {
     config: Config,
     sockets: Sockets,
     #[cfg(feature = "daemon")]
-    monitor: Option<TcpListener>,
+    monitor: Option<Result<TcpListener, BindError>>,
     poll: Poll,
     shutdown: Shutdown,
     stats: Arc<Stats>,
+}
+
+/// The only transport of adopted sockets; none if they have both.
+fn only_transport(tcp: bool, udp: bool) -> Result<Option<Transport>, AdoptError> {
+    match (tcp, udp) {
+        (true, true) => Ok(None),
+        (true, false) => Ok(Some(Transport::Tcp)),
+        (false, true) => Ok(Some(Transport::Udp)),
+        (false, false) => Err(AdoptError::new(0, "there is none", None)),
+    }
+}
+
+/// What a server would serve: see [`Server::preview`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Preview {
+    /// The addresses; port 0 stands for a free one.
+    pub addresses: Vec<SocketAddr>,
+    /// Which clients can reach these addresses, in words.
+    pub reach: &'static str,
+    /// Which clients can reach the port for monitors, if there is one.
+    #[cfg(feature = "daemon")]
+    pub metrics_reach: Option<&'static str>,
+    /// The only transport that is served; none if both are.
+    pub transport: Option<Transport>,
+    /// The most TCP connections at a time, as the limits on this process are now.
+    pub max_connections: usize,
+    /// [`Limits::max_buffered`](crate::Limits::max_buffered), as the limits on this process are now.
+    pub max_buffered: usize,
 }
 
 impl Server {
@@ -118,15 +155,59 @@ impl Server {
     ) -> Result<Server, Error> {
         Server::set_up(config, |config| {
             let sockets = sockets::adopt(config, sockets)?;
-            config.transport = match (sockets.listeners.is_empty(), sockets.datagrams.is_empty()) {
-                (false, false) => Transport::Both,
-                (false, true) => Transport::Tcp,
-                (true, false) => Transport::Udp,
-                (true, true) => return Err(AdoptError::new(0, "there is none", None).into()),
-            };
+            let Sockets { listeners, datagrams, .. } = &sockets;
+            config.transport = only_transport(!listeners.is_empty(), !datagrams.is_empty())?;
             // The transports were not known before.
             config.check()?;
             Ok(sockets)
+        })
+    }
+
+    /// Checks `config` as [`bind`](Server::bind) does or, if there are `inherited` sockets, as
+    /// [`adopt`](Server::adopt). Binds nothing, and changes no socket: whether addresses are there and
+    /// ports are free, only binding tells.
+    ///
+    /// ```
+    /// use evecho::{Config, Server};
+    ///
+    /// let preview = Server::preview(Config::default(), &[])?;
+    /// assert_eq!(preview.addresses[0].port(), 12000);
+    /// # Ok::<(), evecho::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As the other two, apart from what only binding tells.
+    pub fn preview(mut config: Config, inherited: &[OwnedFd]) -> Result<Preview, Error> {
+        config.check()?;
+        let mut locals = sockets::planned(&config);
+        if !inherited.is_empty() {
+            let inspect = |(index, fd)| sockets::inspect(index, &SockRef::from(fd));
+            let sockets: Result<Vec<_>, _> = inherited.iter().enumerate().map(inspect).collect();
+            let sockets = sockets?;
+            let has = |transport| sockets.iter().any(|socket| socket.0 == transport);
+            config.transport = only_transport(has(Transport::Tcp), has(Transport::Udp))?;
+            config.check()?;
+            locals = inherited.iter().filter_map(Local::of).collect();
+        }
+        let mut seen = HashSet::new();
+        let addresses = locals.iter().map(|local| local.address);
+        let addresses = addresses.filter(|address| seen.insert(*address)).collect();
+        announce::reduced_limits(&config);
+        let rules = match config.design {
+            Design::EventLoop => Rules::of(&config),
+            Design::Threaded => Rules::of(&config).at_most(limits::threads(), MaxSetBy::Threads),
+            Design::Iterative => Rules::of(&config).at_most(1, MaxSetBy::Design),
+        };
+        let Rules { max_connections, max_buffered, .. } = rules;
+        Ok(Preview {
+            addresses,
+            reach: reach::reach(&locals),
+            #[cfg(feature = "daemon")]
+            metrics_reach: config.metrics.map(|at| reach::reach(&[Local::everything(at)])),
+            transport: config.transport,
+            max_connections,
+            max_buffered,
         })
     }
 
@@ -137,11 +218,12 @@ impl Server {
         config.check()?;
         config.impairments.seed.get_or_insert_with(random::draw);
         let stats = Arc::new(Stats::default());
-        let poll = Poll::new().map_err(Error::Poll)?;
-        let shutdown = Shutdown::new(&poll, &config, Arc::clone(&stats)).map_err(Error::Poll)?;
+        let failed = |error| Error::Poll(cause::explained(Call::Watch, error));
+        let poll = Poll::new().map_err(failed)?;
+        let shutdown = Shutdown::new(&poll, &config, Arc::clone(&stats)).map_err(failed)?;
         let sockets = sockets(&mut config)?;
         #[cfg(feature = "daemon")]
-        let monitor = config.metrics.map(sockets::bind_monitor).transpose()?;
+        let monitor = config.metrics.map(|address| sockets::bind_monitor(address, &sockets));
         Ok(Server {
             config,
             sockets,
@@ -161,10 +243,11 @@ impl Server {
         tcp.chain(udp).filter(|&address| seen.insert(address)).collect()
     }
 
-    /// The address of the port for monitors: [`Config::metrics`], with the port that was picked.
+    /// The address of the port for monitors: [`Config::metrics`], with the port that was picked. None where
+    /// it cannot be bound.
     #[cfg(feature = "daemon")]
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
-        self.monitor.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.monitor.as_ref()?.as_ref().ok()?.local_addr().ok()
     }
 
     /// A handle that stops the server from another thread, or from its service.
@@ -178,8 +261,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If the server itself cannot go on, such as when the system refuses to poll. Nothing that a peer
-    /// does is an error of the server.
+    /// If the server itself cannot go on, such as when the system refuses to poll, or when all of its sockets
+    /// are gone. Nothing that a peer does is an error of the server.
     pub fn run(self) -> Result<(), Error> {
         match self.config.service {
             ServiceKind::Echo => self.run_with(Echo),
@@ -200,8 +283,8 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// If `clone` panics. A panic of a service does not end the server: it ends that connection, and is
-    /// logged and counted.
+    /// If `clone` panics before the server serves. After that, a panic of a service or of `clone` ends its
+    /// conversation alone, and is logged and counted.
     pub fn run_with<V: Service + Clone + Send + 'static>(self, service: V) -> Result<(), Error> {
         self.run_each(move || service.clone())
     }
@@ -215,35 +298,57 @@ impl Server {
     ///
     /// # Panics
     ///
-    /// If `make_service` panics. A panic of a service does not end the server: it ends that connection, and is
-    /// logged and counted.
+    /// If the clone of `make_service` panics before the server serves. After that, a panic of a service or of
+    /// `make_service` ends its conversation alone, and is logged and counted.
     pub fn run_each<V, F>(mut self, make_service: F) -> Result<(), Error>
     where
         V: Service + 'static,
         F: FnMut() -> V + Clone + Send + 'static,
     {
-        self.announce();
+        self.shutdown.watch(&self.sockets, &self.poll);
         let stats = Arc::clone(&self.stats);
         match self.config.design {
-            Design::EventLoop => event_loop::run(self, make_service),
+            Design::EventLoop => {
+                let (addresses, reach) = (self.local_addrs(), self.sockets.reach());
+                let refused = &self.sockets.refused;
+                Server::announce(&self.config, (&addresses, reach), refused, &mut self.shutdown);
+                #[cfg(feature = "daemon")]
+                match (&self.monitor, self.metrics_addr()) {
+                    (Some(Err(error)), _) => announce::not_monitoring(error),
+                    (Some(Ok(listener)), Some(address)) => {
+                        announce::monitoring(address, reach::reach_of(listener));
+                    }
+                    _ => {}
+                }
+                event_loop::run(self, make_service)
+            }
             Design::Threaded => threaded::run(self, make_service),
             Design::Iterative => iterative::run(self, make_service),
         }
-        .map_err(Error::Run)?;
+        .map_err(|error| Error::Run(cause::explained(Call::Watch, error)))?;
         let stats = stats.snapshot();
         stats.log(module_path!(), "stopped", format_args!("stopped: {stats}"));
         Ok(())
     }
 
-    /// Logs the first lines, and keeps the status for the service manager.
-    fn announce(&mut self) {
-        announce::impairments(&self.config);
-        self.shutdown.set_status(announce::listening(&self.config, &self.local_addrs()));
-        #[cfg(feature = "daemon")]
-        if let Some(address) = self.metrics_addr() {
-            announce::monitoring(address);
+    /// Logs what is served at these addresses and what it is served without, and keeps the status for the
+    /// service manager.
+    fn announce(
+        config: &Config,
+        (addresses, reach): (&[SocketAddr], &str),
+        refused: &[(SocketAddr, Refused)],
+        shutdown: &mut Shutdown,
+    ) {
+        announce::impairments(config);
+        shutdown.set_status(announce::listening(config, addresses, reach));
+        let mut seen = HashSet::new();
+        for (address, refused) in refused {
+            // TCP and UDP may lack the same.
+            if seen.insert((address, refused.what)) {
+                refused.log(address);
+            }
         }
-        announce::reduced_limits(&self.config);
+        announce::reduced_limits(config);
     }
 
     /// The guard of the ports of the config, and of our own.

@@ -1,19 +1,29 @@
 //! What becomes of replies on purpose, in the terms of tc-netem(8): loss, delay, jitter, duplicates,
 //! reordering and corruption. Pure: `now` is an argument, and the random numbers come from a seed.
 
-use std::collections::BTreeMap;
+use std::cmp::{Ordering, Reverse};
+use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use super::budget;
 use super::clock::Moment;
 use crate::impairments::{Impairments, Probability};
+use crate::protocol::try_copy;
 use crate::random::SplitMix64;
 use crate::stats::Stats;
 use crate::sys::datagram::Route;
+use crate::sys::limits;
 
 /// How many replies may be in a queue, ...
 const MAX_DELAYED: usize = 16_384;
-/// ... and how many bytes of them.
+/// ... and how many bytes of them, unless a limit on memory leaves less.
 const MAX_DELAYED_BYTES: usize = 16 << 20;
+/// For how many replies an empty queue keeps its memory.
+const KEPT: usize = 256;
+/// What a reply takes besides its bytes, at most: its place in a queue that has just doubled, ...
+const OVERHEAD: usize = 3 * size_of::<Reverse<Delayed>>();
+/// ... and under a limit on address space a page, since a thread has no heap of its own then (glibc).
+const PAGE: usize = 4096;
 
 /// The queue that the replies of one socket pass where they are impaired. The same seed makes the same of
 /// the same replies again.
@@ -21,19 +31,47 @@ const MAX_DELAYED_BYTES: usize = 16 << 20;
 pub(super) struct Netem {
     impairments: Impairments,
     random: SplitMix64,
-    /// By the time at which they leave, and then by number: in the order in which they came.
-    delayed: BTreeMap<(Moment, u64), Delayed>,
+    /// The next one to leave first.
+    delayed: BinaryHeap<Reverse<Delayed>>,
     bytes: usize,
+    /// How many bytes the queue may take, with what its replies take besides their own.
+    room: usize,
+    /// How many bytes a reply takes besides its own.
+    overhead: usize,
     /// The number of the latest one.
     number: u64,
+    /// None waits any more.
+    hastened: bool,
 }
 
 /// A reply in the queue.
 #[derive(Debug)]
 pub(super) struct Delayed {
+    /// When it leaves, and its number: those that leave at one time keep the order in which they came.
+    at: (Moment, u64),
     pub(super) route: Route,
-    pub(super) bytes: Box<[u8]>,
+    pub(super) bytes: Vec<u8>,
 }
+
+impl Ord for Delayed {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
+impl PartialOrd for Delayed {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Delayed {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for Delayed {}
 
 /// What becomes of one copy of a reply.
 struct Treatment {
@@ -45,9 +83,9 @@ struct Treatment {
 }
 
 impl Netem {
-    /// Makes the queue of the socket with this index, which draws from its own random sequence. Returns
-    /// none where nothing is impaired.
-    pub(super) fn new(impairments: &Impairments, index: usize) -> Option<Self> {
+    /// Makes the queue of the socket with this index, which draws from its own random sequence. This number
+    /// of queues share the memory that there is for them. Returns none where nothing is impaired.
+    pub(super) fn new(impairments: &Impairments, index: usize, queues: usize) -> Option<Self> {
         if impairments.is_none() {
             return None;
         }
@@ -57,9 +95,13 @@ impl Netem {
         Some(Netem {
             impairments: *impairments,
             random: SplitMix64::new(seed),
-            delayed: BTreeMap::new(),
+            delayed: BinaryHeap::new(),
             bytes: 0,
+            // All of them take half of what connections leave.
+            room: budget::possible(usize::MAX).0 / (2 * queues.max(1)),
+            overhead: OVERHEAD + if limits::address_space_left() < u64::MAX { PAGE } else { 0 },
             number: 0,
+            hastened: false,
         })
     }
 
@@ -103,13 +145,14 @@ impl Netem {
         for Treatment { delay, reordered, corrupt } in treatments.into_iter().take(copies) {
             stats.udp_reordered.add(reordered.into());
             stats.udp_corrupted.add(corrupt.is_some().into());
-            let mut bytes: Box<[u8]> = reply.into();
+            let Some(mut bytes) = self.copy(reply) else {
+                stats.udp_overflowed.increment();
+                continue;
+            };
             if let Some(bit) = corrupt {
                 flip(&mut bytes, bit);
             }
-            if !self.push(now + delay, Delayed { route, bytes }) {
-                stats.udp_overflowed.increment();
-            }
+            self.push(now + delay, route, bytes);
         }
     }
 
@@ -126,28 +169,43 @@ impl Netem {
         !probability.is_zero() && probability.holds(self.random.next())
     }
 
-    /// Puts a reply into the queue; false where that is full.
-    fn push(&mut self, at: Moment, reply: Delayed) -> bool {
-        let length = reply.bytes.len();
-        if self.delayed.len() >= MAX_DELAYED || self.bytes + length > MAX_DELAYED_BYTES {
-            return false;
+    /// Copies a reply for the queue. None where that is full, or no memory is left.
+    fn copy(&mut self, reply: &[u8]) -> Option<Vec<u8>> {
+        let (number, bytes) = (self.delayed.len() + 1, self.bytes + reply.len());
+        let fits = number <= MAX_DELAYED && bytes <= MAX_DELAYED_BYTES;
+        if !fits || bytes + number * self.overhead > self.room {
+            return None;
         }
-        self.bytes += length;
+        self.delayed.try_reserve(1).ok()?;
+        try_copy(reply).ok()
+    }
+
+    /// Puts a copy into the queue.
+    fn push(&mut self, at: Moment, route: Route, bytes: Vec<u8>) {
+        self.bytes += bytes.len();
         self.number += 1;
-        self.delayed.insert((at, self.number), reply);
-        true
+        self.delayed.push(Reverse(Delayed { at: (at, self.number), route, bytes }));
+    }
+
+    /// Lets all replies leave at once, in their order.
+    pub(super) fn hasten(&mut self) {
+        self.hastened = true;
     }
 
     /// When the next reply leaves.
     pub(super) fn next_at(&self) -> Option<Moment> {
-        self.delayed.first_key_value().map(|(&(at, _), _)| at)
+        let at = self.delayed.peek().map(|Reverse(next)| next.at.0)?;
+        Some(if self.hastened { Moment::default() } else { at })
     }
 
     /// Takes the next reply whose time has come out of the queue.
     pub(super) fn dequeue(&mut self, now: Moment) -> Option<Delayed> {
-        let next = self.delayed.first_entry().filter(|next| next.key().0 <= now)?;
-        let reply = next.remove();
+        self.next_at().filter(|&at| at <= now)?;
+        let Reverse(reply) = self.delayed.pop()?;
         self.bytes -= reply.bytes.len();
+        if self.delayed.is_empty() {
+            self.delayed.shrink_to(KEPT);
+        }
         Some(reply)
     }
 }
@@ -187,7 +245,7 @@ mod tests {
     }
 
     fn netem(text: &str, index: usize) -> Netem {
-        Netem::new(&impairments(text), index).unwrap()
+        Netem::new(&impairments(text), index, 1).unwrap()
     }
 
     fn route() -> Route {
@@ -205,7 +263,7 @@ mod tests {
             let next = || {
                 let delay = netem.next_at()? - Moment::default();
                 let Delayed { bytes, .. } = netem.dequeue(Moment::LAST)?;
-                Some((delay, bytes.into_vec()))
+                Some((delay, bytes))
             };
             std::iter::from_fn(next).collect()
         });
@@ -220,9 +278,9 @@ mod tests {
 
     #[test]
     fn without_impairments_there_is_no_queue() {
-        assert!(Netem::new(&impairments("seed=1"), 0).is_none());
+        assert!(Netem::new(&impairments("seed=1"), 0, 1).is_none());
         for text in ["loss=0.0000001%", "delay=1", "duplicate=1%", "corrupt=1%"] {
-            assert!(Netem::new(&impairments(text), 0).is_some(), "{text}");
+            assert!(Netem::new(&impairments(text), 0, 1).is_some(), "{text}");
         }
     }
 
@@ -295,7 +353,7 @@ mod tests {
         let nanosecond = Duration::from_nanos(1);
         let impairments =
             Impairments { delay: nanosecond, jitter: nanosecond, ..Impairments::default() };
-        let mut netem = Netem::new(&impairments, 0).unwrap();
+        let mut netem = Netem::new(&impairments, 0, 1).unwrap();
         let delays: BTreeSet<Duration> = (0..100).map(|_| netem.delay()).collect();
         assert!(delays.into_iter().eq([0, 1, 2].map(Duration::from_nanos)));
     }
@@ -319,7 +377,7 @@ mod tests {
         let mut netem = netem("delay=1", 0);
         let at = |millis| Moment::default() + Duration::from_millis(millis);
         for (millis, text) in [(50, b"b"), (40, b"a"), (50, b"c"), (60, b"d")] {
-            assert!(netem.push(at(millis), Delayed { route: route(), bytes: Box::new(*text) }));
+            netem.push(at(millis), route(), text.to_vec());
         }
         let mut leave = |millis| netem.dequeue(at(millis)).map(|reply| reply.bytes[0]);
         assert_eq!(
@@ -328,13 +386,23 @@ mod tests {
         );
         assert_eq!([99, 99].map(leave), [Some(b'd'), None]);
         assert_eq!(netem.next_at(), None);
+        // Those that do not wait for their time keep their order.
+        for (millis, text) in [(120, b"f"), (110, b"e")] {
+            netem.push(at(millis), route(), text.to_vec());
+        }
+        assert_eq!(netem.next_at(), Some(at(110)));
+        netem.hasten();
+        assert_eq!(netem.next_at(), Some(at(0)));
+        let mut leave = |millis| netem.dequeue(at(millis)).map(|reply| reply.bytes[0]);
+        assert_eq!([99, 99, 99].map(&mut leave), [Some(b'e'), Some(b'f'), None]);
     }
 
     #[test]
     fn the_queue_is_bounded_in_number_and_in_bytes() {
         let mut netem = netem("delay=1", 0);
         let push = |netem: &mut Netem, length: usize| {
-            netem.push(Moment::default(), Delayed { route: route(), bytes: vec![0; length].into() })
+            let copy = netem.copy(&vec![0; length]);
+            copy.map(|copy| netem.push(Moment::default(), route(), copy)).is_some()
         };
         assert!((0..MAX_DELAYED).all(|_| push(&mut netem, 0)));
         assert!(!push(&mut netem, 0));
@@ -348,5 +416,15 @@ mod tests {
         let stats = Stats::default();
         netem.enqueue(b"x", route(), Moment::default(), &stats, || true);
         assert_eq!(stats.snapshot().udp_overflowed, 1);
+    }
+
+    #[test]
+    fn the_queue_fits_into_the_memory_that_is_left() {
+        let mut netem = netem("delay=1", 0);
+        netem.room = 10 * (1_000 + netem.overhead);
+        let stats = Stats::default();
+        (0..12)
+            .for_each(|_| netem.enqueue(&[0; 1_000], route(), Moment::default(), &stats, || true));
+        assert_eq!((netem.delayed.len(), stats.snapshot().udp_overflowed), (10, 2));
     }
 }

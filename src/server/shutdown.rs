@@ -11,8 +11,10 @@ use mio::{Events, Poll, Token, Waker};
 use super::clock::{Moment, round_up};
 use super::ending::LINGER_TIME;
 use super::notify::Notifier;
+use super::sockets::Sockets;
 use crate::config::Config;
 use crate::stats::{Snapshot, Stats};
+use crate::sys::interfaces::Interfaces;
 use crate::sys::signals::{Request, Signals};
 use crate::units;
 
@@ -20,6 +22,8 @@ use crate::units;
 pub(super) const WAKE: Token = Token(0);
 /// The token of signals.
 pub(super) const SIGNAL: Token = Token(1);
+/// The token of network interfaces, of which some have changed.
+pub(super) const INTERFACES: Token = Token(2);
 
 /// The log target of the counters that a signal asked for: shown at every level.
 const REPORT_TARGET: &str = "evecho::report";
@@ -80,11 +84,15 @@ impl Handle {
         self.wake();
     }
 
-    /// Whether new clients are welcome, as a readiness probe wants to know: the server runs, and has
-    /// not been told to stop. It may serve them all the same: see
+    /// Whether new clients are welcome, as a readiness probe wants to know: the server runs, has
+    /// all of its sockets, and has not been told to stop. It may serve them all the same: see
     /// [`Limits::drain_delay`](crate::Limits::drain_delay).
     pub fn is_ready(&self) -> bool {
-        self.stage() == Stage::Serving
+        self.stage() == Stage::Serving && self.sockets_gone() == 0
+    }
+
+    fn sockets_gone(&self) -> u64 {
+        self.shared.stats.sockets_gone.count()
     }
 
     /// The counters as they stand.
@@ -96,6 +104,9 @@ impl Handle {
     #[cfg(feature = "daemon")]
     pub(super) fn unready(&self) -> Option<&'static str> {
         match self.stage() {
+            Stage::Serving if self.sockets_gone() > 0 => {
+                Some("a socket is gone, as the log says; the others are served")
+            }
             Stage::Serving => None,
             Stage::NotReady => Some("told to stop: clients are served until the drain begins"),
             Stage::Draining | Stage::Closing => Some("draining: no new clients are accepted"),
@@ -136,6 +147,11 @@ pub(super) struct Shutdown {
     /// A signal asked to stop: the next one ends everything.
     stop_signal: bool,
     notifier: Option<Notifier>,
+    /// How many sockets are served, and the interfaces that some of them are bound to.
+    sockets: usize,
+    interfaces: Option<Interfaces>,
+    /// The server stops since none of its sockets is left.
+    bereft: bool,
 }
 
 impl Shutdown {
@@ -156,6 +172,9 @@ impl Shutdown {
             signals,
             stop_signal: false,
             notifier: config.service_manager.as_ref().map(Notifier::new),
+            sockets: 0,
+            interfaces: None,
+            bereft: false,
         })
     }
 
@@ -167,6 +186,19 @@ impl Shutdown {
     pub(super) fn set_status(&mut self, status: String) {
         if let Some(notifier) = &mut self.notifier {
             notifier.status = status;
+        }
+    }
+
+    /// Watches the sockets that are served: the server stops when all of them are gone.
+    pub(super) fn watch(&mut self, sockets: &Sockets, poll: &Poll) {
+        self.sockets = sockets.each().count();
+        match Interfaces::watch(sockets.each(), poll.registry(), INTERFACES) {
+            Ok(interfaces) => self.interfaces = interfaces,
+            Err(error) => warn!(
+                event = "interfaces_unwatched",
+                errno = error.raw_os_error();
+                "it will not be noticed if the interface of a socket is removed: {error}"
+            ),
         }
     }
 
@@ -184,6 +216,10 @@ impl Shutdown {
     pub(super) fn advance(&mut self, now: Moment) -> Option<Stage> {
         if let Some(notifier) = &mut self.notifier {
             notifier.turn(now);
+        }
+        if self.is_bereft() {
+            (self.bereft, self.delay) = (true, Duration::ZERO);
+            self.handle.raise(Stage::NotReady);
         }
         let due = self.next_at.take_if(|at| *at <= now);
         if due.is_some() {
@@ -204,12 +240,28 @@ impl Shutdown {
         if stage == Stage::NotReady {
             self.tell_of_stop(now);
         }
+        // They keep the sockets open.
+        self.interfaces.take_if(|_| stage >= Stage::Draining);
         Some(stage)
+    }
+
+    /// Whether no socket is left, though the server was not told to stop.
+    fn is_bereft(&self) -> bool {
+        let gone = self.handle.sockets_gone();
+        self.begun == Stage::Serving && gone > 0 && gone >= self.sockets as u64
+    }
+
+    /// How the server has ended: with an error where it was not told to.
+    pub(super) fn outcome(&self) -> io::Result<()> {
+        match self.bereft || self.is_bereft() {
+            true => Err(io::Error::other("none of its sockets is left")),
+            false => Ok(()),
+        }
     }
 
     /// Whether a stage has been asked for that has not begun.
     pub(super) fn can_act(&self) -> bool {
-        self.handle.stage() > self.begun
+        self.handle.stage() > self.begun || self.is_bereft()
     }
 
     /// When the next stage begins, or the service manager has to be notified, whatever happens.
@@ -226,12 +278,23 @@ impl Shutdown {
                     let stats = self.handle.stats();
                     stats.log(REPORT_TARGET, "counters", format_args!("{stats:#}"));
                 }
+                Request::Reload => info!(
+                    event = "not_reloaded";
+                    "SIGHUP reloads nothing: settings are read at the start, and the log is standard error"
+                ),
                 Request::Stop if self.stop_signal => self.handle.raise(Stage::Over),
                 Request::Stop => {
                     self.stop_signal = true;
                     self.handle.raise(Stage::NotReady);
                 }
             }
+        }
+    }
+
+    /// Shuts down the sockets whose interface has been removed.
+    pub(super) fn check_interfaces(&mut self) {
+        if let Some(interfaces) = &mut self.interfaces {
+            interfaces.shut_down_removed();
         }
     }
 
@@ -246,8 +309,12 @@ impl Shutdown {
     ) -> io::Result<()> {
         let timeout = self.deadline().map_or(most, |at| most.min(at - now));
         self::poll(poll, events, Some(timeout))?;
-        if events.iter().any(|event| event.token() == SIGNAL) {
-            self.take_signals();
+        for event in events.iter() {
+            match event.token() {
+                SIGNAL => self.take_signals(),
+                INTERFACES => self.check_interfaces(),
+                _ => {}
+            }
         }
         Ok(())
     }
@@ -370,6 +437,29 @@ mod tests {
             let after = shutdown(0, timeout).close_after();
             assert_eq!(after, Duration::from_millis(close_after));
         }
+    }
+
+    #[test]
+    fn a_server_without_any_socket_drains_at_once_and_fails() {
+        let mut shutdown = shutdown(5_000, 8_000);
+        shutdown.sockets = 2;
+        let stats = Arc::clone(&shutdown.handle.shared.stats);
+        stats.sockets_gone.increment();
+        assert!(!shutdown.handle().is_ready() && !shutdown.can_act());
+        assert_eq!(stages(&mut shutdown, at(1)), []);
+        assert!(shutdown.outcome().is_ok());
+        stats.sockets_gone.increment();
+        assert!(shutdown.can_act() && shutdown.outcome().is_err());
+        assert_eq!(stages(&mut shutdown, at(2)), [Stage::NotReady, Stage::Draining]);
+        assert!(shutdown.outcome().is_err());
+        // What was told to stop may lose its sockets.
+        let mut shutdown = self::shutdown(5_000, 8_000);
+        shutdown.sockets = 1;
+        shutdown.handle().drain();
+        assert_eq!(stages(&mut shutdown, at(1)), [Stage::NotReady]);
+        shutdown.handle.shared.stats.sockets_gone.increment();
+        assert_eq!(stages(&mut shutdown, at(2)), []);
+        assert!(shutdown.outcome().is_ok());
     }
 
     #[test]

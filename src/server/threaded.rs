@@ -18,8 +18,9 @@ use log::trace;
 
 use super::Server;
 use super::blocking;
+use super::ending::CloseReason;
 use super::incidents::MaxSetBy;
-use crate::protocol::Service;
+use crate::protocol::{Service, guarded};
 use crate::sys::limits;
 
 /// The stack of a client's thread, instead of the usual 2 MiB. The built-in services, with every log
@@ -36,13 +37,15 @@ pub(super) fn run<V: Service>(
     blocking::run(server, most, make_service, |mut backlog, make_service| {
         thread::scope(|scope| {
             while let Some(client) = backlog.accept()? {
-                let mut make_service = make_service.clone();
+                let Ok(make_service) = guarded(|| make_service.clone()) else {
+                    client.end(CloseReason::Panicked);
+                    continue;
+                };
                 let thread = Builder::new().name(format!("client {}", client.number));
-                let work = move || client.serve(make_service());
+                let work = move || client.serve(make_service);
                 let started = thread.stack_size(STACK).spawn_scoped(scope, work);
                 // Without a thread, this client is closed; the next ones wait in the backlog.
-                let failed = |error| io::Error::other(format!("no thread can be started: {error}"));
-                backlog.failure = started.err().map(failed);
+                backlog.failure = started.err().map(blocking::no_thread);
             }
             // Clients that come now are refused, and do not wait until the others have ended.
             drop(backlog);

@@ -1,7 +1,7 @@
 //! UDP sockets: recvmsg(2) and sendmmsg(2) with their control messages.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{self, IpAddr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
@@ -11,15 +11,24 @@ use nix::cmsg_space;
 use nix::libc::{cmsghdr, in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmsg,
-    sendmmsg, setsockopt, sockopt,
+    sendmmsg, sendmsg, setsockopt, sockopt,
 };
 use socket2::SockRef;
 
-use super::socket::set_send_buffer_size;
+use super::socket::{self, Lost, Refused, set_send_buffer_size};
 use super::{Errno, neighbours};
 
 /// The Discard Protocol (RFC 863): its port sends nothing.
 const DISCARD: u16 = 9;
+
+/// Bytes for the control messages of a datagram: ours take 100, and the owner of an inherited socket may have
+/// asked for others, such as times.
+const CONTROL: usize = 512;
+
+/// After how many bytes, the kernel's own included, it looks what was dropped: no queue of ours is that short.
+const LOOK_EVERY: usize = 64 << 10;
+/// Bytes that the kernel needs for a datagram besides its own, at least.
+const OVERHEAD: usize = 512;
 
 /// Receives and sends datagrams, without waiting.
 pub(crate) trait Socket {
@@ -62,6 +71,8 @@ pub(crate) struct Received {
     pub(crate) to_group: bool,
     /// What is left of its hop limit, where that is known.
     pub(crate) hop_limit: Option<u8>,
+    /// How many datagrams the kernel was found to have dropped, for want of room in the queue.
+    pub(crate) missed: u32,
     /// The way back.
     pub(crate) route: Route,
 }
@@ -85,19 +96,31 @@ pub(crate) struct DatagramSocket {
     wildcard: bool,
     /// Half of the send buffer, in bytes as setsockopt(2) takes them.
     half_buffer: usize,
+    /// How many datagrams the kernel had dropped at the last look. It wraps.
+    dropped: u32,
+    /// Bytes received since the last look, with the kernel's own.
+    unseen: usize,
     /// Buffer for the control messages of a receive.
     control: Vec<u8>,
     /// Headers for sending, made once: nix would otherwise allocate control data for each message.
     headers: [MultiHeaders<SockaddrStorage>; 4],
+    /// Whether sendmmsg(2) may be called, once that is known.
+    has_sendmmsg: Option<bool>,
 }
 
 impl DatagramSocket {
     /// Takes a bound socket. It uses segmentation offload where that is wanted and the kernel has it.
     pub(crate) fn new(socket: net::UdpSocket, offload: bool) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
+        // By fcntl(2), which every sandbox has.
+        SockRef::from(&socket).set_nonblocking(true)?;
         // A kernel that knows one of the two knows both (udp(7)). An inherited socket may have it set.
-        let offload = setsockopt(&socket, sockopt::UdpGroSegment, &offload).is_ok() && offload;
+        let set = setsockopt(&socket, sockopt::UdpGroSegment, &offload);
         let address = socket.local_addr().ok();
+        if let (Err(error), true, Some(address)) = (set, offload, address) {
+            let lost = Lost::Comfort("each datagram is received and sent alone");
+            Refused { what: "UDP_GRO", lost, error: error.into() }.log(address);
+        }
+        let offload = offload && set.is_ok();
         // The system shows twice what it was asked for (socket(7)).
         let half_buffer = SockRef::from(&socket).send_buffer_size().unwrap_or(0) / 4;
         let mut socket = DatagramSocket {
@@ -105,8 +128,11 @@ impl DatagramSocket {
             offload,
             wildcard: address.is_none_or(|address| address.ip().is_unspecified()),
             half_buffer,
-            control: cmsg_space!(in_pktinfo, in6_pktinfo, i32, i32),
+            dropped: 0,
+            unseen: 0,
+            control: vec![0; CONTROL],
             headers: headers(address.is_some_and(|address| address.is_ipv6())),
+            has_sendmmsg: None,
         };
         socket.use_reserve(false);
         Ok(socket)
@@ -115,6 +141,18 @@ impl DatagramSocket {
     /// What it is bound to, where that is known.
     pub(crate) fn local_addr(&self) -> Option<SocketAddr> {
         self.socket.local_addr().ok()
+    }
+
+    /// How many datagrams the kernel has dropped since the last look. It looks once in a while: a queue that is
+    /// full has more bytes than that.
+    fn newly_dropped(&mut self, length: usize) -> u32 {
+        self.unseen += length + OVERHEAD;
+        if self.unseen < LOOK_EVERY {
+            return 0;
+        }
+        self.unseen = 0;
+        let total = socket::dropped(&self.socket).unwrap_or(self.dropped);
+        total.wrapping_sub(std::mem::replace(&mut self.dropped, total))
     }
 
     /// The socket to register with mio.
@@ -132,7 +170,7 @@ impl AsFd for DatagramSocket {
 impl Socket for DatagramSocket {
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
         let DatagramSocket { socket, control, .. } = self;
-        let mut received = try_io(socket, || {
+        let received = try_io(socket, || {
             let mut buffer = [IoSliceMut::new(buffer)];
             let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
             let message = recvmsg::<SockaddrStorage>(fd, &mut buffer, Some(control), flags)?;
@@ -142,10 +180,15 @@ impl Socket for DatagramSocket {
             // Control messages that were cut are an error here: without them there is no way back.
             message.cmsgs()?.for_each(|control| received.take(control));
             Ok(received)
+        });
+        let mut received = received.map_err(|error| match error {
+            Errno::ECONNABORTED if has_lost_port(socket) => Errno::ESHUTDOWN,
+            error => error,
         })?;
         if !self.wildcard {
             received.route.local = None;
         }
+        received.missed = self.newly_dropped(received.length);
         Ok(received)
     }
 
@@ -173,12 +216,11 @@ impl Socket for DatagramSocket {
             }
         };
         let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
-        let (to, pieces) = ([Some(SockaddrStorage::from(route.peer))], [pieces]);
-        let DatagramSocket { socket, headers: [bare, segmented, routed, routed_segmented], .. } =
-            self;
-        let send = |headers, controls: &[ControlMessage<'_>]| {
-            let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
-            try_io(socket, || sendmmsg(fd, headers, &pieces, to, controls, flags).map(drop))
+        let to = SockaddrStorage::from(route.peer);
+        let DatagramSocket { socket, headers, has_sendmmsg, .. } = self;
+        let [bare, segmented, routed, routed_segmented] = headers;
+        let mut send = |headers, controls: &[ControlMessage<'_>]| {
+            try_io(socket, || send_one(socket, headers, pieces, controls, to, has_sendmmsg))
         };
         match (from, segments) {
             (None, None) => send(bare, &[]),
@@ -225,6 +267,46 @@ impl Socket for DatagramSocket {
     }
 }
 
+/// Sends one message: by sendmmsg(2), since its headers are made once, or by sendmsg(2) where a sandbox
+/// has only that. A packet filter, which refuses both, says nothing of either.
+fn send_one(
+    socket: &UdpSocket,
+    headers: &mut MultiHeaders<SockaddrStorage>,
+    pieces: &[IoSlice<'_>],
+    controls: &[ControlMessage<'_>],
+    to: SockaddrStorage,
+    has_sendmmsg: &mut Option<bool>,
+) -> nix::Result<()> {
+    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
+    let mut refused = Errno::ENOSYS;
+    if *has_sendmmsg != Some(false) {
+        let sent = sendmmsg(fd, headers, &[pieces], [Some(to)], controls, flags).map(drop);
+        match (*has_sendmmsg, sent) {
+            (None, Err(error @ (Errno::ENOSYS | Errno::EPERM | Errno::EACCES))) => refused = error,
+            _ => {
+                *has_sendmmsg = has_sendmmsg.or(sent.ok().map(|()| true));
+                return sent;
+            }
+        }
+    }
+    sendmsg(fd, pieces, controls, flags, Some(&to))?;
+    if has_sendmmsg.replace(false).is_none()
+        && let Ok(address) = socket.local_addr()
+    {
+        let lost = Lost::Comfort("replies leave by sendmsg, which takes a little longer");
+        Refused { what: "sendmmsg", lost, error: refused.into() }.log(address);
+    }
+    Ok(())
+}
+
+/// Whether a socket that was destroyed from outside has lost its port, so that nothing comes any more. It
+/// keeps one that was not picked by the system.
+fn has_lost_port(socket: &UdpSocket) -> bool {
+    // The kernel may not be done with it: to set an option waits for that.
+    let _ = socket.broadcast().and_then(|is_on| socket.set_broadcast(is_on));
+    socket.local_addr().is_ok_and(|bound| bound.port() == 0)
+}
+
 /// Makes a call such that mio sees where it would block, and tells when it would not any more.
 fn try_io<T>(socket: &UdpSocket, call: impl FnOnce() -> nix::Result<T>) -> nix::Result<T> {
     let outcome = socket.try_io(|| call().map_err(io::Error::from));
@@ -236,7 +318,7 @@ impl Received {
     pub(crate) fn new(length: usize, peer: SocketAddr) -> Self {
         let route = Route { peer, local: None, interface: 0 };
         let (segment, truncated, to_group, hop_limit) = (length, false, false, None);
-        Received { length, segment, truncated, to_group, hop_limit, route }
+        Received { length, segment, truncated, to_group, hop_limit, missed: 0, route }
     }
 
     /// Whether it came as a run of several datagrams.
@@ -265,12 +347,14 @@ impl Received {
                 self.segment = size.unwrap_or(self.length);
             }
             // For a datagram to a group, the second is an address of ours all the same. Where the
-            // datagram came before the option was set, it is not known.
+            // datagram came before the option was set, it is not known, and the address has to tell.
             ControlMessageOwned::Ipv4PacketInfo(in_pktinfo { ipi_addr, ipi_spec_dst, .. }) => {
-                let (to, ours) = (ipi_addr.s_addr, ipi_spec_dst.s_addr);
-                self.to_group |= ours != to && ours != 0;
+                let [to, ours] = [ipi_addr, ipi_spec_dst]
+                    .map(|address| Ipv4Addr::from(address.s_addr.to_ne_bytes()));
+                let elsewhere = ours != to && !ours.is_unspecified();
+                self.to_group |= elsewhere || to.is_multicast() || to.is_broadcast();
                 // An IPv6 socket says it the other way, too.
-                self.route.local.get_or_insert(IpAddr::from(to.to_ne_bytes()));
+                self.route.local.get_or_insert(to.into());
             }
             ControlMessageOwned::Ipv6PacketInfo(info) => {
                 let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
@@ -311,7 +395,7 @@ fn alone<T>() -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::iter;
 
     use socket2::{Domain, Type};
 
@@ -327,7 +411,7 @@ mod tests {
             socket.set_only_v6(false).unwrap();
         }
         socket.set_reuse_port(true).unwrap();
-        set_datagram_options(&socket, address.is_ipv6()).unwrap();
+        assert!(set_datagram_options(&socket, address.is_ipv6()).is_empty());
         socket.bind(&address.into()).unwrap();
         socket.into()
     }
@@ -375,6 +459,21 @@ mod tests {
         }
     }
 
+    /// A datagram that came before the option was set does not show which address of ours it met.
+    #[test]
+    fn a_group_is_known_by_its_address_alone() {
+        for (to, to_group) in [("224.0.0.1", true), ("255.255.255.255", true), ("127.0.0.1", false)]
+        {
+            let to: Ipv4Addr = to.parse().unwrap();
+            let in_addr = |ip: Ipv4Addr| in_addr { s_addr: u32::from_ne_bytes(ip.octets()) };
+            let (ipi_addr, ipi_spec_dst) = (in_addr(to), in_addr(Ipv4Addr::UNSPECIFIED));
+            let mut received = Received::new(7, (LOOPBACK, 9).into());
+            let info = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr };
+            received.take(ControlMessageOwned::Ipv4PacketInfo(info));
+            assert_eq!((received.to_group, received.route.local), (to_group, Some(to.into())));
+        }
+    }
+
     /// What is queued is received and answered, and what comes later goes to the other socket on the port.
     #[test]
     fn a_socket_that_leaves_the_port_keeps_what_is_queued() {
@@ -411,6 +510,20 @@ mod tests {
                     assert_eq!((length, from), (6, (LOOPBACK, address.port()).into()));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_the_kernel_drops_is_told_of_once() {
+        let (mut socket, address) = bound(LOOPBACK);
+        let client = net::UdpSocket::bind((LOOPBACK, 0)).unwrap();
+        for _ in 0..2 {
+            (0..10_000).for_each(|_| _ = client.send_to(&[0; 1_000], address).unwrap());
+            let received = iter::from_fn(|| socket.receive(&mut [0; 1_000]).ok());
+            let add = |(number, missed), one: Received| (number + 1, missed + one.missed);
+            let (number, missed) = received.fold((0, 0), add);
+            assert!(missed > 0);
+            assert_eq!(number + missed, 10_000);
         }
     }
 

@@ -12,24 +12,20 @@ pub(crate) fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_PROCESS_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
-/// Bytes of this process that are in RAM; 0 if unknown.
-pub(crate) fn resident_memory() -> u64 {
-    limits::memory("VmRSS:")
+/// Bytes of this process that are in RAM, if known.
+pub(crate) fn resident_memory() -> Option<u64> {
+    Some(limits::memory("VmRSS:")).filter(|&bytes| bytes > 0)
 }
 
-/// When this process started: now, less its age. If the age is unknown, now.
-pub(crate) fn start_time() -> SystemTime {
+/// When this process started, if known: now, less its age.
+pub(crate) fn start_time() -> Option<SystemTime> {
     // proc_pid_stat(5) counts from boot, in ticks of 10 ms.
-    let ticks = fs::read_to_string("/proc/self/stat").ok().and_then(|stat| {
-        let (_, fields) = stat.rsplit_once(')')?;
-        fields.split_whitespace().nth(19)?.parse().ok().map(|ticks: u64| ticks)
-    });
-    let now = SystemTime::now();
-    let (Some(ticks), Ok(since_boot)) = (ticks, clock_gettime(ClockId::CLOCK_BOOTTIME)) else {
-        return now;
-    };
-    let age = Duration::from(since_boot).saturating_sub(Duration::from_millis(ticks * 10));
-    now.checked_sub(age).unwrap_or(now)
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks: u64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    let since_boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME).ok()?);
+    let age = since_boot.saturating_sub(Duration::from_millis(ticks * 10));
+    SystemTime::now().checked_sub(age)
 }
 
 #[cfg(test)]
@@ -38,9 +34,9 @@ mod tests {
 
     #[test]
     fn the_process_is_this_one() {
-        let age = SystemTime::now().duration_since(start_time()).unwrap();
+        let age = SystemTime::now().duration_since(start_time().unwrap()).unwrap();
         assert!(age < Duration::from_secs(3_600));
         assert!(cpu_time() < 64 * Duration::from_secs(3_600));
-        assert!(resident_memory() > 100 << 10);
+        assert!(resident_memory().unwrap() > 100 << 10);
     }
 }

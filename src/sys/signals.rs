@@ -1,7 +1,7 @@
 //! The signals of the process, which a server takes while it lives.
 
 use std::fmt;
-use std::fs;
+use std::fs::File;
 use std::io;
 use std::os::raw::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,22 +9,27 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use log::error;
 use mio::{Interest, Registry, Token};
+use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals as Pending;
 
 /// The request of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// SIGTERM, SIGINT, SIGHUP.
+    /// SIGTERM, SIGINT, or SIGHUP of the terminal.
     Stop,
+    /// SIGHUP where there is no terminal: to daemons it means to read settings again.
+    Reload,
     /// SIGUSR1.
     Report,
 }
 
-/// Handles SIGTERM, SIGINT, SIGHUP and SIGUSR1 until it is dropped. SIGHUP is left alone if it is ignored,
-/// as under nohup(1).
+/// Handles SIGTERM, SIGINT, SIGHUP and SIGUSR1 until it is dropped. SIGHUP and SIGINT are left alone if they
+/// are ignored, as under nohup(1) and in the background of a script.
 pub(crate) struct Signals {
     pending: Pending,
+    /// What SIGHUP asks for.
+    hangup: Request,
     registry: Registry,
     token: Token,
 }
@@ -52,24 +57,36 @@ impl Signals {
     pub(crate) fn take(registry: &Registry, token: Token) -> io::Result<Self> {
         let mut taken = taken();
         let [ignored, caught] = dispositions();
-        let mut wanted = vec![SIGTERM, SIGINT, SIGUSR1];
-        wanted.extend((!is_in(ignored, SIGHUP)).then_some(SIGHUP));
-        for &signal in &wanted {
-            if !is_in(ignored | caught, signal) && !taken.defaults.contains(&signal) {
-                signal_hook::flag::register_conditional_default(signal, &GIVEN_BACK)?;
-                taken.defaults.push(signal);
+        let mut wanted = vec![SIGTERM, SIGUSR1];
+        wanted.extend([SIGINT, SIGHUP].into_iter().filter(|&signal| !is_in(ignored, signal)));
+        let pending = hold_back(&wanted, || {
+            for &signal in &wanted {
+                if !is_in(ignored | caught, signal) && !taken.defaults.contains(&signal) {
+                    signal_hook::flag::register_conditional_default(signal, &GIVEN_BACK)?;
+                    taken.defaults.push(signal);
+                }
             }
-        }
-        let mut pending = Pending::new(&wanted)?;
-        registry.register(&mut pending, token, Interest::READABLE)?;
+            let mut pending = Pending::new(&wanted)?;
+            registry.register(&mut pending, token, Interest::READABLE)?;
+            // Before those are handled that wait.
+            GIVEN_BACK.store(false, Ordering::SeqCst);
+            Ok(pending)
+        })?;
         taken.servers += 1;
-        GIVEN_BACK.store(false, Ordering::SeqCst);
-        Ok(Signals { pending, registry: registry.try_clone()?, token })
+        // At the signal it would be too late to ask: a terminal that has hung up is gone.
+        let has_terminal = File::open("/dev/tty").is_ok();
+        let hangup = if has_terminal { Request::Stop } else { Request::Reload };
+        Ok(Signals { pending, hangup, registry: registry.try_clone()?, token })
     }
 
     /// The requests of the signals that have arrived.
     pub(crate) fn requests(&mut self) -> Vec<Request> {
-        let request = |signal| if signal == SIGUSR1 { Request::Report } else { Request::Stop };
+        let hangup = self.hangup;
+        let request = |signal| match signal {
+            SIGUSR1 => Request::Report,
+            SIGHUP => hangup,
+            _ => Request::Stop,
+        };
         let requests = self.pending.pending().map(request).collect();
         // They were read behind mio's back, which with poll(2) would not ask for more of them.
         let interest = Interest::READABLE;
@@ -99,14 +116,30 @@ impl Drop for Signals {
     }
 }
 
+/// Installs handlers while this thread blocks their signals: a signal that arrives at a handler whose
+/// actions are not stored yet is lost. Then unblocks them, as a parent process may have blocked them.
+pub(crate) fn hold_back<T>(
+    signals: &[c_int],
+    install: impl FnOnce() -> io::Result<T>,
+) -> io::Result<T> {
+    let signals = signals.iter().map(|&signal| Signal::try_from(signal));
+    let signals: SigSet = signals.collect::<Result<_, _>>()?;
+    signals.thread_block()?;
+    let installed = install();
+    signals.thread_unblock()?;
+    installed
+}
+
 /// The signals that this process ignores, and those that it catches: a bit for each
 /// (proc_pid_status(5)).
 fn dispositions() -> [u64; 2] {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    ["SigIgn:", "SigCgt:"].map(|name| {
-        let mask = status.lines().find_map(|line| line.strip_prefix(name));
-        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-    })
+    ["SigIgn:", "SigCgt:"].map(super::status_mask)
+}
+
+/// Whether the process ignores the signal.
+#[cfg(feature = "client")]
+pub(crate) fn is_ignored(signal: c_int) -> bool {
+    is_in(dispositions()[0], signal)
 }
 
 fn is_in(mask: u64, signal: c_int) -> bool {

@@ -4,26 +4,42 @@ use std::io::{self, PipeReader};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use nix::libc::POLLRDHUP;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Errno;
 
+/// What was so at the end of a wait.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Woken {
+    /// The other end of the pipe is closed.
+    pub(crate) stopped: bool,
+    /// One of the sockets was shut down, for reading at least.
+    pub(crate) shut_down: bool,
+}
+
 /// Waits until one of `sockets` can be read, until the other end of `stop` is closed, or until
-/// `timeout` is over. A signal that interrupts it ends the wait, too. Returns whether `stop` is closed.
+/// `timeout` is over. A signal that interrupts it ends the wait, too.
 pub(crate) fn until_readable<S: AsFd>(
     sockets: &[S],
     stop: &PipeReader,
     timeout: Option<Duration>,
-) -> io::Result<bool> {
+) -> io::Result<Woken> {
+    let readable = PollFlags::POLLIN | PollFlags::from_bits_retain(POLLRDHUP);
     let descriptors = sockets.iter().map(AsFd::as_fd).chain([stop.as_fd()]);
-    let mut waited: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    let mut waited: Vec<_> = descriptors.map(|fd| PollFd::new(fd, readable)).collect();
     // To the next millisecond, which is what poll(2) counts in.
     let millis = |time: Duration| time.as_micros().div_ceil(1_000);
     let timeout =
         timeout.map(|time| PollTimeout::try_from(millis(time)).unwrap_or(PollTimeout::MAX));
     match poll(&mut waited, timeout) {
-        Ok(_) => Ok(waited.last().and_then(PollFd::any).unwrap_or(false)),
-        Err(Errno::EINTR) => Ok(false),
+        Ok(_) => {
+            let stopped = waited.pop().is_some_and(|stop| stop.any() != Some(false));
+            // POLLRDHUP is one that nix does not know.
+            let shut_down = waited.iter().any(|socket| socket.revents().is_none());
+            Ok(Woken { stopped, shut_down })
+        }
+        Err(Errno::EINTR) => Ok(Woken::default()),
         Err(error) => Err(error.into()),
     }
 }

@@ -166,6 +166,18 @@ struct State {
     kept: Vec<TcpStream>,
 }
 
+/// Binds once the port is free: another process may have it on one of the addresses for a moment, a client for its
+/// own end, or a tool that looks whether it is free.
+fn once_free<T>(mut bind: impl FnMut() -> io::Result<T>) -> T {
+    loop {
+        match bind() {
+            Ok(bound) => return bound,
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 impl Double {
     /// Serves on a free port of 127.0.0.1, 127.0.0.2 and ::1 until the process ends.
     pub(crate) fn start(fault: Fault, upper: bool) -> SocketAddr {
@@ -189,12 +201,8 @@ impl Double {
                 std::process::exit(i32::from(fault == Fault::ExitsWith1));
             });
         }
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        // A client of another server may have the port on one of the other addresses for a moment.
-        while let Err(error) = Self::serve(fault, upper, listener.try_clone().unwrap()) {
-            assert_eq!(error.kind(), io::ErrorKind::AddrInUse, "{error}");
-            thread::sleep(Duration::from_millis(1));
-        }
+        let listener = once_free(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port)));
+        once_free(|| Self::serve(fault, upper, listener.try_clone()?));
         drop(listener);
         for_ever()
     }

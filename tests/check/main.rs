@@ -4,18 +4,23 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod double;
+#[path = "../common/network.rs"]
+mod network;
+#[path = "../common/tool.rs"]
+mod tool;
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
 
 use evecho::client::Cancel;
-use evecho::client::check::{self, CASES, CaseReport, Config, Outcome, Report, Service, Subject};
+use evecho::client::check::{self, CaseReport, Config, Expected, Outcome, Report, Subject};
 use evecho::client::process::ServerCommand;
 
 use self::double::{Double, Fault};
+use self::tool::{dead_host, refused_port};
 
 /// A safety net only.
 const LONG: Duration = Duration::from_secs(60);
@@ -123,7 +128,7 @@ fn grade_within(
     skip: &[&str],
 ) -> Result<Report, check::Error> {
     let mut config = Config::new(subject);
-    config.service = if upper { Service::Upper } else { Service::Echo };
+    config.service = if upper { Expected::Upper } else { Expected::Echo };
     config.only = vec![only.to_owned()];
     config.skip = skip.iter().map(|&name| name.to_owned()).collect();
     config.timeout = timeout;
@@ -162,7 +167,7 @@ fn fails_alone(row: &Row, upper: bool, subject: fn(Fault, bool) -> Subject) {
 /// Has the row's case fail as it should, or says what came of it in this time.
 fn fails(row: &Row, upper: bool, subject: Subject, timeout: Duration) -> Result<(), String> {
     let &(_, name, seen) = row;
-    let longer: Vec<_> = CASES.iter().filter(|case| case.name.starts_with(name)).collect();
+    let longer: Vec<_> = check::cases().filter(|case| case.name.starts_with(name)).collect();
     let longer: Vec<_> = longer.iter().skip(1).map(|case| case.name).collect();
     let report = grade_within(timeout, subject, upper, name, &longer);
     let report = report.map_err(|error| error.to_string())?;
@@ -239,7 +244,7 @@ fn each_fault_of_the_upper_case_service_fails_its_case_alone() {
 #[test]
 fn every_case_has_a_fault_that_it_finds() {
     let rows = [TCP, UDP, PROCESS, LOOP, UPPER].concat();
-    for case in CASES {
+    for case in check::cases() {
         assert!(rows.iter().any(|&(_, name, _)| name == case.name), "{}", case.name);
     }
 }
@@ -362,13 +367,53 @@ fn tap_has_a_plan_and_says_why() {
         "udp-large,udp-empty,process-sigterm",
     ]);
     assert_eq!(output.status.code(), Some(1));
-    let expected = "TAP version 14\n1..3\nnot ok 1 - udp-large\n  ---\n  rule: \"a datagram of up to \
+    let expected = "TAP version 13\n1..3\nnot ok 1 - udp-large\n  ---\n  rule: \"a datagram of up to \
                     65,507 bytes is answered whole, never cut\"\n  source: \"RFC 862, UDP Based Echo \
                     Service; RFC 768, Length; RFC 1122 section 3.3.2\"\n  expected: \"a datagram of \
                     4096 bytes comes back as it was sent\"\n  seen: \"a datagram of 2048 bytes came \
                     instead of 4096\"\n  ...\nok 2 - udp-empty\nok 3 - process-sigterm # SKIP needs a \
                     server of its own, which was not asked for\n";
     assert_eq!(text, expected);
+}
+
+/// Debian 12's does not know version 14, and reads keys of one word.
+#[test]
+fn prove_reads_every_outcome() {
+    let prove = |server: &str, only: &str| {
+        let grade = format!("{} check --format tap --only {only}", env!("CARGO_BIN_EXE_evecho"));
+        let output = Command::new("prove").args(["--verbose", "--exec", &grade, server]).output();
+        let output = output.ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        Some((output.status.success(), text + &String::from_utf8_lossy(&output.stderr)))
+    };
+    let server = Double::start(Fault::SmallBuffer, false).to_string();
+    let Some((passed, text)) = prove(&server, "udp-empty,process-sigterm") else {
+        println!("not tested: prove is not installed");
+        return;
+    };
+    assert!(passed && text.ends_with("Result: PASS\n"), "{text}");
+    let (passed, text) = prove(&server, "udp-large").unwrap();
+    assert!(!passed && text.contains("Failed 1/1 subtests"), "{text}");
+    assert!(!text.contains("Parse errors"), "{text}");
+    let (passed, text) = prove(&serves_one_connection(), "tcp-sizes,tcp-bytes").unwrap();
+    assert!(!passed && text.contains("Failed 2/2 subtests"), "{text}");
+    assert!(!text.contains("Parse errors"), "{text}");
+    // All is skipped, and nothing answers.
+    let (_refusing, refused) = refused_port();
+    for (server, only) in [(&server, "process"), (&refused, "tcp-bytes")] {
+        let (passed, text) = prove(server, only).unwrap();
+        assert!(!passed && text.contains("Further testing stopped: "), "{text}");
+    }
+}
+
+#[test]
+fn what_cannot_be_graded_bails_out_with_the_reason() {
+    let (_refusing, refused) = refused_port();
+    let (output, text) = evecho(&["check", &refused, "--format", "tap", "--only", "tcp-bytes"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8(output.stderr).unwrap();
+    let reason = error.strip_prefix("evecho: ").unwrap();
+    assert_eq!(text, format!("TAP version 13\n1..1\nBail out! {reason}"));
 }
 
 #[test]
@@ -403,25 +448,29 @@ fn nothing_graded_is_no_success() {
     assert!(error.starts_with("evecho: nothing was graded: "), "{error}");
 }
 
-#[test]
-fn a_server_that_is_gone_is_told_once() {
-    // It serves one connection, and then no other.
+/// A server that serves one connection, and then no other.
+fn serves_one_connection() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = thread::spawn(move || {
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || {
         // The first is the probe.
         let _probe = listener.accept().unwrap();
         let mut stream = listener.accept().unwrap().0;
         drop(listener);
         let _ = io::copy(&mut stream.try_clone().unwrap(), &mut stream);
     });
-    let (output, text) = evecho(&["check", &address.to_string(), "--only", "tcp,udp-sizes"]);
-    server.join().unwrap();
+    address
+}
+
+#[test]
+fn a_server_that_is_gone_is_told_once() {
+    let address = serves_one_connection();
+    let (output, text) = evecho(&["check", &address, "--only", "tcp,udp-sizes"]);
     assert_eq!(output.status.code(), Some(1), "{text}");
     let reason = "nothing listens over TCP any more since tcp-sizes";
     assert!(text.contains(&format!("tcp-bytes            not graded: {reason}")), "{text}");
     assert_eq!(text.matches(reason).count(), 1, "{text}");
-    let tcp = CASES.iter().filter(|case| case.name.starts_with("tcp")).count();
+    let tcp = check::cases().filter(|case| case.name.starts_with("tcp")).count();
     let summary = format!(": 0 passed, 1 failed, 1 skipped, {} not graded", tcp - 1);
     assert!(text.contains(&summary), "{text}");
 }
@@ -449,7 +498,7 @@ fn no_patience_is_too_long() {
 fn the_list_has_every_case_with_its_source() {
     let (output, text) = evecho(&["check", "--list"]);
     assert_eq!(output.status.code(), Some(0));
-    for case in CASES {
+    for case in check::cases() {
         assert!(text.contains(case.name) && text.contains(case.rule), "{}", case.name);
         assert!(!case.source.is_empty() && text.contains(case.source), "{}", case.name);
     }
@@ -472,12 +521,9 @@ fn wrong_use_ends_with_2_and_a_dead_server_with_1() {
         let (output, text) = evecho(wrong);
         assert_eq!((output.status.code(), text.as_str()), (Some(2), ""), "{wrong:?}");
     }
-    // Bound and not listening: nobody else gets the port.
-    let unused = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    unused.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    let unused = unused.local_addr().unwrap().as_socket().unwrap().to_string();
+    let (_refusing, unused) = refused_port();
     for (dead, why) in [
-        (&["check", unused.as_str()][..], "nothing listens at"),
+        (&["check", &*unused][..], "refused the connection"),
         (&["check", "--start", "false {port}"], "ended before it listened (exit status: 1)"),
         (&["check", "--start", "/nowhere {port}"], "cannot run '/nowhere'"),
     ] {
@@ -487,4 +533,57 @@ fn wrong_use_ends_with_2_and_a_dead_server_with_1() {
         assert!(error.starts_with("evecho: ") && error.contains(why), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
+}
+
+/// What keeps a server from being reached is told apart, over both transports.
+#[test]
+fn what_is_not_reached_is_not_said_to_be_absent() {
+    let routes = "ip link set lo up && ip route add unreachable 192.0.2.1 && \
+                  ip route add blackhole 192.0.2.2 && ip route add prohibit 192.0.2.3";
+    network::in_network("what_is_not_reached_is_not_said_to_be_absent", routes, || {
+        let (_dead, _backlog, dead) = dead_host();
+        let (_refusing, refused) = refused_port();
+        let no_port = "nothing listens on that UDP port (ICMP port unreachable)";
+        let unreachable = "192.0.2.1:7 cannot be reached from here; check the address";
+        let nowhere = "192.0.2.2:7 cannot be reached from here; check the address";
+        let forbidden = "192.0.2.3:7 cannot be reached: this machine forbids it";
+        for (server, flag, why) in [
+            (
+                &*refused,
+                "-4",
+                format!("{refused} refused the connection, {refused}: {no_port}; is "),
+            ),
+            (
+                &refused,
+                "--tcp-only",
+                format!("{refused} refused the connection; is a server running"),
+            ),
+            (&refused, "--udp-only", format!("{refused}: {no_port}; is a server running")),
+            (&dead, "--tcp-only", format!("{dead} did not answer within 50 ms; ")),
+            ("192.0.2.1:7", "-4", unreachable.to_owned()),
+            ("192.0.2.1:7", "--udp-only", unreachable.to_owned()),
+            ("192.0.2.2:7", "-4", nowhere.to_owned()),
+            ("192.0.2.3:7", "-4", forbidden.to_owned()),
+            ("192.0.2.4:7", "-4", "192.0.2.4:7 cannot be reached from here".to_owned()),
+            ("[fe80::1]:7", "-6", "[fe80::1]:7 needs its interface, as in fe80::1%eth0".to_owned()),
+            ("name.invalid:7", "-4", "cannot resolve 'name.invalid': ".to_owned()),
+        ] {
+            let (output, text) = evecho(&["check", server, flag, "--timeout", "50ms"]);
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!((output.status.code(), &*text), (Some(1), ""), "{server}: {error}");
+            assert!(error.starts_with(&format!("evecho: {why}")), "{server} {flag}: {error}");
+        }
+    });
+}
+
+#[test]
+fn why_a_transport_is_not_graded_is_said() {
+    let (_refusing, refused) = refused_port();
+    let udp = UdpSocket::bind(&refused).unwrap();
+    let (_, text) = evecho(&["check", &refused, "--only", "tcp-bytes", "--timeout", "1s"]);
+    assert!(text.contains(&format!("no TCP: {refused} refused the connection")), "{text}");
+    drop(udp);
+    let server = Double::start(Fault::None, false).to_string();
+    let (_, text) = evecho(&["check", &server, "--only", "udp-bytes", "--tcp-only"]);
+    assert!(text.contains("no UDP: not asked for"), "{text}");
 }

@@ -1,7 +1,10 @@
 //! The `evecho` process as a server, and clients that never wait for ever.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+#[path = "wait.rs"]
+mod wait;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -14,8 +17,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Nothing takes this long, unless it hangs.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) use wait::{DEADLINE, wait_until};
 
 pub(crate) const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -31,6 +33,23 @@ pub(crate) fn evecho() -> Command {
     command
 }
 
+/// The command of a server of which some system calls fail, as strace(1) says: `setsockopt:error=EPERM`.
+/// None, with a word about it, where there is no strace that can do this.
+pub(crate) fn failing(injection: &str) -> Option<Command> {
+    let mut command = Command::new("strace");
+    // The server is the child, and strace its tracer from outside.
+    command.args(["-D", "-f", "-qq", "-o", "/dev/null", "-e", &format!("inject={injection}")]);
+    let mut probe = Command::new("strace");
+    probe.args(["-D", "-qq", "-o", "/dev/null", "-e", "inject=ptrace:error=EPERM", "true"]);
+    if !probe.output().is_ok_and(|output| output.status.success()) {
+        println!("skipped: no strace here that injects errors");
+        return None;
+    }
+    command.arg(env!("CARGO_BIN_EXE_evecho"));
+    evecho().get_envs().for_each(|(name, _)| _ = command.env_remove(name));
+    Some(command)
+}
+
 /// Makes two sockets descriptors 3 and 4, and says that they are for the command that it becomes.
 const PASS: &str = r#"exec 3<&0 4<&1 0</dev/null 1>/dev/null
 export LISTEN_FDS=2 LISTEN_PID="${LISTEN_PID-$$}" LISTEN_FDNAMES=unknown:names
@@ -38,10 +57,18 @@ exec "$@""#;
 
 /// The command of a server that inherits these.
 pub(crate) fn inheriting(one: impl Into<OwnedFd>, other: impl Into<OwnedFd>) -> Command {
+    with_sockets(&evecho(), one, other)
+}
+
+/// This command of a server, such that it inherits these.
+pub(crate) fn with_sockets(
+    server: &Command,
+    one: impl Into<OwnedFd>,
+    other: impl Into<OwnedFd>,
+) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", PASS, "sh"]).arg(env!("CARGO_BIN_EXE_evecho"));
-    let clean = evecho();
-    clean.get_envs().for_each(|(name, _)| _ = command.env_remove(name));
+    command.args(["-c", PASS, "sh"]).arg(server.get_program()).args(server.get_args());
+    server.get_envs().for_each(|(name, _)| _ = command.env_remove(name));
     command.stdin(one.into()).stdout(other.into());
     command
 }
@@ -59,6 +86,8 @@ pub(crate) fn pass((listener, socket): &(TcpListener, UdpSocket)) -> Command {
 /// A running server; ended, at the latest, when it goes out of scope.
 pub(crate) struct Daemon {
     pub(crate) child: Child,
+    /// What the first line says.
+    pub(crate) listening: String,
     pub(crate) port: u16,
     log: Receiver<String>,
 }
@@ -76,11 +105,12 @@ impl Daemon {
         thread::spawn(move || {
             stderr.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
         });
-        let mut daemon = Daemon { child, port: 0, log };
+        let mut daemon = Daemon { child, listening: String::new(), port: 0, log };
         let first = daemon.wait_for("listening on ");
         let (_, address) = first.split_once("listening on ").unwrap();
         let address = address.split([',', ' ']).next().unwrap();
         daemon.port = address.parse::<SocketAddr>().unwrap().port();
+        daemon.listening = first;
         daemon
     }
 
@@ -115,11 +145,7 @@ impl Daemon {
     /// Stops it by SIGSTOP, and waits until it stands still.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
-        let end = Instant::now() + DEADLINE;
-        while !self.proc("status").contains("State:\tT") {
-            assert!(Instant::now() < end, "the server does not stop");
-            thread::sleep(Duration::from_millis(1));
-        }
+        wait_until("the server stands still", || self.proc("status").contains("State:\tT"));
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {

@@ -1,6 +1,13 @@
 //! A server in this process, and clients that never wait for ever.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part, as of a library")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    unused_imports,
+    reason = "each test binary uses a part, as of a library"
+)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod wait;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
@@ -11,8 +18,7 @@ use std::time::{Duration, Instant};
 use evecho::{Config, Error, Handle, Server, Service, Snapshot};
 use socket2::{Domain, SockRef, Socket, Type};
 
-/// Nothing takes this long, unless it hangs.
-pub const DEADLINE: Duration = Duration::from_secs(30);
+pub use wait::{DEADLINE, wait_until};
 
 pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -314,17 +320,6 @@ pub fn children(pid: u32) -> Vec<u32> {
 pub fn lives(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     !matches!(stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]), None | Some("Z" | "X"))
-}
-
-/// Waits for what cannot be waited for otherwise. It looks every millisecond, since one that looks
-/// all the time takes the processor from what it waits for.
-#[track_caller]
-pub fn wait_until(what: &str, reached: impl Fn() -> bool) {
-    let end = Instant::now() + DEADLINE;
-    while !reached() {
-        assert!(Instant::now() < end, "not reached: {what}");
-        thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// As `assert_eq`, without printing a megabyte.

@@ -43,7 +43,13 @@ impl Monitored {
 
     /// The status, the head and the body.
     pub(crate) fn get(&self, path: &str) -> (u16, String, String) {
-        let answer = self.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n").as_bytes());
+        self.get_as(path, "*/*")
+    }
+
+    /// The same, in the format that `accept` asks for.
+    pub(crate) fn get_as(&self, path: &str, accept: &str) -> (u16, String, String) {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: test\r\nAccept: {accept}\r\n\r\n");
+        let answer = self.send(request.as_bytes());
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let status = head.strip_prefix("HTTP/1.1 ").unwrap()[..3].parse().unwrap();
         (status, head.to_owned(), body.to_owned())

@@ -5,9 +5,9 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use evecho::Transport;
 use evecho::client::Cancel;
 use evecho::client::load::{self, Config, Errors, Length, Mode};
-use evecho::client::target::Transport;
 use socket2::SockRef;
 
 use crate::daemon::{DEADLINE, connect, read_to_end};

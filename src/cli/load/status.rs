@@ -1,26 +1,31 @@
-//! What a load tells while it goes on.
+//! What a load reports while it goes on.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use evecho::client::load::{Config, Interval, Latency, Phase, Progress};
-use evecho::units::{grouped, milliseconds};
+use evecho::client::load::{Config, Interval, Latency, Phase, Ports, Progress};
+use evecho::units::{grouped, milliseconds, rounded};
 use serde::Serialize;
 
 use crate::cli::flag_at_sigusr1;
 use crate::cli::output::{Output, complain};
+use crate::cli::progress::ProgressLine;
 
-/// What is told while the load goes on.
+use super::text::low_ports;
+
+/// Reports while the load goes on.
 pub(super) struct Status<'a> {
     config: &'a Config,
     /// Intervals are asked for: as JSON, if that is, and else for people.
     intervals: bool,
     json: bool,
-    /// Where the line changes: standard output for intervals, else standard error.
-    terminal: bool,
+    /// How far the run is, unless intervals tell.
+    line: ProgressLine,
     shown: Option<Progress>,
+    /// Whether the lack of ports was warned of.
+    warned: bool,
     /// The report so far is asked for.
     asked: Arc<AtomicBool>,
     written: io::Result<()>,
@@ -34,50 +39,44 @@ impl<'a> Status<'a> {
     /// SIGUSR1 asks for the report so far.
     pub(super) fn new(config: &'a Config, intervals: bool, json: bool) -> io::Result<Self> {
         let asked = flag_at_sigusr1()?;
-        let terminal = match intervals {
-            true => !json && io::stdout().is_terminal(),
-            false => io::stderr().is_terminal(),
-        };
-        let (shown, written, output) = (None, Ok(()), Output::plain());
-        Ok(Self { config, intervals, json, terminal, shown, asked, written, output })
+        let (line, output) = (ProgressLine::new(), Output::plain());
+        let (shown, warned, written) = (None, false, Ok(()));
+        Ok(Self { config, intervals, json, line, shown, warned, asked, written, output })
     }
 
     pub(super) fn hear(&mut self, progress: &Progress) {
         if let Some(interval) = progress.interval.filter(|_| self.intervals) {
-            let text = self.describe(&interval);
+            let text = if self.json { json("interval", &interval) } else { describe(&interval) };
             if self.written.is_ok() {
-                self.written =
-                    self.output.write_all(text.as_bytes()).and_then(|()| self.output.flush());
+                self.written = writeln!(self.output, "{text}").and_then(|()| self.output.flush());
             }
+        }
+        if let Some(ports) = progress.ports.filter(Ports::are_low)
+            && !std::mem::replace(&mut self.warned, true)
+        {
+            self.line.clear();
+            complain(&low_ports(&ports));
         }
         if let Some(so_far) = &progress.so_far
             && self.asked.swap(false, Ordering::Relaxed)
         {
-            complain(&format!("so far: {}", line(so_far).trim_start()));
+            self.line.clear();
+            complain(&format!("so far: {}", describe(so_far).trim_start()));
         }
         if !self.intervals {
             self.show(progress);
         }
     }
 
-    /// A line for an interval; on a terminal it takes the place of the one before.
-    fn describe(&self, interval: &Interval) -> String {
-        match (self.json, self.terminal) {
-            (true, _) => json("interval", interval) + "\n",
-            (false, true) => format!("\r\x1b[K{}", line(interval)),
-            (false, false) => line(interval) + "\n",
-        }
-    }
-
     fn show(&mut self, progress: &Progress) {
         let before = self.shown.map_or(Duration::ZERO, |shown| shown.elapsed);
         let since = progress.elapsed.saturating_sub(before);
-        if !self.terminal || since < Self::EVERY {
+        if since < Self::EVERY {
             return;
         }
         let messages = progress.messages - self.shown.map_or(0, |shown| shown.messages);
         self.shown = Some(*progress);
-        let rate = messages as f64 / since.as_secs_f64();
+        let rate = rounded(messages as f64 / since.as_secs_f64());
         let seconds = progress.elapsed.as_secs_f64();
         let errors = match progress.errors {
             0 => String::new(),
@@ -87,27 +86,22 @@ impl<'a> Status<'a> {
             Phase::Opening => {
                 format!("{} of {} connections open", progress.opened, self.config.connections)
             }
-            Phase::WarmUp => format!("{}/s, warming up", grouped(rate as u64)),
-            Phase::Measuring => format!("{}/s", grouped(rate as u64)),
+            Phase::WarmUp => format!("{rate}/s, warming up"),
+            Phase::Measuring => format!("{rate}/s"),
             Phase::Draining | Phase::Over => "waiting for the last replies".to_owned(),
         };
-        // A terminal that went away is no reason to end the run.
-        let _ = write!(io::stderr(), "\r\x1b[K{seconds:.1}s: {what}{errors}");
+        self.line.show(&format!("{seconds:.1}s: {what}{errors}"));
     }
 
-    /// Ends the line, and tells how writing went.
+    /// Takes the line back, and tells how writing went.
     pub(super) fn end(mut self) -> io::Result<()> {
-        if self.terminal && self.intervals {
-            self.output.write_all(b"\n")?;
-        } else if self.terminal && self.shown.is_some() {
-            let _ = write!(io::stderr(), "\r\x1b[K");
-        }
+        self.line.clear();
         self.written
     }
 }
 
 /// An object with what it is about.
-pub(in crate::cli) fn json(event: &'static str, value: &impl Serialize) -> String {
+pub(super) fn json(event: &'static str, value: &impl Serialize) -> String {
     #[derive(Serialize)]
     struct Line<'a, T> {
         event: &'static str,
@@ -118,17 +112,16 @@ pub(in crate::cli) fn json(event: &'static str, value: &impl Serialize) -> Strin
         .expect("reports have string keys and no failing parts")
 }
 
-/// An interval in a line of fixed columns and units.
-fn line(interval: &Interval) -> String {
+/// An interval in a line of fixed columns and units, which fits on 80 columns.
+fn describe(interval: &Interval) -> String {
     let Interval { to, rate, latency, errors, .. } = interval;
     let of = |pick: fn(&Latency) -> Option<Duration>| match latency.as_ref().and_then(pick) {
         Some(time) => milliseconds(time).to_string(),
         None => "-".to_owned(),
     };
     let [p50, p99, max] = [of(|all| all.p50), of(|all| all.p99), of(|all| all.max)];
-    let (seconds, rate) = (to.as_secs_f64(), grouped(*rate as u64).to_string());
+    let (seconds, rate) = (to.as_secs_f64(), rounded(*rate).to_string());
     format!(
-        "{seconds:>8.3} s {rate:>11}/s  p50 {p50:>9} ms  p99 {p99:>9} ms  max {max:>9} ms  \
-         {errors} errors"
+        "{seconds:>8.3} s {rate:>10}/s  p50 p99 max {p50:>7} {p99:>8} {max:>8} ms  {errors} errors"
     )
 }

@@ -1,16 +1,20 @@
-//! What a case is given: whom to ask, how long to wait, and the payloads.
+//! What a case is given: the server to ask, how long to wait, and the payloads.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use super::datagram::UdpClient;
 use super::seen::Expecting;
 use super::stream::TcpClient;
-use super::{Access, Config, Error, Service, Stop, Subject};
-use crate::client::pattern;
-use crate::client::process::{ServerProcess, Usage, listens};
-use crate::client::target::{Target, Transport};
+use super::{Config, Error, Expected, Subject};
+use crate::client::cancel::Deadline;
+use crate::client::harness::Stop;
+use crate::client::process::{ServerProcess, Usage};
+use crate::client::socket::{self, await_echo, listens_udp, udp};
+use crate::client::target::{self, Attempt, Target};
+use crate::client::{Cancel, pattern};
+use crate::error::Transport;
 
 /// What is known about the server before the first case.
 #[derive(Clone, Debug)]
@@ -20,39 +24,45 @@ pub(super) struct Probe {
     pub(super) sibling: Option<SocketAddr>,
     pub(super) tcp: bool,
     pub(super) udp: bool,
-    /// Why it is not graded over TCP, or over UDP, where it is not.
-    pub(super) no_tcp: &'static str,
-    pub(super) no_udp: &'static str,
+    /// Why it is not there over TCP, or over UDP, where that is asked for.
+    pub(super) no_tcp: Option<Attempt>,
+    pub(super) no_udp: Option<Attempt>,
 }
 
 impl Probe {
     /// Finds the first of the target's addresses that listens.
-    pub(super) fn target(target: &Target, config: &Config) -> Result<Self, Error> {
-        let addresses = target.addresses(config.timeout).map_err(Error::Target)?;
+    pub(super) fn target(target: &Target, config: &Config, cancel: &Cancel) -> Result<Self, Error> {
+        let addresses = target.addresses(config.timeout, cancel).map_err(Error::Target)?;
         let share = config.timeout / addresses.len() as u32;
-        let probes = addresses.iter().map(|&address| {
+        let mut tried = Vec::new();
+        for &address in &addresses {
             let other =
                 addresses.iter().copied().find(|other| other.is_ipv4() != address.is_ipv4());
-            Self::of(address, other.or_else(|| loopback_sibling(address)), config, share)
-        });
-        probes
-            .into_iter()
-            .find(|probe| probe.tcp || probe.udp)
-            .ok_or_else(|| Error::Nothing(target.clone()))
+            let sibling = other.or_else(|| loopback_sibling(address));
+            let probe = Self::of(address, sibling, config, share, cancel);
+            // Then it is not known whether the server is there over both.
+            let lacks_port = [&probe.no_tcp, &probe.no_udp]
+                .map(|no| no.as_ref().is_some_and(|attempt| attempt.kind == ErrorKind::AddrInUse));
+            if lacks_port == [false; 2] && (probe.tcp || probe.udp) {
+                return Ok(probe);
+            }
+            tried.extend(probe.failures());
+        }
+        let target = target.clone();
+        Err(Error::Target(match cancel.is_cancelled() {
+            true => target::Error::Stopped(target),
+            false => target::Error::Unreachable { target, tried },
+        }))
     }
 
     /// Looks at a server that has just begun to listen on loopback.
-    pub(super) fn started(address: SocketAddr, config: &Config) -> Self {
+    pub(super) fn started(address: SocketAddr, config: &Config, cancel: &Cancel) -> Self {
         // Its other transport may be bound a moment later than the first.
         const A_MOMENT: Duration = Duration::from_millis(500);
-        let deadline = Instant::now() + A_MOMENT;
-        loop {
-            let probe = Self::of(address, loopback_sibling(address), config, config.timeout);
-            if config.transport.is_some() || probe.udp || Instant::now() >= deadline {
-                return probe;
-            }
-            thread::sleep(Duration::from_millis(5));
-        }
+        let sibling = loopback_sibling(address);
+        let look = || Self::of(address, sibling, config, config.timeout, cancel);
+        let both = || Some(look()).filter(|probe| config.transport.is_some() || probe.udp);
+        cancel.within(A_MOMENT).find(both).unwrap_or_else(look)
     }
 
     fn of(
@@ -60,16 +70,35 @@ impl Probe {
         sibling: Option<SocketAddr>,
         config: &Config,
         share: Duration,
+        cancel: &Cancel,
     ) -> Self {
-        let graded = |transport| config.transport.is_none_or(|only| only == transport);
-        let tcp = graded(Transport::Tcp) && TcpStream::connect_timeout(&address, share).is_ok();
-        let udp = graded(Transport::Udp) && has_udp(address, share);
-        let why = |graded| if graded { "nothing listens there" } else { "not asked for" };
-        let no_tcp = why(graded(Transport::Tcp));
-        let no_udp = why(graded(Transport::Udp));
+        let failure = |transport, share, asked: &dyn Fn(Deadline<'_>) -> io::Result<()>| {
+            let graded = config.transport.is_none_or(|only| only == transport);
+            let asked = graded.then(|| asked(cancel.within(share)));
+            let attempt = |error| Attempt::new(address, transport, share, &error);
+            (matches!(asked, Some(Ok(()))), asked.and_then(Result::err).map(attempt))
+        };
+        let (tcp, no_tcp) = failure(Transport::Tcp, share, &|deadline| {
+            socket::tcp(address, None, deadline).map(drop)
+        });
+        let (udp, no_udp) =
+            failure(Transport::Udp, share.min(SILENCE), &|deadline| find_udp(address, deadline));
         Self { address, sibling, tcp, udp, no_tcp, no_udp }
     }
+
+    /// Why it is there over neither transport. Silence over UDP adds nothing to what TCP says.
+    fn failures(self) -> impl Iterator<Item = Attempt> {
+        let Self { no_tcp, no_udp, .. } = self;
+        let no_udp = no_udp.filter(|udp| {
+            let differs = |tcp: &Attempt| udp.kind != ErrorKind::TimedOut && udp != tcp;
+            no_tcp.as_ref().is_none_or(differs)
+        });
+        no_tcp.into_iter().chain(no_udp)
+    }
 }
+
+/// How long an answer over UDP may take before the first case.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// The same port of the same machine's loopback in the other family.
 fn loopback_sibling(address: SocketAddr) -> Option<SocketAddr> {
@@ -83,16 +112,11 @@ fn loopback_sibling(address: SocketAddr) -> Option<SocketAddr> {
 
 /// On loopback a socket is there when a datagram is not refused, even if it never answers. From
 /// elsewhere only an answer tells.
-fn has_udp(address: SocketAddr, patience: Duration) -> bool {
-    if address.ip().is_loopback() {
-        return listens(address, Transport::Udp);
+fn find_udp(address: SocketAddr, deadline: Deadline<'_>) -> io::Result<()> {
+    match address.ip().is_loopback() {
+        true => listens_udp(address, deadline),
+        false => udp(address).and_then(|socket| await_echo(&socket, deadline)),
     }
-    const TRIES: u32 = 3;
-    (0..TRIES).any(|_| {
-        let deadline = Instant::now() + patience.min(Duration::from_secs(1)) / TRIES;
-        let client = UdpClient::to(address, deadline);
-        client.is_ok_and(|client| client.send(b"EVECHO?").is_ok() && client.receive().is_ok())
-    })
 }
 
 /// A case's view of the server. It is made anew for each case.
@@ -100,21 +124,18 @@ pub(super) struct Context<'a> {
     pub(super) config: &'a Config,
     pub(super) probe: &'a Probe,
     /// When the case gives up.
-    pub(super) deadline: Instant,
-    pid: Option<u32>,
+    pub(super) deadline: Deadline<'a>,
+    pub(super) pid: Option<u32>,
 }
 
 impl<'a> Context<'a> {
-    pub(super) fn new(config: &'a Config, probe: &'a Probe, pid: Option<u32>) -> Self {
-        Self { config, probe, deadline: Instant::now() + config.timeout, pid }
-    }
-
-    pub(super) fn access(&self) -> Access {
-        match &self.config.subject {
-            Subject::Address(_) => Access::None,
-            Subject::Process(..) => Access::Look,
-            Subject::Command(_) => Access::Start,
-        }
+    pub(super) fn new(
+        config: &'a Config,
+        probe: &'a Probe,
+        pid: Option<u32>,
+        cancel: &'a Cancel,
+    ) -> Self {
+        Self { config, probe, deadline: cancel.within(config.timeout), pid }
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -124,24 +145,24 @@ impl<'a> Context<'a> {
     /// What the server has to answer to `bytes`.
     pub(super) fn answer(&self, bytes: &[u8]) -> Vec<u8> {
         match self.config.service {
-            Service::Echo => bytes.to_vec(),
-            Service::Upper => upper(bytes),
+            Expected::Echo => bytes.to_vec(),
+            Expected::Upper => upper(bytes),
         }
     }
 
     /// A connection to the server that gives up when the case does.
-    pub(super) fn connect(&self) -> Result<TcpClient, Stop> {
+    pub(super) fn connect(&self) -> Result<TcpClient<'a>, Stop> {
         TcpClient::connect(self.address(), self.deadline).expecting("the connection is accepted")
     }
 
     /// A connection whose receive buffer is small, so that it is soon full when not read.
-    pub(super) fn connect_narrow(&self) -> Result<TcpClient, Stop> {
-        TcpClient::connect_narrow(self.address(), self.deadline)
+    pub(super) fn connect_narrow(&self) -> Result<TcpClient<'a>, Stop> {
+        TcpClient::connect_with(self.address(), Some(4 << 10), self.deadline)
             .expecting("the connection is accepted")
     }
 
     /// A UDP socket that asks the server.
-    pub(super) fn udp_client(&self) -> Result<UdpClient, Stop> {
+    pub(super) fn udp_client(&self) -> Result<UdpClient<'a>, Stop> {
         UdpClient::to(self.address(), self.deadline).expecting("a socket to send datagrams from")
     }
 
@@ -173,10 +194,11 @@ impl<'a> Context<'a> {
             return Err(Stop::skipped("needs a server of its own, which was not asked for"));
         };
         let transport = if self.probe.tcp { Transport::Tcp } else { Transport::Udp };
-        let start = super::Start { descriptors, ..self.config.start(transport) };
+        let start =
+            super::Start { descriptors, ..self.config.start(transport, self.deadline.cancel) };
         let server = command
             .start(&start)
-            .map_err(|error| Stop::skipped(format!("no fresh server: {}", error.sentence())))?;
+            .map_err(|error| Stop::skipped(format!("no fresh server: {error}")))?;
         let address = server.address();
         let probe = Probe { address, sibling: loopback_sibling(address), ..self.probe.clone() };
         Ok((server, probe))

@@ -1,11 +1,14 @@
 //! The grader's UDP sockets.
 
-use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use nix::poll::PollFlags;
 
 use super::seen::Seen;
 use super::stream::left;
+use crate::client::cancel::Deadline;
+use crate::client::socket;
 use crate::protocol::MAX_DATAGRAM;
 
 /// How often a datagram is sent that has to cross a network, which may lose it.
@@ -13,14 +16,14 @@ const TRIES: u32 = 4;
 
 /// A UDP socket that asks one server. It is not connected, so it sees answers from elsewhere.
 #[derive(Debug)]
-pub(super) struct UdpClient {
+pub(super) struct UdpClient<'a> {
     socket: UdpSocket,
     server: SocketAddr,
-    deadline: Instant,
+    deadline: Deadline<'a>,
 }
 
-impl UdpClient {
-    pub(super) fn to(server: SocketAddr, deadline: Instant) -> Result<Self, Seen> {
+impl<'a> UdpClient<'a> {
+    pub(super) fn to(server: SocketAddr, deadline: Deadline<'a>) -> Result<Self, Seen> {
         let from: IpAddr = match server.ip() {
             // From the loopback address itself, whatever address of loopback is asked.
             ip if ip.is_loopback() && ip.is_ipv4() => Ipv4Addr::LOCALHOST.into(),
@@ -34,9 +37,9 @@ impl UdpClient {
     pub(super) fn from(
         from: SocketAddr,
         server: SocketAddr,
-        deadline: Instant,
+        deadline: Deadline<'a>,
     ) -> Result<Self, Seen> {
-        let socket = UdpSocket::bind(from)
+        let socket = socket::bind_udp(from)
             .map_err(|error| Seen::Here(format!("cannot open a socket at {from}: {error}")))?;
         Ok(Self { socket, server, deadline })
     }
@@ -53,13 +56,12 @@ impl UdpClient {
     }
 
     pub(super) fn send(&self, bytes: &[u8]) -> Result<(), Seen> {
-        match self.socket.send_to(bytes, self.server) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(Seen::error("sending a datagram", &error)),
-        }
+        let sent = self.deadline.is_ready(&self.socket, PollFlags::POLLOUT);
+        let sent = sent.and_then(|_| self.socket.send_to(bytes, self.server));
+        sent.map(|_| ()).map_err(|error| Seen::error("sending a datagram", &error))
     }
 
-    /// The next datagram that comes before the deadline, and who sent it.
+    /// The next datagram that comes before the deadline, and its sender.
     pub(super) fn receive(&self) -> Result<(Vec<u8>, SocketAddr), Seen> {
         self.receive_within(left(self.deadline))?
             .ok_or_else(|| Seen::server("no datagram came back in time"))
@@ -71,19 +73,13 @@ impl UdpClient {
         patience: Duration,
     ) -> Result<Option<(Vec<u8>, SocketAddr)>, Seen> {
         let mut buffer = vec![0; MAX_DATAGRAM + 1];
-        let received = self
-            .socket
-            .set_read_timeout(Some(patience.max(Duration::from_millis(1))))
-            .and_then(|()| self.socket.recv_from(&mut buffer));
-        match received {
-            Ok((length, from)) => {
+        let deadline = self.deadline.sooner(patience);
+        match socket::receive(&self.socket, &mut buffer, deadline) {
+            Ok(received) => Ok(received.map(|(length, from)| {
                 buffer.truncate(length);
-                Ok(Some((buffer, from)))
-            }
-            Err(error) => match error.kind() {
-                ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted => Ok(None),
-                _ => Err(Seen::error("receiving a datagram", &error)),
-            },
+                (buffer, from)
+            })),
+            Err(error) => Err(Seen::error("receiving a datagram", &error)),
         }
     }
 
@@ -110,8 +106,8 @@ impl UdpClient {
     pub(super) fn exchange_at_last(&self, bytes: &[u8]) -> Result<(), Seen> {
         for tries_left in (1..=2 * TRIES).rev() {
             self.send(bytes)?;
-            let until = Instant::now() + left(self.deadline) / tries_left;
-            while let Some((found, _)) = self.next(bytes, left(until))? {
+            let until = self.deadline.sooner(left(self.deadline) / tries_left);
+            while let Some((found, _)) = self.next(bytes, until.left())? {
                 if found == bytes {
                     return Ok(());
                 }
@@ -121,18 +117,18 @@ impl UdpClient {
     }
 
     /// The next datagram from the server or, from wherever, with the `answer`. Anything else is a
-    /// late answer of another server to whoever had this port before.
+    /// late answer of another server to the client that had this port before.
     fn next(
         &self,
         answer: &[u8],
         patience: Duration,
     ) -> Result<Option<(Vec<u8>, SocketAddr)>, Seen> {
-        let until = Instant::now() + patience;
-        while let Some((found, from)) = self.receive_within(left(until))? {
+        let until = self.deadline.sooner(patience);
+        while let Some((found, from)) = self.receive_within(until.left())? {
             if from == self.server || found == answer {
                 return Ok(Some((found, from)));
             }
-            if Instant::now() >= until {
+            if until.is_over() {
                 break;
             }
         }
@@ -163,12 +159,14 @@ pub(super) fn same(found: &[u8], wanted: &[u8]) -> Result<(), Seen> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::Cancel;
 
     #[test]
     fn a_stray_datagram_is_passed_over_and_a_wrong_answer_is_not() {
         let home = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let [server, stranger] = [home; 2].map(|home| UdpSocket::bind(home).unwrap());
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let cancel = Cancel::default();
+        let deadline = cancel.within(Duration::from_secs(30));
         let client = UdpClient::to(server.local_addr().unwrap(), deadline).unwrap();
         let own = client.socket.local_addr().unwrap();
         // All of them are there before the question is sent.

@@ -8,105 +8,110 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::Stop;
+use super::Need::{Loopback, Start, Udp};
 use super::context::{Context, payload};
 use super::datagram::UdpClient;
 use super::seen::{Expecting, Seen};
 use super::stream::left;
+use super::{Case, Group, case};
+use crate::client::harness::{Stop, ensure};
 
-/// `loop-self`: a server that answers goes on for ever, so it gets one of its own, which ends with
-/// the case.
-pub(super) fn own_address(cx: &Context<'_>) -> Result<(), Stop> {
-    let (server, probe) = cx.start(None)?;
-    let cx = &cx.of(&server, &probe);
-    let raw = Raw::open(cx.address())?;
-    raw.see_only_loops(cx.address())?;
-    raw.forge(cx.address().port(), cx.address(), &payload(40, 50))?;
-    fenced(cx)?;
-    // One is the forged datagram itself.
-    match raw.count() {
-        0 => Err(Stop::skipped("the forged datagram did not reach this machine's loopback")),
-        1 => Ok(()),
-        seen => Err(Stop::failed(
-            "a datagram from the server's own address and port is not answered",
-            format!("it had answered itself {} times by a client's {FENCE}th answer", seen - 1),
-        )),
-    }
-}
+pub(super) static CASES: &[Case] = &[
+    case(Group::Loop, "loop-self", &[Udp, Loopback, Start])
+        .rule(
+            "a datagram that seems to come from the server's own address and port is not answered",
+        )
+        .source("CERT CA-1996-01; CERT VU#417980")
+        .run(|cx| {
+            // A server that answers goes on for ever, so it ends with the case.
+            let (server, probe) = cx.start(None)?;
+            let cx = &cx.of(&server, &probe);
+            let raw = Raw::open(cx.address())?;
+            raw.see_only_loops(cx.address())?;
+            raw.forge(cx.address().port(), cx.address(), &payload(40, 50))?;
+            fenced(cx)?;
+            // One is the forged datagram itself.
+            let answers = raw.count().checked_sub(1).ok_or_else(|| {
+                Stop::skipped("the forged datagram did not reach this machine's loopback")
+            })?;
+            ensure(answers == 0, || {
+                format!("it had answered itself {answers} times by a client's {FENCE}th answer")
+            })
+        }),
+    case(Group::Loop, "loop-port-zero", &[Udp, Loopback])
+        .rule("a datagram from port 0, which cannot be answered, does not end the service")
+        .source("RFC 768, Source Port")
+        .run(|cx| {
+            let raw = Raw::open(cx.address())?;
+            (0..3).try_for_each(|number| raw.forge(0, cx.address(), &payload(number, 50)))?;
+            fenced(cx)
+        }),
+    case(Group::Loop, "loop-echo-port", &[Udp, Loopback])
+        .rule("a datagram from another echo or chargen service (ports 7 and 19) is not answered")
+        .source("CERT CA-1996-01; CERT VU#417980")
+        .run(|cx| {
+            let mut clients = Vec::new();
+            let mut reason = String::new();
+            for port in [7, 19] {
+                let from = SocketAddr::new(cx.address().ip(), port);
+                match UdpClient::from(from, cx.address(), cx.deadline) {
+                    Ok(client) => clients.push((port, client)),
+                    Err(Seen::Here(why) | Seen::Server(why)) => reason = why,
+                }
+            }
+            if clients.is_empty() {
+                let needs = "it needs root, and a free port 7 or 19";
+                return Err(Stop::skipped(format!("{reason}; {needs}")));
+            }
+            clients.iter().try_for_each(|(_, client)| client.send(&payload(41, 50)))?;
+            fenced(cx)?;
+            for (port, client) in &clients {
+                let answer = client.receive_within(Duration::ZERO)?;
+                let answered = answer.is_some_and(|(_, from)| from == cx.address());
+                ensure(!answered, || format!("one from port {port} was answered"))?;
+            }
+            Ok(())
+        }),
+    case(Group::Loop, "loop-broadcast", &[Udp, Loopback])
+        .rule(
+            "a datagram to a broadcast address is not answered: one would bring an answer of every \
+             host",
+        )
+        .source("CERT CA-1998-01; RFC 1122 section 3.2.1.3")
+        .run(|cx| {
+            let port = cx.address().port();
+            if !cx.address().is_ipv4() {
+                return Err(Stop::skipped("needs a server on IPv4 loopback"));
+            }
+            if !hears_broadcasts(port) {
+                return Err(Stop::skipped(
+                    "its sockets are bound to one address each: no broadcast comes there",
+                ));
+            }
+            let ours = (Ipv4Addr::UNSPECIFIED, 0).into();
+            let ours = UdpClient::from(ours, cx.address(), cx.deadline)?;
+            let _heard_by_us = broadcast(cx, ours.port()?)?;
+            let patience = left(cx.deadline).min(Duration::from_millis(500));
+            if ours.receive_within(patience)?.is_none() {
+                return Err(Stop::skipped("no broadcast is heard on this machine's loopback"));
+            }
+            let client = broadcast(cx, port)?;
+            fenced(cx)?;
+            match client.receive_within(Duration::ZERO)? {
+                Some((_, from)) if from.port() == port => Err(Stop::broken(format!(
+                    "one to {LOOPBACK_BROADCAST}:{port} was answered by {from}"
+                ))),
+                _ => Ok(()),
+            }
+        }),
+];
 
-/// `loop-port-zero`
-pub(super) fn port_zero(cx: &Context<'_>) -> Result<(), Stop> {
-    let raw = Raw::open(cx.address())?;
-    for number in 0..3 {
-        raw.forge(0, cx.address(), &payload(number, 50))?;
-    }
-    fenced(cx)
-}
-
-/// `loop-echo-port`
-pub(super) fn echo_port(cx: &Context<'_>) -> Result<(), Stop> {
-    const PORTS: [u16; 2] = [7, 19];
-    let ip = cx.address().ip();
-    let mut clients = Vec::new();
-    let mut reason = String::new();
-    for port in PORTS {
-        match UdpClient::from(SocketAddr::new(ip, port), cx.address(), cx.deadline) {
-            Ok(client) => clients.push((port, client)),
-            Err(Seen::Here(why) | Seen::Server(why)) => reason = why,
-        }
-    }
-    if clients.is_empty() {
-        return Err(Stop::skipped(format!("{reason}; it needs root, and a free port 7 or 19")));
-    }
-    let expected = "a datagram from another echo or chargen service is not answered";
-    for (_, client) in &clients {
-        client.send(&payload(41, 50)).expecting(expected)?;
-    }
-    fenced(cx)?;
-    for (port, client) in &clients {
-        let answer = client.receive_within(Duration::ZERO).expecting(expected)?;
-        if answer.is_some_and(|(_, from)| from == cx.address()) {
-            return Err(Stop::failed(expected, format!("one from port {port} was answered")));
-        }
-    }
-    Ok(())
-}
-
-/// `loop-broadcast`: on the loopback interface, which has a broadcast address too.
-pub(super) fn broadcast(cx: &Context<'_>) -> Result<(), Stop> {
-    let everyone = SocketAddr::from((LOOPBACK_BROADCAST, cx.address().port()));
-    if !cx.address().is_ipv4() {
-        return Err(Stop::skipped("needs a server on IPv4 loopback"));
-    }
-    if !hears_broadcasts(everyone.port()) {
-        return Err(Stop::skipped(
-            "its sockets are bound to one address each: no broadcast comes there",
-        ));
-    }
-    let shout = |to: SocketAddr| {
-        let client = UdpClient::to(to, cx.deadline).expecting("a socket to send datagrams from")?;
-        client
-            .allow_broadcast()
-            .and_then(|()| client.send(&payload(43, 50)))
-            .map(|()| client)
-            .map_err(|_| Stop::skipped("a broadcast cannot be sent on this machine's loopback"))
-    };
-    let ours = UdpClient::from((Ipv4Addr::UNSPECIFIED, 0).into(), cx.address(), cx.deadline)
-        .expecting("a socket that hears broadcasts")?;
-    let here = SocketAddr::new(LOOPBACK_BROADCAST.into(), ours.port().expecting("it has a port")?);
-    let _heard_by_us = shout(here)?;
-    let patience = left(cx.deadline).min(Duration::from_millis(500));
-    if ours.receive_within(patience).expecting("a broadcast is heard")?.is_none() {
-        return Err(Stop::skipped("no broadcast is heard on this machine's loopback"));
-    }
-    let client = shout(everyone)?;
-    fenced(cx)?;
-    let expected = "a datagram to a broadcast address is not answered";
-    match client.receive_within(Duration::ZERO).expecting(expected)? {
-        Some((_, from)) if from.port() == everyone.port() => {
-            Err(Stop::failed(expected, format!("one to {everyone} was answered by {from}")))
-        }
-        _ => Ok(()),
+/// Sends a datagram to a port of the loopback interface's broadcast address.
+fn broadcast<'a>(cx: &Context<'a>, port: u16) -> Result<UdpClient<'a>, Stop> {
+    let client = UdpClient::to((LOOPBACK_BROADCAST, port).into(), cx.deadline)?;
+    match client.allow_broadcast().and_then(|()| client.send(&payload(43, 50))) {
+        Ok(()) => Ok(client),
+        Err(_) => Err(Stop::skipped("a broadcast cannot be sent on this machine's loopback")),
     }
 }
 
@@ -125,7 +130,7 @@ fn hears_broadcasts(port: u16) -> bool {
     })
 }
 
-/// So many ordinary exchanges: on a busy machine, one CPU's packets may overtake another's.
+/// How many ordinary exchanges: on a busy machine, one CPU's packets may overtake another's.
 const FENCE: usize = 200;
 
 /// Ordinary exchanges: when they are over, what was sent before has been answered, if ever.

@@ -14,7 +14,6 @@
 //! The cases run one after the other, since several of them measure. None leaves the host that
 //! was named, and those that forge datagrams never leave loopback.
 
-mod cases;
 mod context;
 mod datagram;
 mod loops;
@@ -27,8 +26,9 @@ mod upper;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io;
-use std::net::{SocketAddr, TcpStream};
+use std::fs;
+use std::io::ErrorKind::ConnectionRefused;
+use std::net::SocketAddr;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -36,31 +36,28 @@ use serde::Serialize;
 
 use self::context::{Context, Probe};
 use super::Cancel;
-use super::process::{ServerCommand, ServerProcess, Start, StartError, Usage, listens};
-use super::target::{self, LONGEST_WAIT, Target, Transport};
+use super::cancel::Deadline;
+use super::harness::{STOPPED, Stop};
+use super::process::{ServerProcess, Start, Usage};
+use super::socket::{self, listens};
+use super::target::{Attempt, LONGEST_WAIT};
+use crate::error::Transport;
 
-pub use self::cases::CASES;
+pub use super::harness::{Error, Outcome, Subject};
 
-/// What is graded.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Subject {
-    /// A server at an address, seen from outside.
-    Address(Target),
-    /// A server at an address of this machine, and its process, which is looked at.
-    Process(Target, u32),
-    /// A server that is started, on loopback, as often as a case needs a fresh one.
-    Command(ServerCommand),
+/// Every case, in the order in which they run.
+pub fn cases() -> impl Iterator<Item = &'static Case> {
+    [tcp::CASES, udp::CASES, process::CASES, loops::CASES, upper::CASES].into_iter().flatten()
 }
 
-/// What the server does with what it gets.
+/// What a server is expected to reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Service {
-    /// Sends it back (RFC 862).
+pub enum Expected {
+    /// The same bytes (RFC 862).
     Echo,
-    /// Sends it back in Unicode upper case; bytes that are not UTF-8 unchanged.
+    /// Text in Unicode upper case; bytes that are not UTF-8 unchanged.
     Upper,
 }
 
@@ -70,8 +67,10 @@ pub enum Service {
 pub struct Config {
     /// The server.
     pub subject: Subject,
-    /// What it is for.
-    pub service: Service,
+    /// The process of a server that runs on this machine, to look at.
+    pub pid: Option<u32>,
+    /// What it is expected to reply. Default: the same bytes.
+    pub service: Expected,
     /// The only transport to grade; both, as far as the server has them, when `None`.
     pub transport: Option<Transport>,
     /// Whether it ends each TCP connection after the first message. Cases that need more of one are
@@ -92,11 +91,16 @@ impl Config {
     pub const TIMEOUT: Duration = Duration::from_secs(10);
 
     /// Grades all of `subject` as an echo server.
-    pub fn new(subject: Subject) -> Self {
+    pub fn new(mut subject: Subject) -> Self {
+        let transport = match &mut subject {
+            Subject::Address(target) => target.take_transport(),
+            Subject::Command(_) => None,
+        };
         Self {
             subject,
-            service: Service::Echo,
-            transport: None,
+            pid: None,
+            service: Expected::Echo,
+            transport,
             once: false,
             only: Vec::new(),
             skip: Vec::new(),
@@ -107,15 +111,16 @@ impl Config {
 
     /// The cases that this config asks for, in the order in which they run.
     pub fn cases(&self) -> impl Iterator<Item = &'static Case> {
-        CASES.iter().filter(|case| {
-            (case.group != Group::Upper || self.service == Service::Upper)
+        cases().filter(|case| {
+            (case.group != Group::Upper || self.service == Expected::Upper)
                 && (self.only.is_empty() || case.is_among(&self.only))
                 && !case.is_among(&self.skip)
         })
     }
 
-    fn start(&self, transport: Transport) -> Start {
+    fn start(&self, transport: Transport, cancel: &Cancel) -> Start {
         Start {
+            cancel: cancel.clone(),
             supervisor: self.supervisor.clone(),
             transport,
             patience: self.timeout,
@@ -164,11 +169,28 @@ pub struct Case {
     pub rule: &'static str,
     /// Where the rule comes from: RFC and section, manual page or advisory.
     pub source: &'static str,
-    needs: Needs,
+    needs: &'static [Need],
     run: fn(&Context<'_>) -> Result<(), Stop>,
 }
 
+/// The head of a case; its rule, its source and its code follow.
+const fn case(group: Group, name: &'static str, needs: &'static [Need]) -> Case {
+    Case { name, group, rule: "", source: "", needs, run: |_| unreachable!("each case has code") }
+}
+
 impl Case {
+    const fn rule(self, rule: &'static str) -> Self {
+        Self { rule, ..self }
+    }
+
+    const fn source(self, source: &'static str) -> Self {
+        Self { source, ..self }
+    }
+
+    const fn run(self, run: fn(&Context<'_>) -> Result<(), Stop>) -> Self {
+        Self { run, ..self }
+    }
+
     /// Whether one of the patterns is its name or the beginning of it; a final `*` is ignored.
     pub fn is_among(&self, patterns: &[String]) -> bool {
         patterns.iter().any(|pattern| self.name.starts_with(pattern.trim_end_matches('*')))
@@ -176,94 +198,41 @@ impl Case {
 }
 
 /// What has to be there for a case to say anything.
-#[derive(Clone, Copy, Debug)]
-struct Needs {
-    tcp: bool,
-    /// A TCP connection that carries more than one message.
-    lasting: bool,
-    udp: bool,
-    loopback: bool,
-    process: Access,
-}
-
-/// How close the grader is to the server's process; each includes the ones before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Access {
-    None,
-    /// It can be looked at.
-    Look,
-    /// It can be started and ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    Tcp,
+    Udp,
+    /// A connection that carries more than one message.
+    Lasting,
+    Loopback,
+    /// The server's process, to look at.
+    Process,
+    /// A server of the case's own, to start and end.
     Start,
 }
 
-impl Needs {
-    /// Why a case cannot be run against this server; `None` when it can.
-    fn missing(&self, context: &Context<'_>) -> Option<String> {
-        let probe = &context.probe;
-        if self.tcp && !probe.tcp {
-            return Some(format!("no TCP: {}", probe.no_tcp));
-        }
-        if self.udp && !probe.udp {
-            return Some(format!("no UDP: {}", probe.no_udp));
-        }
-        if self.lasting && context.config.once {
-            return Some("needs a connection that lasts beyond its first message".to_owned());
-        }
-        if self.loopback && !probe.address.ip().is_loopback() {
-            return Some("done on loopback only".to_owned());
-        }
-        if self.process > context.access() {
-            return Some(match self.process {
-                Access::Start => "needs a server of its own, which was not asked for".to_owned(),
-                _ => "needs the server's process, which is not known".to_owned(),
-            });
-        }
-        None
+impl Need {
+    /// Why it is not there; `None` when it is.
+    fn missing(self, context: &Context<'_>) -> Option<String> {
+        let Context { config, probe, pid, .. } = context;
+        let because = |failed: &Option<Attempt>| {
+            failed.as_ref().map_or("not asked for".to_owned(), Attempt::to_string)
+        };
+        let (there, why) = match self {
+            Self::Tcp => (probe.tcp, &*format!("no TCP: {}", because(&probe.no_tcp))),
+            Self::Udp => (probe.udp, &*format!("no UDP: {}", because(&probe.no_udp))),
+            Self::Lasting => {
+                (!config.once, "needs a connection that lasts beyond its first message")
+            }
+            Self::Loopback => (probe.address.ip().is_loopback(), "done on loopback only"),
+            Self::Process => (pid.is_some(), "needs the server's process, which is not known"),
+            Self::Start => (
+                matches!(config.subject, Subject::Command(_)),
+                "needs a server of its own, which was not asked for",
+            ),
+        };
+        (!there).then(|| why.to_owned())
     }
-}
-
-/// Why a case ended early.
-#[derive(Clone, Debug)]
-enum Stop {
-    Failed { expected: String, seen: String },
-    Skipped { reason: String },
-}
-
-impl Stop {
-    fn failed(expected: impl Into<String>, seen: impl Into<String>) -> Self {
-        Self::Failed { expected: expected.into(), seen: seen.into() }
-    }
-
-    fn skipped(reason: impl Into<String>) -> Self {
-        Self::Skipped { reason: reason.into() }
-    }
-}
-
-/// How a case ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "outcome", rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Outcome {
-    /// The server keeps the rule.
-    Passed,
-    /// It does not.
-    Failed {
-        /// What the rule asks for.
-        expected: String,
-        /// What the server did.
-        seen: String,
-    },
-    /// The case says nothing about this server.
-    Skipped {
-        /// Why.
-        reason: String,
-    },
-    /// The case would have been run, but could not be.
-    #[serde(rename = "not graded")]
-    NotGraded {
-        /// Why.
-        reason: String,
-    },
 }
 
 /// A case and how it ended.
@@ -294,8 +263,8 @@ pub struct Report {
     pub address: SocketAddr,
     /// How it was started, where it was; `{port}` stands for its port.
     pub command: Option<String>,
-    /// What it is for.
-    pub service: Service,
+    /// What it was expected to reply.
+    pub service: Expected,
     /// Whether it was graded over TCP.
     pub tcp: bool,
     /// Whether it was graded over UDP.
@@ -326,49 +295,8 @@ fn seconds<S: serde::Serializer>(time: &Duration, serializer: S) -> Result<S::Ok
     serializer.serialize_f64(time.as_secs_f64())
 }
 
-/// Why a run could not begin, or could not go on: one sentence.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Error {
-    /// The name does not resolve, or its only address is not reached.
-    Target(target::Error),
-    /// The server cannot be started.
-    Start(StartError),
-    /// The server's process cannot be looked at.
-    Pid(u32, io::Error),
-    /// Nothing answers over any transport that is to be graded.
-    Nothing(Target),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Target(error) => error.fmt(f),
-            Self::Start(error) => error.fmt(f),
-            Self::Pid(pid, _) => {
-                write!(f, "cannot look at process {pid}, which should be the server's")
-            }
-            Self::Nothing(target) => write!(
-                f,
-                "nothing listens at {target}; is a server running there, and on that port?"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Target(error) => error.source(),
-            Self::Start(error) => error.source(),
-            Self::Pid(_, error) => Some(error),
-            Self::Nothing(_) => None,
-        }
-    }
-}
-
 /// Runs the cases that `config` asks for, and calls `progress` as soon as one has ended. After
-/// `cancel` no other case begins, and the report has those that ran.
+/// `cancel` the case that runs ends too, and the report has those that ran.
 ///
 /// # Errors
 ///
@@ -380,30 +308,31 @@ pub fn run(
 ) -> Result<Report, Error> {
     let began = Instant::now();
     let config = &Config { timeout: config.timeout.min(LONGEST_WAIT), ..config.clone() };
-    let mut grader = Grader::set_up(config)?;
+    let mut grader = Grader::set_up(config, cancel)?;
     let mut cases = Vec::new();
     for case in config.cases() {
         if cancel.is_cancelled() {
-            grader.lost = Lost::all("the run was stopped");
+            grader.lost = Lost::all(STOPPED);
         }
-        let report = grader.grade(case);
+        let report = grader.grade(case)?;
         progress(&report);
         cases.push(report);
     }
-    let count = |is: fn(&Outcome) -> bool| cases.iter().filter(|case| is(&case.outcome)).count();
+    let [passed, failed, skipped, not_graded] =
+        Outcome::count(cases.iter().map(|case| &case.outcome));
     Ok(Report {
         address: grader.probe.address,
         command: match &config.subject {
             Subject::Command(command) => Some(command.to_string()),
-            Subject::Address(_) | Subject::Process(..) => None,
+            Subject::Address(_) => None,
         },
         service: config.service,
         tcp: grader.probe.tcp,
         udp: grader.probe.udp,
-        passed: count(|outcome| matches!(outcome, Outcome::Passed)),
-        failed: count(|outcome| matches!(outcome, Outcome::Failed { .. })),
-        skipped: count(|outcome| matches!(outcome, Outcome::Skipped { .. })),
-        not_graded: count(|outcome| matches!(outcome, Outcome::NotGraded { .. })),
+        passed,
+        failed,
+        skipped,
+        not_graded,
         took: began.elapsed(),
         cases,
     })
@@ -412,6 +341,7 @@ pub fn run(
 /// The server under test, and what is known about it.
 struct Grader<'a> {
     config: &'a Config,
+    cancel: &'a Cancel,
     probe: Probe,
     server: Option<ServerProcess>,
     lost: Lost,
@@ -430,77 +360,76 @@ impl Lost {
     }
 
     /// Why a case cannot be run, which needs this, of a server that had what the probe found.
-    fn prevents(&self, needs: Needs, probe: &Probe) -> Option<&String> {
+    fn prevents(&self, needs: &[Need], probe: &Probe) -> Option<&String> {
         let all_lost = (!probe.tcp || self.tcp.is_some()) && (!probe.udp || self.udp.is_some());
-        let tcp = self.tcp.as_ref().filter(|_| needs.tcp || all_lost);
-        tcp.or(self.udp.as_ref().filter(|_| needs.udp || all_lost))
+        let tcp = self.tcp.as_ref().filter(|_| needs.contains(&Need::Tcp) || all_lost);
+        tcp.or(self.udp.as_ref().filter(|_| needs.contains(&Need::Udp) || all_lost))
     }
 }
 
 impl<'a> Grader<'a> {
-    fn set_up(config: &'a Config) -> Result<Self, Error> {
+    fn set_up(config: &'a Config, cancel: &'a Cancel) -> Result<Self, Error> {
         let (probe, server) = match &config.subject {
-            Subject::Address(target) => (Probe::target(target, config)?, None),
-            Subject::Process(target, pid) => {
-                Usage::of(*pid).map_err(|error| Error::Pid(*pid, error))?;
-                (Probe::target(target, config)?, None)
+            Subject::Address(target) => {
+                if let Some(pid) = config.pid {
+                    let all = Usage::of(pid).and_then(|_| fs::read_dir(format!("/proc/{pid}/fd")));
+                    all.map_err(|error| Error::Pid(pid, error))?;
+                }
+                (Probe::target(target, config, cancel)?, None)
             }
             Subject::Command(command) => {
                 let first = config.transport.unwrap_or(Transport::Tcp);
-                let server = command.start(&config.start(first)).map_err(Error::Start)?;
-                (Probe::started(server.address(), config), Some(server))
+                let server = command.start(&config.start(first, cancel)).map_err(Error::Start)?;
+                (Probe::started(server.address(), config, cancel), Some(server))
             }
         };
-        Ok(Self { config, probe, server, lost: Lost::default() })
+        Ok(Self { config, cancel, probe, server, lost: Lost::default() })
     }
 
-    fn grade(&mut self, case: &'static Case) -> CaseReport {
+    fn grade(&mut self, case: &'static Case) -> Result<CaseReport, Error> {
         let began = Instant::now();
-        let outcome = self.outcome(case);
+        let outcome = self.outcome(case)?;
         let Case { name, group, rule, source, .. } = *case;
-        CaseReport { name, group, rule, source, outcome, took: began.elapsed() }
+        Ok(CaseReport { name, group, rule, source, outcome, took: began.elapsed() })
     }
 
-    fn outcome(&mut self, case: &'static Case) -> Outcome {
-        let context = Context::new(self.config, &self.probe, self.pid());
-        if let Some(reason) = case.needs.missing(&context) {
-            return Outcome::Skipped { reason };
+    fn outcome(&mut self, case: &'static Case) -> Result<Outcome, Error> {
+        let pid = self.server.as_ref().map(ServerProcess::pid).or(self.config.pid);
+        let context = Context::new(self.config, &self.probe, pid, self.cancel);
+        if let Some(reason) = case.needs.iter().find_map(|need| need.missing(&context)) {
+            return Ok(Outcome::Skipped { reason });
         }
         if let Some(reason) = self.lost.prevents(case.needs, &self.probe) {
-            return Outcome::NotGraded { reason: reason.clone() };
+            return Ok(Outcome::NotGraded { reason: reason.clone() });
         }
-        let outcome = match (case.run)(&context) {
-            Ok(()) => Outcome::Passed,
-            Err(Stop::Failed { expected, seen }) => Outcome::Failed { expected, seen },
-            Err(Stop::Skipped { reason }) => Outcome::Skipped { reason },
-        };
+        let ended = (case.run)(&context);
+        // Its waits were cut short.
+        if ended.is_err() && self.cancel.is_cancelled() {
+            return Ok(Outcome::NotGraded { reason: STOPPED.to_owned() });
+        }
+        let outcome = Outcome::of(ended, case.rule)?;
         if self.server.is_some() {
-            return self.replace_the_dead(&outcome).unwrap_or(outcome);
+            return Ok(self.replace_the_dead(&outcome).unwrap_or(outcome));
         }
         if matches!(outcome, Outcome::Failed { .. }) {
             self.notice_a_loss(case);
         }
-        outcome
+        Ok(outcome)
     }
 
-    fn pid(&self) -> Option<u32> {
-        match (&self.config.subject, &self.server) {
-            (Subject::Process(_, pid), _) => Some(*pid),
-            (_, server) => server.as_ref().map(ServerProcess::pid),
-        }
-    }
-
-    /// A server that nobody can start again, and that refuses clients now, is lost.
+    /// A server that cannot be started again, and that refuses clients now, is lost.
     fn notice_a_loss(&mut self, case: &Case) {
         let reason = |transport| {
             Some(format!("nothing listens over {transport} any more since {}", case.name))
         };
-        if self.probe.tcp && self.lost.tcp.is_none() && refuses(self.probe.address) {
+        const A_MOMENT: Duration = Duration::from_secs(1);
+        let (address, deadline) = (self.probe.address, self.cancel.within(A_MOMENT));
+        if self.probe.tcp && self.lost.tcp.is_none() && refuses(address, deadline) {
             self.lost.tcp = reason("TCP");
         }
         // Elsewhere a loss on the way cannot be told from that.
-        let is_known = self.probe.udp && self.probe.address.ip().is_loopback();
-        if is_known && self.lost.udp.is_none() && !listens(self.probe.address, Transport::Udp) {
+        let is_known = self.probe.udp && address.ip().is_loopback();
+        if is_known && self.lost.udp.is_none() && !listens(address, Transport::Udp, deadline) {
             self.lost.udp = reason("UDP");
         }
     }
@@ -511,29 +440,26 @@ impl<'a> Grader<'a> {
             return None;
         };
         let transport = if self.probe.tcp { Transport::Tcp } else { Transport::Udp };
-        let status = death(server, transport, outcome, self.config.timeout)?;
+        let deadline = self.cancel.within(self.config.timeout);
+        let status = death(server, transport, outcome, deadline)?;
         let seen = match server.last_words() {
             words if words.is_empty() => format!("it ended ({status}) and said nothing"),
             words => format!("it ended ({status}) and said: {words}"),
         };
-        match command.start(&self.config.start(transport)) {
+        match command.start(&self.config.start(transport, self.cancel)) {
             Ok(server) => {
-                self.probe = Probe::started(server.address(), self.config);
+                self.probe = Probe::started(server.address(), self.config, self.cancel);
                 self.server = Some(server);
             }
-            Err(error) => {
-                self.lost = Lost::all(&format!("it cannot be started again: {}", error.sentence()))
-            }
+            Err(error) => self.lost = Lost::all(&format!("it cannot be started again: {error}")),
         }
         Some(Outcome::Failed { expected: "the server goes on serving".to_owned(), seen })
     }
 }
 
 /// Whether connections are refused: a server that is only slow takes them, or does not answer.
-fn refuses(address: SocketAddr) -> bool {
-    const PATIENCE: Duration = Duration::from_secs(1);
-    TcpStream::connect_timeout(&address, PATIENCE)
-        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+fn refuses(address: SocketAddr, deadline: Deadline<'_>) -> bool {
+    socket::tcp(address, None, deadline).is_err_and(|error| error.kind() == ConnectionRefused)
 }
 
 /// How a server ended in a case. Its connections close a moment before it can be waited for.
@@ -541,14 +467,35 @@ fn death(
     server: &ServerProcess,
     transport: Transport,
     outcome: &Outcome,
-    patience: Duration,
+    deadline: Deadline<'_>,
 ) -> Option<ExitStatus> {
     const A_MOMENT: Duration = Duration::from_millis(100);
     match outcome {
         Outcome::Failed { .. } => server.wait(A_MOMENT).or_else(|| {
-            let dying = !listens(server.address(), transport);
-            dying.then(|| server.wait(patience)).flatten()
+            let dying = !listens(server.address(), transport, deadline);
+            dying.then(|| server.wait(deadline.left())).flatten()
         }),
         _ => server.ended(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_say_their_group() {
+        let all: Vec<&Case> = cases().collect();
+        for (index, case) in all.iter().enumerate() {
+            let group = format!("{:?}-", case.group).to_lowercase();
+            assert!(case.name.starts_with(&group), "{}", case.name);
+            assert!(all[..index].iter().all(|other| other.name != case.name), "{}", case.name);
+            assert!(!case.rule.is_empty() && !case.source.is_empty(), "{}", case.name);
+        }
+    }
+
+    #[test]
+    fn groups_stand_together() {
+        assert!(cases().is_sorted_by_key(|case| case.group));
     }
 }

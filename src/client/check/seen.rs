@@ -1,6 +1,9 @@
 //! What a case saw, in words.
 
-use super::Stop;
+use std::fmt;
+
+use crate::client::harness::Stop;
+use crate::client::socket::lacks_port;
 
 /// What a case saw instead of what it waited for.
 #[derive(Clone, Debug)]
@@ -22,10 +25,28 @@ impl Seen {
             self, EACCES, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM,
         };
         match error.raw_os_error().map(Errno::from_raw) {
+            _ if lacks_port(error) => Self::Here(format!("{doing} failed on this side: {error}")),
             Some(EACCES | EADDRNOTAVAIL | EMFILE | ENFILE | ENOBUFS | ENOMEM | EPERM) => {
                 Self::Here(format!("{doing} failed on this side: {error}"))
             }
             _ => Self::Server(format!("{doing} failed: {error}")),
+        }
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Server(text) | Self::Here(text)) = self;
+        f.write_str(text)
+    }
+}
+
+/// Where nothing else is said, the rule was expected.
+impl From<Seen> for Stop {
+    fn from(seen: Seen) -> Self {
+        match seen {
+            Seen::Server(seen) => Self::broken(seen),
+            Seen::Here(reason) => Self::skipped(reason),
         }
     }
 }

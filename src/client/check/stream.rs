@@ -2,25 +2,22 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::poll::PollFlags;
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 
 use super::seen::Seen;
-use crate::client::wait::ready;
+use crate::client::cancel::Deadline;
+use crate::client::socket;
 use crate::sys::socket::is_not_now;
 use crate::units::size;
 
-/// The receive buffer of a narrow connection. The kernel doubles it and keeps a minimum.
-const NARROW: usize = 4 << 10;
-
 /// A connection to the server under test.
 #[derive(Debug)]
-pub(super) struct TcpClient {
+pub(super) struct TcpClient<'a> {
     stream: TcpStream,
-    deadline: Instant,
+    deadline: Deadline<'a>,
 }
 
 /// What one look at a connection found.
@@ -30,31 +27,18 @@ pub(super) enum Got {
     End,
 }
 
-impl TcpClient {
-    pub(super) fn connect(address: SocketAddr, deadline: Instant) -> Result<Self, Seen> {
-        Self::open(address, deadline, None)
+impl<'a> TcpClient<'a> {
+    pub(super) fn connect(address: SocketAddr, deadline: Deadline<'a>) -> Result<Self, Seen> {
+        Self::connect_with(address, None, deadline)
     }
 
-    pub(super) fn connect_narrow(address: SocketAddr, deadline: Instant) -> Result<Self, Seen> {
-        Self::open(address, deadline, Some(NARROW))
-    }
-
-    fn open(
+    /// The same with a receive buffer of this size. The kernel doubles it and keeps a minimum.
+    pub(super) fn connect_with(
         address: SocketAddr,
-        deadline: Instant,
         receive_buffer: Option<usize>,
+        deadline: Deadline<'a>,
     ) -> Result<Self, Seen> {
-        let connect = || {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-            if let Some(length) = receive_buffer {
-                socket.set_recv_buffer_size(length)?;
-            }
-            socket.connect_timeout(&address.into(), left(deadline))?;
-            socket.set_nonblocking(true)?;
-            socket.set_tcp_nodelay(true)?;
-            Ok(socket.into())
-        };
-        match connect() {
+        match socket::tcp(address, receive_buffer, deadline) {
             Ok(stream) => Ok(Self { stream, deadline }),
             Err(error) => Err(Seen::error(&format!("connecting to {address}"), &error)),
         }
@@ -81,15 +65,7 @@ impl TcpClient {
     /// Waits for readiness, at most for `patience` and until the deadline. False when the time
     /// is over.
     pub(super) fn wait(&self, flags: PollFlags, patience: Duration) -> bool {
-        let until = Instant::now() + patience.min(left(self.deadline));
-        loop {
-            match ready([Some((self.stream.as_fd(), flags))], Some(until)) {
-                // A signal came in between.
-                Ok([found]) if found.is_empty() && Instant::now() < until => {}
-                Ok([found]) => return !found.is_empty(),
-                Err(_) => return false,
-            }
-        }
+        self.deadline.sooner(patience).is_ready(&self.stream, flags).unwrap_or(false)
     }
 
     /// Sends `sent` and reads at the same time, until exactly `answer` has come.
@@ -191,7 +167,7 @@ impl<'a> Reading<'a> {
         self.got == self.answer.len()
     }
 
-    fn read(&mut self, client: &mut TcpClient) -> Result<(), Seen> {
+    fn read(&mut self, client: &mut TcpClient<'_>) -> Result<(), Seen> {
         match client.read_some(&mut self.buffer) {
             Ok(Got::Nothing) => Ok(()),
             Ok(Got::End) if self.done() => Ok(()),
@@ -249,6 +225,6 @@ impl<'a> Reading<'a> {
 }
 
 /// The time until `deadline`; a connection attempt needs some.
-pub(super) fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+pub(super) fn left(deadline: Deadline<'_>) -> Duration {
+    deadline.left().max(Duration::from_millis(1))
 }

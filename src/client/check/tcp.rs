@@ -1,16 +1,186 @@
 //! The cases over TCP.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::Stop;
+use super::Need::{Lasting, Tcp};
 use super::context::{Context, payload};
 use super::seen::Expecting;
 use super::stream::{Got, TcpClient, left};
+use super::{Case, Group, case};
+use crate::client::harness::{Stop, ensure};
 use crate::units::{size, time};
+
+pub(super) static CASES: &[Case] = &[
+    case(Group::Tcp, "tcp-sizes", &[Tcp, Lasting])
+        .rule("1 byte to 8 MiB come back exactly as they were sent")
+        .source("RFC 862, TCP Based Echo Service")
+        .run(|cx| {
+            for length in [1, 2, 100, 1_460, 4_096, 65_535, 65_536, 65_537, 1 << 20, 8 << 20] {
+                let expected = format!("{} come back as they were sent", size(length as u64));
+                cx.connect()?.exchange(&payload(length as u32, length)).expecting(expected)?;
+            }
+            Ok(())
+        }),
+    case(Group::Tcp, "tcp-bytes", &[Tcp])
+        .rule("all 256 byte values come back: no line ends, NULs or escapes are interpreted")
+        .source("RFC 862, TCP Based Echo Service (\"any data received\")")
+        .run(|cx| {
+            let all: Vec<u8> = (0..=255).cycle().take(4 * 256).collect();
+            Ok(cx.connect()?.converse(&all, &cx.answer(&all))?)
+        }),
+    case(Group::Tcp, "tcp-split", &[Tcp, Lasting])
+        .rule("the answer does not depend on how the bytes were cut into segments")
+        .source("RFC 9293 section 2.2 (a stream of bytes, no record boundaries)")
+        .run(|cx| {
+            let sizes = || (1..=200).chain(1..=200);
+            let bytes = payload(1, sizes().sum());
+            let mut client = cx.connect()?;
+            for byte in bytes[..500].chunks(1) {
+                client.exchange(byte).expecting("each single byte is answered before the next")?;
+            }
+            // A server that takes one client at a time is not failed here.
+            drop(client);
+            let mut client = cx.connect()?;
+            let mut unsent = &bytes[..];
+            // Segments of many sizes, none of them waited for.
+            for size in sizes() {
+                let (piece, rest) = unsent.split_at(size);
+                client.send(piece)?;
+                unsent = rest;
+            }
+            client.converse(&[], &bytes).expecting("what was sent in pieces comes back whole")
+        }),
+    case(Group::Tcp, "tcp-half-close", &[Tcp, Lasting])
+        .rule("after the client's FIN everything that it sent is still returned, then a FIN")
+        .source("RFC 9293 section 3.6.1; RFC 1122 section 4.2.2.13")
+        .run(|cx| {
+            for size in [1, 10_000, 1 << 20] {
+                let bytes = payload(2, size);
+                let mut client = cx.connect()?;
+                // Nothing is read before the end was sent, as far as the server takes it unread.
+                let sent = client.stuff(&bytes, STALLED)?;
+                if sent == size {
+                    client.finish()?;
+                }
+                client.converse(&bytes[sent..], &bytes)?;
+                if sent < size {
+                    client.finish()?;
+                }
+                client.expect_end()?;
+            }
+            Ok(())
+        }),
+    case(Group::Tcp, "tcp-half-close-empty", &[Tcp])
+        .rule("a client that ends its stream without a byte gets the server's FIN")
+        .source(
+            "RFC 862 (\"until the calling user terminates the connection\"); RFC 9293 section 3.6",
+        )
+        .run(|cx| {
+            let mut client = cx.connect()?;
+            client.finish()?;
+            Ok(client.expect_end()?)
+        }),
+    case(Group::Tcp, "tcp-late-reader", &[Tcp, Lasting])
+        .rule("a client that sends 16 MiB before it reads gets all of it, however long that waits")
+        .source("RFC 9293 section 3.8.6.1 (zero windows); RFC 1122 section 4.2.2.17")
+        .run(|cx| {
+            let bytes = payload(3, OVERFLOWING);
+            let mut client = cx.connect_narrow()?;
+            let sent = client.stuff(&bytes, STALLED)?;
+            Ok(client.converse(&bytes[sent..], &bytes)?)
+        }),
+    case(Group::Tcp, "tcp-idle-peer", &[Tcp])
+        .rule("a client that says nothing does not keep others from being served")
+        .source("accept(2), listen(2): a connection that waits in the backlog is not served")
+        .run(|cx| {
+            let _silent = cx.connect()?;
+            cx.connect()?
+                .exchange(&payload(4, 1_000))
+                .expecting("a client is answered while another is connected and silent")
+        }),
+    case(Group::Tcp, "tcp-never-reader", &[Tcp, Lasting])
+        .rule("a client that sends and never reads does not keep others from being served")
+        .source("RFC 9293 section 3.8.6.1 (a zero window may last for ever); send(2)")
+        .run(|cx| {
+            let _blocked = blocked(cx)?;
+            let mut client = cx.connect()?;
+            (0..20).try_for_each(|_| Ok(client.exchange(&payload(5, 1_000))?))
+        }),
+    case(Group::Tcp, "tcp-reset", &[Tcp, Lasting])
+        .rule("a client that resets its connection ends that connection and no other")
+        .source("RFC 9293 section 3.5.3; accept(2), ECONNABORTED")
+        .run(|cx| {
+            let bytes = payload(7, 20_000);
+            let mut bystander = cx.connect()?;
+            bystander.exchange(&bytes).expecting("a client is answered")?;
+            for _ in 0..5 {
+                for peer in 0..10 {
+                    let mut client = cx.connect()?;
+                    // Some reset before a byte, some amid an answer, some after one.
+                    match peer % 3 {
+                        0 => {}
+                        1 => client.send(&bytes)?,
+                        _ => client.exchange(&bytes[..100])?,
+                    }
+                    client.reset();
+                }
+                cx.connect()?.exchange(&bytes).expecting("a new client is answered after that")?;
+                bystander.exchange(&bytes).expecting("so is one from before")?;
+            }
+            Ok(())
+        }),
+    case(Group::Tcp, "tcp-churn", &[Tcp])
+        .rule("500 connections, opened and closed one by one, are all served")
+        .source("RFC 862 (\"listens for TCP connections\")")
+        .run(|cx| answered(cx, 500).try_for_each(|client| client.map(drop))),
+    case(Group::Tcp, "tcp-many", &[Tcp, Lasting])
+        .rule("300 connections that are held at once are all served, again and again")
+        .source("RFC 862 (\"once a connection is established any data received is sent back\")")
+        .run(|cx| {
+            let mut clients = answered(cx, 300).collect::<Result<Vec<_>, _>>()?;
+            for client in clients.iter_mut().rev() {
+                client.exchange(&payload(0, 1_000)).expecting("each is answered again")?;
+            }
+            Ok(())
+        }),
+    case(Group::Tcp, "tcp-fair", &[Tcp, Lasting])
+        .rule(
+            "while two floods are served, round trips have a median within 50 ms and none is over \
+             1 s",
+        )
+        .source("epoll(7), starvation")
+        .run(|cx| {
+            let trips = || {
+                let mut client = cx.connect()?;
+                let mut times = Vec::new();
+                while times.len() < 200 && times.last() <= Some(&LONGEST) {
+                    let began = Instant::now();
+                    client.exchange(&payload(8, 100))?;
+                    times.push(began.elapsed());
+                }
+                times.sort_unstable();
+                let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
+                ensure(median <= Duration::from_millis(50) && longest <= LONGEST, || {
+                    format!("median {}, longest {}", time(median), time(longest))
+                })
+            };
+            beside_floods(cx, || best_of_three(trips))
+        }),
+    case(Group::Tcp, "tcp-both-families", &[Tcp])
+        .rule("a server that listens on IPv4 and on IPv6 echoes on both")
+        .source("RFC 862; RFC 3493 section 3.7")
+        .run(|cx| {
+            let sibling = sibling(cx)?;
+            let mut client = TcpClient::connect(sibling, cx.deadline)
+                .map_err(|seen| Stop::skipped(seen.to_string()))?;
+            client.exchange(&payload(10, 10_000)).expecting(format!("{sibling} echoes too"))
+        }),
+];
 
 /// A writer that could send nothing for this long is held by back-pressure.
 pub(super) const STALLED: Duration = Duration::from_millis(500);
@@ -18,204 +188,33 @@ pub(super) const STALLED: Duration = Duration::from_millis(500);
 /// More than the kernel's buffers of an unread connection hold, so that the server has to wait.
 pub(super) const OVERFLOWING: usize = 16 << 20;
 
-/// `tcp-sizes`
-pub(super) fn sizes(cx: &Context<'_>) -> Result<(), Stop> {
-    const SIZES: [usize; 10] = [1, 2, 100, 1_460, 4_096, 65_535, 65_536, 65_537, 1 << 20, 8 << 20];
-    for (stream, length) in SIZES.into_iter().enumerate() {
-        let expected = || format!("{} come back as they were sent", size(length as u64));
-        cx.connect()?.exchange(&payload(stream as u32, length)).expecting(expected())?;
-    }
-    Ok(())
-}
+/// The longest that a client may wait beside floods.
+pub(super) const LONGEST: Duration = Duration::from_secs(1);
 
-/// `tcp-bytes`
-pub(super) fn values(cx: &Context<'_>) -> Result<(), Stop> {
-    let all: Vec<u8> = (0..=255).cycle().take(4 * 256).collect();
-    let answer = cx.answer(&all);
-    let mut client = cx.connect()?;
-    client.converse(&all, &answer).expecting("each of the 256 byte values is answered as it is")
-}
-
-/// `tcp-split`
-pub(super) fn split(cx: &Context<'_>) -> Result<(), Stop> {
-    let bytes = payload(1, 40_000);
-    let mut client = cx.connect()?;
-    for byte in bytes[..500].chunks(1) {
-        client.exchange(byte).expecting("each of 500 single bytes is answered before the next")?;
-    }
-    // A server that takes one client at a time is not failed here.
-    drop(client);
-    let mut client = cx.connect()?;
-    let mut sent = 0;
-    // Segments of many sizes, none of them waited for.
-    for size in (1..=200).cycle() {
-        let piece = &bytes[sent..bytes.len().min(sent + size)];
-        if piece.is_empty() {
-            break;
-        }
-        client.send(piece).expecting("40,000 bytes are taken in pieces of 1 to 200")?;
-        sent += piece.len();
-    }
-    client.converse(&[], &bytes).expecting("what was sent in pieces comes back whole")
-}
-
-/// `tcp-half-close`
-pub(super) fn half_close(cx: &Context<'_>) -> Result<(), Stop> {
-    for size in [1, 10_000, 1 << 20] {
-        let bytes = payload(2, size);
-        let expected = format!("{size} bytes and a FIN are answered by {size} bytes and a FIN");
-        let mut client = cx.connect()?;
-        // Nothing is read before the end was sent, as far as the server takes it unread.
-        let sent = client.stuff(&bytes, STALLED).expecting(&expected)?;
-        if sent == size {
-            client.finish().expecting(&expected)?;
-        }
-        client.converse(&bytes[sent..], &bytes).expecting(&expected)?;
-        if sent < size {
-            client.finish().expecting(&expected)?;
-        }
-        client.expect_end().expecting(&expected)?;
-    }
-    Ok(())
-}
-
-/// `tcp-half-close-empty`
-pub(super) fn half_close_empty(cx: &Context<'_>) -> Result<(), Stop> {
-    let mut client = cx.connect()?;
-    let expected = "a FIN with nothing before it is answered by a FIN";
-    client.finish().expecting(expected)?;
-    client.expect_end().expecting(expected)
-}
-
-/// `tcp-late-reader`
-pub(super) fn late_reader(cx: &Context<'_>) -> Result<(), Stop> {
-    let bytes = payload(3, OVERFLOWING);
-    let expected = "16 MiB come back, of which nothing was read before no more was taken";
-    let mut client = cx.connect_narrow()?;
-    let sent = client.stuff(&bytes, STALLED).expecting(expected)?;
-    client.converse(&bytes[sent..], &bytes).expecting(expected)
-}
-
-/// `tcp-idle-peer`
-pub(super) fn idle_peer(cx: &Context<'_>) -> Result<(), Stop> {
-    let _silent = cx.connect()?;
-    cx.connect()?
-        .exchange(&payload(4, 1_000))
-        .expecting("a client is answered while another is connected and silent")
-}
-
-/// `tcp-never-reader`
-pub(super) fn never_reader(cx: &Context<'_>) -> Result<(), Stop> {
-    let _blocked = blocked(cx)?;
-    let bytes = payload(5, 1_000);
-    let mut client = cx.connect()?;
-    for _ in 0..20 {
-        client.exchange(&bytes).expecting("a client is answered while another never reads")?;
-    }
-    Ok(())
+/// `count` clients, one after the other, each of which is answered.
+pub(super) fn answered<'a>(
+    cx: &'a Context<'a>,
+    count: u32,
+) -> impl Iterator<Item = Result<TcpClient<'a>, Stop>> {
+    (1..=count).map(move |number| {
+        let client = TcpClient::connect(cx.address(), cx.deadline);
+        client
+            .and_then(|mut client| client.exchange(&payload(number, 100)).map(|()| client))
+            .expecting(format!("client {number} of {count} is answered"))
+    })
 }
 
 /// A peer that has sent all that is taken and read nothing.
-pub(super) fn blocked(cx: &Context<'_>) -> Result<TcpClient, Stop> {
+pub(super) fn blocked<'a>(cx: &Context<'a>) -> Result<TcpClient<'a>, Stop> {
     blocked_by(cx, &payload(6, OVERFLOWING))
 }
 
 /// The same with these bytes, of which there are more than are taken.
-pub(super) fn blocked_by(cx: &Context<'_>, bytes: &[u8]) -> Result<TcpClient, Stop> {
+pub(super) fn blocked_by<'a>(cx: &Context<'a>, bytes: &[u8]) -> Result<TcpClient<'a>, Stop> {
     let mut client = cx.connect_narrow()?;
     client.stuff(bytes, STALLED).expecting("a peer that never reads may send")?;
     Ok(client)
 }
-
-/// `tcp-reset`
-pub(super) fn reset(cx: &Context<'_>) -> Result<(), Stop> {
-    const ROUNDS: usize = 5;
-    const PEERS: usize = 10;
-    let bytes = payload(7, 20_000);
-    let mut bystander = cx.connect()?;
-    bystander.exchange(&bytes).expecting("a client is answered")?;
-    for round in 1..=ROUNDS {
-        for peer in 0..PEERS {
-            let mut client = cx.connect()?;
-            // Some reset before a byte, some amid an answer, some after one.
-            let used = match peer % 3 {
-                0 => Ok(()),
-                1 => client.send(&bytes),
-                _ => client.exchange(&bytes[..100]),
-            };
-            used.expecting("a client may send and then reset")?;
-            client.reset();
-        }
-        let after = format!("after {} connections were reset", round * PEERS);
-        cx.connect()?.exchange(&bytes).expecting(format!("a new client is answered {after}"))?;
-        bystander
-            .exchange(&bytes)
-            .expecting(format!("a client from before is answered {after}"))?;
-    }
-    Ok(())
-}
-
-/// `tcp-churn`
-pub(super) fn churn(cx: &Context<'_>) -> Result<(), Stop> {
-    const CONNECTIONS: u32 = 500;
-    for number in 1..=CONNECTIONS {
-        let expected = || format!("connection {number} of {CONNECTIONS}, one by one, is answered");
-        let mut client = TcpClient::connect(cx.address(), cx.deadline).expecting(expected())?;
-        client.exchange(&payload(number, 100)).expecting(expected())?;
-    }
-    Ok(())
-}
-
-/// `tcp-many`
-pub(super) fn many(cx: &Context<'_>) -> Result<(), Stop> {
-    const CONNECTIONS: u32 = 300;
-    let mut clients = Vec::new();
-    for number in 1..=CONNECTIONS {
-        let expected = || format!("connection {number} of {CONNECTIONS} held at once is answered");
-        let mut client = TcpClient::connect(cx.address(), cx.deadline).expecting(expected())?;
-        client.exchange(&payload(number, 100)).expecting(expected())?;
-        clients.push(client);
-    }
-    for (number, client) in clients.iter_mut().enumerate().rev() {
-        client
-            .exchange(&payload(number as u32, 1_000))
-            .expecting(format!("each of {CONNECTIONS} held connections is answered again"))?;
-    }
-    Ok(())
-}
-
-/// `tcp-fair`
-pub(super) fn fair(cx: &Context<'_>) -> Result<(), Stop> {
-    const ROUNDS: usize = 200;
-    const MEDIAN: Duration = Duration::from_millis(50);
-    let bytes = payload(8, 100);
-    beside_floods(cx, || {
-        best_of_three(|| {
-            let mut client = cx.connect()?;
-            let mut times = Vec::new();
-            for _ in 0..ROUNDS {
-                let began = Instant::now();
-                client.exchange(&bytes).expecting("a client is answered while two others flood")?;
-                times.push(began.elapsed());
-                if times.last() > Some(&LONGEST) {
-                    break;
-                }
-            }
-            times.sort_unstable();
-            let (median, longest) = (times[times.len() / 2], times[times.len() - 1]);
-            if median > MEDIAN || longest > LONGEST {
-                return Err(Stop::failed(
-                    "beside two floods, a median round trip within 50 ms and none over 1 s",
-                    format!("median {}, longest {}", time(median), time(longest)),
-                ));
-            }
-            Ok(())
-        })
-    })
-}
-
-/// The longest that a client may wait beside floods.
-pub(super) const LONGEST: Duration = Duration::from_secs(1);
 
 /// A machine that is busy with other things makes a good server look bad once, but not every time.
 pub(super) fn best_of_three(mut attempt: impl FnMut() -> Result<(), Stop>) -> Result<(), Stop> {
@@ -239,7 +238,8 @@ pub(super) fn beside_floods<T>(
     thread::scope(|scope| {
         let _stop = StopOnDrop(&over);
         for (client, answered) in clients.into_iter().zip(&answered) {
-            scope.spawn(|| flood(client, answered, &over));
+            let flood = || flood(client, answered, &over);
+            Builder::new().spawn_scoped(scope, flood).map_err(Stop::thread)?;
         }
         while counts().iter().any(|&count| count < UNDER_WAY) {
             if left(cx.deadline) <= Duration::from_millis(1) {
@@ -249,7 +249,7 @@ pub(super) fn beside_floods<T>(
                     format!("one got {one}, the other {other}"),
                 ));
             }
-            thread::sleep(Duration::from_millis(1));
+            cx.deadline.cancel.sleep(Duration::from_millis(1));
         }
         body()
     })
@@ -265,7 +265,7 @@ impl Drop for StopOnDrop<'_> {
 }
 
 /// Sends and reads as fast as it can. What comes back is counted, not compared.
-fn flood(mut client: TcpClient, answered: &AtomicU64, over: &AtomicBool) {
+fn flood(mut client: TcpClient<'_>, answered: &AtomicU64, over: &AtomicBool) {
     let bytes = payload(9, 64 << 10);
     let mut buffer = vec![0; 256 << 10];
     while !over.load(Ordering::Relaxed) {
@@ -283,16 +283,8 @@ fn flood(mut client: TcpClient, answered: &AtomicU64, over: &AtomicBool) {
     }
 }
 
-/// `tcp-both-families`
-pub(super) fn both_families(cx: &Context<'_>) -> Result<(), Stop> {
-    let sibling = sibling(cx)?;
-    let mut client = TcpClient::connect(sibling, cx.deadline)
-        .map_err(|_| Stop::skipped(format!("nothing listens at {sibling}")))?;
-    client.exchange(&payload(10, 10_000)).expecting(format!("{sibling} echoes too"))
-}
-
 /// The server's address in the other family.
-pub(super) fn sibling(cx: &Context<'_>) -> Result<std::net::SocketAddr, Stop> {
+pub(super) fn sibling(cx: &Context<'_>) -> Result<SocketAddr, Stop> {
     cx.probe.sibling.ok_or_else(|| {
         Stop::skipped(format!("no address of the other family is known for {}", cx.address()))
     })

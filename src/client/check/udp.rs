@@ -1,107 +1,138 @@
 //! The cases over UDP.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
-use super::Stop;
+use super::Need::{Lasting, Loopback, Tcp, Udp};
 use super::context::{Context, payload};
 use super::datagram::{UdpClient, same};
 use super::seen::{Expecting, Seen};
 use super::stream::TcpClient;
-use super::tcp;
-use crate::client::process::listens;
-use crate::client::target::Transport;
+use super::tcp::{LONGEST, beside_floods, best_of_three, blocked, sibling};
+use super::{Case, Group, case};
+use crate::client::harness::{Stop, ensure};
+use crate::client::socket::listens_udp;
+use crate::client::target::Attempt;
+use crate::error::Transport;
 use crate::protocol::MAX_DATAGRAM;
 use crate::units::time;
 
-/// `udp-sizes`
-pub(super) fn sizes(cx: &Context<'_>) -> Result<(), Stop> {
-    each_size(cx, &[1, 2, 3, 64, 512, 1_000, 1_472])
-}
+pub(super) static CASES: &[Case] = &[
+    case(Group::Udp, "udp-sizes", &[Udp])
+        .rule("a datagram of 1 to 1,472 bytes is answered by one with the same data")
+        .source("RFC 862, UDP Based Echo Service")
+        .run(|cx| each_size(cx, &[1, 2, 3, 64, 512, 1_000, 1_472])),
+    case(Group::Udp, "udp-large", &[Udp])
+        .rule("a datagram of up to 65,507 bytes is answered whole, never cut")
+        .source("RFC 862, UDP Based Echo Service; RFC 768, Length; RFC 1122 section 3.3.2")
+        .run(|cx| each_size(cx, &[1_473, 4_096, 8_193, 9_000, 32_768, 65_000, MAX_DATAGRAM])),
+    case(Group::Udp, "udp-empty", &[Udp])
+        .rule("a datagram without data is answered by one without data")
+        .source("RFC 768, Length (\"the minimum value of the length is eight\")")
+        .run(|cx| Ok(cx.udp_client()?.exchange(&[])?)),
+    case(Group::Udp, "udp-bytes", &[Udp])
+        .rule("all 256 byte values come back")
+        .source("RFC 862, UDP Based Echo Service")
+        .run(|cx| {
+            let all: Vec<u8> = (0..=255).collect();
+            cx.udp_client()?.converse(&all, &cx.answer(&all))?;
+            Ok(())
+        }),
+    case(Group::Udp, "udp-reply-port", &[Udp])
+        .rule("the answer comes from the port that was asked")
+        .source("RFC 768, Source Port; RFC 862")
+        .run(|cx| {
+            let bytes = payload(20, 100);
+            let from = cx.udp_client()?.converse(&bytes, &bytes)?.port();
+            ensure(from == cx.address().port(), || format!("it came from port {from}"))
+        }),
+    case(Group::Udp, "udp-reply-address", &[Udp, Loopback])
+        .rule("the answer comes from the address that was asked, also of several")
+        .source("RFC 1122 sections 3.3.4.2 and 4.1.3.5; ip(7), IP_PKTINFO")
+        .run(|cx| {
+            let asked = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), cx.address().port()));
+            if !cx.address().is_ipv4() {
+                return Err(Stop::skipped("needs a server on IPv4 loopback"));
+            }
+            listens_udp(asked, cx.deadline).map_err(|error| absent(cx, asked, &error))?;
+            let bytes = payload(21, 100);
+            let from = UdpClient::to(asked, cx.deadline)?.converse(&bytes, &bytes)?.ip();
+            ensure(from == asked.ip(), || format!("{} was answered from {from}", asked.ip()))
+        }),
+    case(Group::Udp, "udp-burst", &[Udp])
+        .rule("64 datagrams at once are each answered once, to their sender")
+        .source("RFC 862, UDP Based Echo Service")
+        .run(|cx| {
+            const EACH: u32 = 16;
+            let clients = [cx.udp_client()?, cx.udp_client()?, cx.udp_client()?, cx.udp_client()?];
+            for number in 0..EACH {
+                for (owner, client) in (0..).zip(&clients) {
+                    client.send(&payload(owner * EACH + number, 100))?;
+                }
+            }
+            for (owner, client) in (0..).zip(&clients) {
+                let numbers = owner * EACH..(owner + 1) * EACH;
+                let wanted = numbers.map(|number| (payload(number, 100), 0)).collect();
+                answered_once(cx, client, wanted)?;
+            }
+            Ok(())
+        }),
+    case(Group::Udp, "udp-beside-tcp", &[Tcp, Udp, Lasting])
+        .rule("datagrams are answered within 1 s while TCP clients flood and block")
+        .source("RFC 862 (both services); epoll(7), starvation")
+        .run(|cx| {
+            beside_floods(cx, || {
+                let _blocked = blocked(cx)?;
+                let client = cx.udp_client()?;
+                let trip = || {
+                    let began = Instant::now();
+                    client.exchange(&payload(22, 500))?;
+                    let took = began.elapsed();
+                    ensure(took <= LONGEST, || format!("one was answered after {}", time(took)))
+                };
+                (0..50).try_for_each(|_| best_of_three(trip))
+            })
+        }),
+    case(Group::Udp, "udp-both-families", &[Udp])
+        .rule("a server that listens on IPv4 and on IPv6 answers datagrams on both")
+        .source("RFC 862; RFC 3493 section 3.7")
+        .run(|cx| {
+            let sibling = sibling(cx)?;
+            let Err(error) = listens_udp(sibling, cx.deadline) else {
+                let client = UdpClient::to(sibling, cx.deadline)?;
+                return client
+                    .exchange(&payload(23, 100))
+                    .expecting(format!("{sibling} answers over UDP too"));
+            };
+            Err(match cx.probe.tcp && TcpClient::connect(sibling, cx.deadline).is_ok() {
+                true => Stop::broken(format!("{sibling} listens over TCP and has no UDP socket")),
+                false => absent(cx, sibling, &error),
+            })
+        }),
+    case(Group::Udp, "udp-gone-peers", &[Udp])
+        .rule("clients that are gone before their answer comes do not end the service")
+        .source("RFC 1122 section 4.1.3.3 (ICMP errors); udp(7), error handling")
+        .run(|cx| {
+            for number in 0..50 {
+                // Closed before it is answered: the answer meets "port unreachable".
+                cx.udp_client()?.send(&payload(number, 100))?;
+            }
+            Ok(cx.udp_client()?.exchange_at_last(&payload(24, 100))?)
+        }),
+];
 
-/// `udp-large`
-pub(super) fn large(cx: &Context<'_>) -> Result<(), Stop> {
-    each_size(cx, &[1_473, 4_096, 8_193, 9_000, 32_768, 65_000, MAX_DATAGRAM])
+/// The end of a case that needs another address of the server, which is not there.
+fn absent(cx: &Context<'_>, address: SocketAddr, error: &io::Error) -> Stop {
+    Stop::skipped(Attempt::new(address, Transport::Udp, cx.config.timeout, error).to_string())
 }
 
 fn each_size(cx: &Context<'_>, sizes: &[usize]) -> Result<(), Stop> {
     for &size in sizes {
-        let client = cx.udp_client()?;
-        client
+        cx.udp_client()?
             .exchange(&payload(size as u32, size))
             .expecting(format!("a datagram of {size} bytes comes back as it was sent"))?;
-    }
-    Ok(())
-}
-
-/// `udp-empty`
-pub(super) fn empty(cx: &Context<'_>) -> Result<(), Stop> {
-    cx.udp_client()?
-        .exchange(&[])
-        .expecting("a datagram without data is answered by one without data")
-}
-
-/// `udp-bytes`
-pub(super) fn values(cx: &Context<'_>) -> Result<(), Stop> {
-    let all: Vec<u8> = (0..=255).collect();
-    cx.udp_client()?
-        .converse(&all, &cx.answer(&all))
-        .expecting("each of the 256 byte values is answered as it is")
-        .map(|_| ())
-}
-
-/// `udp-reply-port`
-pub(super) fn reply_port(cx: &Context<'_>) -> Result<(), Stop> {
-    let bytes = payload(20, 100);
-    let expected = format!("the answer comes from port {}", cx.address().port());
-    let from = cx.udp_client()?.converse(&bytes, &bytes).expecting(&expected)?;
-    if from.port() != cx.address().port() {
-        return Err(Stop::failed(expected, format!("it came from port {}", from.port())));
-    }
-    Ok(())
-}
-
-/// `udp-reply-address`
-pub(super) fn reply_address(cx: &Context<'_>) -> Result<(), Stop> {
-    let asked = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), cx.address().port()));
-    if !cx.address().is_ipv4() {
-        return Err(Stop::skipped("needs a server on IPv4 loopback"));
-    }
-    if !listens(asked, Transport::Udp) {
-        return Err(Stop::skipped(format!("nothing listens at {asked}")));
-    }
-    let bytes = payload(21, 100);
-    let expected = "what was asked of 127.0.0.2 is answered from 127.0.0.2";
-    let client = UdpClient::to(asked, cx.deadline).expecting(expected)?;
-    let from = client.converse(&bytes, &bytes).expecting(expected)?;
-    if from.ip() != asked.ip() {
-        return Err(Stop::failed(expected, format!("it was answered from {}", from.ip())));
-    }
-    Ok(())
-}
-
-/// `udp-burst`
-pub(super) fn burst(cx: &Context<'_>) -> Result<(), Stop> {
-    const CLIENTS: u32 = 4;
-    const DATAGRAMS: u32 = 16;
-    let mut clients = Vec::new();
-    for _ in 0..CLIENTS {
-        clients.push(cx.udp_client()?);
-    }
-    let expected = format!(
-        "{} datagrams sent at once by {CLIENTS} sockets are each answered once, to its sender",
-        CLIENTS * DATAGRAMS
-    );
-    for number in 0..DATAGRAMS {
-        for (owner, client) in (0..).zip(&clients) {
-            client.send(&payload(owner * DATAGRAMS + number, 100)).expecting(&expected)?;
-        }
-    }
-    for (owner, client) in (0..).zip(&clients) {
-        let numbers = owner * DATAGRAMS..(owner + 1) * DATAGRAMS;
-        let wanted = numbers.map(|number| (payload(number, 100), 0_u32)).collect();
-        answered_once(cx, client, wanted).expecting(&expected)?;
     }
     Ok(())
 }
@@ -109,7 +140,7 @@ pub(super) fn burst(cx: &Context<'_>) -> Result<(), Stop> {
 /// Takes answers until each of `wanted` has come, and then whatever is there already.
 fn answered_once(
     cx: &Context<'_>,
-    client: &UdpClient,
+    client: &UdpClient<'_>,
     mut wanted: HashMap<Vec<u8>, u32>,
 ) -> Result<(), Seen> {
     // Only loopback loses nothing.
@@ -120,7 +151,7 @@ fn answered_once(
             return Err(Seen::server(format!("{missing} of {} never came", wanted.len())));
         };
         if from != cx.address() && !wanted.contains_key(&found) {
-            // A late answer of another server to whoever had this port before.
+            // A late answer of another server to the socket that had this port before.
             continue;
         }
         missing -= usize::from(count(&mut wanted, &found)?);
@@ -149,53 +180,4 @@ fn count(wanted: &mut HashMap<Vec<u8>, u32>, found: &[u8]) -> Result<bool, Seen>
         }
         Some(_) => Err(Seen::server("a datagram was answered twice")),
     }
-}
-
-/// `udp-beside-tcp`
-pub(super) fn beside_tcp(cx: &Context<'_>) -> Result<(), Stop> {
-    let bytes = payload(22, 500);
-    let expected = "datagrams are answered within 1 s while TCP clients flood and block";
-    tcp::beside_floods(cx, || {
-        let _blocked = tcp::blocked(cx)?;
-        let client = cx.udp_client()?;
-        for _ in 0..50 {
-            tcp::best_of_three(|| {
-                let began = Instant::now();
-                client.exchange(&bytes).expecting(expected)?;
-                let took = began.elapsed();
-                if took > tcp::LONGEST {
-                    let seen = format!("one was answered after {}", time(took));
-                    return Err(Stop::failed(expected, seen));
-                }
-                Ok(())
-            })?;
-        }
-        Ok(())
-    })
-}
-
-/// `udp-both-families`
-pub(super) fn both_families(cx: &Context<'_>) -> Result<(), Stop> {
-    let sibling = tcp::sibling(cx)?;
-    let expected = format!("{sibling} answers over UDP too");
-    if !listens(sibling, Transport::Udp) {
-        return Err(match cx.probe.tcp && TcpClient::connect(sibling, cx.deadline).is_ok() {
-            true => Stop::failed(expected, "it listens over TCP and has no UDP socket"),
-            false => Stop::skipped(format!("nothing listens at {sibling}")),
-        });
-    }
-    let client = UdpClient::to(sibling, cx.deadline).expecting(&expected)?;
-    client.exchange(&payload(23, 100)).expecting(expected)
-}
-
-/// `udp-gone-peers`
-pub(super) fn gone_peers(cx: &Context<'_>) -> Result<(), Stop> {
-    const PEERS: u32 = 50;
-    for number in 0..PEERS {
-        // Closed before it is answered: the answer meets "port unreachable".
-        cx.udp_client()?.send(&payload(number, 100)).expecting("a datagram can be sent")?;
-    }
-    cx.udp_client()?
-        .exchange_at_last(&payload(24, 100))
-        .expecting(format!("a client is answered after {PEERS} that did not wait"))
 }

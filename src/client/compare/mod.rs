@@ -5,31 +5,35 @@
 //! what drifts on the machine drifts for all. Every byte that comes back is verified.
 //!
 //! The modules: `trial` one server under one trial, `report` what came of all of them, `figure` the
-//! report as a drawing.
+//! report as a drawing, `waits` who waits for whom where one client is slow.
 
 mod figure;
 mod report;
 mod trial;
+mod waits;
 
 use std::ffi::OsString;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Serialize;
 
 pub use figure::svg;
-pub use report::{Cell, Machine, Measurement, Report, Server, Silence, Spread};
+pub use report::{Cell, Machine, Measurement, Report, Silence, Spread};
+pub use waits::{Visit, Waits, waits, waits_svg};
 
 use super::process::ServerCommand;
 use super::{Cancel, load};
+use crate::error::{ParseError, Transport};
 
 /// A server that takes part.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Contender {
     /// What it is called in the report: each has a name of its own.
     pub name: String,
-    /// How it is started.
+    /// How it is started: with flags, and without variables of evecho in its environment.
     pub command: ServerCommand,
     /// Its version, where that is known.
     pub version: Option<String>,
@@ -42,59 +46,63 @@ impl Contender {
     }
 }
 
-/// What the servers are put under.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "trial")]
-#[non_exhaustive]
-pub enum Trial {
-    /// So many connections that stay, each with messages in flight all the time.
-    Connections {
-        /// How many.
-        connections: u32,
-    },
-    /// One client that sends all it can and never reads, and after it so many others that behave.
-    Slow {
-        /// How many others.
-        connections: u32,
-    },
-    /// So many connections that say nothing after a first message, and one that talks.
-    Idle {
-        /// How many are silent.
-        connections: u32,
-    },
-    /// So many clients that connect, exchange one message, close, and connect again.
-    Short {
-        /// How many at a time.
-        connections: u32,
-    },
+/// Reads `NAME=COMMAND`.
+impl FromStr for Contender {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let (name, command) = text.split_once('=').unwrap_or(("", text));
+        if name.trim().is_empty() {
+            let sentence = format!("'{text}' has no name: write NAME='COMMAND with {{port}}'");
+            return Err(ParseError::new(sentence));
+        }
+        Ok(Self::new(name.trim(), command.parse()?))
+    }
 }
 
-impl Trial {
-    /// The connections that the trial is about.
-    pub fn connections(self) -> u32 {
-        match self {
-            Trial::Connections { connections }
-            | Trial::Slow { connections }
-            | Trial::Idle { connections }
-            | Trial::Short { connections } => connections,
-        }
-    }
+/// What the servers are put under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Trial {
+    /// What the clients do.
+    #[serde(rename = "trial")]
+    pub scene: Scene,
+    /// How many of them there are, beside one that is not like the others.
+    pub connections: u32,
+}
+
+/// What clients do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Scene {
+    /// Connections stay, each with messages in flight all the time.
+    Connections,
+    /// One client sends all it can and never reads, and after it come others that behave.
+    Slow,
+    /// Connections say nothing after a first message, and one more talks.
+    Idle,
+    /// Clients connect, exchange one message, close, and connect again.
+    Short,
 }
 
 /// `3 connections`, `one slow client before 100 others`.
 impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Trial::Connections { connections: 1 } => f.write_str("1 connection"),
-            Trial::Connections { connections } => write!(f, "{connections} connections"),
-            Trial::Slow { connections } => {
-                write!(f, "one slow client before {connections} others")
-            }
-            Trial::Idle { connections } => write!(f, "one client among {connections} idle ones"),
-            Trial::Short { connections } => {
-                write!(f, "{connections} clients, each message a connection")
-            }
+        let Self { scene, connections } = self;
+        match scene {
+            Scene::Connections if *connections == 1 => f.write_str("1 connection"),
+            Scene::Connections => write!(f, "{connections} connections"),
+            Scene::Slow => write!(f, "one slow client before {connections} others"),
+            Scene::Idle => write!(f, "one client among {connections} idle ones"),
+            Scene::Short => write!(f, "{connections} clients, each message a connection"),
         }
+    }
+}
+
+/// As in JSON.
+impl fmt::Display for Scene {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 
@@ -102,6 +110,9 @@ impl fmt::Display for Trial {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
+    /// TCP, or UDP, where connections are sockets of the client and all trials but
+    /// [`Scene::Connections`] fail. Default: TCP.
+    pub transport: Transport,
     /// Who takes part.
     pub contenders: Vec<Contender>,
     /// What they are put under, in this order.
@@ -117,7 +128,8 @@ pub struct Config {
     pub size: usize,
     /// Messages in flight on each connection that stays: at least 1. Default: 1.
     pub depth: u16,
-    /// How long a reply, or the start of a server, may take. Default: 1 s.
+    /// How long a reply, or the start of a server, may take. A connection that finds the server's queue
+    /// full is tried again by TCP after 1 s. Default: 3 s.
     pub timeout: Duration,
     /// See [`Start::supervisor`](super::process::Start::supervisor). Default: none.
     pub supervisor: Vec<OsString>,
@@ -127,6 +139,7 @@ impl Config {
     /// The defaults, for these servers under these trials.
     pub fn new(contenders: Vec<Contender>, trials: Vec<Trial>) -> Self {
         Self {
+            transport: Transport::Tcp,
             contenders,
             trials,
             rounds: 5,
@@ -134,7 +147,7 @@ impl Config {
             warmup: Duration::from_millis(150),
             size: 64,
             depth: 1,
-            timeout: Duration::from_secs(1),
+            timeout: Duration::from_secs(3),
             supervisor: Vec::new(),
         }
     }
@@ -164,14 +177,14 @@ pub struct Progress<'a> {
 ///
 /// # Errors
 ///
-/// When a config is none, or the system does not let this process have so many connections.
+/// When a config is none, or the system does not let this process have that number of connections.
 pub fn run(
     config: &Config,
     cancel: &Cancel,
     mut progress: impl FnMut(&Progress<'_>),
 ) -> Result<Report, load::Error> {
     // Before anyone is blamed for it. The slow client is one more.
-    let most = config.trials.iter().map(|trial| trial.connections() + 1).max();
+    let most = config.trials.iter().map(|trial| trial.connections + 1).max();
     load::check_room(most.unwrap_or(0))?;
     let mut report = Report::new(config);
     let contenders = config.contenders.len();
@@ -187,12 +200,12 @@ pub fn run(
                     let name = &contender.name;
                     progress(&Progress { done, total, round: round + 1, name, trial });
                     match trial::measure(config, contender, trial, cancel)? {
-                        trial::TrialResult::Measured(measurement) => cell.rounds.push(measurement),
-                        trial::TrialResult::Failed(fault) => cell.fault = Some(fault),
-                        trial::TrialResult::Stopped => {
+                        Ok(measurement) => cell.rounds.push(measurement),
+                        Err(_) if cancel.is_cancelled() => {
                             report.stopped = true;
                             return Ok(report);
                         }
+                        Err(fault) => cell.fault = Some(fault),
                     }
                 }
                 done += 1;

@@ -7,6 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Config, Contender, Trial};
+use crate::client::process::MemoryKind;
+use crate::error::Transport;
 
 /// What came of a comparison.
 #[derive(Clone, Debug, Serialize)]
@@ -18,7 +20,9 @@ pub struct Report {
     pub version: &'static str,
     /// Seconds since 1970, UTC, when it began.
     pub began: u64,
-    /// How often each server was put under each trial.
+    /// TCP or UDP.
+    pub transport: Transport,
+    /// How often each server was to be put under each trial.
     pub rounds: u32,
     /// How long each was measured, in seconds.
     pub seconds: f64,
@@ -27,24 +31,11 @@ pub struct Report {
     /// Messages in flight on each connection.
     pub depth: u16,
     /// The servers and how they were started, in the order of the table.
-    pub servers: Vec<Server>,
+    pub servers: Vec<Contender>,
     /// What was measured, trial by trial, and in each server by server.
     pub cells: Vec<Cell>,
     /// Whether it was stopped before its end.
     pub stopped: bool,
-}
-
-/// A server and how it was started.
-#[derive(Clone, Debug, Serialize)]
-#[non_exhaustive]
-pub struct Server {
-    /// Its name.
-    pub name: String,
-    /// The command with its flags; `{port}` stands for its port. Its environment has no variables of
-    /// evecho.
-    pub command: String,
-    /// Its version, where that is known.
-    pub version: Option<String>,
 }
 
 /// The machine that everything ran on.
@@ -95,14 +86,18 @@ pub struct Measurement {
     pub switches_per_message: Option<f64>,
     /// Threads of the server.
     pub threads: f64,
-    /// Resident memory of the server in bytes.
-    pub resident_bytes: f64,
+    /// Memory of the server in bytes, as `memory_kind` says.
+    pub memory_bytes: f64,
+    /// How that was counted: of several processes, in one of two ways.
+    pub memory_kind: MemoryKind,
+    /// Processes of the server.
+    pub processes: f64,
     /// What it did while its idle connections were silent, where there were such.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub silence: Option<Silence>,
 }
 
-/// What a server did while nobody said anything.
+/// What a server did while no client said anything.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Silence {
@@ -159,19 +154,22 @@ impl Cell {
 impl Report {
     /// Whether every server was measured at least once: it started, and answered what it was asked.
     pub fn measured_all(&self) -> bool {
-        let measured = |server: &Server| {
+        let measured = |server: &Contender| {
             self.cells.iter().any(|cell| cell.server == server.name && !cell.rounds.is_empty())
         };
         self.servers.iter().all(measured)
     }
 
-    /// One without measurements: for [`run`](super::run()), and for whoever measures in another way.
+    /// How many rounds every server has been through, but for those that failed. 0 when it was stopped
+    /// in the first.
+    pub fn rounds_done(&self) -> u32 {
+        let good = self.cells.iter().filter(|cell| cell.fault.is_none());
+        let done = good.map(|cell| cell.rounds.len() as u32).min();
+        if self.stopped { done.unwrap_or(0) } else { self.rounds }
+    }
+
+    /// One without measurements: for [`run`](super::run()), and for other ways to measure.
     pub fn new(config: &Config) -> Report {
-        let server = |contender: &Contender| Server {
-            name: contender.name.clone(),
-            command: contender.command.to_string(),
-            version: contender.version.clone(),
-        };
         let names = || config.contenders.iter().map(|contender| contender.name.clone());
         let cell = |trial, server| Cell { server, trial, rounds: Vec::new(), fault: None };
         let cells = config.trials.iter();
@@ -181,11 +179,12 @@ impl Report {
             machine: Machine::this(),
             version: env!("CARGO_PKG_VERSION"),
             began: now.map_or(0, |time| time.as_secs()),
+            transport: config.transport,
             rounds: config.rounds,
             seconds: config.time.as_secs_f64(),
             size: config.size,
             depth: config.depth,
-            servers: config.contenders.iter().map(server).collect(),
+            servers: config.contenders.clone(),
             cells: cells.collect(),
             stopped: false,
         }
@@ -218,17 +217,12 @@ impl Report {
     /// (RFC 4180).
     pub fn csv(&self) -> String {
         let mut csv = "trial,connections,server,round,messages_per_second,p50_us,p99_us,\
-            cpu_us_per_message,switches_per_message,threads,resident_bytes,silent_cpu_percent,\
+            cpu_us_per_message,switches_per_message,threads,processes,memory_bytes,memory_kind,silent_cpu_percent,\
             silent_switches_per_second,fault\r\n"
             .to_owned();
         for cell in &self.cells {
-            let trial = match cell.trial {
-                Trial::Connections { .. } => "connections",
-                Trial::Slow { .. } => "slow",
-                Trial::Idle { .. } => "idle",
-                Trial::Short { .. } => "short",
-            };
-            let head = format!("{trial},{},{}", cell.trial.connections(), quoted(&cell.server));
+            let Trial { scene, connections } = cell.trial;
+            let head = format!("{scene},{connections},{}", quoted(&cell.server));
             for (index, m) in cell.rounds.iter().enumerate() {
                 let silence = m.silence.as_ref();
                 let silence = silence.map_or(",".to_owned(), |silence| {
@@ -237,7 +231,7 @@ impl Report {
                 // A String takes everything.
                 let _ = write!(
                     csv,
-                    "{head},{},{:.1},{:.2},{:.2},{:.4},{},{},{},{silence},\r\n",
+                    "{head},{},{:.1},{:.2},{:.2},{:.4},{},{},{},{},{:?},{silence},\r\n",
                     index + 1,
                     m.messages_per_second,
                     m.p50_us,
@@ -245,12 +239,14 @@ impl Report {
                     m.cpu_us_per_message,
                     m.switches_per_message.map_or(String::new(), |each| format!("{each:.4}")),
                     m.threads,
-                    m.resident_bytes,
+                    m.processes,
+                    m.memory_bytes,
+                    m.memory_kind,
                 );
             }
             if let Some(fault) = &cell.fault {
                 let round = cell.rounds.len() + 1;
-                let _ = write!(csv, "{head},{round},,,,,,,,,,{}\r\n", quoted(fault));
+                let _ = write!(csv, "{head},{round},,,,,,,,,,,,{}\r\n", quoted(fault));
             }
         }
         csv

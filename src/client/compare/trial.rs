@@ -4,13 +4,19 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use nix::poll::PollFlags;
+
 use super::report::{Measurement, Silence};
-use super::{Config, Contender, Trial};
+use super::{Config, Contender, Scene, Trial};
 use crate::client::Cancel;
-use crate::client::load::{self, Length, Mode, Phase};
+use crate::client::cancel::Deadline;
+use crate::client::load::{self, Length, Mode, Watch};
 use crate::client::pattern;
-use crate::client::process::{ServerProcess, Start, Usage};
-use crate::client::target::Transport;
+use crate::client::process::{ServerProcess, Start, StartError, Usage};
+use crate::client::socket;
+use crate::client::target::FULL_QUEUE;
+use crate::error::Transport;
+use crate::sys::socket::{is_not_now, listen_overflows};
 
 /// How long the idle connections are watched.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -20,14 +26,11 @@ const STUCK: Duration = Duration::from_millis(20);
 /// What closes its connections as it dies is dead after so long.
 const DYING: Duration = Duration::from_millis(100);
 
-/// What came of it.
-pub(super) enum TrialResult {
-    Measured(Measurement),
-    /// Why it could not be measured: a sentence without a full stop.
-    Failed(String),
-    /// The caller wanted no more.
-    Stopped,
-}
+const GONE: &str = "its process is gone";
+
+/// What was measured, or why it could not be: a sentence without a full stop, which says nothing
+/// about the server when the run was cancelled.
+pub(super) type TrialResult = Result<Measurement, String>;
 
 /// Puts a fresh process of the server under the trial.
 pub(super) fn measure(
@@ -36,54 +39,74 @@ pub(super) fn measure(
     trial: Trial,
     cancel: &Cancel,
 ) -> Result<TrialResult, load::Error> {
-    let start = Start {
-        supervisor: config.supervisor.clone(),
-        transport: Transport::Tcp,
-        patience: config.timeout,
-        ..Start::default()
-    };
-    let mut server = match contender.command.start(&start) {
+    let server = match start(config, contender, cancel) {
         Ok(server) => server,
-        Err(error) => return Ok(TrialResult::Failed(error.sentence())),
+        Err(error) => return Ok(Err(error.to_string())),
     };
-    let mut crowd = Crowd::default();
-    if let Err(fault) = crowd.gather(trial, &server, config.timeout) {
-        return Ok(TrialResult::Failed(blame(&mut server, fault)));
-    }
+    let result = measure_server(config, &server, trial, cancel)?;
+    Ok(result.map_err(|fault| blame(&server, fault)))
+}
+
+pub(super) fn start(
+    config: &Config,
+    contender: &Contender,
+    cancel: &Cancel,
+) -> Result<ServerProcess, StartError> {
+    contender.command.start(&Start {
+        supervisor: config.supervisor.clone(),
+        transport: config.transport,
+        patience: config.timeout,
+        cancel: cancel.clone(),
+        ..Start::default()
+    })
+}
+
+fn measure_server(
+    config: &Config,
+    server: &ServerProcess,
+    trial: Trial,
+    cancel: &Cancel,
+) -> Result<TrialResult, load::Error> {
+    let (_clients, silence) = match crowd(trial, server, config.timeout, cancel) {
+        Ok(crowd) => crowd,
+        Err(fault) => return Ok(Err(fault)),
+    };
     let load = load_of(config, trial, server.address());
-    let mut watch = Watch { pid: server.pid(), begin: None, end: None };
-    let report = load::run(&load, cancel, |progress| watch.look(progress));
-    let report = match report {
+    let overflows = listen_overflows();
+    let Ok(mut watch) = Watch::new(server.pid()) else { return Ok(Err(GONE.to_owned())) };
+    let report = match load::run(&load, cancel, |progress| watch.look(progress)) {
         Ok(report) => report,
-        Err(error @ load::Error::Unreachable { .. }) => {
-            return Ok(TrialResult::Failed(blame(&mut server, error.to_string())));
+        Err(load::Error::Unreachable { error, opened, asked }) => {
+            return Ok(Err(match error.is_timeout() {
+                true => answers(opened, asked),
+                false => error.fact().to_string(),
+            }));
         }
         Err(error) => return Err(error),
     };
     if report.stopped {
-        return Ok(TrialResult::Stopped);
+        return Ok(Err(report.ended.unwrap_or_else(|| "stopped".to_owned())));
     }
     if let Some(fault) = fault_of(&report) {
-        return Ok(TrialResult::Failed(blame(&mut server, fault)));
+        let is_full = trial.scene == Scene::Short && listen_overflows() > overflows;
+        return Ok(Err(if is_full { format!("{fault}; {FULL_QUEUE}") } else { fault }));
     }
-    match watch.measurement(&report, crowd.silence) {
-        Some(measurement) => Ok(TrialResult::Measured(measurement)),
-        None => Ok(TrialResult::Failed(blame(&mut server, "its process is gone".to_owned()))),
-    }
+    Ok(measurement(&watch, &report, silence).ok_or_else(|| GONE.to_owned()))
 }
 
-/// The load of a trial, beside what [`Crowd`] does.
+/// The load of a trial, beside what its [`crowd`] does.
 fn load_of(config: &Config, trial: Trial, address: SocketAddr) -> load::Config {
-    let mut load = load::Config::new(Transport::Tcp, address);
+    let mut load = load::Config::new(config.transport, address);
     load.size = config.size;
     load.length = Length::Time(config.time);
     load.warmup = config.warmup;
     load.timeout = config.timeout;
-    load.connections = trial.connections();
-    match trial {
-        Trial::Connections { .. } | Trial::Slow { .. } => load.depth = config.depth,
-        Trial::Idle { .. } => load.connections = 1,
-        Trial::Short { .. } => load.mode = Mode::Churn,
+    load.connections = trial.connections;
+    load.greet = config.transport == Transport::Tcp && trial.scene != Scene::Short;
+    match trial.scene {
+        Scene::Connections | Scene::Slow => load.depth = config.depth,
+        Scene::Idle => load.connections = 1,
+        Scene::Short => load.mode = Mode::Churn,
     }
     load
 }
@@ -112,7 +135,7 @@ fn answers(served: u32, of: u32) -> String {
 }
 
 /// Puts the end of the process before what followed from it.
-fn blame(server: &mut ServerProcess, fault: String) -> String {
+fn blame(server: &ServerProcess, fault: String) -> String {
     match (server.wait(DYING), server.last_words()) {
         (None, _) => fault,
         (Some(status), words) if words.is_empty() => format!("died ({status}): {fault}"),
@@ -120,123 +143,108 @@ fn blame(server: &mut ServerProcess, fault: String) -> String {
     }
 }
 
-/// Looks at the process where the load stands still, so that looking delays nothing.
-struct Watch {
-    pid: u32,
-    begin: Option<(Usage, u64)>,
-    end: Option<(Usage, u64)>,
-}
-
-impl Watch {
-    fn look(&mut self, progress: &load::Progress) {
-        let look = || Some((Usage::of(self.pid).ok()?, progress.messages));
-        match progress.phase {
-            Phase::Measuring if self.begin.is_none() => self.begin = look(),
-            Phase::Over if self.end.is_none() => self.end = look(),
-            _ => {}
-        }
-    }
-
-    fn measurement(&self, report: &load::Report, silence: Option<Silence>) -> Option<Measurement> {
-        let ((before, first), (after, last)) = (self.begin?, self.end?);
-        let latency = report.latency?;
-        let each = |what: f64| what / (last - first).max(1) as f64;
-        let switched = switches(&after).saturating_sub(switches(&before));
-        // Threads that have ended since have taken their count along.
-        let is_known = report.config.mode != Mode::Churn;
-        Some(Measurement {
-            messages_per_second: report.rate,
-            p50_us: latency.p50?.as_secs_f64() * 1e6,
-            p99_us: latency.p99?.as_secs_f64() * 1e6,
-            cpu_us_per_message: each(after.cpu.saturating_sub(before.cpu).as_secs_f64() * 1e6),
-            switches_per_message: is_known.then(|| each(switched as f64)),
-            threads: after.threads as f64,
-            resident_bytes: after.resident as f64,
-            silence,
-        })
-    }
+fn measurement(
+    watch: &Watch,
+    report: &load::Report,
+    silence: Option<Silence>,
+) -> Option<Measurement> {
+    let (begin, end) = watch.looks()?;
+    let (before, after) = (begin.usage, end.usage);
+    let (latency, memory) = (report.latency?, after.memory());
+    let each = |what: f64| what / (end.messages - begin.messages).max(1) as f64;
+    let switched = switches(&after).saturating_sub(switches(&before));
+    // Threads that have ended since have taken their count along.
+    let is_known = report.config.mode != Mode::Churn;
+    Some(Measurement {
+        messages_per_second: report.rate,
+        p50_us: latency.p50?.as_secs_f64() * 1e6,
+        p99_us: latency.p99?.as_secs_f64() * 1e6,
+        cpu_us_per_message: each(after.cpu.saturating_sub(before.cpu).as_secs_f64() * 1e6),
+        switches_per_message: is_known.then(|| each(switched as f64)),
+        threads: after.threads as f64,
+        memory_bytes: memory.bytes as f64,
+        memory_kind: memory.kind,
+        processes: after.processes as f64,
+        silence,
+    })
 }
 
 fn switches(usage: &Usage) -> u64 {
     usage.voluntary_switches + usage.involuntary_switches
 }
 
-/// Those who are there before the load comes.
-#[derive(Default)]
-struct Crowd {
-    clients: Vec<TcpStream>,
-    silence: Option<Silence>,
-}
-
-impl Crowd {
-    fn gather(
-        &mut self,
-        trial: Trial,
-        server: &ServerProcess,
-        timeout: Duration,
-    ) -> Result<(), String> {
-        match trial {
-            Trial::Connections { .. } | Trial::Short { .. } => Ok(()),
-            Trial::Slow { .. } => {
-                let client = stuck_client(server.address(), timeout);
-                let client = client.map_err(|error| format!("the slow client: {error}"))?;
-                self.clients.push(client);
-                Ok(())
-            }
-            Trial::Idle { connections } => {
-                for index in 0..connections {
-                    let client = greeted_client(server.address(), index, timeout);
-                    let client = client.map_err(|error| match error.kind() {
-                        ErrorKind::WouldBlock | ErrorKind::TimedOut => answers(index, connections),
-                        _ => format!("idle connection {}: {error}", index + 1),
-                    })?;
-                    self.clients.push(client);
-                }
-                self.silence =
-                    Some(watch_silence(server.pid()).map_err(|error| error.to_string())?);
-                Ok(())
-            }
+/// The connections that are there before the load comes, and what the server does while they are silent.
+fn crowd(
+    trial: Trial,
+    server: &ServerProcess,
+    timeout: Duration,
+    cancel: &Cancel,
+) -> Result<(Vec<TcpStream>, Option<Silence>), String> {
+    let (address, connections) = (server.address(), trial.connections);
+    match trial.scene {
+        Scene::Connections | Scene::Short => Ok((vec![], None)),
+        Scene::Slow => {
+            let client = stuck_client(address, cancel.within(timeout));
+            Ok((vec![client.map_err(|error| format!("the slow client: {error}"))?], None))
+        }
+        Scene::Idle => {
+            let clients = (0..connections).map(|index| {
+                let client = greeted_client(address, index, cancel.within(timeout));
+                client.map_err(|error| match error.kind() {
+                    ErrorKind::TimedOut => answers(index, connections),
+                    _ => format!("idle connection {}: {error}", index + 1),
+                })
+            });
+            let clients = clients.collect::<Result<_, _>>()?;
+            let silence = watch_silence(server.pid(), cancel);
+            Ok((clients, Some(silence.map_err(|error| error.to_string())?)))
         }
     }
 }
 
 /// A client that sends until nothing more is taken, and never reads.
-fn stuck_client(address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-    let mut client = TcpStream::connect_timeout(&address, timeout)?;
-    client.set_nonblocking(true)?;
-    let begin = Instant::now();
-    let mut sent = begin;
+fn stuck_client(address: SocketAddr, deadline: Deadline<'_>) -> io::Result<TcpStream> {
+    let mut client = socket::tcp(address, None, deadline)?;
     // A server that takes everything is not held up, and a slow client cannot be played to it.
-    while sent.elapsed() < STUCK && begin.elapsed() < timeout {
+    while !deadline.is_over() && deadline.sooner(STUCK).is_ready(&client, PollFlags::POLLOUT)? {
         match client.write(pattern::slice(0, 0, 64 << 10)) {
-            Ok(_) => sent = Instant::now(),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(error) => return Err(error),
+            Err(error) if !is_not_now(&error) => return Err(error),
+            _ => {}
         }
     }
     Ok(client)
 }
 
 /// A client that has had one message answered.
-fn greeted_client(address: SocketAddr, index: u32, timeout: Duration) -> io::Result<TcpStream> {
-    let mut client = TcpStream::connect_timeout(&address, timeout)?;
-    client.set_read_timeout(Some(timeout))?;
-    client.write_all(pattern::slice(index, 0, 64))?;
-    let mut answer = [0; 64];
-    client.read_exact(&mut answer)?;
-    pattern::verify(index, 0, &answer).map_err(|error| io::Error::other(error.to_string()))?;
+fn greeted_client(
+    address: SocketAddr,
+    index: u32,
+    deadline: Deadline<'_>,
+) -> io::Result<TcpStream> {
+    let mut client = socket::tcp(address, None, deadline)?;
+    exchange(&mut client, index, deadline)?;
     Ok(client)
 }
 
-/// What the server does while nobody says anything.
-fn watch_silence(pid: u32) -> io::Result<Silence> {
+/// Has one message answered.
+pub(super) fn exchange(
+    client: &mut TcpStream,
+    index: u32,
+    deadline: Deadline<'_>,
+) -> io::Result<()> {
+    client.write_all(pattern::slice(index, 0, 64))?;
+    let mut answer = [0; 64];
+    deadline.reader(&*client).read_exact(&mut answer)?;
+    pattern::verify(index, 0, &answer).map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// What the server does while no client says anything.
+fn watch_silence(pid: u32, cancel: &Cancel) -> io::Result<Silence> {
     // What it still had to do about the last message is done.
-    std::thread::sleep(STUCK);
+    cancel.sleep(STUCK);
     let before = Usage::of(pid)?;
     let begin = Instant::now();
-    std::thread::sleep(SILENCE);
+    cancel.sleep(SILENCE);
     let after = Usage::of(pid)?;
     let seconds = begin.elapsed().as_secs_f64();
     Ok(Silence {

@@ -1,63 +1,48 @@
 //! Opens and closes TCP connections: connect, one message, half-close, the server's FIN, close.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::Shutdown;
 
+use mio::Interest;
 use mio::event::Event;
-use mio::net::TcpStream;
-use mio::{Interest, Token};
 
 use super::Error;
-use super::config::Config;
+use super::config::Share;
 use super::run::Run;
-use super::socket::{Opener, unreachable};
-use super::stream::Checker;
+use super::socket::Connection;
 use super::worker::Driver;
-use crate::client::pattern;
+use crate::client::socket::lacks_port;
 
 /// The connections of a run that are there at one time.
 #[derive(Debug)]
 pub(super) struct Churn {
-    opener: Opener,
     places: Vec<Option<Cycle>>,
-    /// The number of the next connection, which is also that of its pattern.
+    /// The number of the next connection.
     next: u32,
     size: u64,
     buffer: Box<[u8]>,
     /// Places whose connection could not be opened: the next sweep tries again.
-    waiting: Vec<u32>,
+    waiting: Vec<usize>,
 }
 
 /// The life of one connection.
 #[derive(Debug)]
 struct Cycle {
-    socket: TcpStream,
-    number: u32,
-    /// When it was due, and when it was begun.
+    connection: Connection,
+    /// When it was due, when it was begun, and when the server was seen to have accepted it.
     due: u64,
     begun: u64,
-    sent: u64,
-    checker: Checker,
-    /// Whether the FIN is sent.
-    shut: bool,
-}
-
-/// Where a cycle stands after a turn.
-enum Turn {
-    Waits,
-    /// The server's FIN came when all bytes were back.
-    Complete,
-    /// The server closed the connection before that, or it broke.
-    Closed(Option<io::Error>),
+    connected: Option<u64>,
+    /// When the whole message was back: the FIN is sent.
+    shut: Option<u64>,
 }
 
 impl Churn {
-    pub(super) fn new(config: &Config, first: u32) -> Self {
+    pub(super) fn new(share: &Share) -> Self {
         Self {
-            opener: Opener::new(config, first),
-            places: (0..config.connections).map(|_| None).collect(),
-            next: first,
-            size: config.size as u64,
+            places: (0..share.config.connections).map(|_| None).collect(),
+            next: share.first,
+            size: share.config.size as u64,
             buffer: vec![0; 64 << 10].into_boxed_slice(),
             waiting: Vec::new(),
         }
@@ -65,119 +50,100 @@ impl Churn {
 
     /// Begins a connection; on loopback the handshake is usually over when connect returns, and
     /// the message goes out at once.
-    fn begin(&mut self, run: &mut Run, place: u32, due: u64) -> Result<(), Error> {
+    fn begin(&mut self, run: &mut Run, place: usize, due: u64) -> Result<(), Error> {
+        run.begin(due);
         let number = self.next;
         self.next = self.next.wrapping_add(1);
-        let begun = run.now;
-        let socket = match self.opener.open() {
-            Ok(socket) => TcpStream::from_std(socket.into()),
-            Err(error) => return self.fail(run, place, error),
+        let begun = run.look_at_clock();
+        let opened = Connection::open(run.config, number).and_then(|mut connection| {
+            let connected = run.look_at_clock();
+            connection.send(self.size)?;
+            let connected = (connection.sent > 0).then_some(connected);
+            Ok((connection, connected))
+        });
+        let (mut connection, connected) = match opened {
+            Ok(opened) => opened,
+            Err(error) => return self.fail(run, place, &error),
         };
-        let checker = Checker::new(number, self.size);
-        let mut cycle = Cycle { socket, number, due, begun, sent: 0, checker, shut: false };
-        if let Err(error) = cycle.flush(self.size) {
-            return self.fail(run, place, error);
-        }
-        let interest = match cycle.sent < self.size {
+        let interest = match connection.sent < self.size {
             true => Interest::READABLE | Interest::WRITABLE,
             false => Interest::READABLE,
         };
-        run.registry
-            .register(&mut cycle.socket, Token(place as usize), interest)
-            .map_err(|error| Error::System { what: "watch a connection", error })?;
-        self.places[place as usize] = Some(cycle);
+        run.watch(&mut connection.socket, place, interest)?;
+        self.places[place] = Some(Cycle { connection, due, begun, connected, shut: None });
         Ok(())
     }
 
     /// A connection could not be opened. The first of all ends the run, and so does the lack of
-    /// ports, which the server has no part in.
-    fn fail(&mut self, run: &mut Run, place: u32, error: io::Error) -> Result<(), Error> {
-        if !run.heard || error.kind() == io::ErrorKind::AddrNotAvailable {
-            return Err(unreachable(run.config, 0, &error));
-        }
+    /// ports, which the server has no part in: what was measured by then is reported.
+    fn fail(&mut self, run: &mut Run, place: usize, error: &io::Error) -> Result<(), Error> {
         run.out -= 1;
+        if lacks_port(error) {
+            run.ended = Some(run.unreachable(error));
+            return Ok(());
+        }
+        if !run.heard {
+            return Err(run.unreachable(error));
+        }
         run.faults.errors.failed += 1;
         run.faults.note(|| format!("a connection could not be opened: {error}"));
-        self.places[place as usize] = None;
+        self.places[place] = None;
         self.waiting.push(place);
         Ok(())
     }
 
-    /// Ends the cycle of a place: all is well, or the server ended it, or nothing more came.
-    fn end(&mut self, run: &mut Run, place: u32, turn: Turn) {
-        let Some(mut cycle) = self.places[place as usize].take() else { return };
-        let number = cycle.number;
+    /// Ends the cycle of a place: the connection is closed as `error` says, or it took too long.
+    fn end(&mut self, run: &mut Run, place: usize, error: Option<&io::Error>) {
+        let Some(cycle) = self.places[place].take() else { return };
+        let Cycle { connection, due, begun, connected, shut } = cycle;
+        let Connection { number, sent, mut checker, .. } = connection;
         run.out -= 1;
-        match turn {
-            Turn::Complete => {
-                cycle.checker.close(cycle.sent, &mut run.faults);
-                if cycle.checker.is_whole(0) {
-                    run.record(place, cycle.due);
+        match error {
+            // All bytes were back.
+            Some(error) if shut.is_some() && error.kind() == io::ErrorKind::UnexpectedEof => {
+                checker.close(sent, &mut run.faults);
+                if checker.is_whole(0) {
+                    run.count(place, Some(due));
+                    if let Some((connected, back)) = connected.zip(shut) {
+                        run.count_parts(due, connected - begun, back - connected);
+                    }
                 }
                 return;
             }
-            Turn::Closed(error) => {
-                run.faults.errors.closed += 1;
-                run.faults.note(|| match error {
-                    None => format!("connection {number}: the server closed it too early"),
-                    Some(error) => format!("connection {number}: it broke: {error}"),
-                });
-            }
-            Turn::Waits if cycle.shut => {
+            Some(error) => run.faults.close(number, error),
+            None if shut.is_some() => {
                 run.faults.errors.unclosed += 1;
                 run.faults.note(|| format!("connection {number}: the server did not close it"));
             }
-            Turn::Waits => {}
+            None => {}
         }
-        cycle.checker.finish(self.size, &mut run.faults);
+        checker.finish(self.size, &mut run.faults);
     }
 }
 
 impl Cycle {
-    fn flush(&mut self, size: u64) -> io::Result<()> {
-        while self.sent < size {
-            let length = (size - self.sent).min(pattern::WINDOW as u64) as usize;
-            match self.socket.write(pattern::slice(self.number, self.sent, length)) {
-                Ok(count) => self.sent += count as u64,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Not connected yet, or the send buffer is full.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(error),
+    /// An error when the connection is over.
+    fn turn(
+        &mut self,
+        run: &mut Run,
+        size: u64,
+        event: &Event,
+        buffer: &mut [u8],
+    ) -> io::Result<()> {
+        if event.is_writable() {
+            self.connected.get_or_insert_with(|| run.look_at_clock());
+            self.connection.send(size)?;
+        }
+        // The server's FIN will be a new event, unless it is there by now.
+        let mut more = event.is_readable();
+        while more {
+            more = self.connection.receive(run, buffer, event.is_read_closed())?;
+            if self.connection.checker.front() == size && self.shut.is_none() {
+                self.shut = Some(run.look_at_clock());
+                self.connection.socket.shutdown(Shutdown::Write)?;
             }
         }
         Ok(())
-    }
-
-    fn turn(&mut self, run: &mut Run, size: u64, event: &Event, buffer: &mut [u8]) -> Turn {
-        if event.is_writable()
-            && let Err(error) = self.flush(size)
-        {
-            return Turn::Closed(Some(error));
-        }
-        while event.is_readable() {
-            match self.socket.read(buffer) {
-                Ok(0) if self.shut => return Turn::Complete,
-                Ok(0) => return Turn::Closed(None),
-                Ok(count) => {
-                    run.hear();
-                    self.checker.accept(&buffer[..count], self.sent, &mut run.faults);
-                    if self.checker.front() == size && !self.shut {
-                        self.shut = true;
-                        if let Err(error) = self.socket.shutdown(Shutdown::Write) {
-                            return Turn::Closed(Some(error));
-                        }
-                    }
-                    // The server's FIN will be a new event, unless it is there by now.
-                    if count < buffer.len() && !event.is_read_closed() {
-                        return Turn::Waits;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Waits,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Turn::Closed(Some(error)),
-            }
-        }
-        Turn::Waits
     }
 }
 
@@ -185,37 +151,32 @@ impl Driver for Churn {
     const GIVES_UP: bool = true;
 
     fn open(&mut self, run: &mut Run) -> Result<(), Error> {
-        (0..run.config.connections).for_each(|_| run.count_opened(true));
+        (0..run.config.connections).for_each(|_| run.count_opened());
         Ok(())
     }
 
-    fn fill(&mut self, run: &mut Run, place: u32) -> Result<(), Error> {
-        if self.places[place as usize].is_some() {
+    fn fill(&mut self, run: &mut Run, place: usize) -> Result<(), Error> {
+        if self.places[place].is_some() {
             return Ok(());
         }
-        match run.next() {
+        match run.next(place, 0) {
             Some(due) => self.begin(run, place, due),
-            None => {
-                run.vacate(place);
-                Ok(())
-            }
+            None => Ok(()),
         }
     }
 
     fn ready(&mut self, run: &mut Run, event: &Event) -> Result<(), Error> {
-        let place = event.token().0 as u32;
-        let Some(cycle) = &mut self.places[place as usize] else { return Ok(()) };
-        if cycle.sent == 0
-            && let Ok(Some(error)) = cycle.socket.take_error()
+        let place = event.token().0;
+        let Some(cycle) = &mut self.places[place] else { return Ok(()) };
+        if cycle.connection.sent == 0
+            && let Ok(Some(error)) = cycle.connection.socket.take_error()
         {
-            return self.fail(run, place, error);
+            return self.fail(run, place, &error);
         }
         let turn = cycle.turn(run, self.size, event, &mut self.buffer);
         run.look_at_clock();
-        if matches!(turn, Turn::Waits) {
-            return Ok(());
-        }
-        self.end(run, place, turn);
+        let Err(error) = turn else { return Ok(()) };
+        self.end(run, place, Some(&error));
         self.fill(run, place)
     }
 
@@ -223,15 +184,13 @@ impl Driver for Churn {
         for place in std::mem::take(&mut self.waiting) {
             self.fill(run, place)?;
         }
-        let timeout = run.config.timeout.as_nanos();
-        for place in 0..self.places.len() as u32 {
-            let cycle = &self.places[place as usize];
-            if cycle.as_ref().is_some_and(|cycle| u128::from(run.now - cycle.begun) > timeout) {
+        for place in 0..self.places.len() {
+            let cycle = &self.places[place];
+            if cycle.as_ref().is_some_and(|cycle| run.is_overdue(cycle.begun)) {
                 if !run.heard {
-                    let timed_out = io::ErrorKind::TimedOut.into();
-                    return Err(unreachable(run.config, 0, &timed_out));
+                    return Err(run.unreachable(&io::ErrorKind::TimedOut.into()));
                 }
-                self.end(run, place, Turn::Waits);
+                self.end(run, place, None);
                 self.fill(run, place)?;
             }
         }
@@ -240,7 +199,7 @@ impl Driver for Churn {
 
     fn finish(&mut self, run: &mut Run) {
         if !run.stopped {
-            (0..self.places.len() as u32).for_each(|place| self.end(run, place, Turn::Waits));
+            (0..self.places.len()).for_each(|place| self.end(run, place, None));
         }
     }
 }

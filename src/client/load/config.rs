@@ -1,15 +1,17 @@
 //! What a run is asked to do: plain values, defaults and the rules that they keep.
 
-use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::datagram;
-use crate::client::nanoseconds;
-use crate::client::target::Transport;
-use crate::protocol::MAX_DATAGRAM;
+use super::Error;
+use crate::client::message::HEADER;
+use crate::client::pattern::Alphabet;
+use crate::client::{nanoseconds, socket};
+use crate::config::MAX_MAX_FRAME;
+use crate::error::Transport;
+use crate::protocol::{Framing, MAX_DATAGRAM};
 
 /// How the connections are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +39,7 @@ pub enum Length {
     /// After this time.
     #[serde(rename = "time_ns", with = "nanoseconds")]
     Time(Duration),
-    /// After so many messages, over all connections.
+    /// After this number of messages, over all connections.
     Messages(u64),
 }
 
@@ -53,30 +55,45 @@ pub struct Config {
     pub mode: Mode,
     /// TCP connections, or UDP sockets: at least 1. Default: 50.
     pub connections: u32,
+    /// Whether each connection has a message echoed as it opens, and only few do so at the same time: a
+    /// short backlog is not overrun, and the server has begun to serve each of them. Ping-pong over TCP
+    /// only. Default: no.
+    #[serde(default)]
+    pub greet: bool,
     /// Bytes in a message: at least 1 (UDP: 16, for the sequence number, to 65,507). In stream
     /// mode, the most that one write sends. Default: 64.
     pub size: usize,
-    /// Messages in flight on each connection in ping-pong: 1 to 65,535. Default: 1.
+    /// How the end of a message is marked in a TCP stream: a line feed, or a length before it, come on
+    /// top of its size. With a mark, the size is at most 16 MiB. Default: not at all.
+    #[serde(default)]
+    pub framing: Framing,
+    /// Whether the service is one that answers in upper case. Default: no, the same bytes.
+    #[serde(default)]
+    pub upper: bool,
+    /// Messages in flight on each connection in ping-pong without a rate: 1 to 65,535. Default: 1.
     pub depth: u16,
     /// When the measured part ends. Default: after 10 s.
     pub length: Length,
     /// Load before the measured part. Default: none.
     #[serde(rename = "warmup_ns", with = "nanoseconds")]
     pub warmup: Duration,
-    /// Messages (churn: connections) a second over all connections, sent when they are due
-    /// whether or not earlier ones have come back, as far as connections and depth allow.
-    /// Latencies then start when a message was due. Default: none, the next message goes out when
-    /// one has come back.
+    /// Messages (churn: connections) a second over all connections, which take turns. Each is
+    /// sent when it is due, whatever is still out: it waits only until its stream has taken those
+    /// before it, and while 65,536 messages are out on each connection (churn: while all
+    /// connections are open). Latencies start when a message was due. The client polls, instead of
+    /// sleeping, shortly before a message is due and for up to 2 ms while a reply is expected.
+    /// Default: none, the next message goes out when one has come back.
     pub rate: Option<f64>,
     /// How long a reply may take. A UDP message is then given up, and the next one sent. TCP
     /// connections wait on, until nothing at all has come for this long. Default: 5 s, over UDP
     /// 500 ms.
     #[serde(rename = "timeout_ns", with = "nanoseconds")]
     pub timeout: Duration,
-    /// The client's own addresses, used in turn; each has some 28,000 ports for one server
-    /// address. Default: the system's choice, but 127.0.0.2 to 127.0.0.65 where one address
-    /// would not have enough ports (churn, and over 10,000 connections) and the server is in
-    /// 127.0.0.0/8.
+    /// The client's own addresses, used in turn; each has the local ports of the system, on Linux
+    /// some 28,000, for one server address. Default: the system's choice. Where one address would
+    /// not have enough ports (churn, and over 10,000 connections), it is 127.0.0.2 to 127.0.0.65
+    /// for a server in 127.0.0.0/8, and else all addresses that are on the same interface and in
+    /// the same network as the system's choice.
     pub sources: Vec<IpAddr>,
     /// Threads that share the connections, each with an event loop of its own: at least 1, and no
     /// more than connections. Default: 1.
@@ -102,7 +119,10 @@ impl Config {
             address,
             mode: Mode::PingPong,
             connections: 50,
+            greet: false,
             size: 64,
+            framing: Framing::Raw,
+            upper: false,
             depth: 1,
             length: Length::Time(Duration::from_secs(10)),
             warmup: Duration::ZERO,
@@ -122,19 +142,26 @@ impl Config {
     /// # Errors
     ///
     /// The first rule that is broken.
-    pub fn check(&self) -> Result<(), Invalid> {
+    pub fn check(&self) -> Result<(), Error> {
         let udp = self.transport == Transport::Udp;
+        let ping_pong = self.mode == Mode::PingPong;
         let rules = [
             (self.connections == 0, "there must be at least 1 connection"),
             (self.size == 0, "the size must be at least 1 byte"),
             (self.size > 1 << 30, "the size must be at most 1 GiB"),
             (
-                udp && !(datagram::HEADER..=MAX_DATAGRAM).contains(&self.size),
+                udp && !(HEADER..=MAX_DATAGRAM).contains(&self.size),
                 "over UDP the size must be from 16 bytes, for the sequence number, to 65507",
             ),
+            (udp && self.framing != Framing::Raw, "over UDP a datagram is a message: no framing"),
+            (
+                self.framing != Framing::Raw && self.size > MAX_MAX_FRAME as usize,
+                "with a framing, the size must be at most 16 MiB",
+            ),
             (self.depth == 0, "the depth must be at least 1 message in flight"),
-            (self.depth > 1 && self.mode != Mode::PingPong, "a depth over 1 is for ping-pong only"),
-            (udp && self.mode != Mode::PingPong, "over UDP the mode must be ping-pong"),
+            (self.depth > 1 && !ping_pong, "a depth over 1 is for ping-pong only"),
+            (udp && !ping_pong, "over UDP the mode must be ping-pong"),
+            (self.greet && (udp || !ping_pong), "to greet, the mode must be ping-pong over TCP"),
             (
                 self.rate.is_some() && matches!(self.mode, Mode::Stream | Mode::Idle),
                 "a rate is for ping-pong and churn only",
@@ -160,42 +187,60 @@ impl Config {
                 "source addresses must be of the same family (IPv4 or IPv6) as the server's address",
             ),
         ];
-        rules.iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, rule)| Err(Invalid(rule)))
+        rules
+            .iter()
+            .find(|(broken, _)| *broken)
+            .map_or(Ok(()), |(_, rule)| Err(Error::Invalid(rule)))
     }
 
-    /// Adds the connections, the number of messages and the rate of another load that goes on at
-    /// the same time. What they differ in, if they cannot be added.
-    pub(super) fn add(&mut self, other: &Self) -> Result<(), &'static str> {
+    /// Adds the number of messages of another load of the same kind. What depends on when it was (the
+    /// connections, the threads and the rate) is left as it is.
+    pub(super) fn add(&mut self, other: &Self) -> Result<(), Error> {
         for (same, what) in [
             (self.transport == other.transport, "their transport"),
             (self.mode == other.mode, "their mode"),
             (self.size == other.size, "the size of their messages"),
             (self.depth == other.depth, "their depth"),
+            (self.framing == other.framing, "their framing"),
+            (self.upper == other.upper, "the case of their answers"),
             (self.rate.is_some() == other.rate.is_some(), "having a rate or none"),
         ] {
             if !same {
-                return Err(what);
+                return Err(Error::Different(what));
             }
         }
-        self.connections += other.connections;
-        self.threads += other.threads;
         self.length = match (self.length, other.length) {
-            (Length::Messages(ours), Length::Messages(theirs)) => Length::Messages(ours + theirs),
+            (Length::Messages(ours), Length::Messages(theirs)) => {
+                Length::Messages(ours.saturating_add(theirs))
+            }
             (Length::Time(ours), Length::Time(theirs)) => Length::Time(ours.max(theirs)),
-            _ => return Err("having a time or a number of messages"),
+            _ => return Err(Error::Different("having a time or a number of messages")),
         };
-        self.rate = self.rate.zip(other.rate).map(|(ours, theirs)| ours + theirs);
+        let new = other.sources.iter().filter(|source| !self.sources.contains(source));
+        let new: Vec<IpAddr> = new.copied().collect();
+        self.sources.extend(new);
         Ok(())
+    }
+
+    /// The bytes that messages over TCP are made of, and those that have to come back.
+    pub(super) fn alphabets(&self) -> [Alphabet; 2] {
+        match (self.framing, self.upper) {
+            (_, true) => [Alphabet::Letters, Alphabet::Capitals],
+            (Framing::Lines, false) => [Alphabet::Letters; 2],
+            (_, false) => [Alphabet::Bytes; 2],
+        }
     }
 
     /// The part of a thread: its share of the connections, and of a number of messages.
     pub(super) fn share(&self, thread: u32) -> Share {
+        // What does not divide goes to the first threads, one to each.
         let part = |all: u64| {
             let threads = u64::from(self.threads);
             all / threads + u64::from(u64::from(thread) < all % threads)
         };
         let connections = part(self.connections.into()) as u32;
-        let first = (0..thread).map(|before| self.share(before).config.connections).sum();
+        let extra = thread.min(self.connections % self.threads);
+        let first = thread * (self.connections / self.threads) + extra;
         let length = match self.length {
             Length::Messages(count) => Length::Messages(part(count)),
             Length::Time(time) => Length::Time(time),
@@ -206,11 +251,14 @@ impl Config {
     /// The source addresses to use in turn; none leaves the choice to the system.
     pub(super) fn effective_sources(&self) -> Vec<IpAddr> {
         let many = self.mode == Mode::Churn || self.connections > MOST_PER_SOURCE;
-        let local = matches!(self.address.ip(), IpAddr::V4(ip) if ip.is_loopback());
-        if self.sources.is_empty() && many && local {
-            (2..=65).map(|last| IpAddr::from([127, 0, 0, last])).collect()
-        } else {
-            self.sources.clone()
+        if !self.sources.is_empty() || !many {
+            return self.sources.clone();
+        }
+        match self.address.ip() {
+            IpAddr::V4(ip) if ip.is_loopback() => {
+                (2..=65).map(|last| IpAddr::from([127, 0, 0, last])).collect()
+            }
+            _ => socket::sources_towards(self.address),
         }
     }
 }
@@ -225,18 +273,6 @@ pub(super) struct Share {
     pub(super) config: Config,
 }
 
-/// The rule that a configuration breaks, as a sentence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Invalid(&'static str);
-
-impl fmt::Display for Invalid {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0)
-    }
-}
-
-impl std::error::Error for Invalid {}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -247,8 +283,8 @@ mod tests {
 
     #[test]
     fn the_defaults_fit() {
-        assert_eq!(tcp().check(), Ok(()));
-        assert_eq!(Config::new(Transport::Udp, "[::1]:7".parse().unwrap()).check(), Ok(()));
+        tcp().check().unwrap();
+        Config::new(Transport::Udp, "[::1]:7".parse().unwrap()).check().unwrap();
     }
 
     #[test]
@@ -259,6 +295,8 @@ mod tests {
             (Config { connections: 0, ..tcp() }, "connection"),
             (Config { size: 0, ..tcp() }, "byte"),
             (Config { size: usize::MAX, ..tcp() }, "GiB"),
+            (Config { size: (16 << 20) + 1, framing: Framing::Lines, ..tcp() }, "16 MiB"),
+            (Config { framing: Framing::Lines, ..udp.clone() }, "framing"),
             (Config { size: 15, ..udp.clone() }, "16"),
             (Config { size: 65_508, ..udp.clone() }, "65507"),
             (Config { depth: 0, ..tcp() }, "in flight"),
@@ -289,6 +327,8 @@ mod tests {
         assert_eq!(shares.each_ref().map(|share| share.first), [0, 3, 6, 8]);
         let messages = [2, 2, 2, 1].map(Length::Messages);
         assert_eq!(shares.each_ref().map(|share| share.config.length), messages);
+        let many = Config { connections: 1_000, threads: 512, ..tcp() }.share(511);
+        assert_eq!((many.first, many.config.connections), (999, 1));
     }
 
     #[test]
@@ -299,7 +339,5 @@ mod tests {
         let given = vec!["127.0.0.9".parse().unwrap()];
         let config = Config { mode: Mode::Churn, sources: given.clone(), ..tcp() };
         assert_eq!(config.effective_sources(), given);
-        let far = Config::new(Transport::Tcp, "192.0.2.1:7".parse().unwrap());
-        assert!(Config { mode: Mode::Churn, ..far }.effective_sources().is_empty());
     }
 }

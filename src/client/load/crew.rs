@@ -1,16 +1,18 @@
 //! The threads of one run: where they wait for each other, and what they have counted together.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::config::Config;
-use super::counts::Counts;
-use super::report::Interval;
+use super::config::{Config, Mode};
+use super::faults::Errors;
+use super::ports::{Ports, Watch};
+use super::report::{Counts, Interval, Phase, Progress};
+use super::series::Series;
 use crate::client::Cancel;
 
-/// Whoever waits for the others looks this often whether the run was ended.
+/// A thread that waits for the others looks this often whether the run was ended.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// What the threads of a run share.
@@ -22,16 +24,17 @@ pub(super) struct Crew<'a> {
     failed: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
-    /// What each thread has done so far.
-    progress: Box<[Done]>,
 }
 
 /// What a thread has done so far.
-#[derive(Debug, Default)]
-struct Done {
-    opened: AtomicU32,
-    messages: AtomicU64,
-    errors: AtomicU64,
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Done {
+    /// Connections that it has opened.
+    pub(super) opened: u32,
+    /// Messages that came back.
+    pub(super) messages: u64,
+    /// Faults.
+    pub(super) errors: u64,
 }
 
 struct State {
@@ -42,18 +45,23 @@ struct State {
     /// How many meetings there were, and when the last one ended.
     meetings: u64,
     met_at: u64,
+    /// What each thread has done so far.
+    done: Vec<Done>,
     /// Intervals that each thread has counted to their ends.
     ended: Vec<u64>,
     /// Intervals that are over.
-    told: u64,
+    reported: u64,
     /// The counts of those that are not, the next to be over first.
     pending: VecDeque<Counts>,
     /// Of all that are over.
     total: Counts,
+    series: Series,
+    ports: Option<Watch>,
 }
 
 impl<'a> Crew<'a> {
     pub(super) fn new(config: &'a Config, cancel: &'a Cancel, threads: usize) -> Self {
+        let ports = Watch::new(config);
         Self {
             config,
             epoch: Instant::now(),
@@ -64,13 +72,15 @@ impl<'a> Crew<'a> {
                 waiting: 0,
                 meetings: 0,
                 met_at: 0,
+                done: vec![Done::default(); threads],
                 ended: vec![0; threads],
-                told: 0,
+                reported: 0,
                 pending: VecDeque::new(),
-                total: Counts::new(),
+                total: Counts::default(),
+                series: Series::default(),
+                ports,
             }),
             changed: Condvar::new(),
-            progress: (0..threads).map(|_| Done::default()).collect(),
         }
     }
 
@@ -84,7 +94,7 @@ impl<'a> Crew<'a> {
         self.cancel.is_cancelled() || self.failed.load(Ordering::Relaxed)
     }
 
-    /// A thread cannot go on: nobody else does.
+    /// A thread cannot go on: the run ends.
     pub(super) fn fail(&self) {
         self.failed.store(true, Ordering::Relaxed);
     }
@@ -96,7 +106,8 @@ impl<'a> Crew<'a> {
         state.waiting += 1;
         self.end_meeting(&mut state);
         while state.meetings == meeting && !self.is_over() {
-            state = self.wait(state);
+            let waited = self.changed.wait_timeout(state, LOOK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         if state.meetings == meeting {
             return self.now();
@@ -111,7 +122,7 @@ impl<'a> Crew<'a> {
         self.end_meeting(&mut state);
     }
 
-    /// Ends the meeting when everyone is there.
+    /// Ends the meeting when all members are there.
     fn end_meeting(&self, state: &mut State) {
         if state.waiting >= state.members && state.waiting > 0 {
             state.waiting = 0;
@@ -124,71 +135,96 @@ impl<'a> Crew<'a> {
     /// Adds what a thread has counted in its interval `index`, and empties its counts.
     pub(super) fn end_interval(&self, thread: usize, index: u64, counts: &mut Counts, last: bool) {
         let mut state = self.lock();
-        let place = (index - state.told) as usize;
+        let place = (index - state.reported) as usize;
         while state.pending.len() <= place {
-            state.pending.push_back(Counts::new());
+            state.pending.push_back(Counts::default());
         }
         state.pending[place].add(counts);
         state.ended[thread] = if last { u64::MAX } else { index + 1 };
-        (counts.messages, counts.errors, counts.unsent) = (0, 0, 0);
+        (counts.messages, counts.errors, counts.unsent) = (0, Errors::default(), 0);
         counts.times.clear();
     }
 
     /// The next interval that is over for all threads, and all since the beginning. `elapsed` is
     /// how long the measured part has lasted, which ends the last interval.
-    pub(super) fn next_interval(&self, elapsed: Duration) -> Option<(Interval, Interval)> {
+    fn next_interval(&self, elapsed: Duration) -> Option<(Interval, Interval)> {
         let mut state = self.lock();
         let ended = state.ended.iter().copied().min().unwrap_or(u64::MAX);
-        if ended <= state.told {
+        if ended <= state.reported {
             return None;
         }
         let counts = state.pending.pop_front()?;
         state.total.add(&counts);
         let every = self.config.every;
         let at = |index: u64| every.saturating_mul(u32::try_from(index).unwrap_or(u32::MAX));
-        let from = at(state.told);
-        state.told += 1;
-        let to =
-            if state.pending.is_empty() && ended == u64::MAX { elapsed } else { at(state.told) };
+        let from = at(state.reported);
+        state.reported += 1;
+        let to = if state.pending.is_empty() && ended == u64::MAX {
+            elapsed
+        } else {
+            at(state.reported)
+        };
         let size = self.config.size;
         let total = Interval::of(Duration::ZERO, to, &state.total, size);
-        Some((Interval::of(from, to, &counts, size), total))
+        let interval = Interval::of(from, to, &counts, size);
+        state.series.push(interval);
+        Some((interval, total))
     }
 
-    /// All that was counted.
-    pub(super) fn into_total(self) -> Counts {
+    /// All that was counted, and when.
+    pub(super) fn into_total(self) -> (Counts, Vec<Interval>) {
         let state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut total = state.total;
         state.pending.iter().for_each(|counts| total.add(counts));
-        total
+        (total, state.series.points)
     }
 
-    /// Tells what a thread has done so far.
-    pub(super) fn tell(&self, thread: usize, opened: u32, messages: u64, errors: u64) {
-        let done = &self.progress[thread];
-        done.opened.store(opened, Ordering::Relaxed);
-        done.messages.store(messages, Ordering::Relaxed);
-        done.errors.store(errors, Ordering::Relaxed);
+    /// The most local ports that were taken at one time.
+    pub(super) fn ports(&self) -> Option<Ports> {
+        self.lock().ports.as_ref().map(|watch| watch.most)
     }
 
-    /// What all threads have done so far: connections opened, messages, faults.
-    pub(super) fn done(&self) -> (u32, u64, u64) {
-        let all = self.progress.iter();
-        all.fold((0, 0, 0), |(opened, messages, errors), done| {
-            (
-                opened + done.opened.load(Ordering::Relaxed),
-                messages + done.messages.load(Ordering::Relaxed),
-                errors + done.errors.load(Ordering::Relaxed),
-            )
-        })
+    /// Notes what a thread has done so far.
+    pub(super) fn note(&self, thread: usize, done: Done) {
+        self.lock().done[thread] = done;
+    }
+
+    /// Reports the intervals that are over, or else the progress alone.
+    /// `measured` is how long the measured part has lasted, once that is known.
+    pub(super) fn report(
+        &self,
+        listener: &mut dyn FnMut(&Progress),
+        phase: Phase,
+        measured: Duration,
+    ) {
+        let elapsed = Duration::from_nanos(self.now());
+        let mut state = self.lock();
+        let done = || state.done.iter();
+        let mut progress = Progress {
+            phase,
+            elapsed,
+            opened: done().map(|one| one.opened).sum(),
+            messages: done().map(|one| one.messages).sum(),
+            errors: done().map(|one| one.errors).sum(),
+            ports: None,
+            interval: None,
+            so_far: None,
+        };
+        let over = if self.config.mode == Mode::Churn { progress.messages } else { 0 };
+        let open = progress.opened.into();
+        progress.ports = state.ports.as_mut().map(|watch| watch.look(elapsed, open, over));
+        drop(state);
+        while let Some((interval, so_far)) = self.next_interval(measured) {
+            (progress.interval, progress.so_far) = (Some(interval), Some(so_far));
+            listener(&progress);
+        }
+        if progress.interval.is_none() {
+            listener(&progress);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
-        self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0
     }
 }
 
@@ -197,14 +233,14 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::client::target::Transport;
+    use crate::error::Transport;
 
     fn config() -> Config {
         Config::new(Transport::Tcp, "127.0.0.1:7".parse().unwrap())
     }
 
     #[test]
-    fn everyone_leaves_a_meeting_at_the_same_moment() {
+    fn all_leave_a_meeting_at_the_same_moment() {
         let (config, cancel) = (config(), Cancel::default());
         let crew = Crew::new(&config, &cancel, 3);
         let met = thread::scope(|scope| {
@@ -215,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_those_who_left_or_when_the_run_is_over() {
+    fn a_meeting_does_not_wait_for_members_that_left_or_when_the_run_is_over() {
         let (config, cancel) = (config(), Cancel::default());
         let crew = Crew::new(&config, &cancel, 3);
         thread::scope(|scope| {
@@ -233,7 +269,8 @@ mod tests {
         config.every = Duration::from_secs(2);
         let crew = Crew::new(&config, &cancel, 2);
         let counts = |messages| {
-            let mut counts = Counts { messages, errors: 1, ..Counts::new() };
+            let errors = Errors { lost: 1, ..Errors::default() };
+            let mut counts = Counts { messages, errors, ..Counts::default() };
             (0..messages).for_each(|_| counts.times.record(1_000));
             counts
         };
@@ -243,7 +280,7 @@ mod tests {
         assert!(crew.next_interval(elapsed).is_none());
         let mut ours = counts(4);
         crew.end_interval(1, 0, &mut ours, false);
-        assert_eq!((ours.messages, ours.times.count(), ours.errors), (0, 0, 0));
+        assert_eq!((ours.messages, ours.times.count(), ours.errors.total()), (0, 0, 0));
         let (first, total) = crew.next_interval(elapsed).unwrap();
         assert_eq!((first.from, first.to), (Duration::ZERO, Duration::from_secs(2)));
         assert_eq!((first.messages, first.errors, total.messages), (5, 2, 5));
@@ -253,6 +290,6 @@ mod tests {
         assert_eq!((second.from, second.to), (Duration::from_secs(2), elapsed));
         assert_eq!((second.messages, second.rate, total.messages), (10, 10.0, 15));
         assert!(crew.next_interval(elapsed).is_none());
-        assert_eq!(crew.into_total().times.count(), 15);
+        assert_eq!(crew.into_total().0.times.count(), 15);
     }
 }

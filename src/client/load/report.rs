@@ -1,13 +1,15 @@
 //! What came of a run.
 
-use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::Error;
 use super::config::Config;
-use super::counts::Counts;
+use super::cost::{ClientUsage, ServerUsage};
 use super::faults::Errors;
+use super::origin::{self, Origin};
+use super::ports::Ports;
 use crate::client::histogram::Histogram;
 use crate::client::nanoseconds;
 
@@ -17,9 +19,10 @@ use crate::client::nanoseconds;
 pub struct Report {
     /// The version of evecho that made it.
     pub version: String,
-    /// How many runs it adds up: 1, unless it comes from [`Report::merge`].
-    pub runs: u32,
-    /// What was asked for.
+    /// The runs that it adds up: one, unless it comes from [`Report::merge`].
+    pub runs: Vec<Origin>,
+    /// What was asked for, and the source addresses that were used. Of several runs, the connections and
+    /// threads are the most at any one time, and the rate is the mean over `duration`.
     pub config: Config,
     /// Connections (UDP: sockets) that were opened before the load began.
     pub opened: u32,
@@ -30,7 +33,7 @@ pub struct Report {
     /// Messages a second on the connection with the most of them. Churn knows none.
     pub fastest: Option<f64>,
     /// Length of the measured part: when a number of messages was asked for, until the last of
-    /// them came back.
+    /// them came back. Of several runs, the time in which at least one of them went on.
     #[serde(rename = "duration_ns", with = "nanoseconds")]
     pub duration: Duration,
     /// Messages (churn: connections) that came back in the measured part, whole, correct and in
@@ -43,15 +46,55 @@ pub struct Report {
     /// How long the messages took that were begun in the measured part, also those that came back
     /// after its end; in stream mode, and when there was none, nothing.
     pub latency: Option<Latency>,
+    /// Churn: how long the handshake took of each connection that `latency` counts.
+    #[serde(default)]
+    pub connecting: Option<Part>,
+    /// Churn: how long it then took until the whole message was back. What is left of `latency` is the time until
+    /// it was begun, and that until the server's FIN came.
+    #[serde(default)]
+    pub exchange: Option<Part>,
+    /// At a rate: how late messages were sent after they were due, of those that were; `latency` has it, too.
+    #[serde(default)]
+    pub send_delay: Option<Part>,
+    /// At a rate: how often 65,536 messages were out on a connection, which is the most; what was
+    /// due then waited, or was never sent.
+    #[serde(default)]
+    pub bound_met: u64,
+    /// How often a UDP socket was replaced by one with another port, since datagrams in a row were lost and
+    /// nothing came back for a second.
+    #[serde(default)]
+    pub replaced: u64,
+    /// At a rate: how often a message was due and no connection could take it: streams were full, or, in
+    /// churn, all connections open.
+    #[serde(default)]
+    pub blocked: u64,
+    /// Over TCP, the most local ports that were taken at one time, where their number is known.
+    #[serde(default)]
+    pub ports: Option<Ports>,
     /// What was wrong, by kind, from the first connection to the last byte.
     pub errors: Errors,
     /// A sentence about the first fault.
     pub first_error: Option<String>,
+    /// What the client needed itself; nothing in reports of earlier versions.
+    #[serde(default)]
+    pub client: Option<ClientUsage>,
+    /// What the server's process used, where a [`Watch`](super::Watch) was told of the run. Of several runs,
+    /// where one has it.
+    #[serde(default)]
+    pub server: Option<ServerUsage>,
     /// Messages that were due at the asked rate and never sent: the server, or the client, did
     /// not keep up.
     pub unsent: u64,
     /// Whether the run was stopped before its end.
     pub stopped: bool,
+    /// The measured part from its beginning to its end, in up to 240 intervals of
+    /// [`Config::every`], or of as many of these as it takes: the percentiles of such a one are the
+    /// highest among them. None in the sum of several runs.
+    #[serde(default)]
+    pub intervals: Vec<Interval>,
+    /// Why it could not go on until its end, if it could not: a sentence.
+    #[serde(default)]
+    pub ended: Option<String>,
     /// All that `latency` is made of; as JSON, in the V2 format of HdrHistogram, compressed and
     /// in base64.
     #[serde(rename = "histogram")]
@@ -59,42 +102,103 @@ pub struct Report {
 }
 
 impl Report {
-    /// Adds up reports of runs of the same load that went on at the same time, from several
-    /// machines, say: counts, rates and histograms are exact sums, and the latencies are those of
-    /// all messages. The duration is the longest.
+    /// Adds up reports of runs of the same load, from several machines, say: counts and histograms are
+    /// exact sums, and the latencies are those of all messages. The rate is that of all messages over the
+    /// time in which runs went on, so those that did not overlap do not count as if they had. The clocks
+    /// of the machines have to agree.
     ///
     /// # Errors
     ///
-    /// When there is none, or when they differ in transport, mode, size, depth, or in having a
-    /// rate: their sums would mean nothing.
-    pub fn merge(reports: impl IntoIterator<Item = Self>) -> Result<Self, MergeError> {
+    /// When there is none, when they differ in transport, mode, size, depth, or in having a rate: their
+    /// sums would mean nothing. When a run is in two of them.
+    pub fn merge(reports: impl IntoIterator<Item = Self>) -> Result<Self, Error> {
         let mut reports = reports.into_iter();
-        let mut sum = reports.next().ok_or(MergeError(WhyNot::Nothing))?;
+        let mut sum = reports.next().ok_or(Error::Invalid("there is no report to add"))?;
         for other in reports {
-            sum.config.add(&other.config).map_err(|what| MergeError(WhyNot::Differ(what)))?;
-            sum.runs += other.runs;
-            sum.opened += other.opened;
-            sum.starved += other.starved;
+            sum.config.add(&other.config)?;
+            if let Some(twice) = other.runs.iter().find(|run| sum.runs.contains(run)) {
+                return Err(Error::Twice { host: twice.host.clone() });
+            }
+            sum.runs.extend(other.runs);
+            sum.opened = sum.opened.saturating_add(other.opened);
+            sum.starved = sum.starved.saturating_add(other.starved);
             sum.slowest = either(sum.slowest, other.slowest, f64::min);
             sum.fastest = either(sum.fastest, other.fastest, f64::max);
-            sum.duration = sum.duration.max(other.duration);
-            sum.messages += other.messages;
-            sum.bytes += other.bytes;
-            sum.rate += other.rate;
+            sum.messages = sum.messages.saturating_add(other.messages);
+            sum.bytes = sum.bytes.saturating_add(other.bytes);
             sum.errors.add(&other.errors);
             sum.first_error = sum.first_error.or(other.first_error);
-            sum.unsent += other.unsent;
+            sum.unsent = sum.unsent.saturating_add(other.unsent);
+            sum.client = sum.client.zip(other.client).map(|(ours, theirs)| ours.and(&theirs));
+            sum.server = sum.server.xor(other.server);
             sum.stopped |= other.stopped;
+            sum.ended = sum.ended.or(other.ended);
+            sum.connecting = both(sum.connecting, other.connecting, Part::add);
+            sum.exchange = both(sum.exchange, other.exchange, Part::add);
+            sum.ports = both(sum.ports, other.ports, Ports::add);
             sum.times.add(&other.times);
+            sum.intervals.clear();
+            sum.send_delay = both(sum.send_delay, other.send_delay, Part::add);
+            sum.bound_met = sum.bound_met.saturating_add(other.bound_met);
+            sum.replaced = sum.replaced.saturating_add(other.replaced);
+            sum.blocked = sum.blocked.saturating_add(other.blocked);
         }
-        sum.latency = Latency::of(&sum.times, sum.unsent);
+        let runs = &sum.runs;
+        sum.duration = origin::covered(runs);
+        sum.rate = per_second(sum.messages, sum.duration);
+        sum.config.connections = origin::most(runs, |run| run.connections);
+        sum.config.threads = origin::most(runs, |run| run.threads);
+        sum.config.rate = origin::mean_rate(runs).or(sum.config.rate);
+        sum.latency = Latency::of(&sum.times, sum.without_time());
         sum.version = env!("CARGO_PKG_VERSION").to_owned();
         Ok(sum)
     }
 
-    /// Whether something came back, nothing was wrong, and all that was due was sent.
+    /// Messages that were due and never sent, or that had no good reply. In percentiles they count as
+    /// later than all that came back.
+    pub fn without_time(&self) -> u64 {
+        self.unsent.saturating_add(self.errors.without_reply())
+    }
+
+    /// Whether something came back, nothing was wrong, all that was due was sent, and the run could go on until its
+    /// end.
     pub fn is_clean(&self) -> bool {
-        self.messages > 0 && self.errors.total() == 0 && self.unsent == 0
+        self.messages > 0 && self.errors.total() == 0 && self.unsent == 0 && self.ended.is_none()
+    }
+}
+
+/// How long one part of each latency took.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Part {
+    /// Its percentiles.
+    #[serde(flatten)]
+    pub latency: Latency,
+    /// All times, as in [`Report`].
+    #[serde(rename = "histogram")]
+    times: Histogram,
+}
+
+impl Part {
+    /// Nothing when no time was measured.
+    pub(super) fn of(times: Histogram) -> Option<Self> {
+        Latency::of(&times, 0).map(|latency| Self { latency, times })
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.times.add(&other.times);
+        self.latency = Latency::of(&self.times, 0).unwrap_or(self.latency);
+    }
+}
+
+/// The sum of two that may be missing.
+fn both<T>(one: Option<T>, other: Option<T>, add: fn(&mut T, &T)) -> Option<T> {
+    match (one, other) {
+        (Some(mut sum), Some(other)) => {
+            add(&mut sum, &other);
+            Some(sum)
+        }
+        (one, other) => one.or(other),
     }
 }
 
@@ -103,34 +207,11 @@ fn either(one: Option<f64>, other: Option<f64>, pick: fn(f64, f64) -> f64) -> Op
     Some(pick(one?, other?))
 }
 
-/// Why reports cannot be added.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MergeError(WhyNot);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WhyNot {
-    Nothing,
-    Differ(&'static str),
-}
-
-impl fmt::Display for MergeError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            WhyNot::Nothing => write!(f, "there is no report to add"),
-            WhyNot::Differ(what) => write!(
-                f,
-                "the reports are of different loads, which cannot be added: they differ in {what}"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for MergeError {}
-
 /// How long messages took. As JSON, in nanoseconds.
 ///
-/// A message that was due and never sent took longer than all that were measured: where a
-/// percentile falls on one of these, there is no time to tell.
+/// A message that was due and never sent, or that had no good reply (it was lost, unanswered, corrupt or
+/// cut, before the measured part, too), took longer than all that were measured: where a percentile falls
+/// on one of these, there is no time to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Latency {
@@ -158,15 +239,10 @@ pub struct Latency {
 }
 
 impl Latency {
-    /// Of the times that were measured, and messages that were never sent. Nothing when none was
-    /// measured.
-    pub(in crate::client) fn of(times: &Histogram, unsent: u64) -> Option<Self> {
-        let measured = times.count();
-        let percentile = |share: f64| {
-            let rank = ((measured + unsent) as f64 * share).ceil() as u64;
-            (rank <= measured).then(|| times.percentile(rank as f64 / measured as f64))
-        };
-        (measured > 0).then(|| Self {
+    /// Of the times that were measured, and messages that have none. Nothing when none was measured.
+    pub(in crate::client) fn of(times: &Histogram, without_time: u64) -> Option<Self> {
+        let percentile = |share| percentile(times, without_time, share);
+        (times.count() > 0).then(|| Self {
             min: times.min(),
             mean: times.mean(),
             p50: percentile(0.5),
@@ -176,6 +252,14 @@ impl Latency {
             max: percentile(1.0),
         })
     }
+}
+
+/// The time that this share of all messages, 0 to 1, did not exceed; `None` where it falls on one that
+/// has none.
+pub(super) fn percentile(times: &Histogram, without_time: u64, share: f64) -> Option<Duration> {
+    let measured = times.count();
+    let rank = (measured.saturating_add(without_time) as f64 * share).ceil() as u64;
+    (rank <= measured).then(|| times.percentile(rank as f64 / measured as f64))
 }
 
 /// Where a run stands.
@@ -207,15 +291,17 @@ pub struct Progress {
     pub messages: u64,
     /// Faults seen so far.
     pub errors: u64,
+    /// Over TCP, the local ports that the run takes, where their number is known.
+    pub ports: Option<Ports>,
     /// The interval of the measured part that is just over, where this call is about one: each is
-    /// told once, the last one when the run is over.
+    /// reported once, the last one when the run is over.
     pub interval: Option<Interval>,
     /// All intervals so far.
     pub so_far: Option<Interval>,
 }
 
 /// A part of the measured part of a run. What the intervals count adds up to what the report has.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Interval {
     /// When it began, since the measured part began.
@@ -239,6 +325,27 @@ pub struct Interval {
     pub unsent: u64,
 }
 
+/// What was counted in a part of the measured time.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Counts {
+    pub(super) messages: u64,
+    /// How long messages took.
+    pub(super) times: Histogram,
+    /// Faults.
+    pub(super) errors: Errors,
+    /// Messages that were due and never sent.
+    pub(super) unsent: u64,
+}
+
+impl Counts {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.messages += other.messages;
+        self.times.add(&other.times);
+        self.errors.add(&other.errors);
+        self.unsent = self.unsent.saturating_add(other.unsent);
+    }
+}
+
 impl Interval {
     pub(super) fn of(from: Duration, to: Duration, counts: &Counts, size: usize) -> Self {
         let &Counts { messages, ref times, errors, unsent } = counts;
@@ -248,8 +355,8 @@ impl Interval {
             messages,
             bytes: messages * size as u64,
             rate: per_second(messages, to.saturating_sub(from)),
-            latency: Latency::of(times, unsent),
-            errors,
+            latency: Latency::of(times, unsent.saturating_add(errors.without_reply())),
+            errors: errors.total(),
             unsent,
         }
     }
@@ -265,16 +372,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_never_sent_is_later_than_all_that_was_measured() {
-        let mut times = Histogram::new();
+    fn what_has_no_time_is_later_than_all_that_was_measured() {
+        let mut times = Histogram::default();
         (1..=90).for_each(|time| times.record(time));
         let all = Latency::of(&times, 0).unwrap();
         let ns = |time| Some(Duration::from_nanos(time));
         assert_eq!((all.p50, all.p90, all.p99, all.max), (ns(45), ns(81), ns(90), ns(90)));
-        let with_unsent = Latency::of(&times, 10).unwrap();
-        let Latency { p50, p90, p99, max, .. } = with_unsent;
+        let with_missing = Latency::of(&times, 10).unwrap();
+        let Latency { p50, p90, p99, max, .. } = with_missing;
         assert_eq!((p50, p90, p99, max), (ns(50), ns(90), None, None));
-        assert_eq!(Latency::of(&times, u64::MAX / 2).unwrap().p50, None);
-        assert_eq!(Latency::of(&Histogram::new(), 10), None);
+        assert_eq!(Latency::of(&times, u64::MAX).unwrap().p50, None);
+        assert_eq!(Latency::of(&Histogram::default(), 10), None);
     }
 }

@@ -1,14 +1,22 @@
 //! What a worker and its driver share: the clock, what may be sent, what was counted.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::io;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
-use mio::Registry;
+use mio::event::Source;
+use mio::{Interest, Registry, Token};
 
+use super::Error;
 use super::config::{Config, Length, Share};
-use super::counts::Counts;
+use super::cost::{ClientUsage, ThreadUsage};
 use super::faults::Faults;
+use super::report::Counts;
 use super::schedule::Schedule;
+use crate::client::histogram::Histogram;
+use crate::client::{target, tracker};
+use crate::units;
 
 /// What a worker and its driver share: the clock, what may be sent, what was counted.
 pub(super) struct Run<'a> {
@@ -17,11 +25,12 @@ pub(super) struct Run<'a> {
     pub(super) first: u32,
     pub(super) registry: Registry,
     epoch: Instant,
+    /// The configured timeout, in nanoseconds.
+    timeout: u64,
     /// Nanoseconds since the run began, as of the last [`Run::look_at_clock`].
     pub(super) now: u64,
-    /// Connections that finished opening, well or not.
+    /// Connections that were opened, and those of them that are usable.
     pub(super) opened: u32,
-    /// Connections that are usable.
     pub(super) open: u32,
     /// Messages that are out.
     pub(super) out: u64,
@@ -32,17 +41,37 @@ pub(super) struct Run<'a> {
     pub(super) stopped: bool,
     /// When something last moved.
     pub(super) moved: u64,
-    /// Messages that may still be begun, in the closed loop.
-    budget: u64,
-    /// When messages are due, in the open loop.
-    schedule: Option<Schedule>,
+    /// When messages may be begun.
+    pub(super) schedule: Schedule,
     /// Places with room, in the open loop, the one that waits longest first.
-    vacant: VecDeque<u32>,
+    vacant: VecDeque<usize>,
     /// Which places these are.
     is_vacant: Box<[bool]>,
+    /// The place that may begin the next message, in the open loop.
+    turn: Option<usize>,
+    /// Messages that may be out in a place.
+    room: u64,
+    /// How often a place had no more room in the open loop.
+    pub(super) bound_met: u64,
+    /// UDP sockets that were replaced.
+    pub(super) replaced: u64,
+    /// How often a message was due and no place could take it.
+    pub(super) blocked: u64,
     pub(super) window: Window,
+    /// Since when the thread is measured, and what it has then used until the end.
+    thread: Option<ThreadUsage>,
+    pub(super) client: ClientUsage,
+    /// How long it has polled in vain in the measured part, in nanoseconds.
+    pub(super) polled: u64,
     /// Messages that came back in the measured part on each connection.
     pub(super) by_connection: Box<[u64]>,
+    /// Churn: how long connections took until they were there, and then until their message was back.
+    pub(super) connecting: Histogram,
+    pub(super) exchange: Histogram,
+    /// How late messages were sent after they were due, in the open loop.
+    pub(super) send_delay: Histogram,
+    /// Why it cannot go on, if so.
+    pub(super) ended: Option<Error>,
 }
 
 /// The measured part.
@@ -59,6 +88,14 @@ pub(super) struct Window {
     pub(super) counts: Counts,
 }
 
+impl Window {
+    /// The measured part, in nanoseconds of the run: until its end, or until the last message came
+    /// back.
+    pub(super) fn range(&self) -> Range<u64> {
+        self.start..if self.end < u64::MAX { self.end } else { self.last }
+    }
+}
+
 impl<'a> Run<'a> {
     /// A thread's part of a run that began at `epoch`. It may not send yet.
     pub(super) fn new(share: &'a Share, registry: Registry, epoch: Instant) -> Self {
@@ -68,6 +105,7 @@ impl<'a> Run<'a> {
             first: share.first,
             registry,
             epoch,
+            timeout: units::nanoseconds(config.timeout),
             now: 0,
             opened: 0,
             open: 0,
@@ -76,19 +114,30 @@ impl<'a> Run<'a> {
             faults: Faults::default(),
             stopped: false,
             moved: 0,
-            budget: 0,
-            schedule: config.rate.map(|rate| Schedule::new(rate, share.thread, config.threads)),
+            schedule: Schedule::new(config.rate, share.thread, config.threads),
             vacant: VecDeque::new(),
             is_vacant: vec![false; config.connections as usize].into_boxed_slice(),
+            turn: None,
+            room: config.rate.map_or(config.depth.into(), |_| tracker::MOST as u64),
+            bound_met: 0,
+            replaced: 0,
+            blocked: 0,
             window: Window {
                 start: u64::MAX,
                 end: u64::MAX,
                 first_due: 0,
                 last: 0,
                 all_messages: 0,
-                counts: Counts::new(),
+                counts: Counts::default(),
             },
+            thread: None,
+            client: ClientUsage::default(),
+            polled: 0,
             by_connection: vec![0; config.connections as usize].into_boxed_slice(),
+            connecting: Histogram::default(),
+            exchange: Histogram::default(),
+            send_delay: Histogram::default(),
+            ended: None,
         }
     }
 
@@ -98,85 +147,59 @@ impl<'a> Run<'a> {
         self.now
     }
 
-    /// The next message, if one may be begun now: when it was due. It counts as out.
-    pub(super) fn next(&mut self) -> Option<u64> {
-        let due = match &mut self.schedule {
-            Some(schedule) => schedule.take(self.now)?,
-            None => {
-                self.budget = self.budget.checked_sub(1)?;
-                self.now
+    /// When the next message was due, if the place, which has `out` of them, may begin it now.
+    ///
+    /// In the open loop places take turns; one with room that does not have the turn waits for it.
+    pub(super) fn next(&mut self, place: usize, out: u64) -> Option<u64> {
+        let is_open_loop = self.config.rate.is_some();
+        if out >= self.room {
+            self.bound_met += u64::from(is_open_loop);
+            return None;
+        }
+        if is_open_loop && self.turn.take_if(|turn| *turn == place).is_none() {
+            if !std::mem::replace(&mut self.is_vacant[place], true) {
+                self.vacant.push_back(place);
             }
-        };
+            return None;
+        }
+        self.schedule.due(self.now)
+    }
+
+    /// Begins the message of [`Run::next`], which was due at `due`: it is out.
+    pub(super) fn begin(&mut self, due: u64) {
+        self.schedule.take();
+        if self.config.rate.is_some() && due >= self.window.start {
+            self.send_delay.record(self.now - due);
+        }
         if self.out == 0 {
             self.moved = self.now;
         }
         self.out += 1;
-        Some(due)
     }
 
-    /// Gives the last of [`Run::next`] back: it could not be sent.
-    pub(super) fn put_back(&mut self) {
-        self.out -= 1;
-        match &mut self.schedule {
-            Some(schedule) => schedule.put_back(),
-            None => self.budget += 1,
-        }
-    }
-
-    /// The place has room for a message that is not due yet: in the open loop, it will be filled
-    /// when one is.
-    pub(super) fn vacate(&mut self, place: u32) {
-        if self.schedule.is_some() && !std::mem::replace(&mut self.is_vacant[place as usize], true)
-        {
-            self.vacant.push_back(place);
-        }
-    }
-
-    /// The place that has been vacant longest, to be filled.
-    pub(super) fn occupy(&mut self) -> Option<u32> {
-        let place = self.vacant.pop_front()?;
-        self.is_vacant[place as usize] = false;
+    /// The place that has the turn to send a message that is due: the one that waits longest.
+    pub(super) fn occupy(&mut self) -> Option<usize> {
+        let now = self.look_at_clock();
+        self.schedule.due(now)?;
+        let place = self.vacant.pop_front();
+        self.blocked += u64::from(place.is_none());
+        let place = place?;
+        self.is_vacant[place] = false;
+        self.turn = Some(place);
         Some(place)
     }
 
-    /// From `start` on `messages` more may be begun, at the rate where there is one.
-    pub(super) fn allow(&mut self, start: u64, messages: u64) {
-        self.budget = messages;
-        if let Some(schedule) = &mut self.schedule {
-            schedule.begin(start, messages);
-        }
-    }
-
-    /// Nothing more is begun but what is due by now.
-    pub(super) fn close_schedule(&mut self) {
-        self.budget = 0;
-        if let Some(schedule) = &mut self.schedule {
-            schedule.end(self.now);
-        }
+    /// When the next message is due that a place waits for; else `u64::MAX`.
+    pub(super) fn next_due(&self) -> u64 {
+        self.schedule.next().filter(|_| !self.vacant.is_empty()).unwrap_or(u64::MAX)
     }
 
     /// What is due and not sent will not be sent.
     pub(super) fn give_up_backlog(&mut self) {
-        if let Some(schedule) = self.schedule.take_if(|_| self.window.start < u64::MAX) {
-            self.window.counts.unsent += schedule.backlog(self.now);
-        }
-    }
-
-    /// When the next message is due, in the open loop.
-    pub(super) fn next_due(&self) -> Option<u64> {
-        self.schedule.as_ref()?.next()
-    }
-
-    /// Whether a message is due, in the open loop.
-    pub(super) fn has_backlog(&self) -> bool {
-        self.next_due().is_some_and(|at| at <= self.now)
-    }
-
-    /// Whether all messages have been begun.
-    pub(super) fn all_begun(&self) -> bool {
-        match &self.schedule {
-            Some(schedule) => schedule.next().is_none(),
-            None => self.budget == 0,
+        if self.config.rate.is_some() && self.window.start < u64::MAX {
+            let unsent = &mut self.window.counts.unsent;
+            *unsent = unsent.saturating_add(self.schedule.backlog(self.now));
+            self.schedule.begin(self.now, 0);
         }
     }
 
@@ -189,12 +212,41 @@ impl<'a> Run<'a> {
             Length::Messages(_) => start,
             Length::Time(_) => 0,
         };
+        self.polled = 0;
+        self.thread = Some(ThreadUsage::now());
     }
 
-    /// A connection opened, or did not: the next may be opened.
-    pub(super) fn count_opened(&mut self, well: bool) {
+    /// The measured part is over.
+    pub(super) fn close_window(&mut self) {
+        if let Some(begin) = self.thread.take() {
+            self.client = ClientUsage::of_thread(&begin, Duration::from_nanos(self.polled));
+        }
+    }
+
+    /// Registers the socket of a place with the poll.
+    pub(super) fn watch(
+        &self,
+        socket: &mut impl Source,
+        place: usize,
+        interest: Interest,
+    ) -> Result<(), Error> {
+        let watched = self.registry.register(socket, Token(place), interest);
+        watched.map_err(|error| Error::System { what: "watch a socket", error })
+    }
+
+    /// The error of a run that cannot reach its server.
+    pub(super) fn unreachable(&self, error: &io::Error) -> Error {
+        let &Config { address, transport, timeout, connections: asked, .. } = self.config;
+        let error = target::Error::unreachable(address, transport, timeout, error);
+        // Once all are open, as sockets or as places, their number says nothing.
+        let opened = if self.opened < asked { self.opened } else { 0 };
+        Error::Unreachable { error, opened, asked }
+    }
+
+    /// A connection opened.
+    pub(super) fn count_opened(&mut self) {
         self.opened += 1;
-        self.open += u32::from(well);
+        self.open += 1;
         self.moved = self.now;
     }
 
@@ -204,23 +256,34 @@ impl<'a> Run<'a> {
         self.moved = self.now;
     }
 
-    /// A message that was due at `due` came back whole on the connection at `place`, now.
-    pub(super) fn record(&mut self, place: u32, due: u64) {
-        // What was begun before the window may have waited for it to open.
-        if due >= self.window.start {
-            self.window.counts.times.record(self.now - due);
-        }
-        self.count(place, due);
+    /// Whether more than the timeout has passed since `start`.
+    pub(super) fn is_overdue(&self, start: u64) -> bool {
+        self.now.saturating_sub(start) > self.timeout
     }
 
-    /// The same, where how long it took says nothing.
-    pub(super) fn count(&mut self, place: u32, due: u64) {
+    /// How long the parts of a connection took, as long as what was due in the measured part counts.
+    pub(super) fn count_parts(&mut self, due: u64, connecting: u64, exchange: u64) {
+        if due >= self.window.start {
+            self.connecting.record(connecting);
+            self.exchange.record(exchange);
+        }
+    }
+
+    /// A message came back whole on the connection at `place`, now. `due` is when it was due; in a
+    /// stream, how long it took says nothing.
+    pub(super) fn count(&mut self, place: usize, due: Option<u64>) {
         let window = &mut self.window;
         window.all_messages += 1;
-        if due >= window.first_due && (window.start..=window.end).contains(&self.now) {
+        // What was begun before the window may have waited for it to open.
+        if let Some(due) = due.filter(|&due| due >= window.start) {
+            window.counts.times.record(self.now - due);
+        }
+        if due.unwrap_or(self.now) >= window.first_due
+            && (window.start..=window.end).contains(&self.now)
+        {
             window.counts.messages += 1;
             window.last = self.now;
-            self.by_connection[place as usize] += 1;
+            self.by_connection[place] += 1;
         }
     }
 }

@@ -1,15 +1,21 @@
-//! Opens the client's sockets.
+//! The client's sockets: opening them and, over TCP, sending a pattern and checking its echo.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{self, Read, Write};
 
+use mio::net::TcpStream;
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::socket::{setsockopt, sockopt};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Socket;
 
 use super::Error;
 use super::config::{Config, Mode};
-use crate::client::target::{self, Transport};
+use super::faults::Faults;
+use super::frames::Frames;
+use super::run::Run;
+use super::stream::Checker;
+use crate::client::pattern::{self, Alphabet};
+use crate::client::socket;
+use crate::error::Transport;
+use crate::sys::SHORT_READ_EMPTIES;
 
 /// Descriptors that the process needs besides the connections: standard streams, the poll, and
 /// what the caller has open.
@@ -28,59 +34,110 @@ pub(in crate::client) fn check_room(connections: u32) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens sockets to one server, from its source addresses in turn.
+/// A socket that does not block and is connected, or, over TCP, about to be. By its number in the
+/// run, the source addresses take turns; where one has no port left, it is the next one's turn.
+pub(super) fn open(config: &Config, number: u32) -> io::Result<Socket> {
+    let turns = number as usize..number as usize + config.sources.len().max(1);
+    let mut opened = turns.map(|turn| open_from(config, turn)).skip_while(|opened| match opened {
+        Err(error) => socket::lacks_port(error),
+        Ok(_) => false,
+    });
+    opened.next().unwrap_or_else(|| Err(socket::no_port()))
+}
+
+fn open_from(config: &Config, turn: usize) -> io::Result<Socket> {
+    let Config { address, transport, mode, ref sources, .. } = *config;
+    let socket = socket::new(address, transport)?;
+    // Messages go out at once. A connection with a single message has nothing to wait for.
+    if transport == Transport::Tcp && mode != Mode::Churn {
+        socket.set_tcp_nodelay(true)?;
+    }
+    if !sources.is_empty() {
+        let source = sources[turn % sources.len()];
+        socket::send_from(&socket, source)?;
+    }
+    socket::begin(&socket, address)?;
+    Ok(socket)
+}
+
+/// A TCP connection that sends its pattern and checks what comes back.
 #[derive(Debug)]
-pub(super) struct Opener {
-    address: SocketAddr,
-    transport: Transport,
-    /// Messages go out at once. A connection with a single message has nothing to wait for.
-    nodelay: bool,
-    sources: Vec<IpAddr>,
-    turn: usize,
+pub(super) struct Connection {
+    pub(super) socket: TcpStream,
+    /// Its number in the run, which is also that of its pattern.
+    pub(super) number: u32,
+    /// Bytes sent.
+    pub(super) sent: u64,
+    pub(super) checker: Checker,
+    /// What messages are made of.
+    alphabet: Alphabet,
+    frames: Option<Frames>,
 }
 
-impl Opener {
-    pub(super) fn new(config: &Config, first: u32) -> Self {
-        let Config { address, transport, .. } = *config;
-        let nodelay = transport == Transport::Tcp && config.mode != Mode::Churn;
-        Self {
-            address,
-            transport,
-            nodelay,
-            sources: config.effective_sources(),
-            turn: first as usize,
-        }
+impl Connection {
+    pub(super) fn open(config: &Config, number: u32) -> io::Result<Self> {
+        let socket = TcpStream::from_std(open(config, number)?.into());
+        let [alphabet, expected] = config.alphabets();
+        let checker = Checker::new(expected, number, config.size as u64);
+        Ok(Self { socket, number, sent: 0, checker, alphabet, frames: Frames::new(config) })
     }
 
-    /// A socket that does not block and is connected, or, over TCP, about to be.
-    pub(super) fn open(&mut self) -> io::Result<Socket> {
-        let (kind, protocol) = match self.transport {
-            Transport::Tcp => (Type::STREAM, Protocol::TCP),
-            Transport::Udp => (Type::DGRAM, Protocol::UDP),
-        };
-        let domain = Domain::for_address(self.address);
-        let socket = Socket::new(domain, kind.nonblocking(), Some(protocol))?;
-        if self.nodelay {
-            socket.set_tcp_nodelay(true)?;
+    /// Sends the pattern up to `end`, as far as the socket takes it.
+    pub(super) fn send(&mut self, end: u64) -> io::Result<()> {
+        while self.sent < end {
+            let next = match &mut self.frames {
+                None => {
+                    let length = (end - self.sent).min(pattern::WINDOW as u64) as usize;
+                    self.alphabet.slice(self.number, self.sent, length)
+                }
+                Some(frames) => frames.next(self.alphabet, self.number, end),
+            };
+            match self.socket.write(next) {
+                Ok(count) => match &mut self.frames {
+                    None => self.sent += count as u64,
+                    Some(frames) => self.sent = frames.sent(count),
+                },
+                // Not connected yet, or the send buffer is full.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
-        if !self.sources.is_empty() {
-            let source = self.sources[self.turn % self.sources.len()];
-            self.turn += 1;
-            // The port is chosen at connect, when the server's address is known: then only all
-            // four together have to be unique. See ip(7).
-            setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
-            socket.bind(&SocketAddr::new(source, 0).into())?;
-        }
-        match socket.connect(&self.address.into()) {
-            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EINPROGRESS as i32) => {}
-            outcome => outcome?,
-        }
-        Ok(socket)
+        Ok(())
     }
-}
 
-/// The error of a run that cannot reach its server.
-pub(super) fn unreachable(config: &Config, opened: u32, error: &io::Error) -> Error {
-    let error = target::Error::unreachable(config.address, config.transport, config.timeout, error);
-    Error::Unreachable { error, opened, asked: config.connections }
+    fn accept(&mut self, bytes: &[u8], faults: &mut Faults) -> io::Result<()> {
+        let Self { frames, checker, sent, .. } = self;
+        match frames {
+            None => checker.accept(bytes, *sent, faults),
+            Some(frames) => {
+                let framed = frames.framed;
+                frames.accept(bytes, |message| checker.accept(message, framed, faults))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads once and checks what came. Whether there may be more: a short read may have emptied the
+    /// socket ([`SHORT_READ_EMPTIES`]), unless it `is_ending`. The server's FIN is an error, `UnexpectedEof`.
+    pub(super) fn receive(
+        &mut self,
+        run: &mut Run,
+        buffer: &mut [u8],
+        is_ending: bool,
+    ) -> io::Result<bool> {
+        loop {
+            match self.socket.read(buffer) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    run.hear();
+                    self.accept(&buffer[..count], &mut run.faults)?;
+                    return Ok(count == buffer.len() || is_ending || !SHORT_READ_EMPTIES);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }

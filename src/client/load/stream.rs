@@ -4,26 +4,27 @@
 //! All bytes before the *front* are settled. As long as the next bytes are those of the pattern
 //! at the front, checking is one comparison. Bytes that differ are in *doubt*, until enough of
 //! them are there to see where they belong: ahead of the front (what lies between is a *gap*: lost,
-//! unless it still comes, out of order), behind it (a *replay*: duplicated), or nowhere (corrupted).
+//! unless it still comes, out of order), behind it (a *replay*: duplicates), or nowhere (corrupt).
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::faults::Faults;
-use crate::client::pattern;
+use crate::client::pattern::{self, Alphabet};
 
 /// This many bytes stand at one place of the pattern's period only.
 const EVIDENCE: usize = 8;
 
-/// Doubtful bytes are judged when there are so many, or when no more can come.
+/// Doubtful bytes are judged once there are this many, or when no more can come.
 const ENOUGH: usize = 32;
 
-/// A gap that is followed by so many others is taken as lost.
+/// A gap that is followed by this many others is taken as lost.
 const MOST_GAPS: usize = 256;
 
 /// The receiving side of one connection.
 #[derive(Debug)]
 pub(super) struct Checker {
+    alphabet: Alphabet,
     stream: u32,
     size: u64,
     front: u64,
@@ -53,14 +54,15 @@ enum Verdict {
     Skipped(u64),
     /// They were sent before, from this position on.
     Repeated(u64),
-    /// So many of them are wrong, and no more.
+    /// This many of them are wrong, and no more.
     Wrong(usize),
 }
 
 impl Checker {
-    /// For the connection whose pattern is `stream`, in messages of `size` bytes.
-    pub(super) fn new(stream: u32, size: u64) -> Self {
+    /// For the connection to which `stream` of this pattern comes back, in messages of `size` bytes.
+    pub(super) fn new(alphabet: Alphabet, stream: u32, size: u64) -> Self {
         Self {
+            alphabet,
             stream,
             size,
             front: 0,
@@ -95,7 +97,7 @@ impl Checker {
     pub(super) fn accept(&mut self, bytes: &[u8], sent: u64, faults: &mut Faults) {
         let end = self.front + bytes.len() as u64;
         let plain = self.doubt.is_empty() && self.replay.is_none() && end <= sent;
-        if plain && pattern::verify(self.stream, self.front, bytes).is_ok() {
+        if plain && self.alphabet.verify(self.stream, self.front, bytes).is_ok() {
             self.front = end;
             return;
         }
@@ -134,7 +136,7 @@ impl Checker {
             let fit = {
                 let at = self.position();
                 let room = self.doubt.len().min((sent - at) as usize);
-                pattern::matching(self.stream, at, &self.doubt[..room])
+                self.alphabet.matching(self.stream, at, &self.doubt[..room])
             };
             self.advance(fit, faults);
             let at = self.position();
@@ -174,7 +176,7 @@ impl Checker {
             if self.fill(&again) {
                 faults.errors.reordered += messages;
             } else {
-                faults.errors.duplicated += messages;
+                faults.errors.duplicates += messages;
             }
         }
         self.replay = (end < self.front).then_some(Replay { at: end, counted });
@@ -204,14 +206,15 @@ impl Checker {
         if self.doubt.len() < EVIDENCE {
             return self.judge_few(at, sent);
         }
-        let period = pattern::slice(self.stream, at, pattern::PERIOD + EVIDENCE);
+        let period = self.alphabet.slice(self.stream, at, pattern::PERIOD + EVIDENCE);
         let evidence = &self.doubt[..EVIDENCE];
         if let Some(ahead) = memchr::memmem::find(period, evidence) {
             let ahead = ahead as u64;
             let behind = pattern::PERIOD as u64 - ahead;
             let skipped = (self.replay.is_none() && at + ahead < sent).then_some(ahead);
             let repeated = (behind <= at).then_some(at - behind.min(at));
-            let awaited = repeated.is_some_and(|from| self.in_gap(from));
+            let in_gap = |from| self.gaps.iter().any(|gap| gap.contains(&from));
+            let awaited = repeated.is_some_and(in_gap);
             match (skipped, repeated) {
                 (Some(length), None) => return Verdict::Skipped(length),
                 (Some(length), Some(_)) if !awaited && length <= behind => {
@@ -228,7 +231,7 @@ impl Checker {
     /// has to help.
     fn judge_few(&self, at: u64, sent: u64) -> Verdict {
         let count = self.doubt.len() as u64;
-        let is_at = |from| pattern::verify(self.stream, from, &self.doubt).is_ok();
+        let is_at = |from| self.alphabet.verify(self.stream, from, &self.doubt).is_ok();
         if at + count < sent && self.replay.is_none() && is_at(sent - count) {
             Verdict::Skipped(sent - count - at)
         } else if at + count > sent && at >= count && is_at(at - count) {
@@ -251,11 +254,7 @@ impl Checker {
         let from = at + skip as u64;
         let looked_at = &rest[..rest.len().min(EVIDENCE)];
         from + looked_at.len() as u64 <= sent
-            && pattern::verify(self.stream, from, looked_at).is_ok()
-    }
-
-    fn in_gap(&self, position: u64) -> bool {
-        self.gaps.iter().any(|gap| gap.contains(&position))
+            && self.alphabet.verify(self.stream, from, looked_at).is_ok()
     }
 
     fn skip(&mut self, length: u64, faults: &mut Faults) {
@@ -290,13 +289,13 @@ impl Checker {
         let stream = self.stream;
         let wrong = self.front..sent.min(self.front + count as u64);
         if wrong.is_empty() {
-            faults.errors.corrupted += 1;
+            faults.errors.stray += 1;
             faults.note(|| format!("connection {stream}: {count} bytes came that were never sent"));
         } else {
-            if let Err(mismatch) = pattern::verify(stream, wrong.start, &self.doubt[..1]) {
+            if let Err(mismatch) = self.alphabet.verify(stream, wrong.start, &self.doubt[..1]) {
                 faults.note(|| format!("connection {stream}: {mismatch}"));
             }
-            faults.errors.corrupted += self.spoil(&wrong);
+            faults.errors.corrupt += self.spoil(&wrong);
         }
         // Bytes over what was sent go with the wrong ones that they follow.
         self.doubt.drain(..count);
@@ -347,7 +346,7 @@ mod tests {
     /// The faults of an echo of `count` messages that comes in pieces of `step` bytes, and how
     /// many messages are whole.
     fn check(echo: &[u8], count: u64, step: usize) -> (Errors, u64) {
-        let mut checker = Checker::new(STREAM, SIZE);
+        let mut checker = Checker::new(Alphabet::Bytes, STREAM, SIZE);
         let mut faults = Faults::default();
         for piece in echo.chunks(step) {
             checker.accept(piece, count * SIZE, &mut faults);
@@ -394,28 +393,28 @@ mod tests {
     }
 
     #[test]
-    fn a_duplicated_message_is_told() {
+    fn a_message_that_came_twice_is_a_duplicate() {
         let echo: Vec<u8> = [0, 1, 1, 2].into_iter().flat_map(message).collect();
-        check_all(&echo, 3, Errors { duplicated: 1, ..Errors::default() }, 3);
+        check_all(&echo, 3, Errors { duplicates: 1, ..Errors::default() }, 3);
         let echo: Vec<u8> = [0, 1, 1].into_iter().flat_map(message).collect();
-        check_all(&echo, 2, Errors { duplicated: 1, ..Errors::default() }, 2);
+        check_all(&echo, 2, Errors { duplicates: 1, ..Errors::default() }, 2);
         let echo: Vec<u8> = [0, 1, 2, 0, 1, 2, 3].into_iter().flat_map(message).collect();
-        check_all(&echo, 4, Errors { duplicated: 3, ..Errors::default() }, 4);
+        check_all(&echo, 4, Errors { duplicates: 3, ..Errors::default() }, 4);
     }
 
     #[test]
     fn a_byte_that_came_twice_is_a_duplicate() {
         let mut echo: Vec<u8> = (0..2).flat_map(message).collect();
         echo.insert(20, echo[20]);
-        check_all(&echo, 2, Errors { duplicated: 1, ..Errors::default() }, 2);
+        check_all(&echo, 2, Errors { duplicates: 1, ..Errors::default() }, 2);
     }
 
     #[test]
-    fn a_corrupted_message_is_told() {
+    fn a_corrupt_message_is_told() {
         for at in [0, 1, 30, 63] {
             let mut echo: Vec<u8> = (0..3).flat_map(message).collect();
             echo[64 + at] ^= 1;
-            check_all(&echo, 3, Errors { corrupted: 1, ..Errors::default() }, 2);
+            check_all(&echo, 3, Errors { corrupt: 1, ..Errors::default() }, 2);
         }
     }
 
@@ -424,7 +423,7 @@ mod tests {
         let mut echo: Vec<u8> = (0..3).flat_map(message).collect();
         echo[64 + 3] ^= 1;
         echo[64 + 50] ^= 1;
-        check_all(&echo, 3, Errors { corrupted: 1, ..Errors::default() }, 2);
+        check_all(&echo, 3, Errors { corrupt: 1, ..Errors::default() }, 2);
     }
 
     #[test]
@@ -444,22 +443,22 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_someone_else_are_corrupted() {
+    fn bytes_of_another_are_corrupt() {
         let other = pattern::slice(STREAM + 1, 0, SIZE as usize);
-        assert_eq!(check(other, 1, 64), (Errors { corrupted: 1, ..Errors::default() }, 0));
+        assert_eq!(check(other, 1, 64), (Errors { corrupt: 1, ..Errors::default() }, 0));
         let mut echo = b"220 mail.example ESMTP, quite a long greeting\r\n".to_vec();
         echo.extend(message(0));
         let (errors, _) = check(&echo, 1, echo.len());
-        assert!(errors.corrupted > 0, "{errors:?}");
+        assert!(errors.corrupt > 0, "{errors:?}");
     }
 
     #[test]
-    fn bytes_that_nobody_asked_for_are_corrupted() {
-        let mut checker = Checker::new(STREAM, SIZE);
+    fn bytes_that_were_never_sent_are_stray() {
+        let mut checker = Checker::new(Alphabet::Bytes, STREAM, SIZE);
         let mut faults = Faults::default();
         checker.accept(b"hello, I speak first", 0, &mut faults);
         checker.close(0, &mut faults);
-        assert_eq!(faults.errors, Errors { corrupted: 1, ..Errors::default() });
+        assert_eq!(faults.errors, Errors { stray: 1, ..Errors::default() });
     }
 
     proptest! {
@@ -475,7 +474,7 @@ mod tests {
             ),
             count in 0..40_u64,
         ) {
-            let mut checker = Checker::new(STREAM, SIZE);
+            let mut checker = Checker::new(Alphabet::Bytes, STREAM, SIZE);
             let mut faults = Faults::default();
             for piece in &pieces {
                 checker.accept(piece, count * SIZE, &mut faults);

@@ -8,17 +8,28 @@ use mio::{Events, Poll, Token};
 
 use super::Error;
 use super::config::{Length, Share};
-use super::crew::Crew;
+use super::crew::{Crew, Done};
 use super::faults::Errors;
 use super::report::{Phase, Progress};
 use super::run::Run;
 use super::schedule::Timer;
+use crate::busy_poll::{BusyPoll, Wait};
+use crate::units::nanoseconds;
 
-/// The loop looks up at least so often, in nanoseconds.
+/// The loop looks up at least this often, in nanoseconds.
 const TICK: u64 = 10_000_000;
 
-/// The caller hears of the progress so often, in nanoseconds.
+/// The caller hears of the progress this often, in nanoseconds.
 const PROGRESS: u64 = 100_000_000;
+
+/// Messages that are sent before the loop looks what came back.
+const BURST: usize = 64;
+
+/// In the open loop: how long before a message is due the loop wakes up, in nanoseconds, and how
+/// long it polls for a reply before it sleeps. To be woken takes tens of microseconds; latencies
+/// would have them on top.
+const EARLY: u64 = 200_000;
+const REPLY: Duration = Duration::from_millis(2);
 
 /// The open loop's timer; connections have the tokens from 0 on.
 const TIMER: Token = Token(usize::MAX);
@@ -33,9 +44,8 @@ pub(super) trait Driver {
     /// Opens what is to be open before the load begins, or begins to. [`Run::opened`] counts.
     fn open(&mut self, run: &mut Run) -> Result<(), Error>;
 
-    /// Sends messages in the place, as long as it has room and [`Run::next`] has some; then, if
-    /// it still has room, leaves it with [`Run::vacate`].
-    fn fill(&mut self, run: &mut Run, place: u32) -> Result<(), Error>;
+    /// Sends the messages that [`Run::next`] lets the place begin.
+    fn fill(&mut self, run: &mut Run, place: usize) -> Result<(), Error>;
 
     /// Acts on an event of a connection.
     fn ready(&mut self, run: &mut Run, event: &Event) -> Result<(), Error>;
@@ -71,28 +81,20 @@ enum LoopExit {
 /// these bounds.
 const GRACE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 
-/// What a thread has to say when its part is over.
-#[derive(Debug)]
-pub(super) struct Part {
-    pub(super) opened: u32,
-    /// Messages that came back in the measured part on each connection.
-    pub(super) by_connection: Box<[u64]>,
-    /// The measured part, in nanoseconds of the run: its end, or when the last message came back.
-    pub(super) start: u64,
-    pub(super) end: u64,
-    pub(super) errors: Errors,
-    pub(super) first_error: Option<String>,
-    pub(super) stopped: bool,
+/// Whether there is more than the timer.
+fn has_come(events: &Events) -> bool {
+    events.iter().any(|event| event.token() != TIMER)
 }
 
 /// Hears of the progress of all threads.
 pub(super) type Listener<'a> = &'a mut (dyn FnMut(&Progress) + 'a);
 
 /// A thread of a run.
-pub(super) struct Worker<'a> {
+pub(super) struct Worker<'r, 'a> {
     poll: Poll,
-    run: Run<'a>,
+    run: Run<'r>,
     timer: Option<Timer>,
+    busy_poll: BusyPoll,
     phase: Phase,
     crew: &'a Crew<'a>,
     thread: usize,
@@ -100,16 +102,15 @@ pub(super) struct Worker<'a> {
     progress: Option<Listener<'a>>,
     next_progress: u64,
     next_sweep: u64,
-    /// When the interval ends, and which it is.
-    interval_end: u64,
+    /// Which interval goes on.
     interval: u64,
     /// Faults that intervals have counted.
-    counted_errors: u64,
+    counted_errors: Errors,
 }
 
-impl<'a> Worker<'a> {
+impl<'r, 'a> Worker<'r, 'a> {
     pub(super) fn new(
-        share: &'a Share,
+        share: &'r Share,
         crew: &'a Crew<'a>,
         progress: Option<Listener<'a>>,
     ) -> Result<Self, Error> {
@@ -122,68 +123,73 @@ impl<'a> Worker<'a> {
             poll,
             run: Run::new(share, registry, crew.epoch),
             timer,
+            busy_poll: BusyPoll::new(rate.map_or(Duration::ZERO, |_| REPLY)),
             phase: Phase::Opening,
             crew,
             thread: share.thread as usize,
             progress,
             next_progress: 0,
             next_sweep: 0,
-            interval_end: u64::MAX,
             interval: 0,
-            counted_errors: 0,
+            counted_errors: Errors::default(),
         })
     }
 
     /// Opens, warms up, measures and drains.
-    pub(super) fn measure<D: Driver>(mut self, mut driver: D) -> Result<Part, Error> {
+    pub(super) fn measure<D: Driver>(mut self, mut driver: D) -> Result<Run<'r>, Error> {
         let mut end = self.open(&mut driver)?;
         if end == LoopExit::Reached && !self.run.config.warmup.is_zero() {
             self.enter(Phase::WarmUp);
             let start = self.crew.meet();
             self.kick(&mut driver, start, u64::MAX)?;
-            let warm = start + nanoseconds(self.run.config.warmup);
+            let warm = start.saturating_add(nanoseconds(self.run.config.warmup));
             end = self.pump(&mut driver, Some(warm), |_| false)?;
         }
         let is_measured = matches!(end, LoopExit::Reached | LoopExit::Elapsed);
         if is_measured {
-            end = self.measure_window(&mut driver)?;
+            self.measure_window(&mut driver)?;
+            self.run.close_window();
         }
         self.enter(Phase::Draining);
-        if end != LoopExit::Stopped {
-            end = self.drain(&mut driver)?;
-        }
+        let end = self.drain(&mut driver)?;
         self.run.give_up_backlog();
-        self.tell();
+        self.note_progress();
         if is_measured {
             self.crew.meet();
         } else {
             self.crew.leave();
         }
         self.enter(Phase::Over);
-        self.run.stopped = end == LoopExit::Stopped;
-        Ok(self.conclude(driver))
+        if is_measured {
+            // The listener has looked at the server before any connection is closed.
+            self.crew.meet();
+        }
+        Ok(self.conclude(driver, end))
     }
 
     /// Lets every connection echo one message, be silent, and echo one more.
-    pub(super) fn idle<D: Driver>(mut self, mut driver: D) -> Result<Part, Error> {
+    pub(super) fn idle<D: Driver>(mut self, mut driver: D) -> Result<Run<'r>, Error> {
         let mut end = self.open(&mut driver)?;
         self.enter(Phase::Measuring);
         let start = self.crew.meet();
-        self.begin_window(start);
+        self.run.open_window(start);
         if end == LoopExit::Reached {
             end = self.echo_once(&mut driver)?;
         }
         if end == LoopExit::Reached
             && let Length::Time(silence) = self.run.config.length
         {
-            let over = self.run.look_at_clock() + nanoseconds(silence);
+            let over = self.run.look_at_clock().saturating_add(nanoseconds(silence));
             end = self.pump(&mut driver, Some(over), |_| false)?;
         }
         if end == LoopExit::Elapsed {
             end = self.echo_once(&mut driver)?;
         }
-        self.run.stopped = end == LoopExit::Stopped;
-        Ok(self.conclude(driver))
+        self.run.close_window();
+        self.crew.meet();
+        self.enter(Phase::Over);
+        self.crew.meet();
+        Ok(self.conclude(driver, end))
     }
 
     fn open<D: Driver>(&mut self, driver: &mut D) -> Result<LoopExit, Error> {
@@ -191,74 +197,56 @@ impl<'a> Worker<'a> {
         driver.open(&mut self.run)?;
         let end = self.pump(driver, None, |run| run.opened >= asked)?;
         if end == LoopExit::Stalled {
-            let timed_out = io::ErrorKind::TimedOut.into();
-            return Err(super::socket::unreachable(self.run.config, self.run.opened, &timed_out));
+            return Err(self.run.unreachable(&io::ErrorKind::TimedOut.into()));
         }
         Ok(end)
     }
 
     /// Measures for the time, or until the messages have been begun.
-    fn measure_window<D: Driver>(&mut self, driver: &mut D) -> Result<LoopExit, Error> {
+    fn measure_window<D: Driver>(&mut self, driver: &mut D) -> Result<(), Error> {
         // Before the window opens: what the caller does now delays no message that counts.
         self.enter(Phase::Measuring);
         let start = self.crew.meet();
-        self.begin_window(start);
+        self.run.open_window(start);
         let (count, deadline) = match self.run.config.length {
             Length::Messages(count) => (count, None),
-            Length::Time(time) => (u64::MAX, Some(start + nanoseconds(time))),
+            Length::Time(time) => (u64::MAX, Some(start.saturating_add(nanoseconds(time)))),
         };
         self.kick(driver, start, count)?;
-        let end = self.pump(driver, deadline, |run| run.all_begun())?;
+        self.pump(driver, deadline, |run| run.schedule.is_over())?;
         if deadline.is_some() {
             self.run.window.end = self.run.now;
         }
-        Ok(end)
+        Ok(())
     }
 
-    fn begin_window(&mut self, start: u64) {
-        self.run.look_at_clock();
-        self.run.open_window(start);
-        self.interval_end = start;
-        self.set_interval_end();
-    }
-
-    /// The last interval ends with the run.
-    fn set_interval_end(&mut self) {
-        let end = match self.run.config.length {
-            Length::Time(time) => self.run.window.start.saturating_add(nanoseconds(time)),
-            Length::Messages(_) => u64::MAX,
-        };
-        let next = self.interval_end.saturating_add(nanoseconds(self.crew.config.every));
-        self.interval_end = if next < end { next } else { u64::MAX };
-    }
-
-    /// Waits for what is out, and first sends what is due, as far as there is time for it.
+    /// Waits for what is out, and first sends what is due, as far as there is time for it. A run that
+    /// was stopped waits for nothing.
     fn drain<D: Driver>(&mut self, driver: &mut D) -> Result<LoopExit, Error> {
-        self.run.close_schedule();
+        self.run.schedule.end(self.run.now);
         if let Length::Time(time) = self.run.config.length {
             let grace = nanoseconds((time / 10).clamp(GRACE[0], GRACE[1]));
             let until = self.run.now.saturating_add(grace);
-            match self.pump(driver, Some(until), |run| run.all_begun())? {
-                LoopExit::Stopped => return Ok(LoopExit::Stopped),
-                _ => self.run.give_up_backlog(),
-            }
+            self.pump(driver, Some(until), |run| run.schedule.is_over())?;
+            self.run.give_up_backlog();
         }
-        self.pump(driver, None, |run| run.out == 0 && run.all_begun())
+        self.pump(driver, None, |run| run.out == 0 && run.schedule.is_over())
     }
 
     /// Lets every place send one message, and waits for the echoes.
     fn echo_once<D: Driver>(&mut self, driver: &mut D) -> Result<LoopExit, Error> {
         let start = self.run.look_at_clock();
         self.kick(driver, start, u64::MAX)?;
-        self.run.close_schedule();
+        self.run.schedule.end(self.run.now);
         self.pump(driver, None, |run| run.out == 0)
     }
 
-    /// Lets every place begin, with so many messages in all.
+    /// Lets every place begin, with this number of messages in all.
     fn kick<D: Driver>(&mut self, driver: &mut D, start: u64, messages: u64) -> Result<(), Error> {
         self.run.look_at_clock();
-        self.run.allow(start, messages);
-        (0..self.run.config.connections).try_for_each(|place| driver.fill(&mut self.run, place))
+        self.run.schedule.begin(start, messages);
+        (0..self.run.config.connections as usize)
+            .try_for_each(|place| driver.fill(&mut self.run, place))
     }
 
     /// The event loop: until `done`, or one of the other reasons to leave it.
@@ -276,8 +264,9 @@ impl<'a> Worker<'a> {
             if now >= self.next_progress {
                 self.report_progress();
             }
-            if now >= self.interval_end && self.run.window.end == u64::MAX {
-                self.end_interval();
+            self.end_intervals();
+            if self.run.ended.is_some() {
+                self.crew.fail();
             }
             if self.crew.is_over() {
                 return Ok(LoopExit::Stopped);
@@ -296,14 +285,8 @@ impl<'a> Worker<'a> {
                 self.next_sweep = now + TICK;
                 driver.sweep(&mut self.run)?;
             }
-            let wait = deadline.map_or(TICK, |deadline| TICK.min(deadline - now));
-            let timeout = Duration::from_nanos(if more { 0 } else { wait });
-            match self.poll.poll(&mut events, Some(timeout)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                    return Err(Error::System { what: "wait for events", error });
-                }
-                _ => {}
-            }
+            let most = deadline.map_or(TICK, |deadline| TICK.min(deadline - now));
+            self.wait(&mut events, if more { 0 } else { most })?;
             for event in events.iter().filter(|event| event.token() != TIMER) {
                 driver.ready(&mut self.run, event)?;
             }
@@ -318,24 +301,74 @@ impl<'a> Worker<'a> {
             return true;
         }
         let waiting = opening || (run.out > 0 && !D::GIVES_UP);
-        waiting && run.now.saturating_sub(run.moved) > nanoseconds(run.config.timeout)
+        waiting && run.is_overdue(run.moved)
     }
 
-    /// Sends what is due, and sets the timer to what is due next.
+    /// Sends what is due.
     fn follow_schedule<D: Driver>(&mut self, driver: &mut D) -> Result<(), Error> {
-        let Some(timer) = &mut self.timer else { return Ok(()) };
-        let run = &mut self.run;
-        while run.has_backlog()
-            && let Some(place) = run.occupy()
-        {
-            driver.fill(run, place)?;
-        }
-        // What is due and was not sent goes out as soon as a place has room.
-        if let Some(at) = run.next_due().filter(|&at| at > run.now) {
-            let arm = |error| Error::System { what: "set the timer", error };
-            timer.arm(at, run.now).map_err(arm)?;
+        for _ in 0..BURST {
+            let Some(place) = self.run.occupy() else { break };
+            driver.fill(&mut self.run, place)?;
         }
         Ok(())
+    }
+
+    /// Waits for events, for `most` nanoseconds or until a message is due: polls while a reply may
+    /// be near or the message nearly is, and else sleeps.
+    fn wait(&mut self, events: &mut Events, most: u64) -> Result<(), Error> {
+        let due = self.run.next_due();
+        let start = self.run.look_at_clock();
+        let until = start.saturating_add(most).min(due);
+        let window = nanoseconds(self.busy_poll.window());
+        let mut first = true;
+        loop {
+            // What moved last was a reply, or the first message that waits for one.
+            let waited = self.run.now.saturating_sub(self.run.moved);
+            let is_near = self.run.out > 0 && waited < window;
+            let early = if is_near || self.run.out == 0 { EARLY } else { 0 };
+            if self.run.now < until && !is_near && self.run.now + early < due {
+                return self.sleep(events, until - self.run.now, due - early);
+            }
+            let before = self.run.now;
+            self.poll(events, 0)?;
+            self.run.look_at_clock();
+            if has_come(events) {
+                let how = if first { Wait::AtOnce } else { Wait::Win };
+                self.busy_poll.learn(how, Duration::from_nanos(waited));
+                return Ok(());
+            }
+            if most > 0 {
+                self.run.polled += self.run.now - before;
+            }
+            if self.run.now >= until {
+                return Ok(());
+            }
+            first = false;
+        }
+    }
+
+    /// Sleeps until there is an event, for at most `most` nanoseconds, and not beyond `until`.
+    fn sleep(&mut self, events: &mut Events, most: u64, until: u64) -> Result<(), Error> {
+        if let Some(timer) = &mut self.timer {
+            let arm = |error| Error::System { what: "set the timer", error };
+            timer.arm(until, self.run.now).map_err(arm)?;
+        }
+        self.poll(events, most)?;
+        let waited = self.run.look_at_clock().saturating_sub(self.run.moved);
+        if has_come(events) {
+            let how = if self.busy_poll.window().is_zero() { Wait::Slept } else { Wait::Loss };
+            self.busy_poll.learn(how, Duration::from_nanos(waited));
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, events: &mut Events, most: u64) -> Result<(), Error> {
+        match self.poll.poll(events, Some(Duration::from_nanos(most))) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
+                Err(Error::System { what: "wait for events", error })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Enters a phase, of which the listener hears at once.
@@ -345,72 +378,49 @@ impl<'a> Worker<'a> {
         self.report_progress();
     }
 
-    fn tell(&self) {
+    fn note_progress(&self) {
+        let (opened, messages) = (self.run.opened, self.run.window.all_messages);
         let errors = self.run.faults.errors.total();
-        self.crew.tell(self.thread, self.run.opened, self.run.window.all_messages, errors);
+        self.crew.note(self.thread, Done { opened, messages, errors });
     }
 
     fn report_progress(&mut self) {
-        self.tell();
+        self.note_progress();
         self.next_progress = self.run.now + PROGRESS;
-        let Some(listener) = &mut self.progress else { return };
-        let (phase, elapsed) = (self.phase, Duration::from_nanos(self.run.now));
-        report(self.crew, *listener, phase, elapsed, Duration::ZERO);
+        if let Some(listener) = &mut self.progress {
+            self.crew.report(*listener, self.phase, Duration::ZERO);
+        }
     }
 
-    /// An interval is over, or several.
-    fn end_interval(&mut self) {
-        while self.run.now >= self.interval_end {
+    /// When the interval ends that goes on; the last one ends with the run.
+    fn interval_end(&self) -> u64 {
+        let (start, every) = (self.run.window.start, nanoseconds(self.crew.config.every));
+        let end = start.saturating_add(every.saturating_mul(self.interval + 1));
+        match self.run.config.length {
+            Length::Time(time) if end >= start.saturating_add(nanoseconds(time)) => u64::MAX,
+            _ => end,
+        }
+    }
+
+    /// Counts the intervals that are over.
+    fn end_intervals(&mut self) {
+        while self.run.window.end == u64::MAX && self.run.now >= self.interval_end() {
             self.count_interval(false);
             self.interval += 1;
-            self.set_interval_end();
         }
     }
 
     fn count_interval(&mut self, last: bool) {
-        let errors = self.run.faults.errors.total();
+        let errors = self.run.faults.errors;
         let counts = &mut self.run.window.counts;
-        counts.errors = errors - std::mem::replace(&mut self.counted_errors, errors);
+        counts.errors = errors.since(&std::mem::replace(&mut self.counted_errors, errors));
         self.crew.end_interval(self.thread, self.interval, counts, last);
     }
 
-    fn conclude<D: Driver>(mut self, mut driver: D) -> Part {
-        let start = self.run.window.start;
+    fn conclude<D: Driver>(mut self, mut driver: D, end: LoopExit) -> Run<'r> {
+        self.run.stopped = end == LoopExit::Stopped;
         driver.finish(&mut self.run);
         self.count_interval(true);
-        let Run { config, opened, faults, window, by_connection, stopped, .. } = self.run;
-        let end = match config.length {
-            Length::Time(_) if window.end < u64::MAX => window.end,
-            _ => window.last,
-        };
-        let (errors, first_error) = (faults.errors, faults.first);
-        Part { opened, by_connection, start, end, errors, first_error, stopped }
+        self.run
     }
-}
-
-/// Tells the listener of the intervals that are over, or else of the progress alone. `measured` is
-/// how long the measured part has lasted, once that is known.
-pub(super) fn report(
-    crew: &Crew<'_>,
-    listener: &mut dyn FnMut(&Progress),
-    phase: Phase,
-    elapsed: Duration,
-    measured: Duration,
-) {
-    let (opened, messages, errors) = crew.done();
-    let mut progress =
-        Progress { phase, elapsed, opened, messages, errors, interval: None, so_far: None };
-    let mut is_told = false;
-    while let Some((interval, so_far)) = crew.next_interval(measured) {
-        (progress.interval, progress.so_far) = (Some(interval), Some(so_far));
-        listener(&progress);
-        is_told = true;
-    }
-    if !is_told {
-        listener(&progress);
-    }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 4)
 }

@@ -1,11 +1,17 @@
 //! What to ping, and how.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Summary;
-use crate::client::target::{Target, Transport};
+use crate::client::message::Pattern;
+use crate::client::target::Target;
+use crate::error::Transport;
 use crate::protocol::{Framing, MAX_DATAGRAM};
+
+/// A code point has six bits (RFC 2474).
+const HIGHEST_DSCP: u8 = 63;
 
 /// What to ping, and how. Made by [`Config::new`], then changed field by field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,8 +19,12 @@ use crate::protocol::{Framing, MAX_DATAGRAM};
 pub struct Config {
     /// The server.
     pub target: Target,
-    /// What carries the pings. Default: TCP.
+    /// What carries the pings. Default: what the target names, or TCP.
     pub transport: Transport,
+    /// The address of this machine that pings are sent from. Default: what the system chooses.
+    pub source: Option<IpAddr>,
+    /// The code point (DSCP, RFC 2474) that pings leave with, 0 to 63. Default: what the system has.
+    pub dscp: Option<u8>,
     /// Where a ping, and its reply, ends in a TCP stream. Default: nowhere, a reply is as long as its
     /// ping. A datagram is a ping of its own.
     pub framing: Framing,
@@ -42,10 +52,12 @@ pub struct Config {
 
 impl Config {
     /// The defaults for a server.
-    pub fn new(target: Target) -> Self {
+    pub fn new(mut target: Target) -> Self {
         Self {
+            transport: target.take_transport().unwrap_or(Transport::Tcp),
             target,
-            transport: Transport::Tcp,
+            source: None,
+            dscp: None,
             framing: Framing::Raw,
             pattern: Pattern::Ascii,
             upper: false,
@@ -68,6 +80,10 @@ impl Config {
             (Pattern::Binary, _) if self.upper => Err(ConfigError::BinaryUpper),
             (Pattern::Binary, Framing::Lines) if self.transport == Transport::Tcp => {
                 Err(ConfigError::BinaryLines)
+            }
+            _ if self.dscp.is_some_and(|dscp| dscp > HIGHEST_DSCP) => Err(ConfigError::Dscp),
+            _ if self.source.is_some_and(|source| !self.target.may_have(source.is_ipv4())) => {
+                Err(ConfigError::SourceFamily)
             }
             _ => Ok(()),
         }
@@ -108,16 +124,6 @@ impl Size {
     }
 }
 
-/// Of which bytes pings are made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Pattern {
-    /// Lower-case letters and digits: every server of text understands them.
-    #[default]
-    Ascii,
-    /// All byte values: shows who cares about what they are.
-    Binary,
-}
-
 /// A rule that a [`Config`] breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -126,6 +132,10 @@ pub enum ConfigError {
     BinaryLines,
     /// The binary pattern has no upper case.
     BinaryUpper,
+    /// The code point is over 63.
+    Dscp,
+    /// The server has no address of the family of the source address.
+    SourceFamily,
 }
 
 impl fmt::Display for ConfigError {
@@ -135,6 +145,10 @@ impl fmt::Display for ConfigError {
                 "a binary pattern cannot be framed in lines: it has line feeds in it"
             }
             Self::BinaryUpper => "a binary pattern has no upper case: use the ASCII pattern",
+            Self::Dscp => "a code point (DSCP) is a number from 0 to 63",
+            Self::SourceFamily => {
+                "the source address must be of the same family (IPv4 or IPv6) as the server's"
+            }
         })
     }
 }

@@ -1,13 +1,14 @@
 //! What happens while a server is pinged.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
 use serde::Serialize;
 
 use super::Reply;
-use super::link::OpenError;
-use crate::client::target::{self, Transport};
+use crate::client::target;
+use crate::error::Transport;
 
 /// What happens, as it happens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -25,6 +26,8 @@ pub enum Event {
     Connected {
         /// The address that answered.
         address: SocketAddr,
+        /// The client's own: a new connection has another port.
+        local: SocketAddr,
     },
     /// Something came back.
     Reply(Reply),
@@ -43,7 +46,8 @@ pub enum Event {
         /// Its number: the first is 1.
         seq: u64,
     },
-    /// The connection has ended; the next ping connects anew.
+    /// The connection has ended or, like a UDP socket, is given up since pings in a row were lost; the next
+    /// ping resolves the name and connects anew.
     Disconnected {
         /// What failed.
         reason: Reason,
@@ -57,7 +61,7 @@ impl Event {
     pub fn reason(&self) -> Option<Reason> {
         match self {
             Self::Lost { reason, .. } | Self::Disconnected { reason, .. } => Some(*reason),
-            Self::Reply(Reply::Corrupt { .. }) => Some(Reason::Corrupt),
+            Self::Reply(Reply::Corrupt { .. } | Reply::Stray) => Some(Reason::Corrupt),
             Self::Reply(Reply::Cut { .. }) => Some(Reason::Cut),
             _ => None,
         }
@@ -65,11 +69,11 @@ impl Event {
 }
 
 /// Why a ping was not answered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Reason {
-    /// Nothing came back in time, or nobody answered the attempt to connect.
+    /// Nothing came back in time, or the attempt to connect got no answer.
     Timeout,
     /// Nothing listens on that port.
     Refused,
@@ -77,7 +81,7 @@ pub enum Reason {
     Reset,
     /// The server closed the connection.
     Closed,
-    /// There is no way to that address.
+    /// There is no way to that address, or this machine refuses to send there.
     Unreachable,
     /// The name has no address.
     Unresolved,
@@ -87,6 +91,22 @@ pub enum Reason {
     Cut,
     /// The system refused something: the detail says what.
     Failed,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::Reset => "reset",
+            Self::Closed => "closed",
+            Self::Unreachable => "unreachable",
+            Self::Unresolved => "unresolved",
+            Self::Corrupt => "corrupt",
+            Self::Cut => "cut",
+            Self::Failed => "failed",
+        })
+    }
 }
 
 impl From<io::ErrorKind> for Reason {
@@ -104,20 +124,22 @@ impl From<io::ErrorKind> for Reason {
     }
 }
 
-impl From<&OpenError> for Reason {
-    fn from(error: &OpenError) -> Self {
+impl From<&target::Error> for Reason {
+    fn from(error: &target::Error) -> Self {
         match error {
-            OpenError::Target(target::Error::Unknown { .. }) => Self::Unresolved,
-            OpenError::Target(target::Error::Unreachable { tried, .. }) => {
+            target::Error::Unknown { .. } | target::Error::NoThread { .. } => Self::Unresolved,
+            target::Error::Unreachable { tried, .. } => {
                 tried.last().map_or(Self::Failed, |attempt| attempt.kind.into())
             }
-            OpenError::Socket(_) => Self::Failed,
+            target::Error::Stopped(_) => Self::Failed,
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use nix::errno::Errno;
 
@@ -131,9 +153,18 @@ mod tests {
             (Errno::EHOSTUNREACH, Reason::Unreachable),
             (Errno::ENETUNREACH, Reason::Unreachable),
             (Errno::ENETDOWN, Reason::Unreachable),
+            (Errno::EHOSTDOWN, Reason::Unreachable),
+            (Errno::EACCES, Reason::Unreachable),
+            (Errno::EPERM, Reason::Unreachable),
+            (Errno::EINVAL, Reason::Unreachable),
             (Errno::EMFILE, Reason::Failed),
+            (Errno::EADDRNOTAVAIL, Reason::Failed),
         ] {
-            assert_eq!(Reason::from(io::Error::from(errno).kind()), reason, "{errno}");
+            for transport in [Transport::Tcp, Transport::Udp] {
+                let (address, wait) = (([192, 0, 2, 1], 7).into(), Duration::from_secs(1));
+                let error = target::Error::unreachable(address, transport, wait, &errno.into());
+                assert_eq!(Reason::from(&error), reason, "{errno}");
+            }
         }
         assert_eq!(Reason::from(io::ErrorKind::UnexpectedEof), Reason::Closed);
     }

@@ -1,142 +1,96 @@
 //! The socket that pings go through: whole messages in and out, without waiting.
 
-use std::fmt;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{self, Receiver, TryRecvError};
-use std::thread;
+use std::time::{Duration, Instant};
 
+use nix::libc::MSG_NOSIGNAL;
 use nix::poll::PollFlags;
+use socket2::Socket;
 
 use super::Config;
-use crate::client::target::{self, Transport};
-use crate::protocol::{Framing, MAX_DATAGRAM};
-use crate::sys::socket::is_not_now;
+use crate::client::Cancel;
+use crate::client::socket::Origin;
+use crate::client::target::{self, Family};
+use crate::error::Transport;
+use crate::protocol::{FrameError, Framing, MAX_DATAGRAM, Protocol};
+use crate::sys::socket::{drop_errors, is_not_now, report_errors};
 
-/// The longest reply that is understood, in bytes: more than the longest ping. A datagram has no
-/// longer one.
+/// The longest reply that is understood, in bytes: more than the longest ping. A datagram is not
+/// longer.
 const LONGEST_REPLY: usize = MAX_DATAGRAM + 28;
 
-/// The length before a frame, in bytes.
-const PREFIX: usize = 4;
-
-/// Resolves the name and connects, in a thread of its own: neither can be interrupted.
-pub(super) struct Opening {
-    result: Receiver<Result<Link, OpenError>>,
-    /// Readable once there is a result.
-    done: UnixStream,
-}
-
-impl Opening {
-    pub(super) fn start(config: &Config) -> io::Result<Self> {
-        let (done, end) = UnixStream::pair()?;
-        let (sender, result) = mpsc::sync_channel(1);
-        let config = config.clone();
-        thread::Builder::new().spawn(move || {
-            // Nobody waits any more when this fails.
-            let _ = sender.send(Link::open(&config));
-            drop(end);
-        })?;
-        Ok(Self { result, done })
-    }
-
-    /// What to wait for.
-    pub(super) fn watch(&self) -> (BorrowedFd<'_>, PollFlags) {
-        (self.done.as_fd(), PollFlags::POLLIN)
-    }
-
-    /// The link, or why there is none, once it is known.
-    pub(super) fn result(&self) -> Option<Result<Link, OpenError>> {
-        match self.result.try_recv() {
-            Ok(result) => Some(result),
-            Err(TryRecvError::Empty) => None,
-            Err(TryRecvError::Disconnected) => {
-                Some(Err(OpenError::Socket(io::Error::other("the thread that connects is gone"))))
-            }
-        }
-    }
-}
-
-/// Why there is no connection.
-#[derive(Debug)]
-pub(super) enum OpenError {
-    /// The server cannot be reached.
-    Target(target::Error),
-    /// The system refused something that a socket needs.
-    Socket(io::Error),
-}
-
-impl fmt::Display for OpenError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Target(error) => error.fact().fmt(f),
-            Self::Socket(error) => write!(f, "the socket failed: {error}"),
-        }
-    }
-}
-
-enum Socket {
-    Stream(TcpStream),
-    Datagrams(UdpSocket),
-}
+/// How long a connection is kept at least.
+const SHORTEST_STAY: Duration = Duration::from_secs(1);
 
 /// A connection to the server.
 pub(super) struct Link {
+    /// A stream, or datagrams.
     socket: Socket,
-    peer: SocketAddr,
+    transport: Transport,
+    /// The address that is connected to.
+    pub(super) peer: SocketAddr,
+    /// The client's own address.
+    pub(super) local: SocketAddr,
+    opened: Instant,
+    /// When something came back, or else when it was opened.
+    heard: Instant,
     size: usize,
-    framing: Framing,
-    /// What has come and was not taken yet: the first `filled` bytes.
+    protocol: Protocol,
+    /// What is read lands here first.
+    chunk: Box<[u8]>,
+    /// What has come over a stream and was not taken yet.
     inbound: Vec<u8>,
-    filled: usize,
     /// What of a message the kernel has not taken yet.
     outbound: Vec<u8>,
 }
 
 impl Link {
     /// Connects, trying each address of the target.
-    fn open(config: &Config) -> Result<Self, OpenError> {
-        let Config { target, transport, wait, .. } = config;
-        let (socket, peer) = match transport {
-            Transport::Tcp => {
-                let stream = target.connect_tcp(*wait).map_err(OpenError::Target)?;
-                let peer = stream.peer_addr();
-                let ready = stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true));
-                (Socket::Stream(stream), ready.and(peer))
-            }
-            Transport::Udp => {
-                let address = target.choose(*transport, *wait).map_err(OpenError::Target)?;
-                let socket = target::udp_socket(address).map_err(OpenError::Socket)?;
-                let ready = socket.set_nonblocking(true);
-                (Socket::Datagrams(socket), ready.map(|()| address))
-            }
-        };
+    pub(super) fn open(
+        config: &Config,
+        patience: Duration,
+        cancel: &Cancel,
+    ) -> Result<Self, target::Error> {
+        let &Config { ref target, transport, source, dscp, .. } = config;
+        let family = source.map(|source| if source.is_ipv4() { Family::V4 } else { Family::V6 });
+        let target = family.map_or(target.clone(), |family| target.clone().with_family(family));
+        let origin = Origin { source, dscp };
+        let (socket, peer) = target.connect(transport, origin, patience, cancel)?;
+        let framing = if transport == Transport::Tcp { config.framing } else { Framing::Raw };
+        if transport == Transport::Udp {
+            // Without them, some losses are timeouts that could be told to be something else.
+            let _ = report_errors(&socket, peer.is_ipv6());
+        }
+        let local = socket.local_addr().ok().and_then(|address| address.as_socket());
+        let opened = Instant::now();
         Ok(Self {
             socket,
-            peer: peer.map_err(OpenError::Socket)?,
+            transport,
+            peer,
+            local: local.unwrap_or(peer),
+            opened,
+            heard: opened,
             size: config.size.bytes(),
-            framing: config.framing,
-            inbound: vec![0; PREFIX + LONGEST_REPLY],
-            filled: 0,
+            protocol: protocol(framing),
+            chunk: vec![0; LONGEST_REPLY].into(),
+            inbound: Vec::new(),
             outbound: Vec::new(),
         })
-    }
-
-    /// The address that is connected to.
-    pub(super) fn peer(&self) -> SocketAddr {
-        self.peer
     }
 
     /// What to wait for.
     pub(super) fn watch(&self) -> (BorrowedFd<'_>, PollFlags) {
         let mut flags = PollFlags::POLLIN;
         flags.set(PollFlags::POLLOUT, self.blocked());
-        match &self.socket {
-            Socket::Stream(stream) => (stream.as_fd(), flags),
-            Socket::Datagrams(socket) => (socket.as_fd(), flags),
-        }
+        (self.socket.as_fd(), flags)
+    }
+
+    /// Whether it is time to leave a connection through which only losses come: not as long as something
+    /// else may, and not so soon that a lossy path has one socket after the other.
+    pub(super) fn is_deaf(&self, wait: Duration) -> bool {
+        self.opened.elapsed() >= SHORTEST_STAY && self.heard.elapsed() >= wait.min(SHORTEST_STAY)
     }
 
     /// Whether a message is still on its way into the kernel.
@@ -147,26 +101,14 @@ impl Link {
     /// Puts a message on its way. None may be on it still.
     pub(super) fn send(&mut self, message: &[u8]) -> io::Result<()> {
         debug_assert!(!self.blocked(), "one message at a time");
-        let framed = matches!(self.socket, Socket::Stream(_));
-        if framed && self.framing == Framing::LengthPrefixed {
-            let length = u32::try_from(message.len()).expect("a ping is no longer than a datagram");
-            self.outbound.extend_from_slice(&length.to_be_bytes());
-        }
-        self.outbound.extend_from_slice(message);
-        if framed && self.framing == Framing::Lines {
-            self.outbound.push(b'\n');
-        }
+        self.outbound = self.protocol.framing.frame(message);
         self.flush()
     }
 
     /// Writes what the kernel takes.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         while self.blocked() {
-            let written = match &mut self.socket {
-                Socket::Stream(stream) => stream.write(&self.outbound),
-                Socket::Datagrams(socket) => socket.send(&self.outbound),
-            };
-            match written {
+            match self.socket.send_with_flags(&self.outbound, MSG_NOSIGNAL) {
                 Ok(count) => drop(self.outbound.drain(..count)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_not_now(&error) => break,
@@ -183,23 +125,20 @@ impl Link {
     /// sends what no reply can be an `InvalidData`.
     pub(super) fn receive(&mut self) -> io::Result<Option<Vec<u8>>> {
         loop {
-            let read = match &mut self.socket {
-                Socket::Datagrams(socket) => match socket.recv(&mut self.inbound) {
-                    Ok(length) => return Ok(Some(self.inbound[..length].to_vec())),
-                    Err(error) => Err(error),
-                },
-                Socket::Stream(stream) => {
-                    if let Some(message) =
-                        cut(&mut self.inbound, &mut self.filled, self.framing, self.size)?
-                    {
-                        return Ok(Some(message));
-                    }
-                    stream.read(&mut self.inbound[self.filled..])
-                }
-            };
+            if let Some(message) = cut(&mut self.inbound, self.protocol, self.size)? {
+                return Ok(Some(message));
+            }
+            let is_udp = self.transport == Transport::Udp;
+            let read = self.socket.read(&mut self.chunk);
+            match &read {
+                Ok(_) => self.heard = Instant::now(),
+                Err(_) if is_udp => drop_errors(&self.socket),
+                Err(_) => {}
+            }
             match read {
+                Ok(count) if is_udp => return Ok(Some(self.chunk[..count].to_vec())),
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => self.filled += count,
+                Ok(count) => self.inbound.extend_from_slice(&self.chunk[..count]),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_not_now(&error) => return Ok(None),
                 Err(error) => return Err(error),
@@ -209,47 +148,33 @@ impl Link {
 
     /// The start of a reply whose rest has not come, without its length.
     pub(super) fn partial(&self) -> Option<&[u8]> {
-        let start = if self.framing == Framing::LengthPrefixed { PREFIX } else { 0 };
-        (self.filled > 0).then(|| &self.inbound[start.min(self.filled)..self.filled])
+        (!self.inbound.is_empty()).then(|| self.protocol.payload(&self.inbound))
     }
 }
 
-/// Takes the first whole message off the `filled` bytes of `inbound`, if there is one: of `size`
-/// bytes where nothing marks its end.
-fn cut(
-    inbound: &mut [u8],
-    filled: &mut usize,
-    framing: Framing,
-    size: usize,
-) -> io::Result<Option<Vec<u8>>> {
-    let whole = &inbound[..*filled];
-    // Where the message begins and ends, and what is taken with it.
-    let (start, end, taken) = match framing {
-        Framing::Raw => (0, size, size),
-        Framing::Lines => match whole.iter().position(|&byte| byte == b'\n') {
-            Some(end) => (0, end, end + 1),
-            None if whole.len() == inbound.len() => return Err(too_long("a line")),
-            None => return Ok(None),
-        },
-        Framing::LengthPrefixed => {
-            let Some(prefix) = whole.first_chunk::<PREFIX>() else { return Ok(None) };
-            let length = u32::from_be_bytes(*prefix) as usize;
-            if length > LONGEST_REPLY {
-                return Err(too_long(&format!("a frame of {length} bytes")));
-            }
-            (PREFIX, PREFIX + length, PREFIX + length)
-        }
+fn protocol(framing: Framing) -> Protocol {
+    Protocol { framing, max_frame: LONGEST_REPLY as u32, once: false }
+}
+
+/// Takes the first whole message off `inbound`, if there is one: of `size` bytes where nothing marks
+/// its end.
+fn cut(inbound: &mut Vec<u8>, protocol: Protocol, size: usize) -> io::Result<Option<Vec<u8>>> {
+    let end = match protocol.framing {
+        Framing::Raw => (inbound.len() >= size).then_some(size),
+        _ => protocol.frame_end(&[], inbound).map_err(too_long)?,
     };
-    if taken > *filled {
-        return Ok(None);
-    }
-    let message = whole[start..end].to_vec();
-    inbound.copy_within(taken..*filled, 0);
-    *filled -= taken;
+    let Some(end) = end else { return Ok(None) };
+    let mut message = protocol.payload(&inbound[..end]).to_vec();
+    message.pop_if(|_| protocol.framing == Framing::Lines);
+    inbound.drain(..end);
     Ok(Some(message))
 }
 
-fn too_long(what: &str) -> io::Error {
+fn too_long(error: FrameError) -> io::Error {
+    let what = match error {
+        FrameError::TooLong { announced: Some(length) } => format!("a frame of {length} bytes"),
+        _ => "a line".to_owned(),
+    };
     io::Error::new(io::ErrorKind::InvalidData, format!("{what} came back, longer than any ping"))
 }
 
@@ -257,16 +182,6 @@ fn too_long(what: &str) -> io::Error {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    fn framed(framing: Framing, message: &[u8]) -> Vec<u8> {
-        match framing {
-            Framing::Raw => message.to_vec(),
-            Framing::Lines => [message, b"\n"].concat(),
-            Framing::LengthPrefixed => {
-                [&(message.len() as u32).to_be_bytes()[..], message].concat()
-            }
-        }
-    }
 
     proptest! {
         #[test]
@@ -276,32 +191,29 @@ mod tests {
         ) {
             for framing in [Framing::Raw, Framing::Lines, Framing::LengthPrefixed] {
                 let sent: Vec<Vec<u8>> = (0..count).map(|number| vec![b'a' + number; 24]).collect();
-                let wire: Vec<u8> = sent.iter().flat_map(|message| framed(framing, message)).collect();
-                let (mut inbound, mut filled) = (vec![0; PREFIX + LONGEST_REPLY], 0);
-                let (mut came, mut at) = (Vec::new(), 0);
+                let wire: Vec<u8> = sent.iter().flat_map(|message| framing.frame(message)).collect();
+                let (mut inbound, mut came, mut at) = (Vec::new(), Vec::new(), 0);
                 for length in pieces.iter().copied().cycle() {
                     let piece = &wire[at..wire.len().min(at + length)];
                     at += piece.len();
-                    inbound[filled..filled + piece.len()].copy_from_slice(piece);
-                    filled += piece.len();
-                    while let Some(message) = cut(&mut inbound, &mut filled, framing, 24).unwrap() {
+                    inbound.extend_from_slice(piece);
+                    while let Some(message) = cut(&mut inbound, protocol(framing), 24).unwrap() {
                         came.push(message);
                     }
                     if at == wire.len() {
                         break;
                     }
                 }
-                prop_assert_eq!((came, filled), (sent, 0));
+                prop_assert_eq!((came, inbound), (sent, vec![]));
             }
         }
     }
 
     #[test]
     fn no_reply_is_endless() {
-        let mut inbound = vec![b'x'; PREFIX + LONGEST_REPLY];
         for framing in [Framing::Lines, Framing::LengthPrefixed] {
-            let mut filled = inbound.len();
-            let error = cut(&mut inbound, &mut filled, framing, 24).unwrap_err();
+            let mut inbound = vec![b'x'; LONGEST_REPLY];
+            let error = cut(&mut inbound, protocol(framing), 24).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
     }

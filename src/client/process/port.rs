@@ -1,39 +1,21 @@
-//! Free ports, and who listens on one.
+//! Free ports.
 
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use socket2::{Domain, Socket, Type};
 
-use crate::client::target::Transport;
 use crate::random;
 
-/// Whether a loopback address is listened on: a connection is accepted, or a datagram is not
-/// refused. On loopback the refusal is there before send(2) returns.
-pub(in crate::client) fn listens(address: SocketAddr, transport: Transport) -> bool {
-    match transport {
-        Transport::Tcp => TcpStream::connect_timeout(&address, Duration::from_secs(1)).is_ok(),
-        Transport::Udp => {
-            let asked = UdpSocket::bind(SocketAddr::new(address.ip(), 0)).and_then(|socket| {
-                socket.connect(address)?;
-                socket.send(b"?")?;
-                let refused = socket.take_error()?;
-                // An answer is taken, so that it does not meet a port that is closed already.
-                socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-                let _ = socket.recv(&mut [0]);
-                Ok(refused)
-            });
-            matches!(asked, Ok(None))
-        }
-    }
-}
-
-/// A port that is free over TCP and UDP, from below the range that outgoing connections use.
+/// A port that is free over TCP and UDP, from below the range that outgoing connections use. One after
+/// the other from a random one: servers that start at the same time do not get the same.
 pub(super) fn free() -> io::Result<u16> {
     const FIRST: u16 = 10_240;
     const TRIES: u32 = 1_000;
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(random::draw() as u16));
     let last = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
         .ok()
         .and_then(|range| range.split_whitespace().next()?.parse::<u16>().ok())
@@ -41,7 +23,7 @@ pub(super) fn free() -> io::Result<u16> {
         .unwrap_or(32_768);
     let mut error = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..TRIES {
-        let port = FIRST + (random::draw() % u64::from(last - FIRST)) as u16;
+        let port = FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % (last - FIRST);
         let tcp = bind_everywhere(port, Type::STREAM);
         let udp = tcp.and_then(|_| bind_everywhere(port, Type::DGRAM));
         match udp {
@@ -66,24 +48,20 @@ fn bind_everywhere(port: u16, kind: Type) -> io::Result<Socket> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
+    use std::collections::HashSet;
 
     use super::*;
-
-    #[test]
-    fn listening_is_told_from_refusing() {
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(listens(tcp.local_addr().unwrap(), Transport::Tcp));
-        assert!(!listens(tcp.local_addr().unwrap(), Transport::Udp));
-        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        assert!(listens(udp.local_addr().unwrap(), Transport::Udp));
-        assert!(!listens(udp.local_addr().unwrap(), Transport::Tcp));
-    }
 
     #[test]
     fn a_free_port_can_be_bound() {
         let port = free().unwrap();
         assert!(port >= 10_240);
         bind_everywhere(port, Type::STREAM).unwrap();
+    }
+
+    #[test]
+    fn no_port_is_given_to_two_servers_that_start() {
+        let ports: HashSet<u16> = (0..300).map(|_| free().unwrap()).collect();
+        assert_eq!(ports.len(), 300);
     }
 }

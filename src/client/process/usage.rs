@@ -1,5 +1,6 @@
 //! What `/proc` tells of a process.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,19 +9,25 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::time::ClockId;
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::units;
 
 /// What a process, with all its threads and descendants, uses at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     /// CPU time since its start, user and system; of descendants that have ended to 10 ms.
     pub cpu: Duration,
-    /// Resident memory in bytes. Pages that several of its processes share count in each.
+    /// Resident memory (Rss) in bytes. Pages that several of its processes share count in each.
     pub resident: u64,
+    /// The same, but of a page that n processes have, each gets 1/n (Pss, proc_pid_smaps(5)). `None`
+    /// where the kernel does not say: to most, of another user's processes.
+    pub proportional: Option<u64>,
     /// Processes: itself and its descendants.
     pub processes: u64,
     /// Threads of all its processes.
     pub threads: u64,
-    /// Open descriptors of all its processes.
+    /// Open descriptors of all its processes. The kernel shows none of another user's.
     pub descriptors: u64,
     /// How often its living threads gave up the CPU to wait.
     pub voluntary_switches: u64,
@@ -33,13 +40,31 @@ impl Usage {
     ///
     /// # Errors
     ///
-    /// When there is no such process, or it belongs to another user. A descendant that ends
-    /// while it is looked at is left out.
+    /// When there is no such process, it has ended, or it is hidden from this user. A descendant
+    /// that ends while it is looked at is left out.
     pub fn of(pid: u32) -> io::Result<Self> {
+        let stat = Stat::of(pid)?;
+        if stat.has_ended {
+            return Err(Errno::ESRCH.into());
+        }
+        Self::of_tree(pid, &stat)
+    }
+
+    /// The memory of all its processes, without counting a page twice where that can be told.
+    pub fn memory(&self) -> Memory {
+        let (bytes, kind) = match self.proportional {
+            Some(proportional) if self.processes > 1 => (proportional, MemoryKind::Pss),
+            _ => (self.resident, MemoryKind::Rss),
+        };
+        Memory { bytes, kind, processes: self.processes }
+    }
+
+    fn of_tree(pid: u32, stat: &Stat) -> io::Result<Self> {
         let mut total = Self::of_one(pid)?;
-        total.cpu += reaped_cpu(pid)?;
+        total.cpu += stat.reaped_cpu;
         for child in children(pid) {
-            if let Ok(usage) = Self::of(child) {
+            let usage = Stat::of(child).and_then(|stat| Self::of_tree(child, &stat));
+            if let Ok(usage) = usage {
                 total.add(&usage);
             }
         }
@@ -48,11 +73,14 @@ impl Usage {
 
     fn of_one(pid: u32) -> io::Result<Self> {
         let process = PathBuf::from(format!("/proc/{pid}"));
+        let (resident, proportional) = memory(&process)?;
+        let descriptors = fs::read_dir(process.join("fd"));
         let mut usage = Self {
             cpu: cpu(pid)?,
-            resident: resident(&process)?,
+            resident,
+            proportional,
             processes: 1,
-            descriptors: fs::read_dir(process.join("fd"))?.count() as u64,
+            descriptors: descriptors.map_or(0, |open| open.count() as u64),
             ..Self::default()
         };
         for task in tasks(pid)? {
@@ -67,11 +95,50 @@ impl Usage {
     fn add(&mut self, other: &Self) {
         self.cpu += other.cpu;
         self.resident += other.resident;
+        let both = self.proportional.zip(other.proportional);
+        self.proportional = both.map(|(ours, theirs)| ours + theirs);
         self.processes += other.processes;
         self.threads += other.threads;
         self.descriptors += other.descriptors;
         self.voluntary_switches += other.voluntary_switches;
         self.involuntary_switches += other.involuntary_switches;
+    }
+}
+
+/// The memory of the processes of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Memory {
+    /// In bytes.
+    #[serde(rename = "memory_bytes")]
+    pub bytes: u64,
+    /// What was counted.
+    #[serde(rename = "memory_kind")]
+    pub kind: MemoryKind,
+    /// Of how many processes.
+    pub processes: u64,
+}
+
+/// How memory was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryKind {
+    /// Resident pages; one that several processes have counts in each.
+    #[default]
+    Rss,
+    /// Resident pages; of one that n processes have, each gets 1/n: for several processes.
+    Pss,
+}
+
+/// `3.4 MiB`, and of several processes: `20 MiB of 301 processes (Pss)`.
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bytes, kind, processes } = *self;
+        write!(f, "{}", units::size(bytes))?;
+        match processes {
+            0 | 1 => Ok(()),
+            _ => write!(f, " of {processes} processes ({kind:?})"),
+        }
     }
 }
 
@@ -89,24 +156,40 @@ fn not_found(errno: Errno) -> io::Error {
     }
 }
 
-/// The CPU time of children that have ended and were waited for: fields 16 and 17 of
-/// proc_pid_stat(5), in ticks of 10 ms.
-fn reaped_cpu(pid: u32) -> io::Result<Duration> {
-    const TICK: Duration = Duration::from_millis(10);
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name, field 2, may contain blanks; it ends with the last parenthesis.
-    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    let ticks =
-        after_name.split(' ').skip(13).take(2).filter_map(|field| field.parse::<u32>().ok());
-    Ok(TICK * ticks.sum())
+/// What proc_pid_stat(5) tells.
+struct Stat {
+    /// Whether nothing is left of it but its exit status (state Z or X).
+    has_ended: bool,
+    /// The CPU time of children that have ended and were waited for, in ticks of 10 ms.
+    reaped_cpu: Duration,
 }
 
-/// Resident bytes, exact where the kernel can say so: its quick counters may be off by much.
-fn resident(process: &Path) -> io::Result<u64> {
-    fs::read_to_string(process.join("smaps_rollup"))
-        .map(|text| number(&text, "Rss:"))
-        .or_else(|_| fs::read_to_string(process.join("status")).map(|text| number(&text, "VmRSS:")))
-        .map(|kib| kib << 10)
+impl Stat {
+    fn of(pid: u32) -> io::Result<Self> {
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        // The name, field 2, may contain blanks; it ends with the last parenthesis.
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        // Fields 16 and 17: user and system.
+        let ticks =
+            after_name.split(' ').skip(13).take(2).filter_map(|field| field.parse::<u32>().ok());
+        let has_ended = after_name.starts_with(['Z', 'X']);
+        Ok(Self { has_ended, reaped_cpu: TICK * ticks.sum() })
+    }
+}
+
+/// Resident bytes, exact where the kernel can say so (its quick counters may be off by much), and
+/// then also this process's share of the pages that it has with others.
+fn memory(process: &Path) -> io::Result<(u64, Option<u64>)> {
+    let bytes = |text: &str, label| number(text, label) << 10;
+    match fs::read_to_string(process.join("smaps_rollup")) {
+        Ok(text) => Ok((bytes(&text, "Rss:"), Some(bytes(&text, "Pss:")))),
+        // One without memory is about to end. Its status tells whether it is there.
+        Err(error) => fs::read_to_string(process.join("status")).map(|text| {
+            let is_empty = error.raw_os_error() == Some(Errno::ESRCH as i32);
+            (bytes(&text, "VmRSS:"), is_empty.then_some(0))
+        }),
+    }
 }
 
 fn tasks(pid: u32) -> io::Result<Vec<PathBuf>> {
@@ -114,7 +197,8 @@ fn tasks(pid: u32) -> io::Result<Vec<PathBuf>> {
     Ok(tasks.flatten().map(|task| task.path()).collect())
 }
 
-fn children(pid: u32) -> Vec<u32> {
+/// The children of a process, the oldest first.
+pub(super) fn children(pid: u32) -> Vec<u32> {
     let lists = tasks(pid).unwrap_or_default().into_iter();
     let lists = lists.filter_map(|task| fs::read_to_string(task.join("children")).ok());
     lists
@@ -132,8 +216,8 @@ fn number(text: &str, label: &str) -> u64 {
 mod tests {
     use std::thread;
 
-    use super::super::poll_until;
     use super::*;
+    use crate::client::Cancel;
 
     #[test]
     fn usage_counts_threads_descriptors_and_work() {
@@ -144,10 +228,11 @@ mod tests {
         let file = fs::File::open("/proc/self/stat").unwrap();
         assert!(before.threads >= 2 && before.processes >= 1 && before.resident > 1 << 16);
         // Other tests of this process run at the same time: only CPU time cannot shrink.
-        poll_until(Duration::from_secs(20), || {
-            (Usage::of(pid).unwrap().cpu > before.cpu).then_some(())
-        })
-        .expect("looking costs CPU time");
+        let cancel = Cancel::default();
+        cancel
+            .within(Duration::from_secs(20))
+            .find(|| (Usage::of(pid).unwrap().cpu > before.cpu).then_some(()))
+            .expect("looking costs CPU time");
         drop((hold, file));
         let _ = waiting.join().unwrap();
     }

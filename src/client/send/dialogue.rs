@@ -2,77 +2,37 @@
 
 use std::collections::VecDeque;
 
-use crate::protocol::Framing;
+use crate::protocol::framing::{PREFIX, announced};
+use crate::protocol::{Framing, Protocol};
 
 /// The longest message, in bytes: 16 MiB. More can be sent as a stream.
 pub(super) const MAX_MESSAGE: usize = 16 << 20;
 
-/// Bytes on their way from one descriptor to another.
-#[derive(Default)]
-pub(super) struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl From<Vec<u8>> for Buffer {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, start: 0 }
-    }
-}
-
-impl Buffer {
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..]
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.bytes().is_empty()
-    }
-
-    pub(super) fn consume(&mut self, count: usize) {
-        self.start += count;
-        if self.is_empty() {
-            self.clear();
-        }
-    }
-
-    fn clear(&mut self) {
-        self.bytes.clear();
-        self.start = 0;
-    }
-
-    fn push(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-}
-
-/// How the input is cut up.
-enum Shape {
-    /// Not at all: bytes go out as they come in, and come back the same way.
-    Stream,
-    /// Into messages; each waits for the reply to the one before.
-    Messages(Framing),
-}
-
 /// What is still missing of the reply that is awaited.
 enum Missing {
     Bytes(usize),
-    Newlines(usize),
-    /// A length of 4 bytes, big-endian, of which these have come.
+    Lines(usize),
+    /// The length of a frame, of which these bytes have come.
     Length(Vec<u8>),
 }
 
+/// Lines of any length.
+const LINES: Protocol = Protocol { framing: Framing::Lines, max_frame: u32::MAX, once: false };
+
 /// One conversation over a byte stream.
+#[derive(Default)]
 pub(super) struct Dialogue {
-    shape: Shape,
+    /// How the messages are marked, each of which waits for the reply to the one before; `None` for a
+    /// stream, whose bytes go out as they come in.
+    framing: Option<Framing>,
     /// Input that is not a whole line yet.
     line: Vec<u8>,
     queue: VecDeque<Vec<u8>>,
     input_ended: bool,
     /// To the server.
-    pub(super) outbound: Buffer,
+    pub(super) outbound: VecDeque<u8>,
     /// To standard output.
-    pub(super) printed: Buffer,
+    pub(super) printed: VecDeque<u8>,
     missing: Option<Missing>,
     /// Whether the server takes no more, although there is more.
     cut_off: bool,
@@ -85,35 +45,19 @@ pub(super) struct Dialogue {
 impl Dialogue {
     /// A conversation that passes its input on as it comes.
     pub(super) fn stream() -> Self {
-        Self::new(Shape::Stream)
+        Self::default()
     }
 
     /// A conversation whose messages are the lines of its input.
     pub(super) fn lines(framing: Framing) -> Self {
-        Self::new(Shape::Messages(framing))
+        Self { framing: Some(framing), ..Self::default() }
     }
 
     /// A conversation of these messages and no input.
     pub(super) fn messages(framing: Framing, messages: Vec<Vec<u8>>) -> Self {
-        let mut dialogue = Self::lines(framing);
-        dialogue.queue = messages.into();
+        let mut dialogue = Self { queue: messages.into(), ..Self::lines(framing) };
         dialogue.end_input();
         dialogue
-    }
-
-    fn new(shape: Shape) -> Self {
-        Self {
-            shape,
-            line: Vec::new(),
-            queue: VecDeque::new(),
-            input_ended: false,
-            outbound: Buffer::default(),
-            printed: Buffer::default(),
-            missing: None,
-            cut_off: false,
-            sent: 0,
-            received: 0,
-        }
     }
 
     /// Whether more input has a use now. One message is read ahead, so that the end of the input is
@@ -125,8 +69,8 @@ impl Dialogue {
     /// Takes input. `false` when a line is longer than [`MAX_MESSAGE`].
     #[must_use]
     pub(super) fn input(&mut self, bytes: &[u8]) -> bool {
-        if let Shape::Stream = self.shape {
-            self.outbound.push(bytes);
+        if self.framing.is_none() {
+            self.outbound.extend(bytes);
             return true;
         }
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
@@ -151,31 +95,23 @@ impl Dialogue {
 
     /// Puts the next message on its way, unless the reply to the one before is still awaited.
     fn next_message(&mut self) {
-        let Shape::Messages(framing) = self.shape else { return };
+        let Some(framing) = self.framing else { return };
         while self.missing.is_none() {
             let Some(message) = self.queue.pop_front() else { return };
-            self.missing = match framing {
-                Framing::Raw => Some(Missing::Bytes(message.len())),
-                Framing::Lines => {
-                    Some(Missing::Newlines(1 + message.iter().filter(|&&b| b == b'\n').count()))
-                }
-                Framing::LengthPrefixed => Some(Missing::Length(Vec::new())),
-            };
-            if framing == Framing::LengthPrefixed {
-                let length = u32::try_from(message.len()).expect("bounded by MAX_MESSAGE");
-                self.outbound.push(&length.to_be_bytes());
-            }
-            self.outbound.push(&message);
-            if framing == Framing::Lines {
-                self.outbound.push(b"\n");
-            }
+            let frame = framing.frame(&message);
+            self.missing = Some(match framing {
+                Framing::Raw => Missing::Bytes(frame.len()),
+                Framing::Lines => Missing::Lines(frame.iter().filter(|&&b| b == b'\n').count()),
+                Framing::LengthPrefixed => Missing::Length(Vec::new()),
+            });
+            self.outbound.extend(frame);
             self.end_whole_reply();
         }
     }
 
     /// Counts bytes of `outbound` as sent.
     pub(super) fn sent(&mut self, count: usize) {
-        self.outbound.consume(count);
+        self.outbound.drain(..count);
         self.sent += count as u64;
     }
 
@@ -193,7 +129,7 @@ impl Dialogue {
 
     /// Whether nothing in the bytes marks where the last reply ends, only the end of the stream.
     fn ends_with_the_stream(&self) -> bool {
-        matches!(self.shape, Shape::Stream | Shape::Messages(Framing::Raw))
+        matches!(self.framing, None | Some(Framing::Raw))
     }
 
     /// Whether everything is sent and the server has to be told so. A message that a newline or a
@@ -221,28 +157,22 @@ impl Dialogue {
     pub(super) fn receive(&mut self, bytes: &[u8]) {
         self.received += bytes.len() as u64;
         let mut rest = bytes;
-        while let Some(missing) = self.missing.as_mut().filter(|missing| !missing.nothing()) {
-            if rest.is_empty() {
-                break;
-            }
-            let (reply, after) = rest.split_at(missing.take(rest));
-            if !matches!(missing, Missing::Length(_)) {
-                self.printed.push(reply);
-            }
-            rest = after;
-            missing.settle();
+        while !rest.is_empty()
+            && let Some(missing) = self.missing.as_mut().filter(|missing| !missing.nothing())
+        {
+            rest = missing.take(rest, &mut self.printed);
             self.end_whole_reply();
         }
         // A stream, or more than was asked for: shown as it is, and told by the count.
-        self.printed.push(rest);
+        self.printed.extend(rest);
         self.next_message();
     }
 
     /// Says that the server closed the stream. That ends the line on which a raw reply is printed;
     /// what is missing stays missing.
     pub(super) fn end_receive(&mut self) {
-        if self.missing.is_some() && matches!(self.shape, Shape::Messages(Framing::Raw)) {
-            self.printed.push(b"\n");
+        if self.missing.is_some() && self.framing == Some(Framing::Raw) {
+            self.printed.push_back(b'\n');
         }
     }
 
@@ -251,8 +181,8 @@ impl Dialogue {
         // A service may make a raw reply longer: the last one lasts as long as the stream does.
         if self.missing.as_ref().is_some_and(Missing::nothing) && !self.may_half_close() {
             self.missing = None;
-            if !matches!(self.shape, Shape::Messages(Framing::Lines)) {
-                self.printed.push(b"\n");
+            if self.framing != Some(Framing::Lines) {
+                self.printed.push_back(b'\n');
             }
         }
     }
@@ -260,37 +190,34 @@ impl Dialogue {
 
 impl Missing {
     fn nothing(&self) -> bool {
-        matches!(self, Self::Bytes(0) | Self::Newlines(0))
+        matches!(self, Self::Bytes(0) | Self::Lines(0))
     }
 
-    /// Takes what belongs to the reply off the front of these bytes, and says how much that was.
-    fn take(&mut self, bytes: &[u8]) -> usize {
-        match self {
+    /// Prints what belongs to the reply at the front of these bytes, and returns the rest of them.
+    fn take<'a>(&mut self, bytes: &'a [u8], printed: &mut VecDeque<u8>) -> &'a [u8] {
+        let count = match self {
             Self::Bytes(missing) => {
-                let used = bytes.len().min(*missing);
-                *missing -= used;
-                used
+                let count = bytes.len().min(*missing);
+                *missing -= count;
+                count
             }
-            Self::Newlines(missing) => {
-                let end = bytes.iter().position(|&byte| byte == b'\n');
+            Self::Lines(missing) => {
+                let end = LINES.frame_end(&[], bytes).unwrap_or(None);
                 *missing -= usize::from(end.is_some());
-                end.map_or(bytes.len(), |end| end + 1)
+                end.unwrap_or(bytes.len())
             }
-            Self::Length(length) => {
-                let used = bytes.len().min(4 - length.len());
-                length.extend_from_slice(&bytes[..used]);
-                used
+            Self::Length(begun) => {
+                let (more, rest) = bytes.split_at(bytes.len().min(PREFIX - begun.len()));
+                begun.extend_from_slice(more);
+                if let Some(length) = announced(begun, &[]) {
+                    *self = Self::Bytes(length as usize);
+                }
+                return rest;
             }
-        }
-    }
-
-    /// Goes from a whole length to the bytes that it announces.
-    fn settle(&mut self) {
-        if let Self::Length(length) = self
-            && let Ok(length) = <[u8; 4]>::try_from(length.as_slice())
-        {
-            *self = Self::Bytes(u32::from_be_bytes(length) as usize);
-        }
+        };
+        let (reply, rest) = bytes.split_at(count);
+        printed.extend(reply);
+        rest
     }
 }
 
@@ -303,15 +230,13 @@ mod tests {
 
     /// Sends all that the dialogue has to send.
     fn sent(dialogue: &mut Dialogue) -> Vec<u8> {
-        let bytes = dialogue.outbound.bytes().to_vec();
+        let bytes: Vec<u8> = dialogue.outbound.iter().copied().collect();
         dialogue.sent(bytes.len());
         bytes
     }
 
     fn printed(dialogue: &mut Dialogue) -> Vec<u8> {
-        let bytes = dialogue.printed.bytes().to_vec();
-        dialogue.printed.consume(bytes.len());
-        bytes
+        dialogue.printed.drain(..).collect()
     }
 
     fn messages(framing: Framing, messages: &[&[u8]]) -> Dialogue {
@@ -439,8 +364,8 @@ mod tests {
                 input = rest;
                 if piece.is_empty() { dialogue.end_input() } else { assert!(dialogue.input(piece)) }
             }
-            let taken = length().min(dialogue.outbound.bytes().len());
-            wire.extend(dialogue.outbound.bytes()[..taken].iter().copied());
+            let taken = length().min(dialogue.outbound.len());
+            wire.extend(dialogue.outbound.range(..taken));
             dialogue.sent(taken);
             let back: Vec<u8> = wire.drain(..length().min(wire.len())).collect();
             dialogue.receive(&back);

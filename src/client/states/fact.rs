@@ -12,20 +12,23 @@ pub(super) struct View {
 
 /// Something that has to be so.
 #[derive(Clone, Copy)]
-pub(super) struct Fact {
-    place: Place,
-    what: What,
+pub(super) enum Fact {
+    /// Holds where the end cannot be seen, too.
+    End(At, What),
+    /// This number of connections waits to be accepted. It holds where no listener can be seen.
+    Waiting(u32),
 }
 
+/// The end of a connection: that of the client, or the server's. The first client is 1.
 #[derive(Clone, Copy)]
-enum Place {
+pub(super) enum At {
     Client(usize),
     Server(usize),
-    Listener,
 }
 
+/// What an end is or has.
 #[derive(Clone, Copy)]
-enum What {
+pub(super) enum What {
     Is(State),
     Received(u32),
     Sent(u32),
@@ -34,28 +37,21 @@ enum What {
     Accepted,
     NotAccepted,
     ZeroWindow,
-    Waiting(u32),
 }
-
-/// The end of a client; the first is 1.
-#[derive(Clone, Copy)]
-pub(super) struct At(Place);
 
 pub(super) const fn client(number: usize) -> At {
-    At(Place::Client(number))
+    At::Client(number)
 }
 
-/// The server's end of the connection of a client. Facts about it hold where nobody can look.
 pub(super) const fn server(client: usize) -> At {
-    At(Place::Server(client))
+    At::Server(client)
 }
 
-/// So many connections wait to be accepted. It holds where no listener can be seen.
 pub(super) const fn waiting(connections: u32) -> Fact {
-    Fact { place: Place::Listener, what: What::Waiting(connections) }
+    Fact::Waiting(connections)
 }
 
-/// The server has answered a client, and everything is acknowledged. So many bytes of the answer wait to
+/// The server has answered a client, and everything is acknowledged. `unread` bytes of the answer wait to
 /// be read.
 pub(super) const fn answered(number: usize, unread: u32) -> [Fact; 7] {
     let (client, server) = (client(number), server(number));
@@ -71,70 +67,67 @@ pub(super) const fn answered(number: usize, unread: u32) -> [Fact; 7] {
 }
 
 impl At {
-    const fn fact(self, what: What) -> Fact {
-        Fact { place: self.0, what }
+    /// `None` where it cannot be seen.
+    fn end(self, view: &View) -> Option<&End> {
+        match self {
+            Self::Client(number) => Some(&view.connections[number - 1].client),
+            Self::Server(number) => view.connections[number - 1].server.as_ref(),
+        }
     }
 
     pub(super) const fn is(self, state: State) -> Fact {
-        self.fact(What::Is(state))
+        Fact::End(self, What::Is(state))
     }
 
-    /// So many bytes wait to be read.
+    /// `bytes` bytes wait to be read.
     pub(super) const fn received(self, bytes: u32) -> Fact {
-        self.fact(What::Received(bytes))
+        Fact::End(self, What::Received(bytes))
     }
 
-    /// So many bytes are not acknowledged.
+    /// `bytes` bytes are not acknowledged.
     pub(super) const fn sent(self, bytes: u32) -> Fact {
-        self.fact(What::Sent(bytes))
+        Fact::End(self, What::Sent(bytes))
     }
 
     pub(super) const fn received_some(self) -> Fact {
-        self.fact(What::ReceivedSome)
+        Fact::End(self, What::ReceivedSome)
     }
 
     pub(super) const fn sent_some(self) -> Fact {
-        self.fact(What::SentSome)
+        Fact::End(self, What::SentSome)
     }
 
     pub(super) const fn accepted(self) -> Fact {
-        self.fact(What::Accepted)
+        Fact::End(self, What::Accepted)
     }
 
     pub(super) const fn not_accepted(self) -> Fact {
-        self.fact(What::NotAccepted)
+        Fact::End(self, What::NotAccepted)
     }
 
     pub(super) const fn zero_window(self) -> Fact {
-        self.fact(What::ZeroWindow)
+        Fact::End(self, What::ZeroWindow)
     }
 }
 
 impl Fact {
     pub(super) fn holds(&self, view: &View) -> bool {
-        let end = match self.place {
-            Place::Client(number) => Some(&view.connections[number - 1].client),
-            Place::Server(number) => view.connections[number - 1].server.as_ref(),
-            Place::Listener => {
-                let What::Waiting(count) = self.what else { return true };
-                return view.listener.as_ref().is_none_or(|listener| listener.waiting == count);
+        match self {
+            Self::End(at, what) => at.end(view).is_none_or(|end| what.holds(end)),
+            Self::Waiting(count) => {
+                view.listener.as_ref().is_none_or(|listener| listener.waiting == *count)
             }
-        };
-        end.is_none_or(|end| self.what.holds(end))
+        }
     }
 
     /// What is there instead.
     pub(super) fn seen(&self, view: &View) -> String {
-        match self.place {
-            Place::Client(number) => self.what.instead(&view.connections[number - 1].client),
-            Place::Server(number) => match &view.connections[number - 1].server {
-                Some(end) => self.what.instead(end),
-                None => "it cannot be seen".to_owned(),
-            },
-            Place::Listener => match &view.listener {
-                Some(listener) => format!("{} wait", listener.waiting),
-                None => "nothing listens".to_owned(),
-            },
+        match (self, &view.listener) {
+            (Self::End(at, what), _) => {
+                at.end(view).map_or("it cannot be seen".to_owned(), |end| what.instead(end))
+            }
+            (Self::Waiting(_), Some(listener)) => format!("{} wait", listener.waiting),
+            (Self::Waiting(_), None) => "nothing listens".to_owned(),
         }
     }
 }
@@ -150,7 +143,6 @@ impl What {
             Self::Accepted => !end.waits_to_be_accepted(),
             Self::NotAccepted => end.waits_to_be_accepted(),
             Self::ZeroWindow => end.zero_window,
-            Self::Waiting(_) => true,
         }
     }
 
@@ -169,21 +161,29 @@ impl What {
 
 impl fmt::Display for Fact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.place {
-            Place::Client(number) => write!(f, "the end of client {number} ")?,
-            Place::Server(number) => write!(f, "the server's end for client {number} ")?,
-            Place::Listener => f.write_str("the listener ")?,
+        match self {
+            Self::End(At::Client(number), what) => write!(f, "the end of client {number} {what}"),
+            Self::End(At::Server(number), what) => {
+                write!(f, "the server's end for client {number} {what}")
+            }
+            Self::Waiting(count) => {
+                write!(f, "the listener has {count} connections that wait to be accepted")
+            }
         }
-        match self.what {
-            What::Is(state) => write!(f, "is {state}"),
-            What::Received(bytes) => write!(f, "has {bytes} bytes in its receive queue"),
-            What::Sent(bytes) => write!(f, "has {bytes} bytes in its send queue"),
-            What::ReceivedSome => f.write_str("has bytes in its receive queue"),
-            What::SentSome => f.write_str("has bytes in its send queue"),
-            What::Accepted => f.write_str("is accepted"),
-            What::NotAccepted => f.write_str("is connected and not accepted"),
-            What::ZeroWindow => f.write_str("waits for a window that is zero"),
-            What::Waiting(count) => write!(f, "has {count} connections that wait to be accepted"),
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Is(state) => write!(f, "is {state}"),
+            Self::Received(bytes) => write!(f, "has {bytes} bytes in its receive queue"),
+            Self::Sent(bytes) => write!(f, "has {bytes} bytes in its send queue"),
+            Self::ReceivedSome => f.write_str("has bytes in its receive queue"),
+            Self::SentSome => f.write_str("has bytes in its send queue"),
+            Self::Accepted => f.write_str("is accepted"),
+            Self::NotAccepted => f.write_str("is connected and not accepted"),
+            Self::ZeroWindow => f.write_str("waits for a window that is zero"),
         }
     }
 }

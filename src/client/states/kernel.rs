@@ -24,7 +24,7 @@ const ROOM: usize = 32 << 10;
 const ANY: [u8; 8] = [0xff; 8];
 
 /// The kernel's sockets of this network namespace.
-pub(super) struct Kernel {
+pub(in crate::client) struct Kernel {
     socket: Socket,
     asked: Cell<u32>,
 }
@@ -33,7 +33,7 @@ impl Kernel {
     /// # Errors
     ///
     /// When the kernel may not be asked here, or does not answer that.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(in crate::client) fn open() -> io::Result<Self> {
         let socket = Socket::new(NETLINK_SOCK_DIAG)?;
         let kernel = Self { socket, asked: Cell::new(0) };
         // A kernel without sock_diag for TCP says so here: later, "not found" means no such end.
@@ -85,6 +85,28 @@ impl Kernel {
             }
         }
         Ok(found)
+    }
+
+    /// How many TCP sockets of this side are connected to `server`, or were in the last minute (TIME_WAIT): each
+    /// has a local port.
+    pub(in crate::client) fn ports_taken(&self, server: SocketAddr) -> io::Result<u64> {
+        let any = match server {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        let id = SocketId {
+            source_port: 0,
+            destination_port: server.port(),
+            source_address: any,
+            destination_address: any,
+            interface_id: 0,
+            cookie: ANY,
+        };
+        let answers = self.ask(NLM_F_REQUEST | NLM_F_DUMP, StateFlags::all(), id)?;
+        let to_server = answers.iter().filter(|answer| {
+            answer.socket_id.destination_address.to_canonical() == server.ip().to_canonical()
+        });
+        Ok(to_server.count() as u64)
     }
 
     fn ask(

@@ -19,57 +19,41 @@
 //! it saw. What a server is not made for is not shown, with the reason.
 
 mod fact;
+mod figure;
 mod kernel;
+mod namespace;
+mod nature;
 mod report;
 mod scenarios;
 mod stage;
+mod wire;
 
-use std::cell::RefCell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::ffi::OsString;
-use std::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use super::Cancel;
-use super::process::{CommandError, ServerCommand, Start, StartError};
-use super::target::{self, LONGEST_WAIT, Target, Transport};
+use super::harness::Stop;
+use super::process::Start;
+use super::target::{LONGEST_WAIT, Target};
 use crate::config::Design;
+use crate::error::Transport;
 use crate::protocol::Framing;
 
-use self::kernel::Kernel;
+pub(super) use self::kernel::Kernel;
+use self::nature::Nature;
 use self::stage::{Book, Stage};
+use self::wire::Wire;
 
+pub use super::harness::{Error, Outcome, Subject};
+
+pub use self::namespace::enter_own_network;
 pub use self::report::{
-    Connection, End, Listener, Outcome, Report, ScenarioReport, Segment, Side, State, Step,
+    Connection, End, Header, Listener, Remark, Report, ScenarioReport, Segment, Side, State, Step,
 };
 pub use self::scenarios::SCENARIOS;
-
-/// The server that scenarios are played against.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Subject {
-    /// One that runs. When it is on another machine, only our own end is seen.
-    Address(Target),
-    /// One that is started, on loopback, for each scenario.
-    Command(ServerCommand),
-    /// An evecho, which is started for each scenario in the way that it needs.
-    Own(Own),
-}
-
-/// The command of an evecho on loopback that is as a scenario needs it.
-#[derive(Clone)]
-pub struct Own(pub Arc<OwnCommand>);
-
-type OwnCommand = dyn Fn(&Needs) -> Result<ServerCommand, CommandError> + Send + Sync;
-
-impl fmt::Debug for Own {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Own")
-    }
-}
 
 /// What a scenario needs of a server.
 #[derive(Clone, Debug, Default)]
@@ -91,58 +75,51 @@ pub struct Needs {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
-    /// The server.
+    /// The server. When one that runs is on another machine, only our own end is seen.
     pub subject: Subject,
+    /// The arguments after which the command is a server as a scenario needs it. `None` when the command
+    /// has none: what it is not made for is not shown.
+    pub arguments: Option<fn(&Needs) -> Vec<String>>,
     /// The scenarios, in their order; all when empty.
     pub scenarios: Vec<&'static Scenario>,
-    /// The only design of [`Subject::Own`]. When `None`, the event loop, but for scenarios that
+    /// The only design to show with `arguments`. When `None`, the event loop, but for scenarios that
     /// are about another one.
     pub design: Option<Design>,
     /// The framing that the echo is shown with. What is not about messages needs [`Framing::Raw`].
     pub framing: Framing,
-    /// How long a state may take to come; over a day counts as a day.
+    /// How long a state may take to come; over a day counts as a day. Default: 10 s.
     pub timeout: Duration,
+    /// Whether the segments are seen on the wire, for which [`sees_segments`] tells whether that is possible.
+    /// Otherwise those that make such a change of states are shown. Default: false.
+    pub segments: bool,
     /// See [`Start::supervisor`].
     pub supervisor: Vec<OsString>,
 }
 
 impl Config {
-    /// The default patience with a state.
-    pub const TIMEOUT: Duration = Duration::from_secs(10);
-
     /// Shows every scenario with `subject`.
     pub fn new(subject: Subject) -> Self {
         Self {
             subject,
+            arguments: None,
             scenarios: Vec::new(),
             design: None,
             framing: Framing::Raw,
-            timeout: Self::TIMEOUT,
+            timeout: Duration::from_secs(10),
+            segments: false,
             supervisor: Vec::new(),
         }
     }
 }
 
 /// A lesson about the states of a connection.
+#[derive(Debug)]
 pub struct Scenario {
     /// Its name, which does not change from version to version.
     pub name: &'static str,
     /// What it shows.
     pub about: &'static str,
     play: fn(&Context<'_>) -> Result<(), Stop>,
-}
-
-impl Scenario {
-    /// The scenario with this name.
-    pub fn named(name: &str) -> Option<&'static Self> {
-        SCENARIOS.iter().find(|scenario| scenario.name == name)
-    }
-}
-
-impl fmt::Debug for Scenario {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Scenario").field(&self.name).finish()
-    }
 }
 
 /// What a run has come to.
@@ -155,76 +132,6 @@ pub enum Progress<'a> {
     Step(&'a Step),
     /// A scenario has ended.
     Ended(&'a ScenarioReport),
-}
-
-/// Why a run could not begin, or could not go on: one sentence.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Error {
-    /// The name does not resolve, or nobody listens there.
-    Target(target::Error),
-    /// The server cannot be started.
-    Start(StartError),
-    /// There is no such command of our own.
-    Command(CommandError),
-    /// The kernel does not tell its sockets.
-    Kernel(io::Error),
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Target(error) => error.fmt(f),
-            Self::Start(error) => error.fmt(f),
-            Self::Command(error) => error.fmt(f),
-            Self::Kernel(error) => write!(
-                f,
-                "the kernel does not show its sockets (sock_diag: {error}); a sandbox may forbid it"
-            ),
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Target(error) => error.source(),
-            Self::Start(error) => error.source(),
-            Self::Command(_) | Self::Kernel(_) => None,
-        }
-    }
-}
-
-/// Why a scenario ended early.
-#[derive(Debug)]
-enum Stop {
-    Failed {
-        expected: String,
-        seen: String,
-    },
-    NotShown {
-        reason: String,
-    },
-    /// Nor will any other be shown.
-    Fatal(Error),
-}
-
-impl Stop {
-    fn failed(expected: impl Into<String>, seen: impl Into<String>) -> Self {
-        Self::Failed { expected: expected.into(), seen: seen.into() }
-    }
-
-    fn not_shown(reason: impl Into<String>) -> Self {
-        Self::NotShown { reason: reason.into() }
-    }
-
-    fn stopped() -> Self {
-        Self::not_shown("the run was stopped")
-    }
-
-    fn kernel(error: io::Error) -> Self {
-        Self::Fatal(Error::Kernel(error))
-    }
 }
 
 /// Plays the scenarios that `config` asks for, and calls `observe` as it goes on. After `cancel` nothing
@@ -244,40 +151,46 @@ pub fn run(
         kernel: Kernel::open().map_err(Error::Kernel)?,
         cancel,
         timeout,
+        segments: config.segments,
         steps: RefCell::default(),
         observe: RefCell::new(&mut observe),
     };
     let reached = match &config.subject {
         Subject::Address(target) => Some(reach(target, &book)?),
-        Subject::Command(_) | Subject::Own(_) => None,
+        Subject::Command(_) => None,
     };
-    let context = Context { config, book: &book, reached };
-    let all = || SCENARIOS.iter().collect();
-    let chosen: Vec<_> =
-        Some(config.scenarios.clone()).filter(|list| !list.is_empty()).unwrap_or_else(all);
-    let mut reports = Vec::new();
-    for scenario in chosen {
-        reports.push(context.play(scenario)?);
-    }
+    let context =
+        Context { config, book: &book, reached, nature: OnceCell::new(), ended: Cell::new(false) };
+    let chosen = match &config.scenarios[..] {
+        [] => SCENARIOS.iter().collect(),
+        chosen => chosen.to_vec(),
+    };
+    let reports = chosen.into_iter().map(|scenario| context.play(scenario));
+    let reports = reports.collect::<Result<_, _>>()?;
     Ok(Report::of(reports, cancel.is_cancelled()))
+}
+
+/// Whether this process can see segments on the wire: it takes CAP_NET_RAW (packet(7)).
+///
+/// # Errors
+///
+/// Why not.
+pub fn sees_segments() -> io::Result<()> {
+    Wire::open((Ipv4Addr::LOCALHOST, 0).into()).map(drop)
 }
 
 /// The address to use, and whether the server's end of a connection can be seen.
 fn reach(target: &Target, book: &Book<'_>) -> Result<(SocketAddr, bool), Error> {
     /// On this machine that end is there by the time that connect(2) returns, or in a moment.
     const A_MOMENT: Duration = Duration::from_millis(200);
-    let client = target.connect_tcp(book.timeout).map_err(Error::Target)?;
-    let ends = |client: &TcpStream| Ok((client.local_addr()?, client.peer_addr()?));
-    let (local, peer) = ends(&client).map_err(Error::Kernel)?;
-    let deadline = Instant::now() + A_MOMENT;
-    loop {
-        let end = book.kernel.end(peer, local).map_err(Error::Kernel)?;
-        let seen = end != End::CLOSED || peer.ip().to_canonical().is_loopback();
-        if seen || Instant::now() >= deadline {
-            return Ok((peer, seen));
-        }
-        thread::sleep(Duration::from_millis(2));
-    }
+    let (client, peer) = target.connect_tcp(book.timeout, book.cancel).map_err(Error::Target)?;
+    let local = client.local_addr().map_err(Error::Kernel)?;
+    let look = || match book.kernel.end(peer, local) {
+        Ok(End::CLOSED) if !peer.ip().to_canonical().is_loopback() => None,
+        end => Some(end),
+    };
+    let end = book.cancel.within(A_MOMENT).find(look).transpose().map_err(Error::Kernel)?;
+    Ok((peer, end.is_some()))
 }
 
 /// What a scenario is given.
@@ -286,18 +199,27 @@ struct Context<'a> {
     book: &'a Book<'a>,
     /// The server that runs, and whether its ends can be seen.
     reached: Option<(SocketAddr, bool)>,
+    /// What a server is that is not made for each scenario, once it was asked.
+    nature: OnceCell<Nature>,
+    /// Whether the server that runs does so no more.
+    ended: Cell<bool>,
 }
 
 impl<'a> Context<'a> {
     fn play(&self, scenario: &'static Scenario) -> Result<ScenarioReport, Error> {
         (self.book.observe.borrow_mut())(Progress::Begins(scenario));
-        let stopped = self.book.cancel.is_cancelled().then(Stop::stopped);
-        let outcome = match stopped.map_or_else(|| (scenario.play)(self), Err) {
-            Ok(()) => Outcome::Shown,
-            Err(Stop::Failed { expected, seen }) => Outcome::Failed { expected, seen },
-            Err(Stop::NotShown { reason }) => Outcome::NotShown { reason },
-            Err(Stop::Fatal(error)) => return Err(error),
+        let cancel = self.book.cancel;
+        let ended = match (cancel.is_cancelled(), self.ended.get()) {
+            (true, _) => Err(Stop::stopped()),
+            (_, true) => Err(Stop::skipped("the server has ended")),
+            _ => self.outlive((scenario.play)(self)),
         };
+        let ended = match ended {
+            // Its waits were cut short.
+            Err(_) if cancel.is_cancelled() => Err(Stop::stopped()),
+            ended => ended,
+        };
+        let outcome = Outcome::of(ended, scenario.about)?;
         let steps = self.book.steps.take();
         let Scenario { name, about, .. } = *scenario;
         let report = ScenarioReport { name, about, steps, outcome };
@@ -305,22 +227,59 @@ impl<'a> Context<'a> {
         Ok(report)
     }
 
-    /// A stage with the server: the one that runs, or a fresh one, where that can be as it is needed.
+    /// How a scenario ended, which no server should end with.
+    fn outlive(&self, ended: Result<(), Stop>) -> Result<(), Stop> {
+        let Some((address, true)) = self.reached else { return ended };
+        if self.book.kernel.listener(address).map_err(Stop::kernel)?.is_some() {
+            return ended;
+        }
+        self.ended.set(true);
+        match ended {
+            Err(Stop::Failed { expected, seen }) => {
+                Err(Stop::Failed { expected, seen: format!("{seen}; the server has ended") })
+            }
+            _ => Err(Stop::failed("the server goes on for other clients", "it has ended")),
+        }
+    }
+
+    /// A stage with the server, which has to answer as a scenario needs it.
     fn stage(&self, needs: &Needs) -> Result<Stage<'a>, Stop> {
-        let command = match &self.config.subject {
-            Subject::Address(_) => {
+        let mut stage = self.any_stage(needs)?;
+        if self.is_own() {
+            return Ok(stage);
+        }
+        let nature = match self.nature.get() {
+            Some(nature) => nature,
+            None => {
+                let found = Nature::of(stage.address, self.config.framing, self.book)?;
+                self.nature.get_or_init(|| found)
+            }
+        };
+        if let Some(reason) = &nature.other {
+            return Err(Stop::skipped(reason.as_str()));
+        }
+        if nature.once && !needs.once {
+            return Err(Stop::skipped("this server closes after its first answer"));
+        }
+        stage.upper = nature.upper;
+        Ok(stage)
+    }
+
+    /// A stage with the server: the one that runs, or a fresh one, where that can be as it is needed.
+    fn any_stage(&self, needs: &Needs) -> Result<Stage<'a>, Stop> {
+        let command = match (&self.config.subject, self.config.arguments) {
+            (Subject::Address(_), _) => {
                 let (address, seen) = self.reached.expect("it was reached before");
                 return Ok(Stage::new(self.book, address, seen, None));
             }
-            Subject::Command(command) => command.clone(),
-            Subject::Own(own) => {
-                (own.0)(needs).map_err(|error| Stop::Fatal(Error::Command(error)))?
-            }
+            (Subject::Command(command), None) => command.clone(),
+            (Subject::Command(command), Some(arguments)) => command.with(arguments(needs)),
         };
         let start = Start {
             transport: Transport::Tcp,
             patience: self.book.timeout,
             supervisor: self.config.supervisor.clone(),
+            cancel: self.book.cancel.clone(),
             ..Start::default()
         };
         let server = command.start(&start).map_err(|error| Stop::Fatal(Error::Start(error)))?;
@@ -329,7 +288,8 @@ impl<'a> Context<'a> {
 
     /// Whether the server is made for each scenario.
     fn is_own(&self) -> bool {
-        matches!(self.config.subject, Subject::Own(_))
+        let Config { subject, arguments, .. } = self.config;
+        matches!(subject, Subject::Command(_)) && arguments.is_some()
     }
 
     /// What a scenario needs that is about no design.
@@ -340,7 +300,7 @@ impl<'a> Context<'a> {
     /// The framing is that of a server that runs: what is not about messages is not shown with it.
     fn needs_raw(&self) -> Result<Needs, Stop> {
         if !self.is_own() && self.config.framing != Framing::Raw {
-            return Err(Stop::not_shown("it is shown without a framing"));
+            return Err(Stop::skipped("it is shown without a framing"));
         }
         Ok(self.needs())
     }

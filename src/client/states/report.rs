@@ -1,9 +1,14 @@
 //! What a run found: plain values that can be written as JSON.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::iter;
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
+
+use crate::client::harness::Outcome;
 
 /// The state of one end of a connection (RFC 9293, 3.3.2), by the names of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -25,21 +30,10 @@ pub enum State {
     Closing,
 }
 
+/// As in JSON.
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Established => "ESTABLISHED",
-            Self::SynSent => "SYN_SENT",
-            Self::SynRecv => "SYN_RECV",
-            Self::FinWait1 => "FIN_WAIT1",
-            Self::FinWait2 => "FIN_WAIT2",
-            Self::TimeWait => "TIME_WAIT",
-            Self::Closed => "CLOSED",
-            Self::CloseWait => "CLOSE_WAIT",
-            Self::LastAck => "LAST_ACK",
-            Self::Listen => "LISTEN",
-            Self::Closing => "CLOSING",
-        })
+        self.serialize(f)
     }
 }
 
@@ -102,7 +96,7 @@ pub struct Listener {
     pub room: u32,
 }
 
-/// Who sends a segment, or calls something.
+/// The side that sends a segment, or calls something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "the names say it")]
@@ -111,16 +105,58 @@ pub enum Side {
     Server,
 }
 
-/// A segment that made a state change.
+/// A segment that went from one end to the other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Segment {
     /// The number of the client on whose connection it went: 1 is the first.
     pub client: usize,
-    /// Who sent it.
+    /// The side that sent it.
     pub from: Side,
     /// What it was, like SYN+ACK.
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
+    /// Its fields, where it was seen. Otherwise it is what makes such a change of states, as a rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub header: Option<Header>,
+}
+
+/// The fields of a segment (RFC 9293, 3.1), as it was on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Header {
+    /// When it was seen, in nanoseconds since the first segment of the scenario's connections to this server.
+    #[serde(rename = "at_ns", serialize_with = "crate::client::nanoseconds::serialize")]
+    pub at: Duration,
+    /// The control bits that are set, by their names.
+    pub flags: Vec<&'static str>,
+    /// The sequence number.
+    pub sequence: u32,
+    /// The sequence number since the initial one, which is that of the SYN.
+    pub relative_sequence: u32,
+    /// The acknowledgement number, with the control bit ACK.
+    pub acknowledgement: Option<u32>,
+    /// The same since the initial sequence number of the other side.
+    pub relative_acknowledgement: Option<u32>,
+    /// The window in bytes: scaled, as both sides have agreed to (RFC 7323, 2).
+    pub window: u32,
+    /// Bytes of data.
+    pub length: u32,
+    /// The options of a SYN, as tcpdump names them.
+    pub options: Vec<String>,
+    /// What there is to say of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remark: Option<Remark>,
+}
+
+/// What a segment is beside its fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Remark {
+    /// A part of it, or all, was sent before: a retransmission.
+    Again,
+    /// It asks for an acknowledgement: a probe of a window that is zero (RFC 9293, 3.8.6.1), or a keepalive.
+    Probe,
 }
 
 /// Both ends of a connection.
@@ -131,7 +167,7 @@ pub struct Connection {
     pub address: SocketAddr,
     /// The client's end.
     pub client: End,
-    /// The server's end; `None` when it is not on this machine, where nobody can look at it.
+    /// The server's end; `None` when it is not on this machine, where it cannot be seen.
     pub server: Option<End>,
 }
 
@@ -139,10 +175,12 @@ pub struct Connection {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Step {
-    /// What was called, as in C, and who called it.
+    /// What was called, as in C, and which side called it.
     pub calls: Vec<String>,
-    /// The segments that went between the ends, in their order.
+    /// The segments that went between the ends, in their order; of many, the first and the last.
     pub segments: Vec<Segment>,
+    /// How many segments between these were left out.
+    pub segments_left_out: usize,
     /// The server's address.
     pub address: SocketAddr,
     /// Whether the server's end, too, is our own: the step shows in slow motion what a server does.
@@ -157,28 +195,6 @@ pub struct Step {
     pub source: &'static str,
 }
 
-/// How a scenario ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(tag = "outcome", rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Outcome {
-    /// Every state that it teaches was seen.
-    Shown,
-    /// One was not.
-    Failed {
-        /// What should have been seen.
-        expected: String,
-        /// What was seen instead.
-        seen: String,
-    },
-    /// This server does not do what the scenario shows.
-    #[serde(rename = "not shown")]
-    NotShown {
-        /// Why.
-        reason: String,
-    },
-}
-
 /// A scenario, its steps and how it ended.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
@@ -189,9 +205,22 @@ pub struct ScenarioReport {
     pub about: &'static str,
     /// Its steps, up to where it ended.
     pub steps: Vec<Step>,
-    /// How it ended.
-    #[serde(flatten)]
+    /// How it ended: what JSON calls `shown` has passed, and what was skipped or not graded is `not shown`.
+    #[serde(flatten, serialize_with = "in_words")]
     pub outcome: Outcome,
+}
+
+fn in_words<S: Serializer>(outcome: &Outcome, to: S) -> Result<S::Ok, S::Error> {
+    let (word, details) = match outcome {
+        Outcome::Passed => ("shown", vec![]),
+        Outcome::Failed { expected, seen } => {
+            ("failed", vec![("expected", &**expected), ("seen", seen)])
+        }
+        Outcome::Skipped { reason } | Outcome::NotGraded { reason } => {
+            ("not shown", vec![("reason", &**reason)])
+        }
+    };
+    to.collect_map(iter::once(("outcome", word)).chain(details))
 }
 
 /// All that a run found.
@@ -212,15 +241,9 @@ pub struct Report {
 
 impl Report {
     pub(super) fn of(scenarios: Vec<ScenarioReport>, stopped: bool) -> Self {
-        let count =
-            |is: fn(&Outcome) -> bool| scenarios.iter().filter(|one| is(&one.outcome)).count();
-        Self {
-            shown: count(|outcome| matches!(outcome, Outcome::Shown)),
-            failed: count(|outcome| matches!(outcome, Outcome::Failed { .. })),
-            not_shown: count(|outcome| matches!(outcome, Outcome::NotShown { .. })),
-            stopped,
-            scenarios,
-        }
+        let [shown, failed, skipped, not_graded] =
+            Outcome::count(scenarios.iter().map(|one| &one.outcome));
+        Self { shown, failed, not_shown: skipped + not_graded, stopped, scenarios }
     }
 
     /// Whether scenarios were shown, none failed, and the run was not stopped.

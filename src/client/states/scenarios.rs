@@ -1,13 +1,24 @@
 //! The scenarios: what is called, what is to be seen then, and why it is so.
 
 mod closing;
+mod lost;
 mod talking;
 mod waiting;
 
 use super::Scenario;
 
 /// All scenarios, in the order of a lesson.
-pub static SCENARIOS: [Scenario; 8] = [
+pub static SCENARIOS: [Scenario; 14] = [
+    Scenario {
+        name: "handshake",
+        about: "the three segments that open a connection, one at a time: SYN_SENT, SYN_RECV",
+        play: lost::handshake,
+    },
+    Scenario {
+        name: "close",
+        about: "the four segments that close one, one at a time: FIN_WAIT1 to TIME_WAIT, and what it is for",
+        play: lost::close,
+    },
     Scenario {
         name: "open",
         about: "LISTEN, connect, and ESTABLISHED before anybody has accepted",
@@ -29,11 +40,6 @@ pub static SCENARIOS: [Scenario; 8] = [
         play: closing::server_closes,
     },
     Scenario {
-        name: "reset",
-        about: "no FIN but an RST: by SO_LINGER, and because unread bytes were left",
-        play: closing::reset,
-    },
-    Scenario {
         name: "backlog",
         about: "who is connected and not accepted, and who stays in SYN_SENT",
         play: waiting::backlog,
@@ -47,5 +53,31 @@ pub static SCENARIOS: [Scenario; 8] = [
         name: "window",
         about: "a reader that stops: queues fill, the window is zero, and all flows again when it reads",
         play: waiting::window,
+    },
+    Scenario {
+        name: "retransmit",
+        about: "what is lost is sent again, and the programs do not notice",
+        play: lost::retransmit,
+    },
+    Scenario {
+        name: "probe",
+        about: "a window of zero, and how the sender asks whether it is still closed",
+        play: lost::probe,
+    },
+    Scenario {
+        name: "nagle",
+        about: "40 ms for an answer in two parts: Nagle's algorithm and a delayed acknowledgement",
+        play: lost::nagle,
+    },
+    Scenario {
+        name: "closing",
+        about: "both ends close at the same time: CLOSING, and TIME_WAIT on both sides",
+        play: lost::closing,
+    },
+    // Many a server ends with its client's RST: last.
+    Scenario {
+        name: "reset",
+        about: "no FIN but an RST: by SO_LINGER, and because unread bytes were left",
+        play: closing::reset,
     },
 ];

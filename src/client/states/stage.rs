@@ -1,39 +1,42 @@
 //! Where a scenario is played: a server, clients that are moved call by call, and the kernel, which is
 //! asked after each.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
+use super::Progress;
 use super::fact::{Fact, View};
 use super::kernel::Kernel;
 use super::report::{Connection, Segment, Side, State, Step};
-use super::{Progress, Stop};
+use super::wire::Wire;
+use crate::client::cancel::LOOK_AGAIN;
+use crate::client::harness::Stop;
+use crate::client::pattern::Alphabet;
 use crate::client::process::ServerProcess;
-use crate::client::{Cancel, pattern};
+use crate::client::{Cancel, pattern, socket};
 use crate::sys::socket::is_not_now;
 use crate::units::{size, time};
 
-/// How often the kernel is asked for what has not come yet. Nothing tells when it has.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
-
-/// Queues that have not changed for so long, and in so many looks, are full: nobody reads any more. On a
+/// Queues that have not changed for this long, and in this many looks, are full: nothing reads any more. On a
 /// machine that is busy a look takes as long as the server waits for a CPU, too.
 const QUIET: Duration = Duration::from_millis(300);
 const QUIET_LOOKS: u32 = 100;
 
-/// Who takes more than this without an answer being read has no back-pressure.
+/// A server that takes more than this without an answer being read has no back-pressure.
 const MOST: u64 = 128 << 20;
 
-/// What a run writes and whom it asks, in whatever scenario.
+/// What a run writes and what it asks, in whatever scenario.
 pub(super) struct Book<'a> {
     pub(super) kernel: Kernel,
     pub(super) cancel: &'a Cancel,
     pub(super) timeout: Duration,
+    /// Whether segments are to be seen.
+    pub(super) segments: bool,
     pub(super) steps: RefCell<Vec<Step>>,
     pub(super) observe: RefCell<&'a mut dyn FnMut(Progress<'_>)>,
 }
@@ -43,11 +46,15 @@ pub(super) struct Stage<'a> {
     book: &'a Book<'a>,
     pub(super) address: SocketAddr,
     /// Whether the server's ends can be seen.
-    seen: bool,
+    pub(super) seen: bool,
     /// Whether the server's end is our own.
     own_listener: bool,
+    /// Whether the server answers in upper case.
+    pub(super) upper: bool,
     clients: Vec<Client>,
-    _process: Option<ServerProcess>,
+    /// `None` where segments are not seen.
+    wire: Option<Wire>,
+    process: Option<ServerProcess>,
 }
 
 struct Client {
@@ -69,12 +76,12 @@ pub(super) struct Lesson<'a> {
 
 /// A segment of the client with this number.
 pub(super) const fn to_server(client: usize, what: &'static str) -> Segment {
-    Segment { client, from: Side::Client, what }
+    Segment { client, from: Side::Client, what: Cow::Borrowed(what), header: None }
 }
 
 /// A segment to the client with this number.
 pub(super) const fn to_client(client: usize, what: &'static str) -> Segment {
-    Segment { client, from: Side::Server, what }
+    Segment { client, from: Side::Server, what: Cow::Borrowed(what), header: None }
 }
 
 impl<'a> Stage<'a> {
@@ -84,28 +91,38 @@ impl<'a> Stage<'a> {
         seen: bool,
         process: Option<ServerProcess>,
     ) -> Self {
-        let clients = Vec::new();
-        Self { book, address, seen, own_listener: false, clients, _process: process }
+        // Whether segments can be seen was asked before; otherwise they are told from the states.
+        let wire = book.segments.then(|| Wire::open(address).ok()).flatten();
+        Self {
+            book,
+            address,
+            seen,
+            own_listener: false,
+            upper: false,
+            clients: vec![],
+            wire,
+            process,
+        }
     }
 
     /// A stage whose server is a listener of this process, in slow motion.
-    pub(super) fn own(&self, backlog: i32) -> Result<(Self, Listening), Stop> {
+    pub(super) fn own(&self) -> Result<(Self, TcpListener), Stop> {
         let ip = if self.address.ip().to_canonical().is_ipv4() {
             Ipv4Addr::LOCALHOST.into()
         } else {
             Ipv6Addr::LOCALHOST.into()
         };
-        let listener = Listening::bind(SocketAddr::new(ip, 0), true, backlog)
-            .doing("a listener of our own is bound")?;
-        let address = listener.0.local_addr().doing("a listener has an address")?;
+        let listener =
+            listen(SocketAddr::new(ip, 0), true).doing("a listener of our own is bound")?;
+        let address = listener.local_addr().doing("a listener has an address")?;
         let mut own = Self::new(self.book, address, true, None);
         own.own_listener = true;
         Ok((own, listener))
     }
 
-    /// Whether the server's ends can be seen.
-    pub(super) fn sees_server(&self) -> bool {
-        self.seen
+    /// Whether the server was there before the scenario, and is to be there after it.
+    fn runs_on(&self) -> bool {
+        self.process.is_none() && !self.own_listener
     }
 
     /// How long a state may take to come.
@@ -117,40 +134,27 @@ impl<'a> Stage<'a> {
 
     /// connect(2), and waits until it has returned; the number of the client.
     pub(super) fn connect(&mut self) -> Result<usize, Stop> {
-        let stream = TcpStream::connect_timeout(&self.address, self.book.timeout)
-            .doing("the server accepts a connection")?;
-        self.enter(stream)
+        self.connect_with(None)
     }
 
     /// The same, with a receive buffer so small that little fills it.
     pub(super) fn connect_narrow(&mut self) -> Result<usize, Stop> {
-        let socket = self.socket_for_client()?;
-        socket.set_recv_buffer_size(8 << 10).doing("a receive buffer can be set")?;
-        socket
-            .connect_timeout(&self.address.into(), self.book.timeout)
-            .doing("the server accepts a connection")?;
-        self.enter(socket.into())
+        self.connect_with(Some(8 << 10))
+    }
+
+    fn connect_with(&mut self, receive_buffer: Option<usize>) -> Result<usize, Stop> {
+        let deadline = self.book.cancel.within(self.book.timeout);
+        let stream = socket::tcp(self.address, receive_buffer, deadline);
+        self.enter(stream.doing("the server accepts a connection")?)
     }
 
     /// Begins a connection, and does not wait for it.
     pub(super) fn begin_to_connect(&mut self) -> Result<usize, Stop> {
-        let socket = self.socket_for_client()?;
-        socket.set_nonblocking(true).doing("a socket can be told not to block")?;
-        match socket.connect(&self.address.into()) {
-            Err(error) if error.raw_os_error() == Some(nix::errno::Errno::EINPROGRESS as i32) => {}
-            result => result.doing("a client may begin to connect")?,
-        }
-        self.enter(socket.into())
-    }
-
-    fn socket_for_client(&self) -> Result<Socket, Stop> {
-        Socket::new(Domain::for_address(self.address), Type::STREAM, None)
-            .doing("this machine has a socket for a client")
+        let stream = socket::begin_tcp(self.address, None);
+        self.enter(stream.doing("a client may begin to connect")?)
     }
 
     fn enter(&mut self, stream: TcpStream) -> Result<usize, Stop> {
-        stream.set_nonblocking(true).doing("a socket can be told not to block")?;
-        stream.set_nodelay(true).doing("a socket sends at once")?;
         let local = stream.local_addr().doing("a client has an address")?;
         self.clients.push(Client { socket: Some(stream), local, sent: 0, received: 0 });
         Ok(self.clients.len())
@@ -158,6 +162,11 @@ impl<'a> Stage<'a> {
 
     fn socket(&self, client: usize) -> &TcpStream {
         self.clients[client - 1].socket.as_ref().expect("a scenario does not use what it closed")
+    }
+
+    /// The socket of a client once more, for options that outlast its closing.
+    pub(super) fn duplicate(&self, client: usize) -> Result<TcpStream, Stop> {
+        self.socket(client).try_clone().doing("a descriptor can be duplicated")
     }
 
     /// write(2), of what fits at once.
@@ -174,26 +183,24 @@ impl<'a> Stage<'a> {
 
     /// A single read(2) of up to `most` bytes, when there is something to read.
     pub(super) fn read(&self, client: usize, most: usize) -> Result<io::Result<Vec<u8>>, Stop> {
+        let Book { cancel, timeout, .. } = *self.book;
         let mut bytes = vec![0; most];
-        let deadline = Instant::now() + self.book.timeout;
-        loop {
-            match self.socket(client).read(&mut bytes) {
-                Err(error) if is_not_now(&error) => self.book.pause(deadline, || {
-                    let expected = format!("client {client} gets something to read");
-                    Stop::failed(expected, format!("nothing came in {}", time(self.book.timeout)))
-                })?,
-                result => {
-                    return Ok(result.map(|length| {
-                        bytes.truncate(length);
-                        bytes
-                    }));
-                }
-            }
+        match cancel.within(timeout).reader(self.socket(client)).read(&mut bytes) {
+            _ if cancel.is_cancelled() => Err(Stop::stopped()),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Stop::failed(
+                format!("client {client} gets something to read"),
+                format!("nothing came in {}", time(timeout)),
+            )),
+            result => Ok(result.map(|length| {
+                bytes.truncate(length);
+                bytes
+            })),
         }
     }
 
     /// Reads what has to come.
     pub(super) fn expect(&self, client: usize, expected: &[u8]) -> Result<(), Stop> {
+        let expected = &self.answer(expected)[..];
         let mut bytes = Vec::new();
         while bytes.len() < expected.len() {
             let more =
@@ -208,6 +215,11 @@ impl<'a> Stage<'a> {
         }
         let shown = |bytes: &[u8]| format!("'{}'", bytes.escape_ascii());
         Err(Stop::failed(format!("the answer is {}", shown(expected)), shown(&bytes)))
+    }
+
+    /// What the server answers to this.
+    pub(super) fn answer(&self, bytes: &[u8]) -> Vec<u8> {
+        if self.upper { bytes.to_ascii_uppercase() } else { bytes.to_vec() }
     }
 
     /// shutdown(2) of our side.
@@ -233,7 +245,7 @@ impl<'a> Stage<'a> {
     fn write_pattern(&mut self, number: usize, most: usize) -> Result<usize, Stop> {
         let client = &mut self.clients[number - 1];
         let mut socket = client.socket.as_ref().expect("it was not closed");
-        match socket.write(pattern::slice(0, client.sent, most)) {
+        match socket.write(Alphabet::Letters.slice(0, client.sent, most)) {
             Ok(length) => {
                 client.sent += length as u64;
                 Ok(length)
@@ -243,7 +255,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// Writes until nothing moves any more, though nobody reads. With `arrived`, all that was written is in
+    /// Writes until nothing moves any more, though nothing is read. With `arrived`, all that was written is in
     /// the server's receive queue in the end, and the server could be sent more.
     pub(super) fn fill(&mut self, client: usize, arrived: bool) -> Result<(), Stop> {
         /// More than the narrow client has taken since the server looked last, and less than what
@@ -259,7 +271,7 @@ impl<'a> Stage<'a> {
             if !enough && self.write_pattern(client, chunk)? > 0 {
                 (before, since, looks) = (None, Instant::now(), 0);
                 if self.clients[client - 1].sent > MOST {
-                    return Err(Stop::not_shown(format!(
+                    return Err(Stop::skipped(format!(
                         "the server takes {} though none of its answer is read: it has no back-pressure",
                         size(MOST)
                     )));
@@ -278,7 +290,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// So many bytes of the pattern.
+    /// That many bytes of the pattern.
     pub(super) fn write_some(&mut self, client: usize, bytes: usize) -> Result<(), Stop> {
         let deadline = Instant::now() + self.book.timeout;
         let mut left = bytes;
@@ -300,7 +312,8 @@ impl<'a> Stage<'a> {
     fn read_pattern(&mut self, number: usize, most: usize) -> Result<Option<usize>, Stop> {
         let bytes = self.read(number, most)?.doing("every byte comes back")?;
         let client = &mut self.clients[number - 1];
-        if bytes != pattern::slice(0, client.received, bytes.len()) {
+        let alphabet = if self.upper { Alphabet::Capitals } else { Alphabet::Letters };
+        if bytes != alphabet.slice(0, client.received, bytes.len()) {
             return Err(Stop::failed("the same bytes come back", "they are others"));
         }
         client.received += bytes.len() as u64;
@@ -366,21 +379,19 @@ impl<'a> Stage<'a> {
 
     /// What the kernel has.
     pub(super) fn look(&self) -> Result<View, Stop> {
+        if let Some(wire) = &self.wire {
+            wire.collect().doing("segments can be seen")?;
+        }
         let Book { kernel, .. } = self.book;
         let mut connections = Vec::new();
         for Client { local, .. } in &self.clients {
             let client = kernel.end(*local, self.address).map_err(Stop::kernel)?;
-            let server = match self.seen {
-                true => Some(kernel.end(self.address, *local).map_err(Stop::kernel)?),
-                false => None,
-            };
+            let server = self.seen.then(|| kernel.end(self.address, *local));
+            let server = server.transpose().map_err(Stop::kernel)?;
             connections.push(Connection { address: *local, client, server });
         }
-        let listener = match self.seen {
-            true => kernel.listener(self.address).map_err(Stop::kernel)?,
-            false => None,
-        };
-        Ok(View { connections, listener })
+        let listener = self.seen.then(|| kernel.listener(self.address)).transpose();
+        Ok(View { connections, listener: listener.map_err(Stop::kernel)?.flatten() })
     }
 
     /// Waits until all facts hold, at most for `patience`; what there is then, and the first fact that does
@@ -391,24 +402,46 @@ impl<'a> Stage<'a> {
         patience: Duration,
     ) -> Result<(View, Option<Fact>), Stop> {
         let deadline = Instant::now() + patience;
+        let runs = self.runs_on();
+        let mut listened = false;
         loop {
             let view = self.look()?;
             let Some(fact) = facts.iter().find(|fact| !fact.holds(&view)) else {
                 return Ok((view, None));
             };
-            if Instant::now() >= deadline {
+            // Of a server that has ended nothing more is to come.
+            let has_ended = runs && listened && view.listener.is_none();
+            listened |= view.listener.is_some();
+            if has_ended || Instant::now() >= deadline {
                 return Ok((view, Some(*fact)));
             }
             self.book.pause(deadline + QUIET, Stop::stopped)?;
         }
     }
 
+    /// Lets time pass, in which only the kernel does something.
+    pub(super) fn let_pass(&self, time: Duration) -> Result<(), Stop> {
+        self.book.cancel.sleep(time);
+        if self.book.cancel.is_cancelled() { Err(Stop::stopped()) } else { Ok(()) }
+    }
+
     /// Takes a step: waits for its facts, and shows what there is.
     pub(super) fn show(&self, lesson: &Lesson<'_>) -> Result<(), Stop> {
+        if self.book.cancel.is_cancelled() {
+            return Err(Stop::stopped());
+        }
         let (view, missing) = self.wait(lesson.facts, self.book.timeout)?;
+        if let Some(fact) = missing {
+            return Err(Stop::failed(
+                format!("after {}: {fact}", lesson.calls.last().unwrap_or(&"the start")),
+                fact.seen(&view),
+            ));
+        }
+        let (segments, segments_left_out) = self.segments(lesson)?;
         let step = Step {
             calls: lesson.calls.iter().map(|call| (*call).to_owned()).collect(),
-            segments: lesson.segments.to_vec(),
+            segments,
+            segments_left_out,
             address: self.address,
             own_listener: self.own_listener,
             connections: view.connections,
@@ -416,21 +449,48 @@ impl<'a> Stage<'a> {
             why: lesson.why.to_owned(),
             source: lesson.source,
         };
-        if let Some(fact) = missing {
-            let view = View { connections: step.connections, listener: step.listener };
-            return Err(Stop::failed(
-                format!("after {}: {fact}", lesson.calls.last().unwrap_or(&"the start")),
-                fact.seen(&view),
-            ));
-        }
         (self.book.observe.borrow_mut())(Progress::Step(&step));
         self.book.steps.borrow_mut().push(step);
         Ok(())
     }
 }
 
+/// The clients leave as clients do: they read what is theirs, and end their side. An RST would be the end of many
+/// a server that runs.
+impl Drop for Stage<'_> {
+    fn drop(&mut self) {
+        /// A server that has not closed by then waits for other things.
+        const SOON: Duration = Duration::from_millis(200);
+        if !self.runs_on() {
+            return;
+        }
+        let deadline = self.book.cancel.within(SOON);
+        for mut socket in self.clients.iter().filter_map(|client| client.socket.as_ref()) {
+            let _ = socket.shutdown(Shutdown::Write);
+            let mut rest = deadline.reader(&mut socket);
+            while rest.read(&mut [0; 4 << 10]).is_ok_and(|length| length > 0) {}
+        }
+    }
+}
+
+impl Stage<'_> {
+    /// The segments of a step, and how many were left out of them.
+    fn segments(&self, lesson: &Lesson<'_>) -> Result<(Vec<Segment>, usize), Stop> {
+        /// So many of the first and of the last are kept.
+        const MOST: usize = 8;
+        let Some(wire) = &self.wire else { return Ok((lesson.segments.to_vec(), 0)) };
+        let clients: Vec<_> = self.clients.iter().map(|client| client.local).collect();
+        let mut segments = wire.take(&clients).doing("segments can be seen")?;
+        let left_out = segments.len().saturating_sub(2 * MOST);
+        if left_out > 0 {
+            segments.drain(MOST..MOST + left_out);
+        }
+        Ok((segments, left_out))
+    }
+}
+
 impl Book<'_> {
-    /// Waits a moment for what nobody announces, or says why not when the time is over.
+    /// Waits a moment for what nothing announces, or says why not when the time is over.
     fn pause(&self, deadline: Instant, late: impl FnOnce() -> Stop) -> Result<(), Stop> {
         if self.cancel.is_cancelled() {
             return Err(Stop::stopped());
@@ -438,27 +498,23 @@ impl Book<'_> {
         if Instant::now() >= deadline {
             return Err(late());
         }
-        thread::sleep(LOOK_AGAIN);
+        self.cancel.sleep(LOOK_AGAIN);
         Ok(())
     }
 }
 
 /// A listener of our own.
-pub(super) struct Listening(TcpListener);
+pub(super) fn listen(address: SocketAddr, reuse: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(reuse)?;
+    socket.bind(&address.into())?;
+    socket.listen(8)?;
+    Ok(socket.into())
+}
 
-impl Listening {
-    pub(super) fn bind(address: SocketAddr, reuse: bool, backlog: i32) -> io::Result<Self> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_reuse_address(reuse)?;
-        socket.bind(&address.into())?;
-        socket.listen(backlog)?;
-        Ok(Self(socket.into()))
-    }
-
-    /// accept(2) of a client that has connected.
-    pub(super) fn accept(&self) -> Result<TcpStream, Stop> {
-        self.0.accept().map(|(stream, _)| stream).doing("a connection can be accepted")
-    }
+/// accept(2) of a client that has connected.
+pub(super) fn accept(listener: &TcpListener) -> Result<TcpStream, Stop> {
+    listener.accept().map(|(stream, _)| stream).doing("a connection can be accepted")
 }
 
 /// Says what should have been possible when the system refuses a call.
@@ -468,6 +524,9 @@ pub(super) trait Doing<T> {
 
 impl<T> Doing<T> for io::Result<T> {
     fn doing(self, expected: &str) -> Result<T, Stop> {
-        self.map_err(|error| Stop::failed(expected, error.to_string()))
+        self.map_err(|error| match socket::lacks_port(&error) {
+            true => Stop::skipped(error.to_string()),
+            false => Stop::failed(expected, error.to_string()),
+        })
     }
 }

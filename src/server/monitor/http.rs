@@ -1,5 +1,5 @@
-//! The HTTP that monitors speak (RFC 9110, RFC 9112): GET and HEAD of a few pages, any number of
-//! requests on one connection.
+//! The HTTP that monitors speak (RFC 9110, RFC 9112): GET, HEAD and OPTIONS of a few pages, any number
+//! of requests on one connection.
 //!
 //! A request has no body: the reply to one that announces a body closes the connection, since what
 //! follows is not read.
@@ -24,11 +24,15 @@ const MOST_REQUESTS: usize = 16;
 
 /// The pages.
 pub(crate) trait Site {
-    /// The page at this path, if there is one.
-    fn page(&self, path: &str) -> Option<Page>;
+    /// The page at this path, if there is one, in the format that suits `accept`: the value of the field
+    /// Accept (RFC 9110, 12.5.1).
+    fn page(&self, path: &str, accept: &str) -> Option<Page>;
+
+    /// The time by a clock that is never set: since any moment.
+    fn elapsed(&self) -> Duration;
 
     /// The time of the wall clock.
-    fn now(&self) -> SystemTime;
+    fn date(&self) -> SystemTime;
 }
 
 /// The content of a response.
@@ -66,17 +70,20 @@ pub(crate) struct Http<S> {
     /// The beginning of a request.
     input: Vec<u8>,
     /// When the first bytes of that request came.
-    since: Option<SystemTime>,
+    since: Option<Duration>,
 }
 
 struct Response {
     page: Page,
     /// Whether the body is left out: to HEAD.
     without_body: bool,
+    /// The field about the methods, where a client wants to know them.
+    allow: &'static str,
     /// The field about the connection, which says what becomes of it. Without one it stays open.
     connection: &'static str,
 }
 
+const ALLOW: &str = "Allow: GET, HEAD, OPTIONS\r\n";
 const CLOSE: &str = "Connection: close\r\n";
 /// A client of HTTP/1.0 expects to read it.
 const KEEP_ALIVE: &str = "Connection: keep-alive\r\n";
@@ -123,14 +130,14 @@ impl<S: Site> Http<S> {
                 self.since = None;
                 break;
             }
-            let now = self.site.now();
-            let came_for = now.duration_since(*self.since.get_or_insert(now)).unwrap_or_default();
+            let now = self.site.elapsed();
+            let came_for = now - *self.since.get_or_insert(now);
             let Some((length, mut response)) = self.next(input, is_last, came_for) else { break };
             input = without_blank_lines(&input[length..]);
             if count == MOST_REQUESTS && !input.is_empty() {
                 response.connection = CLOSE;
             }
-            response.send(now, replies);
+            response.send(self.site.date(), replies);
             if response.connection == CLOSE {
                 return None;
             }
@@ -170,18 +177,30 @@ fn respond(request: &Request<'_, '_>, site: &impl Site) -> Response {
         return Response::refusal(BAD_REQUEST, "a request has one Content-Length, a number");
     };
     let has_body = length > 0 || values(request, "transfer-encoding").next().is_some();
-    let path = path(request.path.unwrap_or_default());
-    let page = match request.method {
-        Some("GET" | "HEAD") if has_body => {
-            Page::sentence(CONTENT_TOO_LARGE, "a request has no body here")
+    let page = || {
+        let accept: Vec<_> =
+            values(request, "accept").filter_map(|value| std::str::from_utf8(value).ok()).collect();
+        site.page(path(request.path.unwrap_or_default()), &accept.join(","))
+    };
+    let (page, allow) = match request.method {
+        Some("GET" | "HEAD" | "OPTIONS") if has_body => {
+            (Page::sentence(CONTENT_TOO_LARGE, "a request has no body here"), "")
         }
         Some("GET" | "HEAD") => {
-            site.page(path).unwrap_or_else(|| Page::sentence(NOT_FOUND, "there is no such page"))
+            (page().unwrap_or_else(|| Page::sentence(NOT_FOUND, "there is no such page")), "")
         }
-        _ => Page::sentence(METHOD_NOT_ALLOWED, "GET and HEAD are all there is"),
+        // Health checks of HAProxy ask with it: for `/` unless configured, or for a page.
+        Some("OPTIONS") => {
+            let status = page().map_or(OK, |page| page.status);
+            (Page { body: String::new(), ..Page::sentence(status, "") }, ALLOW)
+        }
+        _ => {
+            let sentence = "GET, HEAD and OPTIONS are all there is";
+            (Page::sentence(METHOD_NOT_ALLOWED, sentence), ALLOW)
+        }
     };
     let connection = if has_body { CLOSE } else { connection(request) };
-    Response { page, without_body: request.method == Some("HEAD"), connection }
+    Response { page, without_body: request.method == Some("HEAD"), allow, connection }
 }
 
 /// Whether a request is one of HTTP/1.0.
@@ -237,20 +256,19 @@ impl Response {
     /// A response that closes: what follows the request cannot be understood.
     fn refusal(status: Status, sentence: &str) -> Self {
         let page = Page::sentence(status, sentence);
-        Response { page, without_body: false, connection: CLOSE }
+        Response { page, without_body: false, allow: "", connection: CLOSE }
     }
 
-    fn send(&self, now: SystemTime, replies: &mut Replies<'_>) {
-        let Response { page: Page { status, content_type, body }, without_body, connection } = self;
+    fn send(&self, date: SystemTime, replies: &mut Replies<'_>) {
+        let Response { page, without_body, allow, connection } = self;
+        let Page { status, content_type, body } = page;
         replies.send_with(|reply| {
-            let allow =
-                if *status == METHOD_NOT_ALLOWED { "Allow: GET, HEAD\r\n" } else { "" };
             write!(
                 reply,
                 "HTTP/1.1 {} {}\r\nDate: {}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{allow}{connection}\r\n",
                 status.0,
                 status.1,
-                httpdate::fmt_http_date(now),
+                httpdate::fmt_http_date(date),
                 body.len(),
             )
             .expect("a vector takes everything");
@@ -276,21 +294,34 @@ mod tests {
     /// 6 November 1994, 08:49:37, as in RFC 9110, 5.6.7.
     const THEN: Duration = Duration::from_secs(784_111_777);
 
-    /// Greets at one path. Its clock stands still, unless each look at it takes time.
+    /// Greets at one path, and is busy at another. Its clock stands still, unless each look at it takes
+    /// time; so does the wall clock, unless each look at it finds it set.
     #[derive(Default)]
     struct Greeting {
         each_look: Duration,
+        each_step: Duration,
         passed: Cell<Duration>,
+        stepped: Cell<Duration>,
     }
 
     impl Site for Greeting {
-        fn page(&self, path: &str) -> Option<Page> {
-            (path == "/hi").then(|| Page::sentence(OK, "hello"))
+        fn page(&self, path: &str, accept: &str) -> Option<Page> {
+            match path {
+                "/hi" => Some(Page::sentence(OK, "hello")),
+                "/busy" => Some(Page::sentence(SERVICE_UNAVAILABLE, "later")),
+                "/accept" => Some(Page::sentence(OK, accept)),
+                _ => None,
+            }
         }
 
-        fn now(&self) -> SystemTime {
+        fn elapsed(&self) -> Duration {
             self.passed.set(self.passed.get() + self.each_look);
-            UNIX_EPOCH + THEN + self.passed.get()
+            self.passed.get()
+        }
+
+        fn date(&self) -> SystemTime {
+            self.stepped.set(self.stepped.get() + self.each_step);
+            UNIX_EPOCH + THEN + self.stepped.get()
         }
     }
 
@@ -317,10 +348,24 @@ mod tests {
         let head = responses(&[b"HEAD /hi HTTP/1.1\r\nHost: a\r\n\r\n"]);
         assert!(head.ends_with("\r\nContent-Length: 6\r\n\r\n"), "{head}");
         let refused = responses(&[b"POST /hi HTTP/1.1\r\nHost: a\r\n\r\n"]);
-        assert!(
-            refused.contains("405 Method Not Allowed")
-                && refused.contains("\r\nAllow: GET, HEAD\r\n")
-        );
+        let allow = "\r\nAllow: GET, HEAD, OPTIONS\r\n";
+        assert!(refused.contains("405 Method Not Allowed") && refused.contains(allow));
+        for (path, status) in
+            [("/hi", "200 OK"), ("/", "200 OK"), ("*", "200 OK"), ("/busy", "503 ")]
+        {
+            let options = responses(&[format!("OPTIONS {path} HTTP/1.0\r\n\r\n").as_bytes()]);
+            let first = format!("HTTP/1.1 {status}");
+            assert!(options.starts_with(&first) && options.contains(allow), "{path}: {options}");
+            assert!(options.contains("\r\nContent-Length: 0\r\n"), "{path}: {options}");
+            assert!(options.ends_with("\r\n\r\n"), "{path}: {options}");
+        }
+    }
+
+    #[test]
+    fn all_that_a_client_accepts_is_one_value() {
+        let accepts = "Accept: text/plain;q=0.5\r\naccept: a/b\r\n";
+        let request = format!("GET /accept HTTP/1.1\r\nHost: a\r\n{accepts}\r\n");
+        assert!(responses(&[request.as_bytes()]).ends_with("\r\n\r\ntext/plain;q=0.5,a/b\n"));
     }
 
     #[test]
@@ -344,7 +389,9 @@ mod tests {
             ("GET http://a HTTP/1.1\r\nHost: a\r\n\r\n", 404),
             ("GET hi HTTP/1.1\r\nHost: a\r\n\r\n", 404),
             ("DELETE /ho HTTP/1.1\r\nHost: a\r\n\r\n", 405),
-            ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+            ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+            ("OPTIONS /busy HTTP/1.1\r\nHost: a\r\n\r\n", 503),
+            ("OPTIONS /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", 413),
             ("GET /hi HTTP/1.1\r\n\r\n", 400),
             ("GET /hi HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400),
             ("GET /hi HTTP/1.0\r\nHost: a\r\nHost: a\r\n\r\n", 400),
@@ -443,6 +490,16 @@ mod tests {
         assert!(responses.contains("\r\nConnection: close\r\n"), "{responses}");
     }
 
+    #[test]
+    fn a_wall_clock_that_is_set_ends_no_request() {
+        let site = Greeting { each_step: 10 * LONGEST_TIME, ..Greeting::default() };
+        let requests = b"GET /hi HTTP/1.1\r\nHost: a\r\n\r\n".repeat(3);
+        let bytes: Vec<&[u8]> = requests.chunks(1).collect();
+        let all = Conversation::new(Protocol::default(), Http::new(site)).all(&bytes);
+        let responses = String::from_utf8(all.bytes).unwrap();
+        assert_eq!(responses.matches("200 OK").count(), 3, "{responses}");
+    }
+
     /// Requests of all kinds, and bytes that are none.
     fn inputs() -> impl Strategy<Value = Vec<u8>> {
         let whole = prop::sample::select(vec![
@@ -450,6 +507,7 @@ mod tests {
             "HEAD /hi HTTP/1.1\r\nHost: a\r\nUser-Agent: curl/8\r\nAccept: */*\r\n\r\n",
             "GET /ho HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
             "POST /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
             "POST /hi HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc",
             "\r\n",
         ])

@@ -1,4 +1,5 @@
-//! Metrics: the counters and gauges of the server and of its process, as OpenMetrics text.
+//! Metrics: the counters and gauges of the server and of its process, as OpenMetrics text, or as the text
+//! of before.
 
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,8 +15,9 @@ use prometheus_client::registry::Registry;
 use crate::stats::{CONNECTIONS_CLOSED, Counted, Snapshot, UDP_NOT_ANSWERED};
 use crate::sys::{limits, process};
 
-/// The media type of the text.
-pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Prometheus' own format, which all scrapers and `promtool check metrics` read.
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The longest times of the buckets, in seconds.
 const TIMES: [f64; 10] = [10e-6, 30e-6, 100e-6, 300e-6, 1e-3, 3e-3, 10e-3, 30e-3, 100e-3, 1.0];
@@ -48,12 +50,12 @@ impl Passes {
     }
 }
 
-/// All metrics at one time. The registry ends each help with a full stop.
+/// All metrics at one time, as OpenMetrics. The registry ends each help with a full stop.
 pub(super) fn text(
     snapshot: &Snapshot,
     ready: bool,
     passes: &Passes,
-    process_start: SystemTime,
+    process_start: Option<SystemTime>,
 ) -> String {
     let mut registry = Registry::default();
     let build = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
@@ -105,21 +107,83 @@ fn register_gauges(registry: &mut Registry, snapshot: &Snapshot, ready: bool) {
     );
 }
 
-fn register_process(registry: &mut Registry, start: SystemTime) {
-    let mut gauge = |name, help, value: u64| registry.register(name, help, ConstGauge::new(value));
-    gauge("process_open_fds", "Descriptors that the process has open", limits::open_files() as u64);
-    gauge("process_max_fds", "Descriptors that the process may have", limits::open_file_limit());
+/// What is not known, as without `/proc`, is left out.
+fn register_process(registry: &mut Registry, start: Option<SystemTime>) {
+    let mut gauge = |name, help, value: Option<u64>| {
+        if let Some(value) = value {
+            registry.register(name, help, ConstGauge::new(value));
+        }
+    };
+    let files = limits::open_files().map(|files| files as u64);
+    gauge("process_open_fds", "Descriptors that the process has open", files);
+    let limit = Some(limits::open_file_limit());
+    gauge("process_max_fds", "Descriptors that the process may have", limit);
     gauge(
         "process_resident_memory_bytes",
         "Memory of the process that is in RAM",
         process::resident_memory(),
     );
-    let start = start.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let help = "When the process started, in seconds since 1970";
-    registry.register("process_start_time_seconds", help, ConstGauge::new(start));
+    if let Some(start) = start {
+        let start = start.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        let help = "When the process started, in seconds since 1970";
+        registry.register("process_start_time_seconds", help, ConstGauge::new(start));
+    }
     let help = "CPU time that the process has used, user and system";
     let used = process::cpu_time().as_secs_f64();
     registry.register("process_cpu_seconds", help, ConstCounter::new(used));
+}
+
+/// The metrics in the format that a scraper prefers, as Prometheus' own libraries choose it, and its media
+/// type: OpenMetrics for those that ask for it.
+pub(super) fn negotiate(openmetrics: String, accept: &str) -> (&'static str, String) {
+    match prefers_openmetrics(accept) {
+        true => (OPENMETRICS, openmetrics),
+        false => (PROMETHEUS, for_prometheus(&openmetrics)),
+    }
+}
+
+/// Whether the value of a field Accept (RFC 9110, 12.5.1) asks for OpenMetrics, and for nothing else of
+/// ours more.
+fn prefers_openmetrics(accept: &str) -> bool {
+    let mut preferred = (0.0, false);
+    for range in accept.to_ascii_lowercase().split(',') {
+        let (media_type, parameters) = range.split_once(';').unwrap_or((range, ""));
+        let value = |name: &str| {
+            let mut parameters = parameters.split(';').filter_map(|one| one.split_once('='));
+            let found = parameters.find(|(one, _)| one.trim() == name);
+            found.map_or("", |(_, value)| value.trim().trim_matches('"'))
+        };
+        let is_openmetrics = match (media_type.trim(), value("version")) {
+            ("application/openmetrics-text", "" | "0.0.1" | "1.0.0") => true,
+            ("text/plain", "" | "0.0.4") => false,
+            _ => continue,
+        };
+        let weight = value("q").parse().unwrap_or(1.0);
+        // The first of several.
+        if weight > preferred.0 {
+            preferred = (weight, is_openmetrics);
+        }
+    }
+    preferred.1
+}
+
+/// The same metrics in Prometheus' own format: a family has the name of its samples, and there is no type
+/// for an info.
+fn for_prometheus(openmetrics: &str) -> String {
+    let mut text = String::with_capacity(openmetrics.len());
+    let families = openmetrics.trim_end_matches("# EOF\n").split("# HELP ").skip(1);
+    for (name, rest) in families.filter_map(|family| family.split_once(' ')) {
+        let (help, rest) = rest.split_once('\n').unwrap_or_default();
+        let (declared, samples) = rest.split_once('\n').unwrap_or_default();
+        let (suffix, kind) = match declared.rsplit(' ').next().unwrap_or_default() {
+            "counter" => ("_total", "counter"),
+            "info" => ("_info", "gauge"),
+            kind => ("", kind),
+        };
+        let name = format_args!("{name}{suffix}");
+        text += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{samples}");
+    }
+    text
 }
 
 /// The counters of a family: each one's label `reason`, and its count. Unlike the library's own, it keeps
@@ -148,7 +212,7 @@ mod tests {
     use crate::stats::Stats;
 
     fn text_of(stats: &Stats) -> String {
-        text(&stats.snapshot(), true, &Passes::default(), UNIX_EPOCH)
+        text(&stats.snapshot(), true, &Passes::default(), Some(UNIX_EPOCH))
     }
 
     #[test]
@@ -157,7 +221,7 @@ mod tests {
         for (micros, events) in [(10, 1), (11, 0), (2_000_000, 1_025), (1_000_000, 1_024)] {
             passes.record(Duration::from_micros(micros), events);
         }
-        let text = text(&Snapshot::default(), true, &passes, UNIX_EPOCH);
+        let text = text(&Snapshot::default(), true, &passes, Some(UNIX_EPOCH));
         for line in [
             "evecho_turn_seconds_bucket{le=\"0.00001\"} 1",
             "evecho_turn_seconds_bucket{le=\"0.00003\"} 2",
@@ -204,5 +268,68 @@ mod tests {
         let total =
             names.iter().filter(|name| name.starts_with("evecho") && name.contains("_total"));
         assert_eq!(total.count(), stats.snapshot().counters().count());
+    }
+
+    #[test]
+    fn a_scraper_is_given_the_format_that_it_asks_for() {
+        let openmetrics = "application/openmetrics-text";
+        let prometheus_2 = "application/openmetrics-text; version=1.0.0,application/openmetrics-text; version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        let prometheus_3 = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,/;q=0.1";
+        for (accept, expected) in [
+            ("", false),
+            ("*/*", false),
+            ("application/*", false),
+            ("text/plain", false),
+            ("text/html,application/xhtml+xml,*/*;q=0.8", false),
+            ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", false),
+            (prometheus_2, true),
+            (prometheus_3, true),
+            (openmetrics, true),
+            ("Application/OpenMetrics-Text ; Version=\"1.0.0\" ; charset=utf-8", true),
+            ("application/openmetrics-text; version=2.0.0", false),
+            ("application/openmetrics-text; version=2.0.0, text/plain, */*", false),
+            ("text/plain, application/openmetrics-text", false),
+            ("text/plain;version=1.0.0, application/openmetrics-text;q=0.1", true),
+            ("application/openmetrics-text;q=0.3,text/plain;q=0.7", false),
+            ("text/plain;q=0.3,application/openmetrics-text; q=0.7", true),
+            ("application/openmetrics-text;q=0", false),
+            ("application/openmetrics-text;q=0.000,*/*", false),
+            ("application/openmetrics-text;q=nan", false),
+            ("application/openmetrics-text;q=much", true),
+            (";;,=,application/openmetrics-text;;=;q", true),
+            ("application/openmetrics-texts,application/openmetrics", false),
+        ] {
+            assert_eq!(prefers_openmetrics(accept), expected, "{accept}");
+        }
+    }
+
+    #[test]
+    fn the_old_format_names_what_it_declares() {
+        let openmetrics = text_of(&Stats::default());
+        let (content_type, old) = negotiate(openmetrics.clone(), "");
+        assert_eq!(content_type, PROMETHEUS);
+        for line in [
+            "# HELP evecho_build_info The version of the server.",
+            "# TYPE evecho_build_info gauge",
+            "# TYPE evecho_accepted_total counter",
+            "# TYPE process_cpu_seconds_total counter",
+            "# TYPE evecho_connections_open gauge",
+            "# TYPE evecho_turn_seconds histogram",
+        ] {
+            assert!(old.lines().any(|one| one == line), "{line}: {old}");
+        }
+        let samples = |text: &str| -> Vec<String> {
+            text.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
+        };
+        assert_eq!(samples(&old), samples(&openmetrics));
+        assert_eq!(old.lines().count() + 1, openmetrics.lines().count());
+        assert_eq!(negotiate(openmetrics.clone(), OPENMETRICS), (OPENMETRICS, openmetrics));
+    }
+
+    #[test]
+    fn what_is_not_known_of_the_process_is_left_out() {
+        let text = text(&Snapshot::default(), true, &Passes::default(), None);
+        assert!(!text.contains("process_start_time_seconds"), "{text}");
+        assert!(text.contains("process_cpu_seconds_total "), "{text}");
     }
 }

@@ -1,6 +1,6 @@
 //! The pages that monitors ask for, and the rules for monitors.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Passes;
 use super::http::{Http, OK, Page, SERVICE_UNAVAILABLE, Site};
@@ -17,22 +17,25 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The rules for monitors, which take nothing from clients: they have few descriptors, of their own. When
 /// all are in use, the monitor that has been idle longest is closed, so that silent ones shut no other
-/// monitor out.
+/// monitor out; half of them is for those whose request is on its way.
 pub(crate) fn rules() -> Rules {
     Rules {
         protocol: Protocol::default(),
         max_connections: MONITORS,
         max_set_by: MaxSetBy::Config,
+        peers: "monitors",
         per_source_connections: None,
         idle_timeout: Some(IDLE_TIMEOUT),
         max_buffered: MIN_MAX_BUFFERED,
+        memory_setting: None,
         newcomers_first: true,
     }
 }
 
 /// Makes the services of monitors, which reply with the state of the server of this handle.
 pub(crate) fn service(handle: Handle, passes: Passes) -> impl FnMut() -> Box<dyn Service> {
-    let state = State { handle, passes, process_start: process::start_time() };
+    let (process_start, began) = (process::start_time(), Instant::now());
+    let state = State { handle, passes, process_start, began };
     move || Box::new(Http::new(state.clone()))
 }
 
@@ -41,16 +44,18 @@ pub(crate) fn service(handle: Handle, passes: Passes) -> impl FnMut() -> Box<dyn
 struct State {
     handle: Handle,
     passes: Passes,
-    process_start: SystemTime,
+    process_start: Option<SystemTime>,
+    began: Instant,
 }
 
 impl Site for State {
-    fn page(&self, path: &str) -> Option<Page> {
+    fn page(&self, path: &str, accept: &str) -> Option<Page> {
         Some(match path {
             "/metrics" => {
                 let (stats, ready) = (self.handle.stats(), self.handle.is_ready());
-                let body = metrics::text(&stats, ready, &self.passes, self.process_start);
-                Page { status: OK, content_type: metrics::CONTENT_TYPE, body }
+                let text = metrics::text(&stats, ready, &self.passes, self.process_start);
+                let (content_type, body) = metrics::negotiate(text, accept);
+                Page { status: OK, content_type, body }
             }
             "/livez" => Page::sentence(OK, "ok"),
             "/readyz" => match self.handle.unready() {
@@ -61,7 +66,11 @@ impl Site for State {
         })
     }
 
-    fn now(&self) -> SystemTime {
+    fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn date(&self) -> SystemTime {
         SystemTime::now()
     }
 }

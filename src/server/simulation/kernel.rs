@@ -53,6 +53,9 @@ impl World {
     fn accept(&mut self, index: usize) -> io::Result<(usize, SocketAddr)> {
         self.tally.accepts_in_pass += 1;
         self.meanwhile();
+        if self.backlogs[index].shut_down {
+            return Err(Errno::EINVAL.into());
+        }
         let shortage = if self.has_no_descriptors() {
             Some(Errno::EMFILE)
         } else if self.trouble() {
@@ -264,6 +267,9 @@ impl World {
             let last = !wire.ends_with_the_peer();
             let stuck = last && wire.unsent > 0 && self.now - wire.moved_at >= LINGER_TIME;
             let full = wire.unsent > 0 && !self.has_memory_for_all();
+            if wire.unsent > 0 && !wire.blocked && !full {
+                return Err("closed with a reply that the peer would have taken");
+            }
             let excuse = self.excuse(id).or(stuck.then_some("stuck"));
             let excuse = excuse.or(full.then_some("no memory"));
             return excuse.map(Some).ok_or("closed for no reason");
@@ -319,6 +325,10 @@ pub(super) struct Socket {
 impl Listener for SimulatedListener {
     type Stream = Socket;
 
+    fn local_addr(&self) -> Option<SocketAddr> {
+        None
+    }
+
     fn accept(&mut self) -> io::Result<(Socket, SocketAddr)> {
         let (id, address) = self.world.borrow_mut().accept(self.index)?;
         Ok((Socket { world: Rc::clone(&self.world), id }, address))
@@ -360,6 +370,11 @@ impl Write for Socket {
 impl Stream for Socket {
     fn shutdown_write(&mut self) -> io::Result<()> {
         self.world.borrow_mut().shutdown_write(self.id)
+    }
+
+    fn is_unacknowledged(&self) -> bool {
+        let world = self.world.borrow();
+        world.wires[self.id].taken < world.wires[self.id].written
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -73,11 +73,13 @@ fn settings(random: &mut Random) -> Settings {
             protocol,
             max_connections,
             max_set_by: MaxSetBy::Config,
+            peers: "clients",
             per_source_connections: NonZeroUsize::new(random.pick(&[0, 0, 1, 4])),
             idle_timeout: random
                 .pick(&[None, None, Some(2_000), Some(5_000_000)])
                 .map(Duration::from_micros),
             max_buffered: random.pick(&[64 << 20, 1 << 20, 100_000, 1_000]),
+            memory_setting: None,
             newcomers_first: max_connections == 3,
         },
         upper: random.one_in(2),
@@ -115,7 +117,7 @@ impl<V: Service + Clone + 'static> Bench<V> {
         let stats = Arc::new(Stats::default());
         let impairments =
             Impairments { delay, jitter: delay / 2, seed: Some(7), ..Impairments::default() };
-        let shared = Shared::new(rules, Arc::clone(&stats), Netem::new(&impairments, 0));
+        let shared = Shared::new(rules, Arc::clone(&stats), Netem::new(&impairments, 0, 1));
         let connections = Connections::new(listeners, move || Asking(service.clone()), shared);
         Bench { world, connections, stats }
     }
@@ -128,6 +130,10 @@ impl<V: Service + Clone + 'static> Bench<V> {
         };
         for _ in 0..steps {
             self.step(clients);
+        }
+        // Some servers are told to stop while replies are due.
+        if self.world.borrow_mut().random.one_in(4) {
+            self.drain_soon();
         }
         self.settle();
         self.check_settled();
@@ -149,10 +155,9 @@ impl<V: Service + Clone + 'static> Bench<V> {
                 world.act(wire);
             }
             8 | 9 => world.pass_time(),
-            10 if world.random.one_in(60) && world.drain_until.is_none() => {
-                let time = Duration::from_nanos(1 << world.random.below(33));
+            10 if world.random.one_in(60) => {
                 drop(world);
-                self.drain(time);
+                self.drain_soon();
             }
             _ => {
                 drop(world);
@@ -188,7 +193,8 @@ impl<V: Service + Clone + 'static> Bench<V> {
             return false;
         }
         if self.world.borrow_mut().begin_pass() {
-            self.connections.close_all(now);
+            self.connections.close_all(now, || false);
+            self.world.borrow_mut().begin_pass();
         }
         let on = |queue| self.connections.ready().of(queue).iter().copied().collect();
         let queued = [on(Queue::Sparse), on(Queue::Greedy)];
@@ -207,6 +213,14 @@ impl<V: Service + Clone + 'static> Bench<V> {
         let world = self.world.borrow();
         let closing = world.drain_until.filter(|_| world.closed_at.is_none());
         [self.connections.deadline(), closing].into_iter().flatten().min()
+    }
+
+    /// Begins a drain, unless one has begun.
+    fn drain_soon(&mut self) {
+        let time = Duration::from_nanos(1 << self.world.borrow_mut().random.below(33));
+        if self.world.borrow().drain_until.is_none() {
+            self.drain(time);
+        }
     }
 
     fn drain(&mut self, time: Duration) {

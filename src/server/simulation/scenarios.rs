@@ -22,9 +22,11 @@ fn settings() -> Settings {
             protocol: Protocol::default(),
             max_connections: 1_000,
             max_set_by: MaxSetBy::Config,
+            peers: "clients",
             per_source_connections: None,
             idle_timeout: None,
             max_buffered: 64 << 20,
+            memory_setting: None,
             newcomers_first: false,
         },
         upper: false,
@@ -82,6 +84,21 @@ fn clients_in_the_backlog_are_left_to_the_next_server() {
     assert_eq!(bench.stats.snapshot().closed_by_peer, 1);
     let accepted: Vec<bool> = bench.world.borrow().wires.iter().map(|wire| wire.accepted).collect();
     assert_eq!(accepted, [true, false]);
+}
+
+#[test]
+fn a_listener_that_is_shut_down_is_closed_and_the_other_one_served() {
+    let mut bench = bench(settings());
+    bench.world.borrow_mut().backlogs[0].shut_down = true;
+    bench.client(0, Habit::Steady, b"hello");
+    bench.client(1, Habit::Steady, b"hello");
+    bench.settle();
+    bench.client(1, Habit::Steady, b"hello again");
+    bench.settle();
+    bench.check_settled();
+    assert!(bench.world.borrow().backlogs[0].closed);
+    let stats = bench.stats.snapshot();
+    assert_eq!((stats.sockets_gone, stats.accept_pauses, stats.closed_by_peer), (1, 0, 2));
 }
 
 #[test]
@@ -231,13 +248,43 @@ fn newcomers_have_a_turn_before_their_place_is_taken() {
         bench.client(0, Habit::Silent, b"");
     }
     // All in one moment: then the oldest has to go.
-    for (accepted, first_open) in [(2, 0), (4, 0), (6, 2), (8, 4), (10, 6)] {
+    for accepted in 1..=10_usize {
+        let first_open = accepted.saturating_sub(4);
         assert!(bench.iterate());
         let world = bench.world.borrow();
         let is_open = |wire: &Wire| wire.accepted && !wire.dropped;
         let open: Vec<usize> = (0..10).filter(|&wire| is_open(&world.wires[wire])).collect();
         assert_eq!(open, (first_open..accepted).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn newcomers_and_unfinished_requests_have_half_of_the_slots_each() {
+    let mut settings = settings();
+    settings.rules.newcomers_first = true;
+    settings.rules.max_connections = 4;
+    settings.rules.protocol.framing = Framing::Lines;
+    let mut bench = bench(settings);
+    let mut come = |bytes: &[u8]| {
+        bench.client(0, Habit::Silent, bytes);
+        while bench.iterate() {}
+        let last = bench.world.borrow().wires.len() - 1;
+        bench.world.borrow_mut().send(last, bytes.len());
+        while bench.iterate() {}
+        let mut world = bench.world.borrow_mut();
+        world.now = world.now + Duration::from_secs(1);
+        let is_open = |wire: &Wire| wire.accepted && !wire.dropped;
+        (0..world.wires.len()).filter(|&id| is_open(&world.wires[id])).collect::<Vec<_>>()
+    };
+    come(b"GET");
+    for _ in 1..9 {
+        come(b"");
+    }
+    assert_eq!(come(b""), [0, 7, 8, 9]);
+    assert_eq!(come(b"GET"), [0, 8, 9, 10]);
+    assert_eq!(come(b"GET"), [0, 9, 10, 11]);
+    assert_eq!(come(b"GET"), [9, 10, 11, 12]);
+    assert_eq!(come(b""), [9, 11, 12, 13]);
 }
 
 #[test]

@@ -62,9 +62,13 @@ pub(super) fn play(mut random: Random) {
         bench.step();
         bench.check();
     }
-    // Some servers end here.
-    if bench.world.borrow_mut().random.one_in(2) {
+    // Some servers end here, some of them at once.
+    let end = bench.world.borrow_mut().random.below(4);
+    if end < 2 {
         bench.close();
+    }
+    if end == 0 {
+        return bench.end();
     }
     bench.settle();
 }
@@ -83,7 +87,7 @@ impl UdpBench {
         let peers = (0..count).map(|index| peer(&mut random, index, hosts)).collect();
         let guard = || Guard::new(GUARDED.to_vec(), rate);
         let impairments = impairments(&mut random);
-        let netem = || Netem::new(&impairments, 0);
+        let netem = || Netem::new(&impairments, 0, 1);
         let world = UdpWorld::new(random, settings, peers, guard(), netem());
         let world = Rc::new(RefCell::new(world));
         let stats = Arc::new(Stats::default());
@@ -97,6 +101,20 @@ impl UdpBench {
         self.closed_after = Some(self.world.borrow().tally.received);
         self.endpoint.close();
         self.check();
+    }
+
+    /// The drain is over: all that was owed is sent, or is dropped and counted.
+    fn end(&mut self) {
+        let now = {
+            let mut world = self.world.borrow_mut();
+            world.begin_turn();
+            world.hasten();
+            world.now
+        };
+        self.endpoint.end(&mut self.guard, now);
+        self.world.borrow_mut().drop_all();
+        self.check();
+        assert!(self.endpoint.is_done());
     }
 
     /// Has one thing happen.

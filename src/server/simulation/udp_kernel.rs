@@ -130,6 +130,8 @@ pub(super) struct UdpWorld {
     pub(super) netem_stats: Stats,
     /// The delayed replies that are due are owed already in this turn.
     released: bool,
+    /// Turns follow each other until nothing is left.
+    ending: bool,
     pub(super) tally: Tally,
     pub(super) violations: Vec<String>,
 }
@@ -179,6 +181,7 @@ impl UdpWorld {
             netem,
             netem_stats: Stats::default(),
             released: false,
+            ending: false,
             tally: Tally::default(),
             violations: Vec::new(),
         }
@@ -245,20 +248,35 @@ impl UdpWorld {
 
     /// The delayed replies that are due are owed from here on, as many as the server may send in a turn.
     pub(super) fn release_in_turn(&mut self) {
-        if std::mem::replace(&mut self.released, true) {
+        if std::mem::replace(&mut self.released, !self.ending) {
             return;
         }
         let Some(netem) = &mut self.netem else { return };
         let (mut count, mut bytes) = (0, 0);
         while count < MAX_TURN
             && bytes < BUFFER
-            && let Some(Delayed { route, bytes: reply }) = netem.dequeue(self.now)
+            && let Some(Delayed { route, bytes: reply, .. }) = netem.dequeue(self.now)
         {
             (count, bytes) = (count + 1, bytes + reply.len());
             let peer = self.peers.iter_mut().find(|peer| peer.address == route.peer);
-            let owed = Owed { bytes: reply.into_vec(), route, came_joined: false };
+            let owed = Owed { bytes: reply, route, came_joined: false };
             peer.expect("replies go to peers").owed.push_back(owed);
         }
+    }
+
+    /// No reply is delayed any more, and the server is to be done at once.
+    pub(super) fn hasten(&mut self) {
+        self.ending = true;
+        self.netem.iter_mut().for_each(Netem::hasten);
+    }
+
+    /// What has not been sent by now was dropped.
+    pub(super) fn drop_all(&mut self) {
+        while self.next_delayed().is_some() {
+            self.release_in_turn();
+        }
+        let owed = self.peers.iter_mut().map(|peer| peer.owed.drain(..).count());
+        self.tally.dropped += owed.sum::<usize>() as u64;
     }
 
     /// When the next delayed reply is due.

@@ -226,6 +226,8 @@ pub(super) struct Backlog {
     pub(super) waiting: VecDeque<usize>,
     pub(super) edge: bool,
     pub(super) closed: bool,
+    /// Its owner has shut the listener down.
+    pub(super) shut_down: bool,
 }
 
 /// What the kernel counted, to hold against the server's counters.

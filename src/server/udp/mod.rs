@@ -29,10 +29,10 @@ use log::{Level, debug, log_enabled, trace};
 use mio::{Interest, Registry, Token};
 
 use self::outlet::{NoRoom, Outlet};
-use self::responder::trace_sent;
+use self::responder::{Errors, trace_sent};
 use self::send_queue::{Call, MAX_SEGMENTS, SendQueue};
 use super::clock::Moment;
-use super::guard::{Guard, Refusal};
+use super::guard::Guard;
 use super::netem::Delayed;
 use super::peer::Peer;
 use crate::protocol::Service;
@@ -105,6 +105,16 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         }
     }
 
+    /// Notes that the socket was shut down, for receiving at least.
+    pub(super) fn note_shut_down(&mut self) {
+        self.responder.errors.note_shut_down();
+    }
+
+    /// Whether the socket is gone, which is noted when that is found.
+    pub(super) fn is_gone(&self) -> bool {
+        self.responder.is_gone()
+    }
+
     /// Whether a turn has something to do at once.
     pub(super) fn can_act(&self) -> bool {
         !self.outlet.is_full() && (!self.queue.is_empty() || self.may_receive())
@@ -149,6 +159,25 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         self.closed = true;
     }
 
+    /// Lets what is delayed on purpose leave before it is time.
+    pub(super) fn hasten(&mut self) {
+        self.responder.hasten();
+    }
+
+    /// Sends all that is left, as far as the send buffer takes it. The rest is dropped and counted.
+    pub(super) fn end(&mut self, guard: &mut Guard, now: Moment) {
+        self.close();
+        self.hasten();
+        while !self.is_done() {
+            self.turn(guard, now);
+            while self.outlet.is_full()
+                && let Some(call) = self.queue.next_call(now)
+            {
+                self.drop_replies(&call, now);
+            }
+        }
+    }
+
     /// Whether it is closed, and nothing waits to be sent.
     pub(super) fn is_done(&self) -> bool {
         self.closed && self.queue.is_empty() && self.responder.next_at().is_none()
@@ -188,7 +217,8 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                 Err(Errno::EINTR) => {}
                 Err(error) => {
                     self.responder.errors.note_receive(error, &self.responder.stats, now);
-                    if self.responder.errors.resume_at.is_some() {
+                    let Errors { resume_at, lasting, .. } = &self.responder.errors;
+                    if resume_at.is_some() || lasting.is_some() {
                         return;
                     }
                 }
@@ -200,14 +230,20 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
     fn serve(&mut self, received: &Received, start: usize, guard: &mut Guard, now: Moment) {
         let Endpoint { responder, buffer, queue, .. } = self;
         let bytes = &buffer[start..start + received.length];
-        let (route, is_run) = (received.route, received.is_run());
+        let (route, is_run, mut dropped) = (received.route, received.is_run(), 0);
         responder.serve(received, bytes, guard, now, |reply, request| {
-            if std::ptr::eq(reply, &raw const bytes[request.clone()]) {
+            let is_piece = std::ptr::eq(reply, &raw const bytes[request.clone()]);
+            if queue.reserve(if is_piece { 0 } else { reply.len() }).is_err() {
+                dropped += 1;
+            } else if is_piece {
                 queue.push_received(start + request.start..start + request.end, route, is_run);
             } else {
                 queue.push_written(reply, route, is_run);
             }
         });
+        if dropped > 0 {
+            responder.note_dropped(&route, dropped, now);
+        }
     }
 
     /// Puts the delayed replies that are due into the queue, as many as a turn may send.
@@ -216,8 +252,11 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
             if self.queue.is_full() {
                 return;
             }
-            let Some(Delayed { route, bytes }) = self.responder.take_due(now) else { return };
-            self.queue.push_written(&bytes, route, false);
+            let Some(Delayed { route, bytes, .. }) = self.responder.take_due(now) else { return };
+            match self.queue.reserve(bytes.len()) {
+                Ok(()) => self.queue.push_written(&bytes, route, false),
+                Err(_) => self.responder.note_dropped(&route, 1, now),
+            }
         }
     }
 
@@ -311,9 +350,7 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
 
     /// Drops replies: UDP may lose, and the others are not to wait for these.
     fn drop_replies(&mut self, call: &Call, now: Moment) {
-        let peer = call.route.peer.into();
-        let Responder { refusals, stats, .. } = &mut self.responder;
-        refusals.note(Refusal::Dropped, peer, call.count, stats, now);
+        self.responder.note_dropped(&call.route, call.count, now);
         self.queue.advance(call);
     }
 }

@@ -161,7 +161,10 @@ impl Neighbours {
             self.standings.clear();
             self.until = now + Self::MEMORY;
         }
-        self.standings.entry(ip).or_insert(Standing::Tried);
+        // Without memory for it, it is one that was never sent to.
+        if self.standings.try_reserve(1).is_ok() {
+            self.standings.entry(ip).or_insert(Standing::Tried);
+        }
     }
 
     /// Whether `ip` may be sent a reply. `missing` asks which neighbours the kernel is looking for.

@@ -10,15 +10,20 @@ use std::time::Duration;
 use log::{Level, debug, log_enabled, trace, warn};
 
 use super::MAX_RECEIVE;
-use crate::protocol::{Context, MAX_DATAGRAM, Scratch, Service, reply_to_datagram};
+use crate::error::Transport;
+use crate::protocol::{
+    Context, MAX_DATAGRAM, Scratch, Service, guarded, reply_to_datagram, try_copy,
+};
 use crate::server::clock::{Clock, Moment};
 use crate::server::guard::{Guard, Refusal, Refusals};
 use crate::server::netem::{Delayed, Netem};
 use crate::server::peer::Peer;
 use crate::server::rate_limited::RateLimited;
+use crate::server::sockets::note_gone;
 use crate::stats::Stats;
 use crate::sys::Errno;
 use crate::sys::datagram::{DatagramSocket, Received, Route, Socket};
+use crate::sys::socket::is_lasting;
 use crate::sys::wait::until_readable;
 use crate::units::count;
 
@@ -76,6 +81,9 @@ impl<V: Service> Responder<V> {
         }
         self.stats.udp_received.add(received.count() as u64);
         self.stats.udp_bytes_in.add(received.length as u64);
+        if received.missed > 0 {
+            self.errors.note_missed(received.missed, &self.stats, now);
+        }
         if received.truncated {
             let count = received.count();
             return self.refusals.note(Refusal::Truncated, peer, count, &self.stats, now);
@@ -108,9 +116,12 @@ impl<V: Service> Responder<V> {
             Ok(SocketAddr::new(ip, bound.port()))
         };
         let context = Context::datagram(peer.into(), &local);
-        let replies =
-            reply_to_datagram((self.make_service)(), request, &mut self.scratch, &context)
-                .map_err(|_| Refusal::Panic)?;
+        let replies = guarded(&mut self.make_service)
+            .and_then(|service| reply_to_datagram(service, request, &mut self.scratch, &context))
+            .map_err(|_| Refusal::Panic)?;
+        if replies.panicked_at_end() {
+            self.refusals.note_panic_at_end(peer, &self.stats, now);
+        }
         let mut refuse = |refusal| self.refusals.note(refusal, peer, 1, &self.stats, now);
         if replies.withheld() {
             refuse(Refusal::TooShort);
@@ -136,6 +147,13 @@ impl<V: Service> Responder<V> {
         Ok(())
     }
 
+    /// Whether the socket is gone. To be asked until it is.
+    pub(super) fn is_gone(&self) -> bool {
+        let Some(error) = &self.errors.lasting else { return false };
+        note_gone(Transport::Udp, self.bound, error, &self.stats);
+        true
+    }
+
     /// Serves a socket on a thread of its own, as in a textbook: receives a datagram, replies, and waits for
     /// the next one. When `until_drain` is closed, it replies to what is queued and ends; unless
     /// `hand_over` says that the next server has the socket.
@@ -155,6 +173,9 @@ impl<V: Service> Responder<V> {
                 let mut guard = guard.lock().unwrap_or_else(PoisonError::into_inner);
                 self.serve_next(&mut socket, &mut buffer, &mut guard, now)
             };
+            if self.is_gone() {
+                return Ok(());
+            }
             if received {
                 continue;
             }
@@ -164,13 +185,17 @@ impl<V: Service> Responder<V> {
             trace!(event = "waiting", what = "datagram"; "waits for a datagram");
             let wake_at =
                 [self.next_at(), self.errors.resume_at.take()].into_iter().flatten().min();
-            draining = until_readable(&[&socket], until_drain, wake_at.map(|at| at - now))?;
+            let woken = until_readable(&[&socket], until_drain, wake_at.map(|at| at - now))?;
+            draining = woken.stopped;
+            if woken.shut_down {
+                self.errors.note_shut_down();
+            }
             if draining && !hand_over {
                 socket.leave();
             }
         }
-        // What is delayed on purpose leaves before it is time.
-        self.send_due(&mut socket, Moment::LAST);
+        self.hasten();
+        self.send_due(&mut socket, clock.now());
         Ok(())
     }
 
@@ -187,9 +212,15 @@ impl<V: Service> Responder<V> {
         match received {
             Ok(received) => {
                 self.errors.note_success();
-                let mut replies: Vec<Box<[u8]>> = Vec::new();
+                let (mut replies, mut dropped) = (Vec::<Vec<u8>>::new(), 0);
                 let bytes = &buffer[..received.length];
-                self.serve(&received, bytes, guard, now, |reply, _| replies.push(reply.into()));
+                self.serve(&received, bytes, guard, now, |reply, _| match try_copy(reply) {
+                    Ok(copy) if replies.try_reserve(1).is_ok() => replies.push(copy),
+                    _ => dropped += 1,
+                });
+                if dropped > 0 {
+                    self.note_dropped(&received.route, dropped, now);
+                }
                 replies.iter().for_each(|reply| self.send(socket, reply, &received.route, now));
             }
             Err(Errno::EINTR | Errno::EAGAIN) => {}
@@ -200,7 +231,7 @@ impl<V: Service> Responder<V> {
 
     /// Sends the replies that were delayed until now.
     fn send_due(&mut self, socket: &mut impl Socket, now: Moment) {
-        while let Some(Delayed { route, bytes }) = self.take_due(now) {
+        while let Some(Delayed { route, bytes, .. }) = self.take_due(now) {
             self.send(socket, &bytes, &route, now);
         }
     }
@@ -218,9 +249,19 @@ impl<V: Service> Responder<V> {
                 self.stats.udp_answered.increment();
                 self.stats.udp_bytes_out.add(bytes as u64);
             }
-            Err(Errno::EAGAIN) => self.refusals.note(Refusal::Dropped, peer, 1, &self.stats, now),
+            Err(Errno::EAGAIN) => self.note_dropped(route, 1, now),
             Err(error) => self.errors.note_send(error, peer, 1, &self.stats, now),
         }
+    }
+
+    /// Lets what is delayed on purpose leave before it is time.
+    pub(in crate::server) fn hasten(&mut self) {
+        self.netem.iter_mut().for_each(Netem::hasten);
+    }
+
+    /// Notes replies for which the send buffer, or this process, has no room.
+    pub(super) fn note_dropped(&mut self, route: &Route, replies: usize, now: Moment) {
+        self.refusals.note(Refusal::Dropped, route.peer.into(), replies, &self.stats, now);
     }
 
     /// When the next reply leaves that is delayed on purpose.
@@ -239,9 +280,12 @@ impl<V: Service> Responder<V> {
 pub(in crate::server) struct Errors {
     /// How often receiving has failed in a row.
     receives: u32,
+    /// What no retry cures: the socket is gone.
+    pub(super) lasting: Option<io::Error>,
     /// Nothing is received before.
     pub(in crate::server) resume_at: Option<Moment>,
     receiving: RateLimited,
+    missing: RateLimited,
     sending: RateLimited,
 }
 
@@ -251,10 +295,19 @@ impl Errors {
         self.receives = 0;
     }
 
+    /// Notes that the socket was shut down, for receiving at least.
+    pub(super) fn note_shut_down(&mut self) {
+        self.lasting = Some(io::Error::other("it was shut down"));
+    }
+
     /// Notes that a receive failed: because of what an earlier reply met on its way, or for good.
     #[cold]
     pub(in crate::server) fn note_receive(&mut self, error: Errno, stats: &Stats, now: Moment) {
         stats.udp_errors.increment();
+        if is_lasting(error) {
+            self.lasting = Some(error.into());
+            return;
+        }
         self.receives += 1;
         if self.receives < MAX_FAILURES {
             debug!(
@@ -274,6 +327,20 @@ impl Errors {
         }
     }
 
+    /// Notes datagrams that found the queue of the socket full.
+    #[cold]
+    fn note_missed(&mut self, datagrams: u32, stats: &Stats, now: Moment) {
+        stats.udp_missed.add(datagrams.into());
+        if self.missing.begins((), now) {
+            warn!(
+                event = "missed",
+                datagrams = datagrams;
+                "the kernel dropped {}, since the queue of the UDP socket was full: the server is too slow for them, or net.core.rmem_max is too small for their bursts; further ones are counted",
+                count(datagrams as usize, "datagram")
+            );
+        }
+    }
+
     /// Notes replies that cannot be sent, because of their peer, the network or a packet filter.
     #[cold]
     pub(in crate::server) fn note_send(
@@ -285,6 +352,10 @@ impl Errors {
         now: Moment,
     ) {
         stats.udp_errors.add(replies as u64);
+        if is_lasting(error) {
+            self.lasting = Some(error.into());
+            return;
+        }
         if self.sending.begins((), now) {
             let hint = if error == Errno::EPERM { " (a packet filter?)" } else { "" };
             warn!(

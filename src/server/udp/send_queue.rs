@@ -1,6 +1,6 @@
 //! The replies of a batch, and which of them leave in one call. Pure: `now` is an argument.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, TryReserveError};
 use std::io::IoSlice;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -117,6 +117,13 @@ impl SendQueue {
         self.push(Buffer::Received, bytes, route, came_joined);
     }
 
+    /// Makes sure that there is memory for one more reply, of so many bytes that are not received ones.
+    pub(super) fn reserve(&mut self, written: usize) -> Result<(), TryReserveError> {
+        self.written.try_reserve(written)?;
+        self.pieces.try_reserve(1)?;
+        self.runs.try_reserve(1)
+    }
+
     /// Appends a reply of these bytes.
     pub(super) fn push_written(&mut self, bytes: &[u8], route: Route, came_joined: bool) {
         let start = self.written.len();
@@ -216,7 +223,9 @@ impl SendQueue {
         if self.refused.len() >= MAX_REFUSED {
             self.refused.clear();
         }
-        self.refused.insert(route.peer.ip(), now + REFUSED_FOR);
+        if self.refused.try_reserve(1).is_ok() {
+            self.refused.insert(route.peer.ip(), now + REFUSED_FOR);
+        }
     }
 
     /// The bytes that it holds on the heap.

@@ -140,6 +140,26 @@ fn a_turn_takes_a_batch_of_what_an_ethernet_carries() {
 }
 
 #[test]
+fn a_socket_that_fails_for_good_is_gone() {
+    let lasting = [Errno::EPIPE, Errno::ESHUTDOWN, Errno::EBADF, Errno::ENOTSOCK, Errno::ENOSYS];
+    for error in lasting {
+        let mut bench = Bench::with(Script { broken: Some(error), ..Script::default() });
+        bench.turn(Duration::ZERO);
+        assert_eq!(bench.script.0.borrow().receives, 1, "{error}");
+        assert!(bench.endpoint.is_gone() && bench.stats().sockets_gone == 1, "{error}");
+        let mut bench = Bench::new(1, 5, None);
+        bench.script.0.borrow_mut().refusals.push_back(error);
+        bench.turn(Duration::ZERO);
+        assert!(bench.endpoint.is_gone() && bench.stats().udp_errors == 1, "{error}");
+    }
+    let mut bench = Bench::with(Script { broken: Some(Errno::EPERM), ..Script::default() });
+    bench.turn(Duration::ZERO);
+    assert!(!bench.endpoint.is_gone());
+    bench.endpoint.note_shut_down();
+    assert!(bench.endpoint.is_gone());
+}
+
+#[test]
 fn a_turn_takes_four_of_the_longest() {
     // A datagram, and as much of a run as comes in one piece.
     for (length, segment) in [(MAX_DATAGRAM, None), (MAX_RECEIVE, Some(MAX_RECEIVE / 51))] {

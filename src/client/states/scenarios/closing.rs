@@ -4,13 +4,13 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use super::talking::connect;
+use crate::client::harness::Stop;
 use crate::client::states::fact::{answered, client, server};
-use crate::client::states::report::Side;
 use crate::client::states::report::State::{
     CloseWait, Closed, Established, FinWait2, LastAck, TimeWait,
 };
-use crate::client::states::stage::{Doing, Lesson, Listening, Stage, to_client, to_server};
-use crate::client::states::{Context, Needs, Stop};
+use crate::client::states::stage::{Doing, Lesson, Stage, accept, listen, to_client, to_server};
+use crate::client::states::{Context, Needs};
 
 /// `half-close`
 pub(super) fn half_close(cx: &Context<'_>) -> Result<(), Stop> {
@@ -46,12 +46,12 @@ pub(super) fn half_close(cx: &Context<'_>) -> Result<(), Stop> {
               new connection. On Linux it lasts 60 s.",
         source: "RFC 9293, 3.6 and 3.3.2",
     })?;
-    bind_again(&stage, Side::Client)
+    bind_after_client(&stage)
 }
 
-/// Sends until the server stops to read, since nobody reads its answer.
+/// Sends until the server stops to read, since its answer is not read.
 fn fill(stage: &mut Stage<'_>) -> Result<(), Stop> {
-    if stage.sees_server() {
+    if stage.seen {
         stage.fill(1, true)?;
         return stage.show(&Lesson {
             calls: &[
@@ -84,7 +84,7 @@ fn fill(stage: &mut Stage<'_>) -> Result<(), Stop> {
 
 /// `server-closes`
 pub(super) fn server_closes(cx: &Context<'_>) -> Result<(), Stop> {
-    /// So long another's server may take to close after its answer, or it does not do so.
+    /// How long another's server may take to close after its answer, or it does not do so.
     const SOON: Duration = Duration::from_secs(2);
     let mut stage = cx.stage(&Needs { once: true, ..cx.needs_raw()? })?;
     connect(&mut stage)?;
@@ -92,7 +92,7 @@ pub(super) fn server_closes(cx: &Context<'_>) -> Result<(), Stop> {
     if !cx.is_own() {
         let (_, open) = stage.wait(&[client(1).is(CloseWait)], SOON)?;
         if open.is_some() {
-            return Err(Stop::not_shown(
+            return Err(Stop::skipped(
                 "the server does not close after its first answer: it waits for the client to close",
             ));
         }
@@ -131,69 +131,61 @@ pub(super) fn server_closes(cx: &Context<'_>) -> Result<(), Stop> {
               is on its side, and on its port.",
         source: "RFC 9293, 3.6",
     })?;
-    bind_again(&stage, Side::Server)
+    bind_after_server(&stage)
 }
 
-/// Who may bind the port of a server that has ended, when a connection is in TIME_WAIT: in slow motion.
-fn bind_again(stage: &Stage<'_>, first: Side) -> Result<(), Stop> {
-    let (mut own, listener) = stage.own(8)?;
-    let patience = own.patience();
+/// A server that has ended gets its port again when the client closed first: in slow motion.
+fn bind_after_client(stage: &Stage<'_>) -> Result<(), Stop> {
+    let (mut own, listener) = stage.own()?;
     own.connect()?;
-    let accepted = listener.accept()?;
-    match first {
-        Side::Client => {
-            own.close(1);
-            own.wait(&[server(1).is(CloseWait)], patience)?;
-            drop(accepted);
-        }
-        Side::Server => {
-            drop(accepted);
-            own.wait(&[client(1).is(CloseWait)], patience)?;
-            own.close(1);
-        }
-    }
-    let facts = match first {
-        Side::Client => [client(1).is(TimeWait), server(1).is(Closed)],
-        Side::Server => [client(1).is(Closed), server(1).is(TimeWait)],
-    };
-    own.wait(&facts, patience)?;
+    let accepted = accept(&listener)?;
+    own.close(1);
+    own.wait(&[server(1).is(CloseWait)], own.patience())?;
+    drop(accepted);
+    let facts = [client(1).is(TimeWait), server(1).is(Closed)];
+    own.wait(&facts, own.patience())?;
     drop(listener);
-    let plain = Listening::bind(own.address, false, 8);
-    match (&first, plain.as_ref().map_err(io::Error::kind)) {
-        (Side::Client, Ok(_)) | (Side::Server, Err(io::ErrorKind::AddrInUse)) => {}
-        (Side::Client, Err(error)) => {
-            return Err(Stop::failed("the port can be bound again", error.to_string()));
-        }
-        (Side::Server, seen) => {
-            let seen = seen.map_or_else(|error| error.to_string(), |_| "it could".to_owned());
-            return Err(Stop::failed("the port cannot be bound again without SO_REUSEADDR", seen));
-        }
-    }
-    let _listener = match plain {
-        Ok(listener) => listener,
-        Err(_) => Listening::bind(own.address, true, 8)
-            .doing("the port can be bound again with SO_REUSEADDR")?,
+    let _listener = listen(own.address, false).doing("the port can be bound again")?;
+    own.show(&Lesson {
+        calls: &["the server has ended, and starts again: bind(3, the same port) = 0"],
+        segments: &[],
+        facts: &facts,
+        why: "The client closed first, so TIME_WAIT is on the port of the client. It does not keep the \
+              server from its port.",
+        source: "socket(7), SO_REUSEADDR",
+    })
+}
+
+/// The same when the server closed first: its connection in TIME_WAIT keeps the port.
+fn bind_after_server(stage: &Stage<'_>) -> Result<(), Stop> {
+    let (mut own, listener) = stage.own()?;
+    own.connect()?;
+    drop(accept(&listener)?);
+    own.wait(&[client(1).is(CloseWait)], own.patience())?;
+    own.close(1);
+    let facts = [client(1).is(Closed), server(1).is(TimeWait)];
+    own.wait(&facts, own.patience())?;
+    drop(listener);
+    let seen = match listen(own.address, false) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
+        Err(error) => Some(error.to_string()),
+        Ok(_) => Some("it could".to_owned()),
     };
-    own.show(&match first {
-        Side::Client => Lesson {
-            calls: &["the server has ended, and starts again: bind(3, the same port) = 0"],
-            segments: &[],
-            facts: &facts,
-            why: "The client closed first, so TIME_WAIT is on the port of the client. It does not keep the \
-                  server from its port.",
-            source: "socket(7), SO_REUSEADDR",
-        },
-        Side::Server => Lesson {
-            calls: &[
-                "the server has ended, and starts again: bind(3, the same port) = -1 EADDRINUSE",
-                "and once more: setsockopt(3, SO_REUSEADDR), bind(3, the same port) = 0",
-            ],
-            segments: &[],
-            facts: &facts,
-            why: "TIME_WAIT keeps the port for a minute, unless both the old socket and the new one have \
-                  SO_REUSEADDR. That is why every server sets it.",
-            source: "socket(7), SO_REUSEADDR",
-        },
+    if let Some(seen) = seen {
+        return Err(Stop::failed("the port cannot be bound again without SO_REUSEADDR", seen));
+    }
+    let _listener =
+        listen(own.address, true).doing("the port can be bound again with SO_REUSEADDR")?;
+    own.show(&Lesson {
+        calls: &[
+            "the server has ended, and starts again: bind(3, the same port) = -1 EADDRINUSE",
+            "and once more: setsockopt(3, SO_REUSEADDR), bind(3, the same port) = 0",
+        ],
+        segments: &[],
+        facts: &facts,
+        why: "TIME_WAIT keeps the port for a minute, unless both the old socket and the new one have \
+              SO_REUSEADDR. That is why every server sets it.",
+        source: "socket(7), SO_REUSEADDR",
     })
 }
 
@@ -234,9 +226,9 @@ pub(super) fn reset(cx: &Context<'_>) -> Result<(), Stop> {
 
 /// A server that is reset, in slow motion.
 fn what_the_other_reads(stage: &Stage<'_>) -> Result<(), Stop> {
-    let (mut own, listener) = stage.own(8)?;
+    let (mut own, listener) = stage.own()?;
     own.connect()?;
-    let mut accepted = listener.accept()?;
+    let mut accepted = accept(&listener)?;
     own.set_linger_zero(1)?;
     own.close(1);
     let gone = [client(1).is(Closed), server(1).is(Closed)];

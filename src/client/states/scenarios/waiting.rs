@@ -1,15 +1,16 @@
-//! Scenarios about those who wait: for accept, for another client, for a reader.
+//! Scenarios about waiting: for accept, for another client, for a reader.
 
 use std::time::Duration;
 
 use super::talking::connect;
+use crate::client::harness::Stop;
 use crate::client::states::fact::{Fact, answered, client, server, waiting};
 use crate::client::states::report::State::{Closed, Established, SynSent, TimeWait};
 use crate::client::states::stage::{Lesson, Stage, to_client, to_server};
-use crate::client::states::{Context, Needs, Stop};
+use crate::client::states::{Context, Needs};
 use crate::config::Design;
 
-/// So long another's server may take for what it may do or not.
+/// How long another's server may take for what it may do or not.
 const SOON: Duration = Duration::from_secs(1);
 
 /// `backlog`
@@ -37,8 +38,8 @@ const MOST: u32 = 9;
 
 fn room(stage: &Stage<'_>) -> Result<u32, Stop> {
     match stage.look()?.listener {
-        None => Err(Stop::not_shown("the server's listener is not on this machine")),
-        Some(listener) if listener.room > MOST => Err(Stop::not_shown(format!(
+        None => Err(Stop::skipped("the server's listener is not on this machine")),
+        Some(listener) if listener.room > MOST => Err(Stop::skipped(format!(
             "the backlog of the server is {}: this needs one of at most {}",
             listener.backlog,
             MOST - 1
@@ -71,7 +72,7 @@ fn fill_backlog(cx: &Context<'_>, stage: &mut Stage<'_>, room: u32) -> Result<()
         if number == 2 && !cx.is_own() {
             let (view, _) = stage.wait(&[server(2).accepted()], SOON)?;
             if view.connections[1].server.as_ref().is_some_and(|end| !end.waits_to_be_accepted()) {
-                return Err(Stop::not_shown(
+                return Err(Stop::skipped(
                     "the server accepts everybody at once, so that nobody waits in its backlog",
                 ));
             }
@@ -140,29 +141,35 @@ pub(super) fn blocked(cx: &Context<'_>) -> Result<(), Stop> {
 /// A second client comes while the first is silent. Of a server whose design is not known, what happens
 /// tells it.
 fn second_client(stage: &mut Stage<'_>, design: Option<Design>) -> Result<(), Stop> {
-    let who = design.map_or_else(|| "server".to_owned(), |design| format!("{design} server"));
-    serve_slow_client(stage, &who)?;
+    let name = design.map_or_else(|| "server".to_owned(), |design| format!("{design} server"));
+    serve_slow_client(stage, &name)?;
     stage.connect()?;
     stage.write(2, b"hello")?;
     let blocked = match design {
         Some(design) => design == Design::Iterative,
-        None => {
-            let (_, missing) = stage.wait(&[client(2).received(5)], SOON)?;
-            missing.is_some()
-        }
+        None => stage.wait(&[client(2).received(5)], SOON)?.1.is_some(),
     };
-    if !blocked {
-        let does = format!("{who}: accept(3), read(5) = 5, write(5, \"hello\", 5)");
-        return stage.show(&Lesson {
-            calls: &["client 2: connect(4, server), write(4, \"hello\", 5)", &does],
-            segments: &[to_server(2, "5 bytes"), to_client(2, "5 bytes")],
-            facts: &[&answered(2, 5)[..], &[client(1).is(Established)]].concat(),
-            why: "Client 2 is answered though client 1 is silent: a thread for each client waits in a \
-                  read of its own, an event loop waits for all of them at once.",
-            source: "accept(2), poll(2)",
-        });
+    if blocked {
+        wait_for_the_first(stage, &name)
+    } else {
+        be_served_beside_the_first(stage, &name)
     }
-    let does = format!("{who}: read(4), which does not return: it waits for client 1");
+}
+
+fn be_served_beside_the_first(stage: &Stage<'_>, name: &str) -> Result<(), Stop> {
+    let does = format!("{name}: accept(3), read(5) = 5, write(5, \"hello\", 5)");
+    stage.show(&Lesson {
+        calls: &["client 2: connect(4, server), write(4, \"hello\", 5)", &does],
+        segments: &[to_server(2, "5 bytes"), to_client(2, "5 bytes")],
+        facts: &[&answered(2, 5)[..], &[client(1).is(Established)]].concat(),
+        why: "Client 2 is answered though client 1 is silent: a thread for each client waits in a \
+              read of its own, an event loop waits for all of them at once.",
+        source: "accept(2), poll(2)",
+    })
+}
+
+fn wait_for_the_first(stage: &mut Stage<'_>, name: &str) -> Result<(), Stop> {
+    let does = format!("{name}: read(4), which does not return: it waits for client 1");
     stage.show(&Lesson {
         calls: &["client 2: connect(4, server), write(4, \"hello\", 5)", &does],
         segments: &[to_server(2, "5 bytes")],
@@ -180,8 +187,9 @@ fn second_client(stage: &mut Stage<'_>, design: Option<Design>) -> Result<(), St
         source: "listen(2), accept(2)",
     })?;
     stage.close(1);
-    let goes_on =
-        format!("{who}: read(4) = 0, close(4), accept(3) = 4, read(4) = 5, write(4, \"hello\", 5)");
+    let goes_on = format!(
+        "{name}: read(4) = 0, close(4), accept(3) = 4, read(4) = 5, write(4, \"hello\", 5)"
+    );
     stage.show(&Lesson {
         calls: &["client 1: close(3)", &goes_on],
         segments: &[to_client(2, "5 bytes")],

@@ -1,0 +1,56 @@
+//! Servers in a sandbox: a filter (seccomp(2)) refuses some of their calls, by their first argument.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+use std::process::Command;
+
+use nix::errno::Errno;
+
+/// Becomes a program with a filter. Its rules are triples: the name of a call, its first argument or
+/// "any", and the error that it returns.
+const FILTER: &str = r#"
+import ctypes, os, platform, struct, sys
+at = ["x86_64", "aarch64"].index(platform.machine())
+numbers = {"socket": (41, 198), "bind": (49, 200), "listen": (50, 201), "accept4": (288, 242),
+    "epoll_create1": (291, 20), "epoll_ctl": (233, 21)}
+code, rules = [], sys.argv[1].split()
+for call, argument, error in zip(rules[0::3], rules[1::3], rules[2::3]):
+    compare = [] if argument == "any" else [(0x20, 0, 0, 16), (0x15, 0, 1, int(argument))]
+    code += [(0x20, 0, 0, 0), (0x15, 0, len(compare) + 1, numbers[call][at])]
+    code += compare + [(0x06, 0, 0, 0x00050000 | int(error))]
+code += [(0x06, 0, 0, 0x7fff0000)]
+text = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in code))
+class Filter(ctypes.Structure):
+    _fields_ = [("length", ctypes.c_ushort), ("code", ctypes.c_void_p)]
+prctl = ctypes.CDLL(None, use_errno=True).prctl
+assert prctl(38, 1, 0, 0, 0) == 0 # PR_SET_NO_NEW_PRIVS
+assert prctl(22, 2, ctypes.byref(Filter(len(code), ctypes.addressof(text))), 0, 0) == 0 # PR_SET_SECCOMP
+os.execv(sys.argv[2], sys.argv[2:])
+"#;
+
+/// `AF_INET6`, as the first argument of socket(2).
+pub(crate) const INET6: Option<i32> = Some(10);
+
+/// A call, its first argument if it matters, and the error that it returns.
+pub(crate) type Refused = (&'static str, Option<i32>, Errno);
+
+/// The command of a server, to which these calls return these errors. `None`, with a word about it,
+/// where that cannot be had.
+pub(crate) fn refusing(refused: &[Refused]) -> Option<Command> {
+    let rules = refused.iter().map(|(call, argument, errno)| {
+        let argument = argument.map_or("any".to_owned(), |argument| argument.to_string());
+        format!("{call} {argument} {}", *errno as i32)
+    });
+    let rules = rules.collect::<Vec<_>>().join(" ");
+    let filter = |program: &str| {
+        let mut command = Command::new("python3");
+        command.args(["-c", FILTER, &rules, program]);
+        command
+    };
+    if !filter("/bin/true").output().is_ok_and(|run| run.status.success()) {
+        println!("skipped, since python3 cannot set a filter here");
+        return None;
+    }
+    Some(filter(env!("CARGO_BIN_EXE_evecho")))
+}
