@@ -1,7 +1,9 @@
 //! `evecho states`: shows how both ends of a connection change state.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::mem;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -13,8 +15,8 @@ use clap::error::ErrorKind;
 use evecho::client::Cancel;
 use evecho::client::process::ServerCommand;
 use evecho::client::states::{
-    self, Config, End, Header, Needs, Outcome, Progress, Remark, Report, SCENARIOS, Scenario,
-    ScenarioReport, Segment, Side, State, Step, Subject,
+    self, Config, End, Header, Listener, Needs, Outcome, Progress, Remark, Report, SCENARIOS,
+    Scenario, ScenarioReport, Segment, Side, State, Step, Subject,
 };
 use evecho::client::target::Target;
 use evecho::{Design, Framing, Transport};
@@ -231,17 +233,16 @@ pub(crate) fn run(args: &Args) -> CommandResult {
     // A descriptor of our own: the standard one keeps a buffer, and `poll` cannot see into it.
     let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     let mut input = BufReader::new(cancel.reader(input));
-    let mut steps = 0;
+    let mut text = Text { absolute: args.absolute, ..Text::default() };
     let report = states::run(&config, &cancel, |progress| {
         out.follow(&cancel, |out| match progress {
             _ if args.json => Ok(()),
             Progress::Begins(scenario) => {
-                steps = 0;
+                text.begin();
                 writeln!(out, "{BOLD}{}{BOLD:#}: {}\n", scenario.name, scenario.about)
             }
             Progress::Step(step) => {
-                steps += 1;
-                write_step(out, steps, step, args.absolute)?;
+                text.write_step(out, step)?;
                 if args.step { wait_for_enter(&mut input) } else { Ok(()) }
             }
             Progress::Ended(report) => write_outcome(out, report),
@@ -311,26 +312,53 @@ const ARROW: usize = 13;
 /// An arrow that has a line of its own.
 const SEEN_ARROW: usize = 17;
 
-fn write_step(out: &mut impl Write, number: usize, step: &Step, absolute: bool) -> io::Result<()> {
-    let slowly = step.own_listener.then_some("in slow motion, with a listener of our own:");
-    let calls = slowly.into_iter().chain(step.calls.iter().map(String::as_str));
-    for (index, call) in calls.enumerate() {
-        let number = if index == 0 { format!("{number}.") } else { String::new() };
-        writeln!(out, "{BOLD}{number:INDENT$}{call}{BOLD:#}")?;
+/// The steps as text: what was printed before is not printed again.
+#[derive(Default)]
+struct Text {
+    /// Whether sequence numbers are as on the wire.
+    absolute: bool,
+    /// Steps of this scenario so far.
+    steps: usize,
+    /// Whether the last of them had a listener of our own.
+    own_listener: bool,
+    /// The explanations of the whole run.
+    explained: HashSet<String>,
+}
+
+impl Text {
+    fn begin(&mut self) {
+        (self.steps, self.own_listener) = (0, false);
     }
-    if !step.connections.is_empty() {
-        write_connections(out, step)?;
-        write_segments(out, step, absolute)?;
+
+    fn write_step(&mut self, out: &mut impl Write, step: &Step) -> io::Result<()> {
+        self.steps += 1;
+        let was_own = mem::replace(&mut self.own_listener, step.own_listener);
+        let slowly = (step.own_listener && !was_own)
+            .then_some("in slow motion, with a listener of our own:");
+        let calls = slowly.into_iter().chain(step.calls.iter().map(String::as_str));
+        for (index, call) in calls.enumerate() {
+            let number = if index == 0 { format!("{}.", self.steps) } else { String::new() };
+            writeln!(out, "{BOLD}{number:INDENT$}{call}{BOLD:#}")?;
+        }
+        if !step.connections.is_empty() {
+            write_connections(out, step)?;
+            write_segments(out, step, self.absolute)?;
+        }
+        if let Some(Listener { backlog, waiting, .. }) = &step.listener {
+            writeln!(
+                out,
+                "{:INDENT$}LISTEN, backlog {backlog}: {waiting} waiting to be accepted",
+                ""
+            )?;
+        }
+        if self.explained.insert(step.why.clone()) {
+            let why = format!("{} [{}]", step.why, step.source.replace(' ', UNBROKEN));
+            for line in wrap(&why, WIDTH - INDENT) {
+                writeln!(out, "{:INDENT$}{DIM}{line}{DIM:#}", "")?;
+            }
+        }
+        writeln!(out)
     }
-    if let Some(listener) = &step.listener {
-        let (waiting, room) = (listener.waiting, listener.room);
-        writeln!(out, "{:INDENT$}LISTEN, {waiting} waiting to be accepted, room for {room}", "")?;
-    }
-    let why = format!("{} [{}]", step.why, step.source.replace(' ', UNBROKEN));
-    for line in wrap(&why, WIDTH - INDENT) {
-        writeln!(out, "{:INDENT$}{DIM}{line}{DIM:#}", "")?;
-    }
-    writeln!(out)
 }
 
 fn write_connections(out: &mut impl Write, step: &Step) -> io::Result<()> {

@@ -15,8 +15,9 @@ pub(super) fn open(cx: &Context<'_>) -> Result<(), Stop> {
         segments: &[],
         facts: &[waiting(0)],
         why: "The server listens: its socket is in LISTEN, and belongs to no connection. Each connection \
-              gets a socket of its own.",
-        source: "RFC 9293, 3.3.2",
+              gets a socket of its own, and waits in the queue of this one until the server accepts it; the \
+              backlog says how many may wait.",
+        source: "RFC 9293, 3.3.2; listen(2)",
     })?;
     connect(&mut stage)?;
     before_accept(&stage)

@@ -25,7 +25,8 @@ pub(super) fn backlog(cx: &Context<'_>) -> Result<(), Stop> {
         calls: &["server: listen(3, backlog)"],
         segments: &[],
         facts: &[waiting(0)],
-        why: "The backlog is how many connections may wait to be accepted. Linux lets one more wait.",
+        why: "The backlog is how many connections may wait to be accepted. Linux lets one more wait than the \
+              server has asked for.",
         source: "listen(2)",
     })?;
     serve_slow_client(&mut stage, "server")?;
@@ -152,18 +153,26 @@ fn second_client(stage: &mut Stage<'_>, design: Option<Design>) -> Result<(), St
     if blocked {
         wait_for_the_first(stage, &name)
     } else {
-        be_served_beside_the_first(stage, &name)
+        be_served_beside_the_first(stage, design, &name)
     }
 }
 
-fn be_served_beside_the_first(stage: &Stage<'_>, name: &str) -> Result<(), Stop> {
+fn be_served_beside_the_first(
+    stage: &Stage<'_>,
+    design: Option<Design>,
+    name: &str,
+) -> Result<(), Stop> {
+    let how = match design {
+        Some(Design::Threaded) => "each client has a thread, which waits in a read of its own",
+        Some(_) => "one thread waits for all clients at once, and reads where something has come",
+        None => "the server waits for both at once, or has a thread or a process for each",
+    };
     let does = format!("{name}: accept(3), read(5) = 5, write(5, \"hello\", 5)");
     stage.show(&Lesson {
         calls: &["client 2: connect(4, server), write(4, \"hello\", 5)", &does],
         segments: &[to_server(2, "5 bytes"), to_client(2, "5 bytes")],
         facts: &[&answered(2, 5)[..], &[client(1).is(Established)]].concat(),
-        why: "Client 2 is answered though client 1 is silent: a thread for each client waits in a \
-              read of its own, an event loop waits for all of them at once.",
+        why: &format!("Client 2 is answered though client 1 is silent: {how}."),
         source: "accept(2), poll(2)",
     })
 }
