@@ -367,6 +367,34 @@ fn a_terminal_that_stops_background_jobs_does_not_stop_the_server() {
     shell.child.wait().unwrap();
 }
 
+// ---- what waits
+
+/// A client without its answer may have sent a part of a message.
+#[test]
+fn what_is_kept_of_a_line_or_frame_is_logged() {
+    for design in ["event-loop", "threaded", "iterative"] {
+        for (framing, [beginning, rest], kept) in [
+            ("lines", [&b"hello"[..], b"\n"], "keeps 5 bytes of a line until its line feed comes"),
+            ("length", [b"\0\0\0\x03x", b"yz"], "keeps 5 bytes of a frame until the rest comes"),
+        ] {
+            let flags = ["-vv", "--design", design, "--framing", framing];
+            let mut server = Server::start(&flags, Stdio::piped());
+            let log = read_lines(server.child.stderr.take().unwrap());
+            let mut client = Client::connect(server.address);
+            client.send(beginning);
+            let mut lines = std::iter::repeat_with(|| log.recv_timeout(common::DEADLINE).unwrap());
+            lines.find(|line| line.ends_with(kept)).unwrap();
+            client.send(rest);
+            client.expect(&[beginning, rest].concat());
+            client.half_close();
+            client.expect_end();
+            assert_eq!(server.terminate().code(), Some(0));
+            let more = log.iter().filter(|line| line.contains("keeps")).count();
+            assert_eq!(more, 0, "{design}, {framing}");
+        }
+    }
+}
+
 // ---- for machines
 
 /// A line that is an object with what each line has.

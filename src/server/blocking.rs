@@ -37,7 +37,7 @@ use super::shutdown::{Handle, Shutdown, Stage};
 use super::sockets::{Sockets, note_gone};
 use super::udp::Responder;
 use crate::error::Transport;
-use crate::protocol::{Context, Reply, Scratch, Service, Session, guarded, try_copy};
+use crate::protocol::{Context, Framing, Reply, Scratch, Service, Session, guarded, try_copy};
 use crate::stats::Stats;
 use crate::sys::datagram::DatagramSocket;
 use crate::sys::socket::{self, is_lasting_for_accept, reset_stream_options, set_timeouts};
@@ -349,7 +349,7 @@ impl Client<'_> {
         let mut scratch = Scratch::default();
         let (Clients { stats, handle, .. }, peer) = (self.clients, self.peer);
         self.clients.set_timeouts(&self.stream);
-        let mut end = self.reply(session.open(&mut scratch, context))?;
+        let mut end = self.reply(session.open(&mut scratch, context), None)?;
         let mut is_last = false;
         while end.is_none() && !is_last {
             // What has come by the time we close has a reply, as far as one read takes it.
@@ -366,7 +366,7 @@ impl Client<'_> {
                         input => session.receive(input, self.clients.room(), &mut scratch, context),
                     };
                     stats.buffered.fetch_add(session.held(), Relaxed);
-                    end = self.reply(reply)?;
+                    end = self.reply(reply, session.begun())?;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == TIMED_OUT => end = Some(CloseReason::Idle),
@@ -376,9 +376,13 @@ impl Client<'_> {
         self.close(end.unwrap_or(CloseReason::Drain))
     }
 
-    /// Writes a reply. Where it is the last one, says why.
-    fn reply(&mut self, Reply { bytes, verdict }: Reply<'_>) -> io::Result<Option<CloseReason>> {
-        ending::trace_reply(&self.peer, bytes.len());
+    /// Writes a reply. Where it is the last one, says why. `begun` is what the session keeps of a frame.
+    fn reply(
+        &mut self,
+        Reply { bytes, verdict }: Reply<'_>,
+        begun: Option<(usize, Framing)>,
+    ) -> io::Result<Option<CloseReason>> {
+        ending::trace_reply(&self.peer, bytes.len(), begun);
         let (clock, start) = (self.clients.clock, self.clients.clock.now());
         let written = self.write_all(&bytes);
         self.traffic.count_pause(clock.now() - start);

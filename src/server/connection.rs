@@ -243,7 +243,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
     fn reply(&mut self, reply: Reply<'_>, shared: &mut Shared, now: Moment) -> Turn {
         let Reply { bytes, verdict, .. } = reply;
         let peer = self.peer;
-        trace_reply(&peer, bytes.len());
+        trace_reply(&peer, bytes.len(), self.session.begun());
         let reason = CloseReason::of(verdict);
         if let (Verdict::Broken(error), Some(reason)) = (verdict, reason) {
             debug!(event = "frame_broken", peer:%, reason = reason.name(); "{peer}: {error}");

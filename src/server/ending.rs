@@ -7,7 +7,7 @@ use std::time::Duration;
 use log::{Level, debug, log_enabled, trace};
 
 use super::peer::Peer;
-use crate::protocol::{FrameError, Verdict};
+use crate::protocol::{FrameError, Framing, Verdict};
 use crate::stats::{Counter, Stats};
 use crate::units::{self, count};
 
@@ -185,10 +185,17 @@ impl Traffic {
     }
 }
 
-/// Tells how long a reply is, where there is one.
-pub(crate) fn trace_reply(peer: &Peer, bytes: usize) {
+/// Logs the length of a reply, where there is one, and of what the session keeps of a line or frame.
+pub(crate) fn trace_reply(peer: &Peer, bytes: usize, begun: Option<(usize, Framing)>) {
     if bytes > 0 {
         trace!(event = "answered", peer:%, bytes = bytes; "{peer}: the reply has {}", count(bytes, "byte"));
+    }
+    if let Some((bytes, framing)) = begun {
+        let end = match framing {
+            Framing::Lines => "a line until its line feed comes",
+            _ => "a frame until the rest comes",
+        };
+        trace!(event = "kept", peer:%, bytes = bytes; "{peer}: keeps {} of {end}", count(bytes, "byte"));
     }
 }
 
