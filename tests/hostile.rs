@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -183,14 +183,33 @@ fn strangers_do_not_fill_the_log() {
 /// Connects as peers of a slow network are connected: small segments, and a small buffer for what is
 /// not read. The system keeps little for it, so that the server has to.
 fn connect_narrow(address: SocketAddr, source: IpAddr) -> Client {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_recv_buffer_size(1).unwrap();
-    socket.set_tcp_mss(536).unwrap();
-    socket.bind(&SocketAddr::new(source, 0).into()).unwrap();
-    socket.connect_timeout(&address.into(), DEADLINE).unwrap();
+    try_connect_narrow(address, source).unwrap()
+}
+
+fn try_connect_narrow(address: SocketAddr, source: IpAddr) -> io::Result<Client> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_recv_buffer_size(1)?;
+    socket.set_tcp_mss(536)?;
+    socket.bind(&SocketAddr::new(source, 0).into())?;
+    socket.connect_timeout(&address.into(), DEADLINE)?;
     let stream: TcpStream = socket.into();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    Client(stream)
+    stream.set_read_timeout(Some(DEADLINE))?;
+    Ok(Client(stream))
+}
+
+/// Clients that send and do not read, of a server without memory for all of them: it may reset a
+/// connection at any time.
+fn hold_narrow(address: SocketAddr, count: usize, bytes: &[u8]) -> Vec<Client> {
+    let hold = |number| {
+        let mut client = match try_connect_narrow(address, loopback(number)) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return None,
+            client => client.unwrap(),
+        };
+        client.0.set_nonblocking(true).unwrap();
+        let _ = client.0.write(bytes);
+        Some(client)
+    };
+    (0..count).filter_map(hold).collect()
 }
 
 /// One of many loopback addresses.
@@ -362,15 +381,7 @@ fn without_memory_it_goes_on() {
             let limit = format!("--as={}", megabytes << 20);
             command.args([&limit, env!("CARGO_BIN_EXE_evecho")]);
             let server = Process::spawn(command, &[flags, &["--max-buffered", "1g"]].concat());
-            let line = vec![b'x'; 60 << 10];
-            let mut clients = Vec::new();
-            for number in 0..450 {
-                let mut client = connect_narrow(server.address, loopback(number));
-                client.0.set_nonblocking(true).unwrap();
-                // It may be closed by then.
-                let _ = client.0.write(&line);
-                clients.push(client);
-            }
+            let clients = hold_narrow(server.address, 450, &[b'x'; 60 << 10]);
             let mut other = Client::connect(server.address);
             for _ in 0..100 {
                 other.exchange(b"STILL THERE\n");
@@ -390,14 +401,7 @@ fn without_memory_threads_go_on() {
         let mut command = Command::new("prlimit");
         command.args(["--as=67108864", env!("CARGO_BIN_EXE_evecho")]);
         let server = Process::spawn(command, &[flags, &["--design", "threaded"]].concat());
-        let mut clients = Vec::new();
-        for number in 0..450 {
-            let mut client = connect_narrow(server.address, loopback(number));
-            client.0.set_nonblocking(true).unwrap();
-            // It may be closed by then.
-            let _ = client.0.write(&vec![b'x'; 60 << 10]);
-            clients.push(client);
-        }
+        let clients = hold_narrow(server.address, 450, &[b'x'; 60 << 10]);
         server.wait_for(": no memory is left for it");
         drop(clients);
         Client::connect(server.address).exchange(b"STILL THERE\n");
@@ -483,14 +487,7 @@ fn a_control_group_limits_what_is_held() {
     command.args(["-c", join, "sh"]).arg(&group.0).arg(env!("CARGO_BIN_EXE_evecho"));
     let mut server = Process::spawn(command, &[]);
     server.wait_for("the limit on memory of the control group lets connections hold");
-    let line = vec![b'x'; 600 << 10];
-    let mut clients = Vec::new();
-    for number in 0..300 {
-        let mut client = connect_narrow(server.address, loopback(number));
-        client.0.set_nonblocking(true).unwrap();
-        let _ = client.0.write(&line);
-        clients.push(client);
-    }
+    let _clients = hold_narrow(server.address, 300, &vec![b'x'; 600 << 10]);
     let mut other = Client::connect(server.address);
     (0..100).for_each(|_| other.exchange(b"STILL THERE\n"));
     assert_eq!(server.child.try_wait().unwrap(), None);

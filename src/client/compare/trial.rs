@@ -23,8 +23,8 @@ const SILENCE: Duration = Duration::from_millis(300);
 /// A slow client is stuck when it could not send for so long.
 const STUCK: Duration = Duration::from_millis(20);
 
-/// What closes its connections as it dies is dead after so long.
-const DYING: Duration = Duration::from_millis(100);
+/// A server that closes its connections as it dies is dead after this time, also on a busy machine.
+const DYING: Duration = Duration::from_secs(1);
 
 const GONE: &str = "its process is gone";
 
