@@ -501,25 +501,15 @@ fn of_a_server_elsewhere_only_our_own_ends_are_seen() {
     let output = states.args(["states", &SERVER.to_string(), "--json"]).output().unwrap();
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let scenarios = report["scenarios"].as_array().unwrap();
-    let outcomes = scenarios.iter().map(|one| (one["name"].as_str(), one["outcome"].as_str()));
-    let expected = [
-        ("handshake", "shown"),
-        ("close", "shown"),
-        ("open", "shown"),
-        ("echo", "shown"),
-        ("half-close", "shown"),
-        ("server-closes", "not shown"),
-        ("backlog", "not shown"),
-        ("blocked", "shown"),
-        ("window", "shown"),
-        ("retransmit", "shown"),
-        ("probe", "shown"),
-        ("nagle", "shown"),
-        ("closing", "shown"),
-        ("reset", "shown"),
-    ];
-    let expected = expected.map(|(name, outcome)| (Some(name), Some(outcome)));
-    assert_eq!(outcomes.collect::<Vec<_>>(), expected, "{report:#}");
+    let mut not_shown = Vec::new();
+    for scenario in scenarios {
+        match scenario["outcome"].as_str().unwrap() {
+            "shown" => {}
+            "not shown" => not_shown.push(scenario["name"].as_str().unwrap()),
+            outcome => panic!("{outcome}: {report:#}"),
+        }
+    }
+    assert_eq!(not_shown, ["server-closes", "backlog"], "{report:#}");
     let steps = scenarios.iter().flat_map(|one| one["steps"].as_array().unwrap());
     // What is shown in slow motion is on this side.
     for step in steps.filter(|step| step["own_listener"] == false) {

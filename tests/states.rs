@@ -13,13 +13,14 @@ use serde_json::Value;
 use snapbox::{Data, assert_data_eq};
 use tool::{Outcome, Server, assert_wrong_usage, evecho, finish, refused_port, run, spawn};
 
-const SCENARIOS: [&str; 14] = [
+const SCENARIOS: [&str; 15] = [
     "handshake",
     "close",
     "open",
     "echo",
     "half-close",
     "server-closes",
+    "time-wait",
     "backlog",
     "blocked",
     "window",
@@ -53,61 +54,39 @@ fn assert_outcomes(arguments: &[&str], expected: &[(&str, &str)]) {
     assert_eq!(outcome.code, Some(i32::from(count("shown") == 0)), "{outcome:?}");
 }
 
-const ALL_SHOWN: [(&str, &str); 14] = [
-    ("handshake", "shown"),
-    ("close", "shown"),
-    ("open", "shown"),
-    ("echo", "shown"),
-    ("half-close", "shown"),
-    ("server-closes", "shown"),
-    ("backlog", "shown"),
-    ("blocked", "shown"),
-    ("window", "shown"),
-    ("retransmit", "shown"),
-    ("probe", "shown"),
-    ("nagle", "shown"),
-    ("closing", "shown"),
-    ("reset", "shown"),
-];
+type Outcomes = [(&'static str, &'static str); SCENARIOS.len()];
+
+/// All scenarios, of which these are not shown.
+fn all_but(not_shown: &[&str]) -> Outcomes {
+    let outcome = |name| if not_shown.contains(&name) { "not shown" } else { "shown" };
+    SCENARIOS.map(|name| (name, outcome(name)))
+}
 
 /// What a server shows that serves for as long as the client wants.
-const LASTING: [(&str, &str); 14] = [
-    ("handshake", "shown"),
-    ("close", "shown"),
-    ("open", "shown"),
-    ("echo", "shown"),
-    ("half-close", "shown"),
-    ("server-closes", "not shown"),
-    ("backlog", "not shown"),
-    ("blocked", "shown"),
-    ("window", "shown"),
-    ("retransmit", "shown"),
-    ("probe", "shown"),
-    ("nagle", "shown"),
-    ("closing", "shown"),
-    ("reset", "shown"),
-];
+fn lasting() -> Outcomes {
+    all_but(&["server-closes", "backlog"])
+}
 
 // ---- servers
 
 #[test]
 fn the_event_loop_shows_everything() {
-    assert_outcomes(&["--design", "event-loop"], &ALL_SHOWN);
+    assert_outcomes(&["--design", "event-loop"], &all_but(&[]));
 }
 
 #[test]
 fn the_threaded_server_shows_everything() {
-    assert_outcomes(&["--design", "threaded"], &ALL_SHOWN);
+    assert_outcomes(&["--design", "threaded"], &all_but(&[]));
 }
 
 #[test]
 fn the_iterative_server_shows_everything() {
-    assert_outcomes(&["--design", "iterative"], &ALL_SHOWN);
+    assert_outcomes(&["--design", "iterative"], &all_but(&[]));
 }
 
 #[test]
 fn it_is_the_same_over_ipv6() {
-    assert_outcomes(&["-6"], &ALL_SHOWN);
+    assert_outcomes(&["-6"], &all_but(&[]));
 }
 
 #[test]
@@ -122,7 +101,7 @@ fn framings_show_messages() {
 #[test]
 fn a_server_that_runs_shows_what_it_is_made_for() {
     let server = Server::evecho(&[]);
-    assert_outcomes(&[&server.address], &LASTING);
+    assert_outcomes(&[&server.address], &lasting());
     let raw = ("echo", "not shown");
     assert_outcomes(&[&server.address, "echo", "--framing", "lines"], &[raw]);
     let once = Server::evecho(&["--once"]);
@@ -159,7 +138,7 @@ const SOCAT: &str = "TCP-LISTEN:0,bind=127.0.0.1,fork,reuseaddr";
 #[test]
 fn socat_with_a_pipe_shows_what_it_is_made_for() {
     let Some(server) = Server::socat(SOCAT, "PIPE") else { return };
-    let mut expected = LASTING.to_vec();
+    let mut expected = lasting().to_vec();
     expected.retain(|(name, _)| !["half-close", "window"].contains(name));
     let names: Vec<&str> = expected.iter().map(|(name, _)| *name).collect();
     assert_outcomes(&[&[server.address.as_str()], &names[..]].concat(), &expected);
@@ -168,7 +147,7 @@ fn socat_with_a_pipe_shows_what_it_is_made_for() {
 #[test]
 fn socat_with_a_program_shows_what_it_is_made_for() {
     let Some(server) = Server::socat(SOCAT, "EXEC:cat") else { return };
-    assert_outcomes(&[&server.address], &LASTING);
+    assert_outcomes(&[&server.address], &lasting());
 }
 
 /// A server as textbooks have it; `serve` says what it does with a client.
@@ -194,12 +173,10 @@ fn python(serve: &str) -> String {
 #[test]
 fn a_server_in_python_shows_what_it_is_made_for() {
     let Some(iterative) = Server::python(&python("echo(c)")) else { return };
-    let mut expected = ALL_SHOWN;
-    expected[5].1 = "not shown";
-    assert_outcomes(&[&iterative.address], &expected);
+    assert_outcomes(&[&iterative.address], &all_but(&["server-closes"]));
     let threads = python("threading.Thread(target=echo, args=(c,)).start()");
     let Some(threads) = Server::python(&threads) else { return };
-    assert_outcomes(&[&threads.address], &LASTING);
+    assert_outcomes(&[&threads.address], &lasting());
     let Some(once) = Server::python(&python("c.sendall(c.recv(4096)); c.close()")) else { return };
     assert_outcomes(&[&once.address, "server-closes"], &[("server-closes", "shown")]);
 }
@@ -215,17 +192,16 @@ fn the_servers_of_courses_are_shown_for_what_they_are() {
     let upper = textbook("1024", "c.sendall(data.upper().encode())");
     for program in [echo("16"), upper] {
         let Some(server) = Server::python(&program) else { return };
-        let mut expected = ALL_SHOWN;
-        expected[5].1 = "not shown";
+        let mut expected = all_but(&["server-closes"]);
         // An RST is an error that they do not handle, and their end.
-        expected[13].1 = "failed";
+        *expected.last_mut().unwrap() = ("reset", "failed");
         let outcome = states(&[&server.address, "--json"]);
         let report: Value = serde_json::from_slice(&outcome.stdout).unwrap();
         let scenarios = report["scenarios"].as_array().unwrap().iter();
         let outcomes =
             scenarios.map(|one| (one["name"].as_str().unwrap(), one["outcome"].as_str().unwrap()));
         assert_eq!(outcomes.collect::<Vec<_>>(), expected, "{program}: {}", outcome.text());
-        let seen = report["scenarios"][13]["seen"].as_str().unwrap();
+        let seen = report["scenarios"][SCENARIOS.len() - 1]["seen"].as_str().unwrap();
         assert!(seen.contains("has ended"), "{seen}");
     }
     let once = python("c.sendall(c.recv(1024).decode().upper().encode()); c.close()");
@@ -382,6 +358,42 @@ fn what_is_sent_again_and_what_probes_is_told() {
     let last = &probe["steps"][2];
     assert_eq!(last["segments"].as_array().unwrap().len(), 16, "{last:#}");
     assert!(last["segments_left_out"].as_u64().unwrap() > 0, "{last:#}");
+}
+
+#[test]
+fn a_syn_without_room_is_sent_again_and_dropped_again() {
+    let Some(report) = seen(evecho(&[]), &["backlog"]) else { return };
+    let scenario = &report["scenarios"][0];
+    // No segment but the SYN, which has no answer.
+    for (step, remark) in [(3, Value::Null), (4, "again".into())] {
+        let [syn] = &segments(scenario)[step][..] else { panic!("{scenario:#}") };
+        assert_eq!((&syn["what"], &syn["from"]), (&"SYN".into(), &"client".into()));
+        assert_eq!(syn["header"]["remark"], remark);
+        let late = &scenario["steps"][step]["connections"][3];
+        assert_eq!(
+            (&late["client"]["state"], &late["server"]["state"]),
+            (&"SYN_SENT".into(), &"CLOSED".into())
+        );
+    }
+    let why = scenario["steps"][4]["why"].as_str().unwrap();
+    assert!(why.contains("It counts both (TcpExtListenOverflows)"), "{why}");
+}
+
+/// The old connection and the new one have the same four numbers: addresses and ports.
+#[test]
+fn a_syn_from_the_same_port_ends_time_wait() {
+    let Some(report) = seen(evecho(&[]), &["time-wait"]) else { return };
+    let scenario = &report["scenarios"][0];
+    let ends = |step: usize| &scenario["steps"][step]["connections"][0];
+    assert_eq!(ends(1)["server"]["state"], "TIME_WAIT");
+    assert_eq!(ends(2)["server"]["state"], "ESTABLISHED");
+    assert_eq!(ends(2)["address"], ends(1)["address"]);
+    assert_eq!(scenario["steps"][2]["address"], scenario["steps"][1]["address"]);
+    let steps = segments(scenario);
+    let [first, .., last] = &steps[0][..] else { panic!("{scenario:#}") };
+    assert_eq!((&first["what"], &last["what"]), (&"SYN".into(), &"ACK".into()));
+    assert_eq!(steps[2].len(), 3, "{scenario:#}");
+    assert!(steps[2].iter().all(|one| one["header"]["remark"].is_null()), "{scenario:#}");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use super::{CommandResult, FamilyArgs, supervise, units, usage};
 /// Show how both ends of a TCP connection change state, step by step
 ///
 /// A scenario is played against a server, call by call. After each call it shows what the kernel has: the
-/// state and the queues of both ends, and who waits to be accepted. Each step has a sentence on why it is
+/// state and the queues of both ends, and what waits to be accepted. Each step has a sentence on why it is
 /// so, and where that is written. Without HOST:PORT it starts a server of its own for each scenario.
 ///
 /// A scenario waits for the states that it shows, and fails where they do not come. What a server is not made

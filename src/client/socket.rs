@@ -151,6 +151,20 @@ pub(super) fn tcp(
     Ok(socket.into())
 }
 
+/// The same from a local address, which other sockets with SO_REUSEADDR may have, too.
+pub(super) fn tcp_from(
+    local: SocketAddr,
+    address: SocketAddr,
+    deadline: Deadline<'_>,
+) -> io::Result<TcpStream> {
+    let socket = new(address, Transport::Tcp)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&local.into())?;
+    begin(&socket, address)?;
+    established(&socket, deadline)?;
+    Ok(socket.into())
+}
+
 /// A UDP socket with a port of its own that is connected to `address`.
 pub(super) fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
     Origin::default().connect(address, Transport::Udp).map(UdpSocket::from)

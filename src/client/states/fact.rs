@@ -34,6 +34,7 @@ pub(super) enum What {
     Sent(u32),
     ReceivedSome,
     SentSome,
+    SentAgain,
     Accepted,
     NotAccepted,
     ZeroWindow,
@@ -97,6 +98,10 @@ impl At {
         Fact::End(self, What::SentSome)
     }
 
+    pub(super) const fn sent_again(self) -> Fact {
+        Fact::End(self, What::SentAgain)
+    }
+
     pub(super) const fn accepted(self) -> Fact {
         Fact::End(self, What::Accepted)
     }
@@ -140,6 +145,7 @@ impl What {
             Self::Sent(bytes) => end.send_queue == bytes,
             Self::ReceivedSome => end.receive_queue > 0,
             Self::SentSome => end.send_queue > 0,
+            Self::SentAgain => end.retransmissions > 0,
             Self::Accepted => !end.waits_to_be_accepted(),
             Self::NotAccepted => end.waits_to_be_accepted(),
             Self::ZeroWindow => end.zero_window,
@@ -181,6 +187,7 @@ impl fmt::Display for What {
             Self::Sent(bytes) => write!(f, "has {bytes} bytes in its send queue"),
             Self::ReceivedSome => f.write_str("has bytes in its receive queue"),
             Self::SentSome => f.write_str("has bytes in its send queue"),
+            Self::SentAgain => f.write_str("has sent again what was not acknowledged"),
             Self::Accepted => f.write_str("is accepted"),
             Self::NotAccepted => f.write_str("is connected and not accepted"),
             Self::ZeroWindow => f.write_str("waits for a window that is zero"),

@@ -1,4 +1,4 @@
-//! Asks the kernel for its sockets (sock_diag(7)). Anybody may ask, for sockets of any process and
+//! Asks the kernel for its sockets (sock_diag(7)). Any process may ask, for sockets of any process and
 //! for those that no process has: not accepted yet, closed already, in TIME_WAIT.
 
 use std::cell::Cell;
@@ -184,6 +184,10 @@ fn end_of(answer: &InetResponseHeader) -> Option<End> {
         state: state(answer.state)?,
         receive_queue: answer.recv_queue,
         send_queue: answer.send_queue,
+        retransmissions: match answer.timer {
+            Some(Timer::Retransmit(_, count)) => count,
+            _ => 0,
+        },
         owned: answer.inode != 0,
         zero_window: matches!(answer.timer, Some(Timer::Probe(_))),
     })

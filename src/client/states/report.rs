@@ -47,6 +47,8 @@ pub struct End {
     pub receive_queue: u32,
     /// Bytes that were written and not acknowledged yet. A FIN counts as one.
     pub send_queue: u32,
+    /// How often it has sent again what is not acknowledged.
+    pub retransmissions: u8,
     /// Whether a process has a descriptor for it: not before accept(2), and not after close(2).
     pub owned: bool,
     /// Whether it waits for the other end to open its window, which was zero, and probes that
@@ -59,6 +61,7 @@ impl End {
         state: State::Closed,
         receive_queue: 0,
         send_queue: 0,
+        retransmissions: 0,
         owned: false,
         zero_window: false,
     };

@@ -8,7 +8,7 @@ mod waiting;
 use super::Scenario;
 
 /// All scenarios, in the order of a lesson.
-pub static SCENARIOS: [Scenario; 14] = [
+pub static SCENARIOS: [Scenario; 15] = [
     Scenario {
         name: "handshake",
         about: "the three segments that open a connection, one at a time: SYN_SENT, SYN_RECV",
@@ -21,7 +21,7 @@ pub static SCENARIOS: [Scenario; 14] = [
     },
     Scenario {
         name: "open",
-        about: "LISTEN, connect, and ESTABLISHED before anybody has accepted",
+        about: "LISTEN, connect, and ESTABLISHED before the server has accepted",
         play: talking::open,
     },
     Scenario {
@@ -40,8 +40,13 @@ pub static SCENARIOS: [Scenario; 14] = [
         play: closing::server_closes,
     },
     Scenario {
+        name: "time-wait",
+        about: "a server that cannot start again for a minute, SO_REUSEADDR, and how TIME_WAIT ends",
+        play: closing::time_wait,
+    },
+    Scenario {
         name: "backlog",
-        about: "who is connected and not accepted, and who stays in SYN_SENT",
+        about: "clients that are connected and not accepted, and one that stays in SYN_SENT",
         play: waiting::backlog,
     },
     Scenario {

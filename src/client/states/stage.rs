@@ -154,6 +154,21 @@ impl<'a> Stage<'a> {
         self.enter(stream.doing("a client may begin to connect")?)
     }
 
+    /// A port for a client to connect from more than once: as long as this socket has it, no other gets it.
+    pub(super) fn reserve_port(&self) -> Result<Socket, Stop> {
+        bind(SocketAddr::new(self.address.ip(), 0), true).doing("a socket gets a port")
+    }
+
+    /// The only client, from a port that was reserved.
+    pub(super) fn connect_from(&mut self, port: &Socket) -> Result<(), Stop> {
+        let local = port.local_addr().doing("a socket has an address")?;
+        let local = local.as_socket().expect("it was bound to one of IP");
+        let deadline = self.book.cancel.within(self.book.timeout);
+        let stream = socket::tcp_from(local, self.address, deadline);
+        self.clients.clear();
+        self.enter(stream.doing("the server accepts a connection from this port")?).map(drop)
+    }
+
     fn enter(&mut self, stream: TcpStream) -> Result<usize, Stop> {
         let local = stream.local_addr().doing("a client has an address")?;
         self.clients.push(Client { socket: Some(stream), local, sent: 0, received: 0 });
@@ -476,7 +491,7 @@ impl Drop for Stage<'_> {
 impl Stage<'_> {
     /// The segments of a step, and how many were left out of them.
     fn segments(&self, lesson: &Lesson<'_>) -> Result<(Vec<Segment>, usize), Stop> {
-        /// So many of the first and of the last are kept.
+        /// How many of the first and of the last are kept.
         const MOST: usize = 8;
         let Some(wire) = &self.wire else { return Ok((lesson.segments.to_vec(), 0)) };
         let clients: Vec<_> = self.clients.iter().map(|client| client.local).collect();
@@ -505,11 +520,16 @@ impl Book<'_> {
 
 /// A listener of our own.
 pub(super) fn listen(address: SocketAddr, reuse: bool) -> io::Result<TcpListener> {
+    let socket = bind(address, reuse)?;
+    socket.listen(8)?;
+    Ok(socket.into())
+}
+
+fn bind(address: SocketAddr, reuse: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_reuse_address(reuse)?;
     socket.bind(&address.into())?;
-    socket.listen(8)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// accept(2) of a client that has connected.

@@ -1,11 +1,14 @@
 //! Scenarios about the end of a connection.
 
 use std::io::{self, Read};
+use std::net::TcpListener;
 use std::time::Duration;
+
+use socket2::Socket;
 
 use super::talking::connect;
 use crate::client::harness::Stop;
-use crate::client::states::fact::{answered, client, server};
+use crate::client::states::fact::{Fact, answered, client, server};
 use crate::client::states::report::State::{
     CloseWait, Closed, Established, FinWait2, LastAck, TimeWait,
 };
@@ -158,13 +161,55 @@ fn bind_after_client(stage: &Stage<'_>) -> Result<(), Stop> {
 
 /// The same when the server closed first: its connection in TIME_WAIT keeps the port.
 fn bind_after_server(stage: &Stage<'_>) -> Result<(), Stop> {
+    let (own, listener, _port) = closed_by_server(stage)?;
+    bind_again(&own, listener).map(drop)
+}
+
+/// `time-wait`
+pub(super) fn time_wait(cx: &Context<'_>) -> Result<(), Stop> {
+    let (mut own, listener, port) = closed_by_server(&cx.any_stage(&cx.needs())?)?;
+    own.show(&Lesson {
+        calls: &[
+            "client: bind(3, a port), connect(3, server) = 0",
+            "server: accept(3) = 4, close(4)",
+            "client: read(3) = 0, close(3)",
+        ],
+        segments: &[to_client(1, "FIN"), to_server(1, "ACK"), to_server(1, "FIN"), to_client(1, "ACK")],
+        facts: &CLOSED_BY_SERVER,
+        why: "The server closed first, so TIME_WAIT is on its side. The kernel keeps this connection without \
+              a process: on Linux for 60 s, which cannot be changed.",
+        source: "RFC 9293, 3.6.1",
+    })?;
+    let listener = bind_again(&own, listener)?;
+    own.connect_from(&port)?;
+    let _accepted = accept(&listener)?;
+    own.show(&Lesson {
+        calls: &["client: bind(3, the port that it had), connect(3, server) = 0", "server: accept(3) = 4"],
+        segments: &[to_server(1, "SYN"), to_client(1, "SYN+ACK"), to_server(1, "ACK")],
+        facts: &[client(1).is(Established), server(1).is(Established), server(1).accepted()],
+        why: "The same client from the same port, within the minute: its SYN ends TIME_WAIT early. The server's \
+              kernel allows this because the sequence number or the timestamp of the SYN is higher than all \
+              of the old connection, so that no old segment can be taken for a new one.",
+        source: "RFC 9293, 3.6.1; RFC 6191",
+    })
+}
+
+const CLOSED_BY_SERVER: [Fact; 2] = [client(1).is(Closed), server(1).is(TimeWait)];
+
+/// A connection that a server of our own has closed first, and the client's port.
+fn closed_by_server<'a>(stage: &Stage<'a>) -> Result<(Stage<'a>, TcpListener, Socket), Stop> {
     let (mut own, listener) = stage.own()?;
-    own.connect()?;
+    let port = own.reserve_port()?;
+    own.connect_from(&port)?;
     drop(accept(&listener)?);
     own.wait(&[client(1).is(CloseWait)], own.patience())?;
     own.close(1);
-    let facts = [client(1).is(Closed), server(1).is(TimeWait)];
-    own.wait(&facts, own.patience())?;
+    own.wait(&CLOSED_BY_SERVER, own.patience())?;
+    Ok((own, listener, port))
+}
+
+/// Ends that server and starts it again.
+fn bind_again(own: &Stage<'_>, listener: TcpListener) -> Result<TcpListener, Stop> {
     drop(listener);
     let seen = match listen(own.address, false) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => None,
@@ -174,7 +219,7 @@ fn bind_after_server(stage: &Stage<'_>) -> Result<(), Stop> {
     if let Some(seen) = seen {
         return Err(Stop::failed("the port cannot be bound again without SO_REUSEADDR", seen));
     }
-    let _listener =
+    let listener =
         listen(own.address, true).doing("the port can be bound again with SO_REUSEADDR")?;
     own.show(&Lesson {
         calls: &[
@@ -182,11 +227,12 @@ fn bind_after_server(stage: &Stage<'_>) -> Result<(), Stop> {
             "and once more: setsockopt(3, SO_REUSEADDR), bind(3, the same port) = 0",
         ],
         segments: &[],
-        facts: &facts,
+        facts: &CLOSED_BY_SERVER,
         why: "TIME_WAIT keeps the port for a minute, unless both the old socket and the new one have \
               SO_REUSEADDR. That is why every server sets it.",
         source: "socket(7), SO_REUSEADDR",
-    })
+    })?;
+    Ok(listener)
 }
 
 /// `reset`
@@ -199,8 +245,8 @@ pub(super) fn reset(cx: &Context<'_>) -> Result<(), Stop> {
         calls: &["client: setsockopt(3, SO_LINGER, {1, 0}), close(3)"],
         segments: &[to_server(1, "RST")],
         facts: &[client(1).is(Closed), server(1).is(Closed)],
-        why: "close(2) with a linger time of 0 aborts: an RST and no FIN. Both ends are gone at once. Nobody \
-              is in TIME_WAIT, and what was on the way is lost.",
+        why: "close(2) with a linger time of 0 aborts: an RST and no FIN. Both ends are gone at once. There is \
+              no TIME_WAIT, and what was on the way is lost.",
         source: "RFC 9293, 3.10.5; socket(7)",
     })?;
     stage.connect()?;
@@ -217,7 +263,7 @@ pub(super) fn reset(cx: &Context<'_>) -> Result<(), Stop> {
         calls: &["client 2: close(4), with 5 bytes unread"],
         segments: &[to_server(2, "RST")],
         facts: &[client(2).is(Closed), server(2).is(Closed)],
-        why: "Nobody will read these bytes any more. A FIN would say that all is well; so the kernel sends \
+        why: "These bytes will not be read any more. A FIN would say that all is well; so the kernel sends \
               an RST, and the server learns that data was lost.",
         source: "RFC 9293, 3.6.1",
     })?;

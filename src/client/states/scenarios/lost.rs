@@ -245,7 +245,7 @@ pub(super) fn retransmit(cx: &Context<'_>) -> Result<(), Stop> {
             server(1).sent(5),
         ],
         why: "The bytes have arrived, and the answer is on its way; but what comes back is lost. So both \
-              ends have 5 bytes that nobody has acknowledged, and each sends them again, with twice the wait \
+              ends have 5 bytes that are not acknowledged, and each sends them again, with twice the wait \
               each time.",
         source: "RFC 6298, 5; RFC 9293, 3.8.1",
     })?;

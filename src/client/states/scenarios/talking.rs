@@ -51,7 +51,7 @@ fn before_accept(stage: &Stage<'_>) -> Result<(), Stop> {
             server(1).not_accepted(),
             waiting(1),
         ],
-        why: "The kernel has connected the client, and nobody has called accept(2). The client does not \
+        why: "The kernel has connected the client, and the server has not called accept(2). The client does not \
               notice: it could even write.",
         source: "RFC 9293, 3.5; listen(2)",
     })?;

@@ -9,6 +9,7 @@ use crate::client::states::report::State::{Closed, Established, SynSent, TimeWai
 use crate::client::states::stage::{Lesson, Stage, to_client, to_server};
 use crate::client::states::{Context, Needs};
 use crate::config::Design;
+use crate::sys::socket::listen_overflows;
 
 /// How long another's server may take for what it may do or not.
 const SOON: Duration = Duration::from_secs(1);
@@ -74,7 +75,7 @@ fn fill_backlog(cx: &Context<'_>, stage: &mut Stage<'_>, room: u32) -> Result<()
             let (view, _) = stage.wait(&[server(2).accepted()], SOON)?;
             if view.connections[1].server.as_ref().is_some_and(|end| !end.waits_to_be_accepted()) {
                 return Err(Stop::skipped(
-                    "the server accepts everybody at once, so that nobody waits in its backlog",
+                    "the server accepts every client at once, so that none waits in its backlog",
                 ));
             }
         }
@@ -98,16 +99,34 @@ fn waits(number: usize) -> [Fact; 3] {
 }
 
 fn overflow_backlog(stage: &mut Stage<'_>, room: u32) -> Result<(), Stop> {
+    let overflows = listen_overflows();
     let late = stage.begin_to_connect()?;
     let call = format!("client {late}: connect({}, server), which does not return", late + 2);
+    let dropped = [client(late).is(SynSent), server(late).is(Closed), waiting(room)];
     stage.show(&Lesson {
         calls: &[&call],
         segments: &[to_server(late, "SYN")],
-        facts: &[client(late).is(SynSent), server(late).is(Closed), waiting(room)],
+        facts: &dropped,
         why: "There is no room: the kernel of the server drops the SYN, and says nothing. The client is in \
-              SYN_SENT, and sends its SYN again, for the first time after a second. The SYN counts as one \
-              byte in its send queue.",
+              SYN_SENT. The SYN counts as one byte in its send queue.",
         source: "RFC 9293, 3.8.1; tcp(7), tcp_abort_on_overflow",
+    })?;
+    let again = [&dropped[..], &[client(late).sent_again()]].concat();
+    stage.wait(&again, stage.patience())?;
+    let counts = match listen_overflows() > overflows {
+        true => " It counts both (TcpExtListenOverflows).",
+        false => "",
+    };
+    stage.show(&Lesson {
+        calls: &["nothing is called for a second"],
+        segments: &[to_server(late, "SYN")],
+        facts: &again,
+        why: &format!(
+            "The client cannot tell whether the SYN was lost, and its kernel sends it again after a second. \
+             The server's kernel drops that, too.{counts} This goes on until there is room, or connect(2) \
+             fails with ETIMEDOUT, as a rule after two minutes."
+        ),
+        source: "RFC 6298, 2.1; tcp(7), tcp_syn_retries; nstat(8)",
     })?;
     stage.close(1);
     let mut facts =
@@ -121,7 +140,7 @@ fn overflow_backlog(stage: &mut Stage<'_>, room: u32) -> Result<(), Stop> {
         segments: &[to_server(late, "SYN"), to_client(late, "SYN+ACK"), to_server(late, "ACK")],
         facts: &facts,
         why: "Client 1 leaves, and the server accepts the next one. This makes room: the next SYN of the \
-              last client is answered. Nobody was refused; all had to wait.",
+              last client is answered. No client was refused; all had to wait.",
         source: "RFC 9293, 3.5; listen(2)",
     })
 }
@@ -238,8 +257,8 @@ pub(super) fn window(cx: &Context<'_>) -> Result<(), Stop> {
         ],
         why: "The client does not read, so its receive queue fills, and it offers a window of 0. The \
               server's send queue fills; a server that bounds its memory stops to read. So its receive queue fills, \
-              too, and then the client's send queue: back-pressure. Who waits for a window asks for it from \
-              time to time.",
+              too, and then the client's send queue: back-pressure. A sender that waits for a window asks \
+              for it from time to time.",
         source: "RFC 9293, 3.8.6 and 3.8.6.1",
     })?;
     stage.read_all(1, false)?;
