@@ -1,8 +1,8 @@
 //! The first server of most people: `cargo run --example first_iterative_server -- 12000`.
 //!
 //! What it gets wrong: write(2) may take a part of the bytes (when a signal comes), and the rest is
-//! lost. An error of one client ends the server for all. Whoever comes while another client is
-//! served waits. `evecho check --start` shows it; `src/server/iterative.rs` is the same design
+//! lost. An error of one client ends the server for all. While one client is served, all others
+//! wait. `evecho check --start` shows it; `src/server/iterative.rs` is the same design
 //! without the first two.
 #![allow(clippy::unused_io_amount, reason = "this is how it is written first")]
 

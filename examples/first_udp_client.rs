@@ -1,8 +1,9 @@
 //! The first UDP client of most people:
 //! `cargo run --example first_udp_client -- 127.0.0.1:12000 hello`.
 //!
-//! What it gets wrong: a datagram may be lost, and then it waits for ever. Whatever arrives at its
-//! port is taken for the answer. It speaks IPv4 alone. `examples/udp_client.rs` asks again, listens to
+//! What it gets wrong: a datagram may be lost, and then it waits for ever. Any datagram that arrives
+//! at its port is taken for the answer, and cut after 1024 bytes. It has an IPv4 address, and sends to
+//! the first address of a name, which may be one of IPv6. `examples/udp_client.rs` asks again, listens to
 //! the server alone, and tries each address of a name.
 
 use std::io;

@@ -1,8 +1,8 @@
 //! The first UDP server of most people: `cargo run --example first_udp_server -- 12000`.
 //!
 //! What it gets wrong: a datagram longer than the buffer is cut without a word. An error of one
-//! answer, such as to source port 0, ends the server for all. It answers whoever is named as the
-//! source, and so can be made to talk to another server for ever. `src/server/udp/mod.rs` and
+//! answer, such as to source port 0, ends the server for all. It answers any source that a datagram
+//! names, and so can be made to talk to another server for ever. `src/server/udp/mod.rs` and
 //! `src/server/guard.rs` do without.
 
 use std::io;

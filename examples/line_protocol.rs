@@ -2,7 +2,7 @@
 //!
 //! `set NAME VALUE` and `get NAME` keep variables for each connection; `visitors` says how many
 //! connections there are now, which all share; `quit` ends the conversation.
-#![allow(clippy::print_stderr, reason = "an error is for whoever started the program")]
+#![allow(clippy::print_stderr, reason = "errors go to standard error")]
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
@@ -20,7 +20,7 @@ struct Conversation {
     visitors: Arc<AtomicUsize>,
 }
 
-/// So many variables a connection may have: whoever connects must not fill the memory.
+/// The most variables of a connection: a client must not fill the memory.
 const MAX_VARIABLES: usize = 100;
 
 impl Service for Conversation {

@@ -1,6 +1,6 @@
 //! A UDP service that answers some datagrams and not others: `cargo run --example lossy_pinger`, then
 //! `evecho ping --udp 127.0.0.1:PORT`, or a pinger of your own, which has to cope with the loss.
-#![allow(clippy::print_stderr, reason = "an error is for whoever started the program")]
+#![allow(clippy::print_stderr, reason = "errors go to standard error")]
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::Ipv4Addr;

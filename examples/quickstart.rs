@@ -1,5 +1,5 @@
 //! An echo server in a program of yours: `cargo run --example quickstart`, then `nc 127.0.0.1 PORT`.
-#![allow(clippy::print_stderr, reason = "an error is for whoever started the program")]
+#![allow(clippy::print_stderr, reason = "errors go to standard error")]
 
 use std::process::ExitCode;
 
@@ -19,7 +19,7 @@ fn run() -> Result<(), Error> {
     let mut config = Config::default();
     // Any free port.
     config.port = 0;
-    // Ctrl-C ends it, after those who are connected have finished.
+    // Ctrl-C ends it, after the clients that are connected have finished.
     config.signals = true;
     let server = Server::bind(config)?;
     for address in server.local_addrs() {

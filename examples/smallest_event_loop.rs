@@ -3,12 +3,11 @@
 //!
 //! It answers every byte, whatever a client does. What it lacks: a client that always sends is
 //! always served, and the others wait; nothing limits the clients; and when descriptors run out,
-//! those who wait are looked at again only when another one comes. `src/server/event_loop.rs` and
+//! the clients that wait are accepted only when another one comes. `src/server/event_loop.rs` and
 //! `src/server/connections.rs` have all that.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::SocketAddr;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
@@ -16,8 +15,9 @@ use mio::{Events, Interest, Poll, Token};
 const LISTENER: Token = Token(0);
 
 fn main() -> io::Result<()> {
-    let port = std::env::args().nth(1).and_then(|port| port.parse().ok()).unwrap_or(12000);
-    let mut listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port)))?;
+    let port = std::env::args().nth(1).unwrap_or("12000".into());
+    let address = format!("127.0.0.1:{port}").parse().map_err(io::Error::other)?;
+    let mut listener = TcpListener::bind(address)?;
     println!("listening on {}", listener.local_addr()?);
     let mut poll = Poll::new()?;
     poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
@@ -60,7 +60,7 @@ impl Client {
     fn serve_until_blocked(&mut self) -> bool {
         let mut buffer = [0; 16 << 10];
         loop {
-            // Back-pressure: who does not read is not read.
+            // Back-pressure: a client that does not read is not read.
             while !self.unsent.is_empty() {
                 match self.stream.write(&self.unsent) {
                     Ok(length) => drop(self.unsent.drain(..length)),

@@ -2,7 +2,7 @@
 //!
 //! TCP carries a stream of bytes. What was written in one call may arrive in several pieces, so the
 //! client does not count reads: it says that it has finished (half-close), and reads to the end.
-#![allow(clippy::print_stderr, reason = "an error is for whoever started the program")]
+#![allow(clippy::print_stderr, reason = "errors go to standard error")]
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};

@@ -2,7 +2,7 @@
 //!
 //! UDP carries datagrams. Each arrives whole or not at all, so the client waits only so long, and
 //! asks again.
-#![allow(clippy::print_stderr, reason = "an error is for whoever started the program")]
+#![allow(clippy::print_stderr, reason = "errors go to standard error")]
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
@@ -54,7 +54,7 @@ fn ask(server: SocketAddr, message: &str) -> io::Result<Option<Vec<u8>>> {
         SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?,
         SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?,
     };
-    // Nothing is sent by this: it only sets where we send to, and from whom we take datagrams.
+    // This sends nothing: it sets the address that we send to, and the only one that we take datagrams from.
     socket.connect(server)?;
     socket.set_read_timeout(Some(Duration::from_secs(1)))?;
 

@@ -1,4 +1,4 @@
-# Sends a line as a datagram, and prints the answer.
+# Sends a line as a datagram, and prints the answer: waits for ever where either of them is lost.
 from socket import socket, AF_INET, SOCK_DGRAM
 
 client = socket(AF_INET, SOCK_DGRAM)
