@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::address::BindAddress;
 use crate::error::{ConfigError, ParseError, Setting, Transport};
 use crate::impairments::Impairments;
-use crate::protocol::{Framing, Name, Protocol};
+use crate::protocol::{Framing, Protocol};
 
 /// The default port.
 pub const DEFAULT_PORT: u16 = 12000;
@@ -41,10 +41,6 @@ pub struct Config {
     pub bind: Vec<BindAddress>,
     /// The only transport that is served. Default: none, which is TCP and UDP on the same port.
     pub transport: Option<Transport>,
-    /// What [`Server::run`](crate::Server::run) replies. Default: the same bytes.
-    pub service: ServiceKind,
-    /// The name of this server in the replies of [`ServiceKind::Who`]. Default: none.
-    pub name: Option<Name>,
     /// Framing, the longest frame, and whether a connection ends after one message.
     pub protocol: Protocol,
     /// Limits on what clients may do.
@@ -97,8 +93,6 @@ impl Default for Config {
             port: DEFAULT_PORT,
             bind: Vec::new(),
             transport: None,
-            service: ServiceKind::default(),
-            name: None,
             protocol: Protocol::default(),
             limits: Limits::default(),
             impairments: Impairments::default(),
@@ -139,19 +133,6 @@ impl fmt::Display for Design {
             Design::Iterative => "iterative",
         })
     }
-}
-
-/// The services that come with the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
-pub enum ServiceKind {
-    /// [`Echo`](crate::protocol::Echo): the same bytes.
-    #[default]
-    Echo,
-    /// [`Upper`](crate::protocol::Upper): text in upper case.
-    Upper,
-    /// [`Who`](crate::protocol::Who): the addresses of the client and of the server, and its name.
-    Who,
 }
 
 /// A service manager that a server notifies (sd_notify(3)): see

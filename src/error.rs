@@ -203,8 +203,8 @@ pub enum Error {
     Bind(BindError),
     /// A socket that was bound elsewhere cannot be served.
     Adopt(AdoptError),
-    /// The system gives no poll, waker or signals.
-    Poll(io::Error),
+    /// The system gives no poll, waker, signals or thread.
+    Setup(io::Error),
     /// The system refuses what the server cannot go on without, as to poll, or none of its sockets is left.
     Run(io::Error),
 }
@@ -215,7 +215,7 @@ impl Error {
         match self {
             Error::Config(error) => Some(error.setting()),
             Error::Bind(error) => error.setting(),
-            Error::Adopt(_) | Error::Poll(_) | Error::Run(_) => None,
+            Error::Adopt(_) | Error::Setup(_) | Error::Run(_) => None,
         }
     }
 }
@@ -226,7 +226,7 @@ impl fmt::Display for Error {
             Error::Config(error) => error.fmt(f),
             Error::Bind(error) => error.fmt(f),
             Error::Adopt(error) => error.fmt(f),
-            Error::Poll(_) => f.write_str("the server cannot be set up"),
+            Error::Setup(_) => f.write_str("the server cannot be set up"),
             Error::Run(_) => f.write_str("the server cannot go on"),
         }
     }
@@ -239,7 +239,7 @@ impl error::Error for Error {
             Error::Config(error) => error.source(),
             Error::Bind(error) => error.source(),
             Error::Adopt(error) => error.source(),
-            Error::Poll(error) | Error::Run(error) => Some(error),
+            Error::Setup(error) | Error::Run(error) => Some(error),
         }
     }
 }

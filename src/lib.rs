@@ -8,12 +8,9 @@
 //!
 //! let mut config = Config::default();
 //! config.port = 0;
-//! let server = Server::bind(config)?;
+//! let server = Server::bind(config)?.spawn()?; // on a thread of its own
 //! println!("listening on {:?}", server.local_addrs());
-//! let handle = server.handle();
-//! let running = std::thread::spawn(|| server.run());
-//! handle.drain();
-//! running.join().expect("the server does not panic")?;
+//! server.stop()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
@@ -85,11 +82,11 @@ pub mod fuzzing {
 }
 
 pub use address::BindAddress;
-pub use config::{Config, Design, GuardPorts, Limits, ServiceKind, ServiceManager};
+pub use config::{Config, Design, GuardPorts, Limits, ServiceManager};
 pub use error::{AdoptError, BindError, ConfigError, Error, ParseError, Setting, Transport};
 pub use impairments::{Impairments, MAX_DELAY, Probability};
 pub use protocol::{Framing, Protocol, Service};
-pub use server::{Handle, Preview, Server};
+pub use server::{Handle, Preview, RunningServer, Server};
 pub use stats::Snapshot;
 pub use sys::limits::raise_open_file_limit;
 #[cfg(feature = "daemon")]

@@ -4,11 +4,12 @@
 mod common;
 
 use std::alloc::System;
+use std::fmt::Debug;
 use std::io::{Read, Write};
 
 use common::{Client, TestServer, config, config_with};
-use evecho::protocol::Who;
-use evecho::{Framing, ServiceKind};
+use evecho::protocol::{Echo, Upper, Who};
+use evecho::{Framing, Service};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -27,9 +28,9 @@ fn allocations(mut exchange: impl FnMut()) -> usize {
 }
 
 fn who_is_not_allocated_for() {
-    let server = TestServer::start(config_with(|config| {
-        (config.service, config.protocol.framing) = (ServiceKind::Who, Framing::Lines);
-    }));
+    let config = config_with(|config| config.protocol.framing = Framing::Lines);
+    let who = Who::new(config.protocol, None);
+    let server = TestServer::with_service(config, who);
     let Client(mut stream) = server.connect();
     let mut line = [0; Who::LONGEST];
     let counted = allocations(|| {
@@ -50,40 +51,42 @@ fn who_is_not_allocated_for() {
 #[test]
 fn messages_are_not_allocated_for() {
     who_is_not_allocated_for();
-    for service in [ServiceKind::Echo, ServiceKind::Upper] {
-        for framing in [Framing::Raw, Framing::Lines, Framing::LengthPrefixed] {
-            let server = TestServer::start(config_with(|config| {
-                (config.protocol.framing, config.service) = (framing, service);
-            }));
-            let Client(mut stream) = server.connect();
-            let (message, mut answer) = (b"\0\0\0\x06A LINE\n".as_slice(), [0; 11]);
-            let message = if framing == Framing::LengthPrefixed { &message[..10] } else { message };
-            let counted = allocations(|| {
-                stream.write_all(message).unwrap();
-                stream.read_exact(&mut answer[..message.len()]).unwrap();
-                assert_eq!(&answer[..message.len()], message);
+    messages_to_are_not_allocated_for(Echo);
+    messages_to_are_not_allocated_for(Upper::default());
+}
+
+fn messages_to_are_not_allocated_for(service: impl Service + Clone + Send + Debug + 'static) {
+    for framing in [Framing::Raw, Framing::Lines, Framing::LengthPrefixed] {
+        let config = config_with(|config| config.protocol.framing = framing);
+        let server = TestServer::with_service(config, service.clone());
+        let Client(mut stream) = server.connect();
+        let (message, mut answer) = (b"\0\0\0\x06A LINE\n".as_slice(), [0; 11]);
+        let message = if framing == Framing::LengthPrefixed { &message[..10] } else { message };
+        let counted = allocations(|| {
+            stream.write_all(message).unwrap();
+            stream.read_exact(&mut answer[..message.len()]).unwrap();
+            assert_eq!(&answer[..message.len()], message);
+        });
+        assert_eq!(counted, 0, "{service:?} {framing:?}");
+    }
+    for udp_offload in [true, false] {
+        for bind in [config().bind, vec![]] {
+            let config = config_with(|config| {
+                (config.udp_offload, config.bind) = (udp_offload, bind);
             });
-            assert_eq!(counted, 0, "{service:?} {framing:?}");
-        }
-        for udp_offload in [true, false] {
-            for bind in [config().bind, vec![]] {
-                let server = TestServer::start(config_with(|config| {
-                    (config.udp_offload, config.service, config.bind) =
-                        (udp_offload, service, bind);
-                }));
-                let socket = common::udp(([127, 0, 0, 1], server.address().port()).into());
-                let mut answer = [0; 64];
-                let counted = allocations(|| {
-                    // Two of a size: a run, where runs are made.
-                    socket.send(b"DATAGRAM").unwrap();
-                    socket.send(b"DATAGRAM").unwrap();
-                    for _ in 0..2 {
-                        let length = socket.recv(&mut answer).unwrap();
-                        assert_eq!(&answer[..length], b"DATAGRAM");
-                    }
-                });
-                assert_eq!(counted, 0, "{service:?}, offload {udp_offload}");
-            }
+            let server = TestServer::with_service(config, service.clone());
+            let socket = common::udp(([127, 0, 0, 1], server.address().port()).into());
+            let mut answer = [0; 64];
+            let counted = allocations(|| {
+                // Two of a size: a run, where runs are made.
+                socket.send(b"DATAGRAM").unwrap();
+                socket.send(b"DATAGRAM").unwrap();
+                for _ in 0..2 {
+                    let length = socket.recv(&mut answer).unwrap();
+                    assert_eq!(&answer[..length], b"DATAGRAM");
+                }
+            });
+            assert_eq!(counted, 0, "{service:?}, offload {udp_offload}");
         }
     }
 }

@@ -14,7 +14,8 @@ use common::{
     Client, DEADLINE, LOCALHOST, TestServer, assert_same, config_with, exchange_datagram, pattern,
     udp, wait_until,
 };
-use evecho::{Config, Design, Framing, GuardPorts, Limits, Server, ServiceKind, Transport};
+use evecho::protocol::Upper;
+use evecho::{Config, Design, Framing, GuardPorts, Limits, Server, Transport};
 
 /// Makes a test of each case for each design. Where a design is left out, the reason is beside it.
 macro_rules! conformance {
@@ -170,9 +171,7 @@ fn frames_are_answered_whole(design: Design) {
 }
 
 fn upper_case_comes_back(design: Design) {
-    let mut config = of(design);
-    config.service = ServiceKind::Upper;
-    let server = TestServer::start(config);
+    let server = TestServer::with_service(of(design), Upper::default());
     let text = "naïve ß 😀 ";
     assert_same(&converse(server.connect(), text.as_bytes(), 1), text.to_uppercase().as_bytes());
     let socket = server.udp();
@@ -372,9 +371,9 @@ fn both_addresses_are_served(design: Design) {
     let mut config = of(design);
     config.bind = vec![LOCALHOST.into(), Ipv4Addr::new(127, 0, 0, 5).into()];
     let server = TestServer::start(config);
-    assert_eq!(server.addresses().len(), 2);
+    assert_eq!(server.local_addrs().len(), 2);
     for _ in 0..2 {
-        for &address in server.addresses() {
+        for &address in server.local_addrs() {
             assert_same(&converse(Client::connect(address), b"hello", 5), b"hello");
             exchange_datagram(&udp(address), b"hello");
         }
@@ -420,7 +419,7 @@ fn a_delay_is_over_though_nothing_happens(design: Design) {
     let drain_delay = Duration::from_millis(50);
     let server = TestServer::start(limited(design, |limits| limits.drain_delay = drain_delay));
     let start = Instant::now();
-    server.handle().drain();
+    server.drain();
     server.ended();
     assert!(start.elapsed() >= drain_delay);
 }
@@ -430,7 +429,7 @@ fn who_is_here_may_finish_the_drain(design: Design) {
     let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = server.connect();
     client.exchange(b"before");
-    server.handle().drain();
+    server.drain();
     client.exchange(b"after");
     client.send(b"last");
     client.half_close();
@@ -442,10 +441,9 @@ fn who_waits_in_the_backlog_is_served_in_the_drain(design: Design) {
     let server = Server::bind(of(design)).unwrap();
     let address = server.local_addrs()[0];
     let mut clients: Vec<Client> = (0..10).map(|_| Client::connect(address)).collect();
-    let handle = server.handle();
     // Told to stop before it runs: they all are in the backlog.
-    handle.drain();
-    let running = thread::spawn(move || server.run());
+    server.handle().drain();
+    let server = TestServer::of(server);
     for client in &mut clients {
         client.send(b"am I late?");
         client.half_close();
@@ -453,8 +451,7 @@ fn who_waits_in_the_backlog_is_served_in_the_drain(design: Design) {
     for client in &mut clients {
         assert_same(&client.rest(), b"am I late?");
     }
-    running.join().unwrap().unwrap();
-    assert_eq!(handle.stats().closed_by_peer, 10);
+    assert_eq!(server.ended().closed_by_peer, 10);
 }
 
 fn who_comes_in_the_drain_is_refused(design: Design) {
@@ -462,7 +459,7 @@ fn who_comes_in_the_drain_is_refused(design: Design) {
     let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = server.connect();
     client.exchange(b"hello");
-    server.handle().drain();
+    server.drain();
     wait_until("refused", || TcpStream::connect(server.address()).is_err());
     client.exchange(b"still here");
     drop(client);
@@ -565,7 +562,7 @@ fn who_does_not_finish_the_drain_is_closed(design: Design) {
     let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = server.connect();
     client.exchange(b"hello");
-    server.handle().drain();
+    server.drain();
     assert_same(&client.rest(), b"");
     // The client stays: one that leaves when it is asked to has not been cut off.
     assert_eq!(server.ended().closed_draining, 1);
@@ -577,7 +574,7 @@ fn who_does_not_read_does_not_hold_up_the_drain(design: Design) {
     let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = Client::connect_with(server.address(), None, Some(4 << 10));
     client.fill();
-    server.handle().drain();
+    server.drain();
     assert_eq!(server.ended().closed_draining, 1);
 }
 
@@ -590,7 +587,7 @@ fn who_is_asked_to_leave_gets_all_it_is_owed(design: Design) {
         client.send(&answer);
         let mut other = server.connect();
         server.wait_for("the answer", |stats| stats.bytes_out == 40_000 && stats.accepted == 2);
-        server.handle().drain();
+        server.drain();
         other.expect_end();
         // It cannot see the FIN yet, which is behind the answer, and goes on sending.
         let mut got = vec![0; answer.len()];
@@ -612,7 +609,7 @@ fn who_does_not_leave_when_asked_is_cut_off(design: Design) {
         let mut client = server.connect();
         client.exchange(b"hello");
         let start = Instant::now();
-        server.handle().drain();
+        server.drain();
         // Asked; it stays all the same.
         assert_same(&client.rest(), b"");
         assert_eq!(server.ended().closed_draining, 1);
@@ -626,7 +623,7 @@ fn a_drain_of_no_time_ends_at_once(design: Design) {
     let server = TestServer::start(limited(design, |limits| limits.drain_timeout = Duration::ZERO));
     let mut client = server.connect();
     client.exchange(b"hello");
-    server.handle().drain();
+    server.drain();
     assert_eq!(server.ended().closed_draining, 1);
     client.expect_end();
 }
@@ -636,11 +633,11 @@ fn to_abort_a_drain_ends_it_at_once(design: Design) {
     let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = server.connect();
     client.exchange(b"hello");
-    server.handle().drain();
+    server.drain();
     client.exchange(b"still here");
-    server.handle().drain();
+    server.drain();
     client.exchange(b"and still here");
-    server.handle().abort();
+    server.abort();
     server.ended();
     client.expect_end();
 }
@@ -650,7 +647,7 @@ fn to_abort_cuts_who_does_not_read(design: Design) {
     let server = TestServer::start(limited(design, |limits| limits.drain_timeout = drain_timeout));
     let mut client = Client::connect_with(server.address(), None, Some(4 << 10));
     client.fill();
-    server.handle().abort();
+    server.abort();
     server.ended();
     // Ends, one way or the other.
     while matches!(client.0.read(&mut [0; 4_096]), Ok(1..)) {}

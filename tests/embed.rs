@@ -6,7 +6,7 @@ mod common;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::panic::panic_any;
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -39,20 +39,16 @@ fn receive(socket: &UdpSocket) -> Option<Vec<u8>> {
 
 #[test]
 fn a_program_runs_an_echo_server_beside_its_own_work() {
-    let server = Server::bind(config()).unwrap();
-    let (handle, address) = (server.handle(), server.local_addrs()[0]);
-    let running = thread::spawn(|| server.run());
+    let server = Server::bind(config()).unwrap().spawn().unwrap();
 
-    let mut client = TcpStream::connect(address).unwrap();
+    let mut client = TcpStream::connect(server.local_addrs()[0]).unwrap();
     client.write_all(b"hello").unwrap();
     client.shutdown(Shutdown::Write).unwrap();
     let mut echo = String::new();
     client.read_to_string(&mut echo).unwrap();
     assert_eq!(echo, "hello");
 
-    handle.drain();
-    running.join().unwrap().unwrap();
-    let stats = handle.stats();
+    let stats = server.stop().unwrap();
     assert_eq!((stats.accepted, stats.closed_by_peer, stats.bytes_out), (1, 1, 5));
 }
 
@@ -170,7 +166,7 @@ fn a_conversation_ends_once_however_it_ends() {
         let mut staying = server.connect();
         staying.send(b"get a\n");
         staying.expect(format!("welcome to {}\n(nothing)\n", server.address()).as_bytes());
-        server.handle().abort();
+        server.abort();
         server.ended();
         let (opened, closed) = visitors.all();
         assert_eq!((opened.len(), opened), (2, closed), "{design}");
@@ -378,7 +374,7 @@ fn what_comes_while_a_thread_computes_is_answered_in_the_drain() {
         client.send(b"first");
         server.wait_for("both", |stats| stats.accepted == 2 && stats.bytes_in == 5);
         client.send(b", second");
-        server.handle().drain();
+        server.drain();
         // So both have been asked to leave.
         other.expect_end();
         open.send(()).unwrap();
@@ -562,5 +558,94 @@ fn a_panic_ends_its_conversation_and_nothing_else() {
         for place in [Make, Clone, Open, Serve, Broken, Close, Drop] {
             panic_at(place, design);
         }
+    }
+}
+
+// ---- a server on a thread of its own
+
+#[test]
+fn a_forgotten_client_does_not_delay_the_end() {
+    for design in DESIGNS {
+        let config = config_with(|config| {
+            config.design = design;
+            config.limits.drain_timeout = Duration::from_secs(3_600);
+        });
+        let server = Server::bind(config).unwrap().spawn().unwrap();
+        let mut forgotten = common::Client::connect(server.local_addrs()[0]);
+        forgotten.exchange(b"hello");
+        let handle = server.handle();
+        drop(server);
+        forgotten.expect_end();
+        assert_eq!((handle.stats().open(), handle.is_ready()), (0, false), "{design}");
+    }
+}
+
+#[test]
+fn a_stop_lets_clients_finish() {
+    for design in DESIGNS {
+        let config = config_with(|config| {
+            config.design = design;
+            config.limits.drain_timeout = Duration::from_millis(200);
+        });
+        let server = Server::bind(config).unwrap().spawn().unwrap();
+        let server = server.with_drain_timeout(Duration::MAX);
+        let mut client = common::Client::connect(server.local_addrs()[0]);
+        client.exchange(b"hello");
+        let stopping = thread::spawn(|| server.stop());
+        client.expect_end();
+        drop(client);
+        let stats = stopping.join().unwrap().unwrap();
+        assert_eq!((stats.closed(), stats.bytes_out), (1, 5), "{design}");
+    }
+}
+
+#[test]
+fn a_panic_of_the_servers_thread_is_handed_over() {
+    /// Panics before the server serves: there is no conversation yet that would end.
+    struct Unclonable;
+    impl Clone for Unclonable {
+        fn clone(&self) -> Self {
+            panic!("as the test wants it")
+        }
+    }
+    impl Service for Unclonable {
+        fn serve(&mut self, _: Message<'_>, _: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+            Flow::Close
+        }
+    }
+    let spawn = || Server::bind(config()).unwrap().spawn_with(Unclonable).unwrap();
+    let joined = catch_unwind(AssertUnwindSafe(|| spawn().join()));
+    assert_eq!(joined.unwrap_err().downcast_ref(), Some(&"as the test wants it"));
+    // A drop has nobody to hand it to.
+    drop(spawn());
+}
+
+#[test]
+fn an_error_of_the_server_is_handed_over() {
+    let listener = std::net::TcpListener::bind((common::LOCALHOST, 0)).unwrap();
+    let kept = listener.try_clone().unwrap();
+    let server = Server::adopt(Config::default(), [listener.into()]).unwrap().spawn().unwrap();
+    wait_until("it serves", || server.is_ready());
+    // Its only socket is gone.
+    socket2::SockRef::from(&kept).shutdown(Shutdown::Both).unwrap();
+    assert!(server.join().unwrap_err().to_string().contains("cannot go on"));
+}
+
+/// What [`evecho::Handle::stats`] promises to a client that has its reply.
+#[test]
+fn what_came_in_is_counted_before_the_reply_leaves() {
+    for design in DESIGNS {
+        let server = TestServer::start(config_with(|config| config.design = design));
+        let (mut client, socket) = (server.connect(), server.udp());
+        for count in 1..=500 {
+            client.exchange(b"hello");
+            common::exchange_datagram(&socket, b"hi");
+            let stats = server.stats();
+            assert_eq!((stats.accepted, stats.bytes_in), (1, 5 * count), "{design}");
+            assert_eq!((stats.udp_received, stats.udp_bytes_in), (count, 2 * count), "{design}");
+        }
+        drop(client);
+        let stats = server.stop();
+        assert_eq!((stats.bytes_out, stats.udp_answered), (2_500, 500), "{design}");
     }
 }

@@ -170,7 +170,7 @@ fn has_files_of_its_own() {
     let open = server.stats().open();
     assert!((20..=LIMIT - 50).contains(&open), "{open} connections");
     drop((before, while_full));
-    server.handle().abort();
+    server.abort();
     println!("ready");
 }
 

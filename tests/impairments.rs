@@ -233,7 +233,7 @@ fn more_than_can_be_held_back_is_dropped_and_counted() {
     server.wait_for("those that are dropped", |stats| stats.udp_overflowed >= dropped);
     let Snapshot { udp_overflowed, udp_answered, .. } = server.stats();
     assert_eq!((udp_answered, udp_overflowed), (0, dropped));
-    server.handle().abort();
+    server.abort();
     server.ended();
 }
 

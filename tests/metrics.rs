@@ -565,13 +565,12 @@ fn who_embeds_a_server_is_told_the_port() {
     let server = Server::bind(config).unwrap();
     let address = server.metrics_addr().unwrap();
     assert!(address.port() != 0 && !server.local_addrs().contains(&address));
-    let handle = server.handle();
-    let running = thread::spawn(|| server.run());
+    let server = server.spawn().unwrap();
+    assert_eq!(server.metrics_addr(), Some(address));
     let mut stream = connect(address);
     stream.write_all(b"GET /readyz HTTP/1.0\r\n\r\n").unwrap();
     assert!(read_to_end(&stream).starts_with(b"HTTP/1.1 200 OK\r\n"));
-    handle.drain();
-    running.join().unwrap().unwrap();
+    server.stop().unwrap();
     let mut config = Config::default();
     config.port = 0;
     assert_eq!(Server::bind(config).unwrap().metrics_addr(), None);

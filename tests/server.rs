@@ -159,10 +159,10 @@ fn each_address_may_have_a_port_of_its_own() {
     let server = TestServer::start(config_with(|config| {
         config.bind = ["127.0.0.1", "127.0.0.2:0", "127.0.0.3"].map(|a| a.parse().unwrap()).into();
     }));
-    let ports: Vec<u16> = server.addresses().iter().map(SocketAddr::port).collect();
+    let ports: Vec<u16> = server.local_addrs().iter().map(SocketAddr::port).collect();
     // Three listeners, and each UDP socket where one of them is.
     assert_eq!((ports.len(), ports[0]), (3, ports[2]));
-    for &address in server.addresses() {
+    for &address in server.local_addrs() {
         Client::connect(address).exchange(b"hello");
         exchange_datagram(&udp(address), b"hello");
     }

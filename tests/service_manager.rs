@@ -124,15 +124,13 @@ fn a_watchdog_hears_nothing_of_a_loop_that_hangs() {
     let mut told = ServiceManager::new(&manager.name);
     told.watchdog = Some(Duration::from_millis(20));
     config.service_manager = Some(told);
-    let server = Server::bind(config).unwrap();
-    let (handle, address) = (server.handle(), server.local_addrs()[0]);
     let (begun, begins) = channel();
     let (allow, allowed) = channel();
     let stuck = Stuck { begun, allowed: Arc::new(Mutex::new(allowed)) };
-    let running = std::thread::spawn(move || server.run_with(stuck));
+    let server = Server::bind(config).unwrap().spawn_with(stuck).unwrap();
     assert!(manager.hear().starts_with("READY=1\n"));
     assert_eq!(manager.hear(), "WATCHDOG=1\n");
-    let client = connect(address);
+    let client = connect(server.local_addrs()[0]);
     std::io::Write::write_all(&mut &client, b"hello").unwrap();
     begins.recv_timeout(DEADLINE).unwrap();
     // What it said before.
@@ -145,8 +143,8 @@ fn a_watchdog_hears_nothing_of_a_loop_that_hangs() {
     manager.socket.set_read_timeout(Some(DEADLINE)).unwrap();
     allow.send(()).unwrap();
     assert_eq!(manager.hear(), "WATCHDOG=1\n");
-    handle.abort();
-    running.join().unwrap().unwrap();
+    server.abort();
+    server.join().unwrap();
 }
 
 #[test]

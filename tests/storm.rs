@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use common::{Client, TestServer, assert_same, config, config_with, pattern, udp, wait_until};
-use evecho::{Config, Framing, ServiceKind};
+use evecho::protocol::{Echo, Upper};
+use evecho::{Config, Framing, Service};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
 /// Each of so many threads is one client after the other.
@@ -48,22 +49,22 @@ struct Storm<'a> {
 
 #[test]
 fn a_storm_of_clients_leaves_nothing_behind() {
-    storms(config());
+    storms(config(), Echo);
     // As little memory as there may be: whoever behaves gets all its bytes all the same.
     let mut little = config();
     little.limits.max_buffered = evecho::config::MIN_MAX_BUFFERED;
-    storms(little);
-    storms(config_with(|config| {
+    storms(little, Echo);
+    let lines = config_with(|config| {
         config.protocol.framing = Framing::Lines;
         config.protocol.max_frame = MAX_FRAME;
-        config.service = ServiceKind::Upper;
-    }));
+    });
+    storms(lines, Upper::default());
 }
 
-fn storms(config: Config) {
+fn storms(config: Config, service: impl Service + Clone + Send + 'static) {
     let framed = config.protocol.framing == Framing::Lines;
     let max_buffered = config.limits.max_buffered;
-    let server = TestServer::start(config);
+    let server = TestServer::with_service(config, service);
     let datagrams = Mutex::new(udp(server.address()));
     let done = Done::default();
     let mut bystander = server.connect();

@@ -3,9 +3,7 @@
 
 mod common;
 
-use std::thread;
-
-use common::{Client, config};
+use common::{Client, TestServer, config};
 use evecho::Server;
 use socket2::SockRef;
 
@@ -13,18 +11,16 @@ use socket2::SockRef;
 #[test]
 fn urgent_data_are_answered_in_their_place_and_hide_nothing() {
     let server = Server::bind(config()).unwrap();
-    let handle = server.handle();
     let mut client = Client::connect(server.local_addrs()[0]);
     client.send(b"before");
     SockRef::from(&client.0).send_out_of_band(b"!").unwrap();
     client.send(b"behind");
     // All of it is there when the server begins.
-    let running = thread::spawn(|| server.run());
+    let server = TestServer::of(server);
     client.expect(b"before!behind");
     client.exchange(b"more");
     SockRef::from(&client.0).send_out_of_band(b"!").unwrap();
     client.half_close();
     assert_eq!(client.rest(), b"!");
-    handle.drain();
-    running.join().unwrap().unwrap();
+    server.stop();
 }

@@ -8,18 +8,20 @@ use std::time::Duration;
 
 use common::{Client, TestServer, config_with, udp};
 use evecho::protocol::Who;
-use evecho::{Config, Design, Framing, ServiceKind};
+use evecho::{Config, Design, Framing};
 use serde_json::{Value, json};
 
 const DESIGNS: [Design; 3] = [Design::EventLoop, Design::Threaded, Design::Iterative];
 
 fn who(design: Design, change: impl FnOnce(&mut Config)) -> TestServer {
-    TestServer::start(config_with(|config| {
-        config.design = design;
-        config.service = ServiceKind::Who;
-        config.name = Some("server-1".parse().unwrap());
-        change(config);
-    }))
+    named(Some("server-1"), design, change)
+}
+
+fn named(name: Option<&str>, design: Design, change: impl FnOnce(&mut Config)) -> TestServer {
+    let mut config = config_with(|config| config.design = design);
+    change(&mut config);
+    let who = Who::new(config.protocol, name.map(|name| name.parse().unwrap()).as_ref());
+    TestServer::with_service(config, who)
 }
 
 /// What is told over TCP on the connection with this number.
@@ -104,7 +106,7 @@ fn with_a_framing_each_message_has_a_line() {
 #[test]
 fn a_datagram_has_no_answer_that_is_longer() {
     for design in DESIGNS {
-        let server = who(design, |config| config.name = None);
+        let server = named(None, design, |_| ());
         let socket = udp(server.address());
         let mut room = [0; 2 * Who::LONGEST];
         socket.send(&[b' '; Who::LONGEST]).unwrap();

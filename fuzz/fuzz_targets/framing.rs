@@ -1,7 +1,6 @@
 //! Sessions of every framing: the input decides the protocol, the stream and its cuts.
 #![no_main]
 
-use std::io::ErrorKind;
 
 use evecho::protocol::{Context, Echo, Framing, Protocol, Scratch, Service, Session, Upper, Verdict};
 use libfuzzer_sys::fuzz_target;
@@ -42,8 +41,7 @@ fn converse<V: Service>(
     mut stream: &[u8],
     pieces: &[u16],
 ) -> (Vec<u8>, Verdict) {
-    let nowhere = || Err(ErrorKind::Unsupported.into());
-    let context = Context::stream(1, ([127, 0, 0, 1], 9).into(), &nowhere);
+    let context = Context::stream(1, ([127, 0, 0, 1], 9).into(), ([127, 0, 0, 1], 7).into());
     let (mut session, mut scratch) = (Session::new(protocol, service), Scratch::default());
     let mut all = Vec::new();
     for length in pieces.iter().map(|&length| length.into()).chain([usize::MAX]) {

@@ -3,13 +3,14 @@
 use std::io::{self, Write};
 
 use evecho::units::{grouped, size, time};
-use evecho::{Config, Design, Framing, Preview, ServiceKind, Transport};
+use evecho::{Config, Design, Framing, Preview, Transport};
 
 use super::output::Output;
 
 /// Prints a configuration that is valid. `set_by` are the flags and variables that are not defaults.
 pub(super) fn print(
     config: &Config,
+    service: &str,
     preview: &Preview,
     inherited: bool,
     set_by: &[String],
@@ -25,7 +26,7 @@ pub(super) fn print(
     let mut rows = vec![
         ("listens on", listens),
         ("clients", preview.reach.to_owned()),
-        ("replies", replies(config)),
+        ("replies", replies(config, service)),
     ];
     if !config.impairments.is_none() {
         rows.push(("on purpose", config.impairments.to_string()));
@@ -63,13 +64,7 @@ fn free_port(free: bool) -> &'static str {
     if free { "; port 0 stands for a free one" } else { "" }
 }
 
-fn replies(config: &Config) -> String {
-    let service = match (config.service, &config.name) {
-        (ServiceKind::Upper, _) => "upper".to_owned(),
-        (ServiceKind::Who, Some(name)) => format!("who, named {name}"),
-        (ServiceKind::Who, None) => "who".to_owned(),
-        _ => "echo".to_owned(),
-    };
+fn replies(config: &Config, service: &str) -> String {
     let most = size(config.protocol.max_frame.into());
     let framing = match config.protocol.framing {
         Framing::Lines => format!("lines with frames of at most {most}"),

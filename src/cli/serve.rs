@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::error::ErrorKind;
-use evecho::protocol::Name;
+use evecho::protocol::{Name, Upper, Who};
 use evecho::{
     AdoptError, BindAddress, Config, Design, Error, Framing, GuardPorts, ParseError, Probability,
-    Server, ServiceKind, ServiceManager, Transport,
+    Server, ServiceManager, Transport,
 };
 use log::{LevelFilter, error, warn};
 
@@ -334,18 +334,36 @@ fn serve(
     }
     let sockets = inherited?;
     let check_config = args.check_config;
+    let (service, name) = (args.conversation.service, args.conversation.name.clone());
     let config = config(args, environment);
     if !sockets.is_empty() {
         refuse_to_bind(environment);
     }
     if check_config {
         let preview = refused(Server::preview(config.clone(), &sockets), environment)?;
-        check_config::print(&config, &preview, !sockets.is_empty(), &environment.names())?;
+        let service = describe(service, name.as_ref());
+        let set_by = environment.names();
+        check_config::print(&config, &service, &preview, !sockets.is_empty(), &set_by)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let protocol = config.protocol;
     let server = refused(set_up(config, sockets), environment)?;
-    server.run()?;
+    match service {
+        ServiceArg::Echo => server.run(),
+        ServiceArg::Upper => server.run_with(Upper::default()),
+        ServiceArg::Who => server.run_with(Who::new(protocol, name.as_ref())),
+    }?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A service in a few words.
+fn describe(service: ServiceArg, name: Option<&Name>) -> String {
+    match (service, name) {
+        (ServiceArg::Echo, _) => "echo".to_owned(),
+        (ServiceArg::Upper, _) => "upper".to_owned(),
+        (ServiceArg::Who, Some(name)) => format!("who, named {name}"),
+        (ServiceArg::Who, None) => "who".to_owned(),
+    }
 }
 
 /// Flags that say what to bind.
@@ -414,12 +432,6 @@ fn config(args: Args, environment: &Environment) -> Config {
     config.backlog = sockets.backlog;
     config.reuse_port = sockets.reuse_port;
     config.metrics = sockets.metrics;
-    config.service = match conversation.service {
-        ServiceArg::Echo => ServiceKind::Echo,
-        ServiceArg::Upper => ServiceKind::Upper,
-        ServiceArg::Who => ServiceKind::Who,
-    };
-    config.name = conversation.name;
     config.protocol.framing = conversation.framing.into();
     // The library refuses what is too long.
     config.protocol.max_frame = u32::try_from(conversation.max_frame).unwrap_or(u32::MAX);

@@ -55,10 +55,7 @@ pub(crate) struct Conversation<V> {
 /// A context for tests.
 #[cfg(test)]
 pub(crate) fn context() -> super::Context<'static> {
-    fn local() -> std::io::Result<std::net::SocketAddr> {
-        Ok(([192, 0, 2, 2], 7).into())
-    }
-    super::Context::stream(1, ([192, 0, 2, 1], 9).into(), &local)
+    super::Context::stream(1, ([192, 0, 2, 1], 9).into(), ([192, 0, 2, 2], 7).into())
 }
 
 #[cfg(test)]

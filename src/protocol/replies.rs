@@ -91,6 +91,34 @@ impl<'a> Replies<'a> {
         }
     }
 
+    /// What `call` sends in reply to `message`, each reply by itself, and what it returns: for tests of a
+    /// service without a server. [`echo`](Replies::echo) and [`send_no_longer`](Replies::send_no_longer) do
+    /// what they do for a datagram.
+    ///
+    /// ```
+    /// use evecho::Service;
+    /// use evecho::protocol::{Context, Flow, Message, Replies, service_fn};
+    ///
+    /// let mut reverse = service_fn(|message, replies, _context| {
+    ///     replies.send_with(|reply| reply.extend(message.iter().rev()));
+    ///     Flow::Continue
+    /// });
+    /// let (peer, local) = (([192, 0, 2, 1], 40_000).into(), ([192, 0, 2, 2], 7).into());
+    /// let context = Context::stream(1, peer, local);
+    /// let (replies, flow) = Replies::capture(b"abc", |replies| {
+    ///     reverse.serve(Message::Chunk(b"abc"), replies, &context)
+    /// });
+    /// assert_eq!((&replies[..], flow), (&[b"cba".to_vec()][..], Flow::Continue));
+    /// ```
+    pub fn capture<T>(
+        message: &[u8],
+        call: impl FnOnce(&mut Replies<'_>) -> T,
+    ) -> (Vec<Vec<u8>>, T) {
+        let mut scratch = Scratch::default();
+        let returned = call(&mut Replies::new(message, Some(0..message.len()), None, &mut scratch));
+        (scratch.datagram_replies(message, false).map(<[u8]>::to_vec).collect(), returned)
+    }
+
     /// As [`send_with`](Self::send_with), where `write` writes no more than this many bytes: without memory
     /// for them, it is not called.
     pub(super) fn send_with_room(&mut self, most: usize, write: impl FnOnce(&mut Vec<u8>)) {

@@ -40,29 +40,43 @@ pub enum Flow {
 }
 
 /// The peer of a conversation, and how the message came.
+///
+/// A server makes it. To test a service without one, [`stream`](Context::stream) and
+/// [`datagram`](Context::datagram) do, and [`Replies::capture`](super::Replies::capture) has an example.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     peer: SocketAddr,
-    local: &'a dyn Fn() -> io::Result<SocketAddr>,
+    local: Local<'a>,
     /// None for a datagram.
     connection: Option<u32>,
 }
 
+/// Our address.
+#[derive(Clone, Copy)]
+enum Local<'a> {
+    Known(SocketAddr),
+    /// Asked for when a service wants it: that is a system call.
+    Asked(&'a dyn Fn() -> io::Result<SocketAddr>),
+}
+
 impl<'a> Context<'a> {
-    /// Makes the context of a stream from `peer`, which has the number `connection`. `local` finds our
-    /// address when a service asks for it.
-    pub fn stream(
-        connection: u32,
+    /// The context of a stream between `peer` and our address `local`, which has the number `connection`.
+    pub fn stream(connection: u32, peer: SocketAddr, local: SocketAddr) -> Self {
+        Context { peer, local: Local::Known(local), connection: Some(connection) }
+    }
+
+    /// The context of a datagram from `peer` to our address `local`.
+    pub fn datagram(peer: SocketAddr, local: SocketAddr) -> Self {
+        Context { peer, local: Local::Known(local), connection: None }
+    }
+
+    /// The context of a stream, or without `connection` of a datagram. `local` finds our address.
+    pub(crate) fn asking(
+        connection: Option<u32>,
         peer: SocketAddr,
         local: &'a dyn Fn() -> io::Result<SocketAddr>,
     ) -> Self {
-        Context { peer, local, connection: Some(connection) }
-    }
-
-    /// Makes the context of a datagram from `peer`. `local` finds the address that it was sent to when a
-    /// service asks for it.
-    pub fn datagram(peer: SocketAddr, local: &'a dyn Fn() -> io::Result<SocketAddr>) -> Self {
-        Context { peer, local, connection: None }
+        Context { peer, local: Local::Asked(local), connection }
     }
 
     /// The peer's address. An IPv4 peer of an IPv6 socket has its IPv4 address.
@@ -77,7 +91,10 @@ impl<'a> Context<'a> {
     ///
     /// If the system does not tell.
     pub fn local(&self) -> io::Result<SocketAddr> {
-        let local = (self.local)()?;
+        let local = match self.local {
+            Local::Known(local) => local,
+            Local::Asked(ask) => ask()?,
+        };
         Ok(match local.ip().to_canonical() {
             IpAddr::V4(ip) => SocketAddr::new(ip.into(), local.port()),
             // Unchanged: it may have a zone.
@@ -318,8 +335,7 @@ mod tests {
     #[test]
     fn a_datagram_is_a_whole_conversation() {
         let (noting, mut scratch) = (Noting::default(), Scratch::default());
-        let nowhere = || Err(io::ErrorKind::Unsupported.into());
-        let context = Context::datagram(([192, 0, 2, 1], 9).into(), &nowhere);
+        let context = Context::datagram(([192, 0, 2, 1], 9).into(), ([192, 0, 2, 2], 7).into());
         let service = noting.clone();
         assert_eq!(reply_to_datagram(service, b"x", &mut scratch, &context).unwrap().count(), 0);
         assert_eq!(*noting.0.lock().unwrap(), ["open 192.0.2.1:9", "close, datagram: true"]);

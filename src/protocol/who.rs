@@ -9,6 +9,7 @@ use super::framing::{Framing, Protocol};
 use super::replies::Replies;
 use super::service::{Context, Flow, Message, Service};
 use crate::error::ParseError;
+use crate::sys::host_name;
 
 /// Tells who asks and who answers, as one line of JSON: for tests of what stands between a client and
 /// its servers.
@@ -41,9 +42,24 @@ impl Who {
     /// The longest that a line becomes, in bytes.
     pub const LONGEST: usize = 400;
 
-    /// The service of the process `pid` on `host`. Of the host's name the first 64 bytes are told, and
-    /// `?` for what does not belong into one (RFC 1123).
-    pub fn new(protocol: Protocol, host: &str, pid: u32, name: Option<&Name>) -> Self {
+    /// The service of this process, for a server with this protocol. `name` is the name of the server.
+    ///
+    /// ```no_run
+    /// use evecho::protocol::Who;
+    /// use evecho::{Config, Server};
+    ///
+    /// let config = Config::default();
+    /// let who = Who::new(config.protocol, Some(&"server-1".parse()?));
+    /// Server::bind(config)?.run_with(who)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn new(protocol: Protocol, name: Option<&Name>) -> Self {
+        Who::of(protocol, &host_name(), std::process::id(), name)
+    }
+
+    /// The service of the process `pid` on `host`: the first 64 bytes of this name, with `?` for what does
+    /// not belong into one (RFC 1123).
+    fn of(protocol: Protocol, host: &str, pid: u32, name: Option<&Name>) -> Self {
         let host: String = host
             .chars()
             .map(|character| if is_plain(character) { character } else { '?' })
@@ -165,7 +181,7 @@ mod tests {
     }
 
     fn who(protocol: Protocol) -> Who {
-        Who::new(protocol, "h", 123, Some(&"a".parse().unwrap()))
+        Who::of(protocol, "h", 123, Some(&"a".parse().unwrap()))
     }
 
     const LINE: &str = r#"{"peer":"192.0.2.1:9","local":"192.0.2.2:7","host":"h","pid":123,"name":"a","protocol":"tcp","connection":1}
@@ -219,8 +235,7 @@ mod tests {
 
     #[test]
     fn a_datagram_has_no_answer_that_is_longer() {
-        let local = || Ok(SocketAddr::from(([192, 0, 2, 2], 7)));
-        let context = Context::datagram(([192, 0, 2, 1], 9).into(), &local);
+        let context = Context::datagram(([192, 0, 2, 1], 9).into(), ([192, 0, 2, 2], 7).into());
         let line = LINE.replace(r#""tcp","connection":1"#, r#""udp""#);
         for once in [false, true] {
             let who = who(protocol(Framing::Raw, once));
@@ -234,8 +249,8 @@ mod tests {
     #[test]
     fn what_is_not_known_is_left_out() {
         let nowhere = || Err(io::ErrorKind::Unsupported.into());
-        let context = Context::datagram(([192, 0, 2, 1], 9).into(), &nowhere);
-        let who = Who::new(Protocol::default(), "h", 123, None);
+        let context = Context::asking(None, ([192, 0, 2, 1], 9).into(), &nowhere);
+        let who = Who::of(Protocol::default(), "h", 123, None);
         let (lines, _) = answers(who, &context, Who::LONGEST);
         let line = r#"{"peer":"192.0.2.1:9","host":"h","pid":123,"protocol":"udp"}"#;
         assert_eq!(lines, [format!("{line}\n")]);
@@ -250,10 +265,9 @@ mod tests {
     #[test]
     fn the_longest_line_has_room() {
         let longest = SocketAddrV6::new(Ipv6Addr::from([0xff; 16]), 65_535, 0, u32::MAX);
-        let local = || Ok(longest.into());
         let name: Name = "n".repeat(Name::LONGEST).parse().unwrap();
-        let who = Who::new(Protocol::default(), &"h".repeat(99), u32::MAX, Some(&name));
-        let line = greeting(who, &Context::stream(u32::MAX, longest.into(), &local));
+        let who = Who::of(Protocol::default(), &"h".repeat(99), u32::MAX, Some(&name));
+        let line = greeting(who, &Context::stream(u32::MAX, longest.into(), longest.into()));
         assert!((330..=Who::LONGEST).contains(&line.len()), "{}", line.len());
     }
 
@@ -279,9 +293,8 @@ mod tests {
             (peer, local) in any::<(SocketAddr, SocketAddr)>(),
         ) {
             let parsed: Option<Name> = name.as_ref().map(|name| name.parse().unwrap());
-            let who = Who::new(Protocol::default(), &host, pid, parsed.as_ref());
-            let local_of = || Ok(local);
-            let context = Context::stream(number, peer, &local_of);
+            let who = Who::of(Protocol::default(), &host, pid, parsed.as_ref());
+            let context = Context::stream(number, peer, local);
             let line = greeting(who, &context);
             prop_assert_eq!(line.iter().position(|&byte| byte == b'\n'), Some(line.len() - 1));
             let mut told: Value = serde_json::from_slice(&line).unwrap();

@@ -314,7 +314,7 @@ impl Client<'_> {
         let (clients, peer) = (self.clients, self.peer);
         let stream = Arc::clone(&self.stream);
         let local = || stream.local_addr();
-        let context = Context::stream(self.number, peer.into(), &local);
+        let context = Context::asking(Some(self.number), peer.into(), &local);
         let mut session = Session::new(clients.rules.protocol, service);
         let reason = match self.converse(&mut session, &context) {
             Ok(reason) => reason,

@@ -232,7 +232,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         ask: impl FnOnce(&mut Session<V>, usize, &Context<'_>) -> Reply<'a>,
     ) -> Reply<'a> {
         let local = || self.stream.local_addr();
-        let context = Context::stream(self.generation, self.peer.into(), &local);
+        let context = Context::asking(Some(self.generation), self.peer.into(), &local);
         let held = self.session.held();
         let reply = ask(&mut self.session, budget.growth(), &context);
         budget.adjust(held, self.session.held());
@@ -438,7 +438,7 @@ impl<S: Stream, V: Service> Connection<S, V> {
         let mut summary = self.summary(reason, now);
         shared.budget.adjust(self.held(), 0);
         let local = || self.stream.local_addr();
-        let context = Context::stream(self.generation, self.peer.into(), &local);
+        let context = Context::asking(Some(self.generation), self.peer.into(), &local);
         if !self.session.close(&context) {
             summary.reason = CloseReason::Panicked;
         }

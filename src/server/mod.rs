@@ -20,6 +20,7 @@ mod peer;
 mod rate_limited;
 mod reach;
 mod ready;
+mod running;
 mod shutdown;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod simulation;
@@ -27,6 +28,7 @@ pub(crate) mod sockets;
 mod threaded;
 mod udp;
 
+pub use running::RunningServer;
 pub use shutdown::Handle;
 
 use std::collections::HashSet;
@@ -44,16 +46,16 @@ use self::incidents::MaxSetBy;
 use self::reach::Local;
 use self::shutdown::Shutdown;
 use self::sockets::Sockets;
-use crate::config::{Config, Design, ServiceKind};
+use crate::config::{Config, Design};
 #[cfg(feature = "daemon")]
 use crate::error::BindError;
 use crate::error::{AdoptError, Error, Transport};
-use crate::protocol::{Echo, Service, Upper, Who};
+use crate::protocol::{Echo, Service};
 use crate::random;
 use crate::stats::Stats;
 use crate::sys::cause::{self, Call};
 use crate::sys::socket::Refused;
-use crate::sys::{self, OwnedFd, limits};
+use crate::sys::{OwnedFd, limits};
 
 /// A server with bound sockets. Clients that connect wait in the backlog until it runs.
 ///
@@ -63,10 +65,8 @@ use crate::sys::{self, OwnedFd, limits};
 ///
 /// let mut config = Config::default();
 /// config.port = 0;
-/// let server = Server::bind(config)?;
+/// let server = Server::bind(config)?.spawn()?;
 /// let port = server.local_addrs()[0].port();
-/// let handle = server.handle();
-/// let running = std::thread::spawn(|| server.run());
 ///
 /// let mut client = std::net::TcpStream::connect(("127.0.0.1", port))?;
 /// client.write_all(b"hello")?;
@@ -75,8 +75,7 @@ use crate::sys::{self, OwnedFd, limits};
 /// client.read_to_string(&mut echo)?;
 /// assert_eq!(echo, "hello");
 ///
-/// handle.drain();
-/// running.join().expect("the server does not panic")?;
+/// assert_eq!(server.stop()?.closed_by_peer, 1);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
@@ -218,7 +217,7 @@ impl Server {
         config.check()?;
         config.impairments.seed.get_or_insert_with(random::draw);
         let stats = Arc::new(Stats::default());
-        let failed = |error| Error::Poll(cause::explained(Call::Watch, error));
+        let failed = |error| Error::Setup(cause::explained(Call::Watch, error));
         let poll = Poll::new().map_err(failed)?;
         let shutdown = Shutdown::new(&poll, &config, Arc::clone(&stats)).map_err(failed)?;
         let sockets = sockets(&mut config)?;
@@ -255,27 +254,19 @@ impl Server {
         self.shutdown.handle()
     }
 
-    /// Serves with the service that the config names, on this thread, until a [`Handle`] stops it, or a
-    /// signal with [`Config::signals`]. When it returns, the sockets are closed, its threads have ended,
-    /// and the process has its signals back.
+    /// Sends all bytes back ([`Echo`]), on this thread, until a [`Handle`] stops the server, or a signal
+    /// with [`Config::signals`]. When it returns, the sockets are closed, its threads have ended, and the
+    /// process has its signals back.
     ///
     /// # Errors
     ///
     /// If the server itself cannot go on, such as when the system refuses to poll, or when all of its sockets
     /// are gone. Nothing that a peer does is an error of the server.
     pub fn run(self) -> Result<(), Error> {
-        match self.config.service {
-            ServiceKind::Echo => self.run_with(Echo),
-            ServiceKind::Upper => self.run_with(Upper::default()),
-            ServiceKind::Who => {
-                let Config { protocol, ref name, .. } = self.config;
-                let who = Who::new(protocol, &sys::host_name(), std::process::id(), name.as_ref());
-                self.run_with(who)
-            }
-        }
+        self.run_with(Echo)
     }
 
-    /// Serves with a service of yours: one clone for each TCP connection, and for each datagram.
+    /// Serves with another service: one clone for each TCP connection, and for each datagram.
     ///
     /// # Errors
     ///
@@ -289,7 +280,7 @@ impl Server {
         self.run_each(move || service.clone())
     }
 
-    /// Serves with services of yours: `make_service` is called for each TCP connection and for each datagram. A
+    /// Serves with other services: `make_service` is called for each TCP connection and for each datagram. A
     /// service need be neither `Clone` nor `Send`, and can be a `Box<dyn Service>`.
     ///
     /// # Errors
@@ -329,6 +320,52 @@ impl Server {
         let stats = stats.snapshot();
         stats.log(module_path!(), "stopped", format_args!("stopped: {stats}"));
         Ok(())
+    }
+
+    /// Runs the server on a thread of its own, until what this returns is dropped, a [`Handle`] stops it, or
+    /// a signal with [`Config::signals`].
+    ///
+    /// ```
+    /// # use evecho::{Config, Server};
+    /// # let mut config = Config::default();
+    /// # config.port = 0;
+    /// let server = Server::bind(config)?.spawn()?;
+    /// let client = std::net::TcpStream::connect(server.local_addrs()[0])?;
+    /// drop(server); // does not wait for the client
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses a thread. Other errors of [`run`](Server::run) come from
+    /// [`RunningServer::join`].
+    pub fn spawn(self) -> Result<RunningServer, Error> {
+        RunningServer::spawn(self, Server::run)
+    }
+
+    /// As [`spawn`](Server::spawn), with the service of [`run_with`](Server::run_with).
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Server::spawn).
+    pub fn spawn_with<V>(self, service: V) -> Result<RunningServer, Error>
+    where
+        V: Service + Clone + Send + 'static,
+    {
+        RunningServer::spawn(self, |server| server.run_with(service))
+    }
+
+    /// As [`spawn`](Server::spawn), with the services of [`run_each`](Server::run_each).
+    ///
+    /// # Errors
+    ///
+    /// As [`spawn`](Server::spawn).
+    pub fn spawn_each<V, F>(self, make_service: F) -> Result<RunningServer, Error>
+    where
+        V: Service + 'static,
+        F: FnMut() -> V + Clone + Send + 'static,
+    {
+        RunningServer::spawn(self, |server| server.run_each(make_service))
     }
 
     /// Logs what is served at these addresses and what it is served without, and keeps the status for the

@@ -95,7 +95,13 @@ impl Handle {
         self.shared.stats.sockets_gone.count()
     }
 
-    /// The counters as they stand.
+    /// The counters now, read one after the other while the server goes on.
+    ///
+    /// What comes in is counted before the reply to it leaves: a client that has its reply finds its
+    /// connection in `accepted`, its bytes in `bytes_in`, and its datagram in `udp_received`. What goes out
+    /// is counted right after the system call that sends it (`writes`, `bytes_out`, `udp_answered`), and the
+    /// end of a connection once everything of it is gone (`closed_…`): these can lag behind what a client
+    /// sees. They are exact once the server has ended: [`RunningServer::stop`](crate::RunningServer::stop).
     pub fn stats(&self) -> Snapshot {
         self.shared.stats.snapshot()
     }

@@ -11,11 +11,11 @@ mod wait;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::sync::mpsc::{Receiver, channel};
+use std::ops::Deref;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use evecho::{Config, Error, Handle, Server, Service, Snapshot};
+use evecho::{Config, RunningServer, Server, Service, Snapshot};
 use socket2::{Domain, SockRef, Socket, Type};
 
 pub use wait::{DEADLINE, wait_until};
@@ -37,19 +37,14 @@ pub fn config_with(change: impl FnOnce(&mut Config)) -> Config {
     config
 }
 
-/// A server that runs in a thread of its own; stopped and joined, at the latest, when it goes out
-/// of scope.
-pub struct TestServer {
-    handle: Handle,
-    addresses: Vec<SocketAddr>,
-    ended: Receiver<Result<(), Error>>,
-    joined: bool,
-}
+/// A server that runs on a thread of its own, and clients for it. It ends as [`RunningServer`] does.
+#[derive(Debug)]
+pub struct TestServer(RunningServer);
 
 impl TestServer {
-    /// Runs the service that the config names.
+    /// Runs an echo server.
     pub fn start(config: Config) -> TestServer {
-        TestServer::run(config, Server::run)
+        TestServer::of(bind(config))
     }
 
     /// Runs a service of the test's.
@@ -57,7 +52,7 @@ impl TestServer {
     where
         V: Service + Clone + Send + 'static,
     {
-        TestServer::run(config, move |server| server.run_with(service))
+        TestServer(bind(config).spawn_with(service).unwrap())
     }
 
     /// Runs services of the test's, each of them made for its conversation.
@@ -66,47 +61,17 @@ impl TestServer {
         V: Service + 'static,
         F: FnMut() -> V + Clone + Send + 'static,
     {
-        TestServer::run(config, move |server| server.run_each(make))
-    }
-
-    fn run(
-        config: Config,
-        run: impl FnOnce(Server) -> Result<(), Error> + Send + 'static,
-    ) -> TestServer {
-        TestServer::run_bound(Server::bind(config).unwrap_or_else(|error| panic!("{error}")), run)
+        TestServer(bind(config).spawn_each(make).unwrap())
     }
 
     /// Runs a server that is bound.
     pub fn of(server: Server) -> TestServer {
-        TestServer::run_bound(server, Server::run)
-    }
-
-    fn run_bound(
-        server: Server,
-        run: impl FnOnce(Server) -> Result<(), Error> + Send + 'static,
-    ) -> TestServer {
-        let (handle, addresses) = (server.handle(), server.local_addrs());
-        let (sender, ended) = channel();
-        // Joined by way of the channel: a thread that hangs must not hang the test.
-        thread::spawn(move || sender.send(run(server)));
-        TestServer { handle, addresses, ended, joined: false }
+        TestServer(server.spawn().unwrap())
     }
 
     /// The first address that it listens on.
     pub fn address(&self) -> SocketAddr {
-        self.addresses[0]
-    }
-
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
-    }
-
-    pub fn handle(&self) -> &Handle {
-        &self.handle
-    }
-
-    pub fn stats(&self) -> Snapshot {
-        self.handle.stats()
+        self.local_addrs()[0]
     }
 
     /// Waits until the counters say what the test waits for.
@@ -122,50 +87,29 @@ impl TestServer {
         udp(self.address())
     }
 
-    /// Tells it to drain, and waits for its end; what it counted.
-    pub fn stop(mut self) -> Snapshot {
-        self.handle.drain();
-        self.join();
-        self.stats()
+    /// Tells it to drain, and waits for its end, however long the drain may take; what it counted.
+    pub fn stop(self) -> Snapshot {
+        self.drain();
+        self.ended()
     }
 
     /// Waits for its end; what it counted.
-    pub fn ended(mut self) -> Snapshot {
-        self.join();
-        self.stats()
-    }
-
-    /// Whether it has ended by now.
-    pub fn has_ended(&mut self) -> bool {
-        match self.ended.try_recv() {
-            Ok(outcome) => {
-                self.joined = true;
-                outcome.unwrap();
-                true
-            }
-            Err(_) => self.joined,
-        }
-    }
-
-    fn join(&mut self) {
-        if !self.joined {
-            self.joined = true;
-            self.ended.recv_timeout(DEADLINE).expect("the server does not end").unwrap();
-        }
+    pub fn ended(self) -> Snapshot {
+        wait_until("the end of the server", || self.is_finished());
+        self.0.join().unwrap()
     }
 }
 
-impl Drop for TestServer {
-    fn drop(&mut self) {
-        if self.joined {
-            return;
-        }
-        self.handle.abort();
-        let ended = self.ended.recv_timeout(DEADLINE);
-        if !thread::panicking() {
-            ended.expect("the server does not end").unwrap();
-        }
+impl Deref for TestServer {
+    type Target = RunningServer;
+
+    fn deref(&self) -> &RunningServer {
+        &self.0
     }
+}
+
+fn bind(config: Config) -> Server {
+    Server::bind(config).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A TCP client whose every wait has a deadline.

@@ -115,7 +115,7 @@ impl<V: Service> Responder<V> {
             let ip = route.local.unwrap_or(bound.ip()).to_canonical();
             Ok(SocketAddr::new(ip, bound.port()))
         };
-        let context = Context::datagram(peer.into(), &local);
+        let context = Context::asking(None, peer.into(), &local);
         let replies = guarded(&mut self.make_service)
             .and_then(|service| reply_to_datagram(service, request, &mut self.scratch, &context))
             .map_err(|_| Refusal::Panic)?;
