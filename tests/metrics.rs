@@ -98,7 +98,7 @@ fn the_numbers_are_those_of_the_server() {
     // It lingers for a moment.
     wait_until("the connection ends", || monitored.value("evecho_connections_open") <= 1.0);
     for (sample, value) in [
-        ("evecho_build_info{version=\"0.1.0\"}", 1.0),
+        (concat!("evecho_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0),
         ("evecho_accepted_total", 2.0),
         ("evecho_connections_closed_total{reason=\"frame_error\"}", 1.0),
         ("evecho_connections_closed_total{reason=\"peer_fin\"}", 0.0),

@@ -600,6 +600,54 @@ fn crates(features: &[&str]) -> usize {
     tree.lines().map(name).collect::<BTreeSet<_>>().len() - 1
 }
 
+/// The folders and files that may name a version of evecho, and each text behind which one stands.
+const NAME_THE_VERSION: ([&str; 4], [&str; 4]) = (
+    ["README.md", "docs", "man", "packaging"],
+    ["evecho:", "newTag: ", "ARG VERSION=", "\"evecho "],
+);
+
+/// All files of a folder and of those in it, or the one file.
+fn files(path: &Path) -> Vec<PathBuf> {
+    if path.is_file() {
+        return vec![path.to_owned()];
+    }
+    let entries = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|entry| files(&entry)).collect()
+}
+
+/// The version at the start of a text: three numbers.
+fn version_at_start(text: &str) -> Option<&str> {
+    let end = text.find(|c: char| c != '.' && !c.is_ascii_digit()).unwrap_or(text.len());
+    let version = text[..end].trim_end_matches('.');
+    (version.split('.').count() == 3).then_some(version)
+}
+
+#[test]
+fn every_file_names_the_version_of_cargo_toml() {
+    let expected = env!("CARGO_PKG_VERSION");
+    let (paths, marks) = NAME_THE_VERSION;
+    let mut named = BTreeSet::new();
+    for file in paths.iter().flat_map(|path| files(&Path::new(ROOT).join(path))) {
+        let text = fs::read_to_string(&file).unwrap();
+        for (at, mark) in marks.iter().flat_map(|mark| text.match_indices(mark)) {
+            let Some(version) = version_at_start(&text[at + mark.len()..]) else { continue };
+            assert_eq!(version, expected, "behind {mark:?} in {}", file.display());
+            named.insert(file.strip_prefix(ROOT).unwrap().to_str().unwrap().to_owned());
+        }
+    }
+    for file in ["README.md", "docs/operate.md", "man/evecho.1", "packaging/Containerfile"] {
+        assert!(named.contains(file), "{file} names no version: {named:?}");
+    }
+    for folder in ["packaging/kubernetes", "packaging/kubernetes/load"] {
+        assert!(named.contains(&format!("{folder}/kustomization.yaml")), "{folder}: {named:?}");
+    }
+    assert!(read("packaging/debian/changelog").starts_with(&format!("evecho ({expected}-1) ")));
+    assert!(
+        read("CHANGELOG.md").contains(&format!("\n## [{expected}] - ")),
+        "no section for {expected}"
+    );
+}
+
 #[test]
 fn each_set_of_features_takes_as_many_crates_as_it_says() {
     let table = read("docs/library.md");

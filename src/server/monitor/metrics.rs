@@ -249,7 +249,7 @@ mod tests {
         stats.udp_rate_limited.add(2);
         let text = text_of(&stats);
         for line in [
-            "evecho_build_info{version=\"0.1.0\"} 1",
+            concat!("evecho_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
             "evecho_accepted_total 7",
             "evecho_connections_closed_total{reason=\"idle\"} 3",
             "evecho_connections_closed_total{reason=\"reset\"} 0",
