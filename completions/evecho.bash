@@ -49,7 +49,7 @@ _evecho() {
         'states')
             flags='-4 --ipv4 -6 --ipv6 --start --design --framing --timeout --segments --absolute --figure --step --json --list -h --help'
             takes='--start --design --framing --timeout --segments --figure'
-            first=(-W 'handshake close open echo half-close server-closes time-wait backlog blocked window retransmit probe nagle closing reset') more=(-W 'handshake close open echo half-close server-closes time-wait backlog blocked window retransmit probe nagle closing reset') ;;
+            first=(-W 'handshake close open echo half-close server-closes time-wait backlog blocked window retransmit probe nagle closing udp reset') more=(-W 'handshake close open echo half-close server-closes time-wait backlog blocked window retransmit probe nagle closing udp reset') ;;
         'help')
             flags=''
             takes=''

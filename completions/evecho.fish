@@ -282,4 +282,4 @@ complete -c evecho -n "__fish_evecho_using_subcommand load" -f -a '(__fish_print
 complete -c evecho -n "__fish_evecho_using_subcommand merge" -F
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -f -a '(__fish_print_hostnames)'
 complete -c evecho -n "__fish_evecho_using_subcommand send" -f -a '(__fish_print_hostnames)'
-complete -c evecho -n "__fish_evecho_using_subcommand states" -f -a 'handshake close open echo half-close server-closes time-wait backlog blocked window retransmit probe nagle closing reset'
+complete -c evecho -n "__fish_evecho_using_subcommand states" -f -a 'handshake close open echo half-close server-closes time-wait backlog blocked window retransmit probe nagle closing udp reset'

@@ -13,7 +13,7 @@ use serde_json::Value;
 use snapbox::{Data, assert_data_eq};
 use tool::{Outcome, Server, assert_wrong_usage, evecho, finish, refused_port, run, spawn};
 
-const SCENARIOS: [&str; 15] = [
+const SCENARIOS: [&str; 16] = [
     "handshake",
     "close",
     "open",
@@ -28,6 +28,7 @@ const SCENARIOS: [&str; 15] = [
     "probe",
     "nagle",
     "closing",
+    "udp",
     "reset",
 ];
 
@@ -209,8 +210,12 @@ fn the_servers_of_courses_are_shown_for_what_they_are() {
     let lines = python("[c.sendall(line) for line in c.makefile('rb')]; c.close()");
     for (program, shown, reason) in [
         (once, "server-closes", "this server closes after its first answer"),
-        (greets, "open", "this server says 'welcome' before the client has said anything"),
-        (lines, "open", "this server answers only at the end of a line, or of the stream"),
+        (greets, "open", "this server sends 'welcome' before the client has sent anything"),
+        (
+            lines,
+            "open",
+            "this server does not answer 'hello' within 2 s: it waits for the end of a line",
+        ),
     ] {
         let Some(server) = Server::python(&program) else { return };
         let outcome = states(&[&server.address, shown, "echo"]);
@@ -233,6 +238,50 @@ fn a_server_that_ends_is_blamed_for_what_it_ended_with() {
     assert!(text.contains("half-close: not shown: the server has ended"), "{text}");
 }
 
+/// Servers that do not echo: what they do instead, said once and without waiting for it in each scenario.
+#[test]
+fn servers_that_do_something_else_are_told() {
+    let reads = "this server reads, and does not answer";
+    let closes = "this server closes each connection before the client has sent anything";
+    for (serve, scenario, reason) in [
+        ("[0 for _ in iter(lambda: c.recv(4096), b'')]; c.close()", "echo", reads),
+        ("c.close()", "echo", closes),
+    ] {
+        let Some(server) = Server::python(&python(serve)) else { return };
+        let outcome = states(&[&server.address, scenario]);
+        let expected = format!("{scenario}: not shown: {reason}");
+        assert!(outcome.text().contains(&expected), "{outcome:?}");
+    }
+    for (serve, seen) in [
+        ("c.sendall(2 * c.recv(4096)); c.recv(1); c.close()", "'hellohello'"),
+        ("c.sendall(c.recv(4096) + b'!'); c.recv(1); c.close()", "'hello!'"),
+        ("c.sendall(c.recv(4096)[:2]); c.recv(1); c.close()", "'he'"),
+        ("c.recv(4096); c.close()", "it closes"),
+        ("c.recv(2); c.close()", "it resets"),
+        ("kept = c", "it does not read"),
+    ] {
+        let Some(server) = Server::python(&python(serve)) else { return };
+        let outcome = states(&[&server.address, "retransmit"]);
+        let expected = "retransmit: FAILED\n  expected: the server answers 'hello' with 'hello'\n";
+        let text = outcome.text();
+        assert!(text.contains(&format!("{expected}  seen:     {seen}")), "{serve}: {outcome:?}");
+    }
+}
+
+/// A server for a single client, which is the one that finds it.
+#[test]
+fn a_server_for_a_single_client_is_not_blamed() {
+    let Some(server) = Server::python(&python("c.recv(1); sys.exit()")) else { return };
+    let outcome = states(&[&server.address, "handshake", "echo"]);
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
+    let text = outcome.text();
+    assert!(
+        text.contains("echo: not shown: the server has ended after its first client"),
+        "{text}"
+    );
+    assert!(text.contains("0 shown, 0 failed, 2 not shown"), "{text}");
+}
+
 #[test]
 fn a_command_is_started_for_each_scenario() {
     let binary = env!("CARGO_BIN_EXE_evecho");
@@ -246,7 +295,7 @@ fn a_server_that_does_not_echo_fails() {
     let outcome = states(&[&mute.address, "backlog"]);
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     let text = outcome.text();
-    assert!(text.contains("backlog: FAILED\n  expected: the answer is 'hello'\n"), "{text}");
+    assert!(text.contains("backlog: FAILED\n  expected: the server answers 'hello' with 'hello'\n  seen:     'HOWDY'\n"), "{text}");
 }
 
 /// The table of states in the documentation is what the scenarios show.
@@ -338,7 +387,7 @@ fn a_handshake_is_seen_with_its_numbers() {
         }
         assert_eq!(data("server")["relative_acknowledgement"], 6);
         let times = steps.iter().flat_map(|step| step.iter());
-        assert!(times.map(|one| one["header"]["at_ns"].as_u64().unwrap()).is_sorted());
+        assert!(times.map(|one| one["at_ns"].as_u64().unwrap()).is_sorted());
     }
 }
 
@@ -394,6 +443,31 @@ fn a_syn_from_the_same_port_ends_time_wait() {
     assert_eq!((&first["what"], &last["what"]), (&"SYN".into(), &"ACK".into()));
     assert_eq!(steps[2].len(), 3, "{scenario:#}");
     assert!(steps[2].iter().all(|one| one["header"]["remark"].is_null()), "{scenario:#}");
+}
+
+#[test]
+fn a_port_that_no_socket_has_is_unreachable() {
+    for (family, kind, code) in [("-4", 3, 3), ("-6", 1, 4)] {
+        let Some(report) = seen(evecho(&[]), &[family, "udp"]) else { return };
+        let scenario = &report["scenarios"][0];
+        let steps = segments(scenario);
+        let what = |step: usize| steps[step].iter().map(|one| one["what"].as_str().unwrap());
+        assert!(what(1).eq(["3 bytes", "3 bytes", "3 bytes", "3 bytes", "5 bytes", "5 bytes"]));
+        // Connected, and with IP_RECVERR.
+        for step in [2, 5] {
+            let [datagram, icmp] = &steps[step][..] else { panic!("{scenario:#}") };
+            assert_eq!(
+                (&datagram["what"], &datagram["from"]),
+                (&"5 bytes".into(), &"client".into())
+            );
+            assert_eq!((&icmp["what"], &icmp["from"]), (&"ICMP".into(), &"server".into()));
+            assert_eq!(
+                (&icmp["icmp"]["type"], &icmp["icmp"]["code"]),
+                (&kind.into(), &code.into())
+            );
+            assert_eq!(icmp["client"], datagram["client"]);
+        }
+    }
 }
 
 #[test]

@@ -342,8 +342,8 @@ impl Text {
         }
         if !step.connections.is_empty() {
             write_connections(out, step)?;
-            write_segments(out, step, self.absolute)?;
         }
+        write_segments(out, step, self.absolute)?;
         if let Some(Listener { backlog, waiting, .. }) = &step.listener {
             writeln!(
                 out,
@@ -378,7 +378,7 @@ fn write_connections(out: &mut impl Write, step: &Step) -> io::Result<()> {
     for (index, connection) in step.connections.iter().enumerate() {
         let client = index + 1;
         // Those that were seen have lines of their own.
-        let inferred = |one: &&Segment| one.client == client && one.header.is_none();
+        let inferred = |one: &&Segment| one.client == client && one.at.is_none();
         let mut arrows = step.segments.iter().filter(inferred).map(|one| arrow(one, ARROW));
         let first = arrows.next().unwrap_or_default();
         let near = cells(&connection.client, CLIENT);
@@ -392,22 +392,30 @@ fn write_connections(out: &mut impl Write, step: &Step) -> io::Result<()> {
     Ok(())
 }
 
-/// The segments that were seen: when, in which direction, and what their fields are.
+/// The segments that were seen: when, in which direction, and what their fields are. Without a connection, which has
+/// arrows, also those that were not.
 fn write_segments(out: &mut impl Write, step: &Step, absolute: bool) -> io::Result<()> {
-    let seen: Vec<_> = step.segments.iter().filter(|one| one.header.is_some()).collect();
+    let alone = step.connections.is_empty();
+    let seen: Vec<_> = step.segments.iter().filter(|one| alone || one.at.is_some()).collect();
     for (index, segment) in seen.iter().enumerate() {
         if step.segments_left_out > 0 && index == seen.len() / 2 {
             let left_out = evecho::units::grouped(step.segments_left_out as u64);
             writeln!(out, "{:INDENT$}{left_out:>12} more segments", "")?;
         }
-        let Some(header) = &segment.header else { continue };
         let client = match &step.connections[..] {
             [_] => String::new(),
             _ => format!("{:2} ", segment.client),
         };
-        let at = format!("{} ms", evecho::units::milliseconds(header.at));
-        let fields = fields(header, absolute);
-        writeln!(out, "{:INDENT$}{client}{at:>12} {} {fields}", "", arrow(segment, SEEN_ARROW))?;
+        let at = segment.at.map(|at| format!("{} ms", evecho::units::milliseconds(at)));
+        let at = at.unwrap_or_default();
+        let fields = match (&segment.header, &segment.icmp) {
+            (Some(header), _) => fields(header, absolute),
+            (None, Some(icmp)) => icmp.to_string(),
+            (None, None) => String::new(),
+        };
+        let line =
+            format!("{:INDENT$}{client}{at:>12} {} {fields}", "", arrow(segment, SEEN_ARROW));
+        writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
 }

@@ -17,11 +17,16 @@ impl Report {
             scenario.add_to(&mut rungs);
         }
         let seen = shown().flat_map(|one| &one.steps).flat_map(|step| &step.segments);
-        let note = match seen.clone().any(|segment| segment.header.is_some()) {
-            true => {
+        let (numbers, times) = (
+            seen.clone().any(|one| one.header.is_some()),
+            seen.clone().any(|one| one.at.is_some()),
+        );
+        let note = match (numbers, times) {
+            (true, _) => {
                 "Sequence and acknowledgement numbers are relative to the SYN. Times are those of sending."
             }
-            false => {
+            (false, true) => "Times are those of sending.",
+            (false, false) => {
                 "The segments are those that make such a change of states; they were not seen."
             }
         };
@@ -43,7 +48,7 @@ impl ScenarioReport {
 
 impl Step {
     fn add_to(&self, rungs: &mut Vec<Rung>) {
-        let several = self.connections.len() > 1;
+        let several = self.connections.len() != 1;
         for (index, segment) in self.segments.iter().enumerate() {
             if self.segments_left_out > 0 && index == self.segments.len() / 2 {
                 rungs.push(Rung::Heading(format!("    {} more segments", self.segments_left_out)));
@@ -63,14 +68,17 @@ fn arrow(segment: &Segment, several: bool) -> Rung {
     if several {
         text = format!("{}: {text}", segment.client);
     }
-    let (mut time, mut again) = (String::new(), false);
+    if let Some(icmp) = segment.icmp {
+        text += &format!(" {icmp}");
+    }
+    let time = segment.at.map(|at| format!("{} ms", milliseconds(at))).unwrap_or_default();
+    let mut again = false;
     if let Some(header) = &segment.header {
         text += &format!("  seq {}", header.relative_sequence);
         if let Some(acknowledgement) = header.relative_acknowledgement {
             text += &format!(", ack {acknowledgement}");
         }
         text += &format!(", win {}", header.window);
-        time = format!("{} ms", milliseconds(header.at));
         again = header.remark == Some(Remark::Again);
         match header.remark {
             Some(Remark::Again) => text += ", again",

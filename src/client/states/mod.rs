@@ -51,7 +51,8 @@ pub use super::harness::{Error, Outcome, Subject};
 
 pub use self::namespace::enter_own_network;
 pub use self::report::{
-    Connection, End, Header, Listener, Remark, Report, ScenarioReport, Segment, Side, State, Step,
+    Connection, End, Header, Icmp, Listener, Remark, Report, ScenarioReport, Segment, Side, State,
+    Step,
 };
 pub use self::scenarios::SCENARIOS;
 
@@ -152,6 +153,7 @@ pub fn run(
         cancel,
         timeout,
         segments: config.segments,
+        touched: Cell::new(false),
         steps: RefCell::default(),
         observe: RefCell::new(&mut observe),
     };
@@ -159,8 +161,14 @@ pub fn run(
         Subject::Address(target) => Some(reach(target, &book)?),
         Subject::Command(_) => None,
     };
+    let ended = match reached {
+        Some((address, true)) if !book.listens_on(address).map_err(Error::Kernel)? => {
+            Some(SERVED_ONE)
+        }
+        _ => None,
+    };
     let context =
-        Context { config, book: &book, reached, nature: OnceCell::new(), ended: Cell::new(false) };
+        Context { config, book: &book, reached, nature: OnceCell::new(), ended: Cell::new(ended) };
     let chosen = match &config.scenarios[..] {
         [] => SCENARIOS.iter().collect(),
         chosen => chosen.to_vec(),
@@ -193,6 +201,10 @@ fn reach(target: &Target, book: &Book<'_>) -> Result<(SocketAddr, bool), Error> 
     Ok((peer, end.is_some()))
 }
 
+const ENDED: &str = "the server has ended";
+const SERVED_ONE: &str =
+    "the server has ended after its first client, which was there to see whether it listens";
+
 /// What a scenario is given.
 struct Context<'a> {
     config: &'a Config,
@@ -201,17 +213,18 @@ struct Context<'a> {
     reached: Option<(SocketAddr, bool)>,
     /// What a server is that is not made for each scenario, once it was asked.
     nature: OnceCell<Nature>,
-    /// Whether the server that runs does so no more.
-    ended: Cell<bool>,
+    /// Why nothing more is shown, once the server that ran does so no more.
+    ended: Cell<Option<&'static str>>,
 }
 
 impl<'a> Context<'a> {
     fn play(&self, scenario: &'static Scenario) -> Result<ScenarioReport, Error> {
         (self.book.observe.borrow_mut())(Progress::Begins(scenario));
         let cancel = self.book.cancel;
+        self.book.touched.set(false);
         let ended = match (cancel.is_cancelled(), self.ended.get()) {
             (true, _) => Err(Stop::stopped()),
-            (_, true) => Err(Stop::skipped("the server has ended")),
+            (_, Some(why)) => Err(Stop::skipped(why)),
             _ => self.outlive((scenario.play)(self)),
         };
         let ended = match ended {
@@ -233,8 +246,11 @@ impl<'a> Context<'a> {
         if self.book.kernel.listener(address).map_err(Stop::kernel)?.is_some() {
             return ended;
         }
-        self.ended.set(true);
+        self.ended.set(Some(ENDED));
         match ended {
+            // It has served a client before, and no other since.
+            Ok(()) if !self.book.touched.get() => Ok(()),
+            Err(_) if !self.book.touched.get() => Err(Stop::skipped(ENDED)),
             Err(Stop::Failed { expected, seen }) => {
                 Err(Stop::Failed { expected, seen: format!("{seen}; the server has ended") })
             }
@@ -255,8 +271,8 @@ impl<'a> Context<'a> {
                 self.nature.get_or_init(|| found)
             }
         };
-        if let Some(reason) = &nature.other {
-            return Err(Stop::skipped(reason.as_str()));
+        if let Some(other) = &nature.other {
+            return Err(other.stop());
         }
         if nature.once && !needs.once {
             return Err(Stop::skipped("this server closes after its first answer"));

@@ -108,7 +108,7 @@ pub enum Side {
     Server,
 }
 
-/// A segment that went from one end to the other.
+/// A segment that went from one end to the other, or a datagram, or an ICMP message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Segment {
@@ -118,18 +118,23 @@ pub struct Segment {
     pub from: Side,
     /// What it was, like SYN+ACK.
     pub what: Cow<'static, str>,
-    /// Its fields, where it was seen. Otherwise it is what makes such a change of states, as a rule.
+    /// When it was seen, in nanoseconds since the first segment of the scenario's connections to this server.
+    /// Otherwise it is what makes such a change of states, as a rule.
+    #[serde(rename = "at_ns", serialize_with = "crate::client::nanoseconds::serialize")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<Duration>,
+    /// The fields of a segment that was seen.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub header: Option<Header>,
+    /// What an ICMP message that was seen says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp: Option<Icmp>,
 }
 
 /// The fields of a segment (RFC 9293, 3.1), as it was on the wire.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Header {
-    /// When it was seen, in nanoseconds since the first segment of the scenario's connections to this server.
-    #[serde(rename = "at_ns", serialize_with = "crate::client::nanoseconds::serialize")]
-    pub at: Duration,
     /// The control bits that are set, by their names.
     pub flags: Vec<&'static str>,
     /// The sequence number.
@@ -149,6 +154,29 @@ pub struct Header {
     /// What there is to say of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub remark: Option<Remark>,
+}
+
+/// A message about a datagram that did not reach a socket (RFC 792; RFC 4443).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Icmp {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: u8,
+    /// Its code, which says more.
+    pub code: u8,
+}
+
+/// As tcpdump and ping name it, where it is about a port.
+impl fmt::Display for Icmp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, code } = self;
+        // Those of ICMP and of ICMPv6.
+        if matches!((kind, code), (3, 3) | (1, 4)) {
+            f.write_str("port unreachable, ")?;
+        }
+        write!(f, "type {kind}, code {code}")
+    }
 }
 
 /// What a segment is beside its fields.

@@ -1,6 +1,7 @@
 //! The scenarios: what is called, what is to be seen then, and why it is so.
 
 mod closing;
+mod datagrams;
 mod lost;
 mod talking;
 mod waiting;
@@ -8,7 +9,7 @@ mod waiting;
 use super::Scenario;
 
 /// All scenarios, in the order of a lesson.
-pub static SCENARIOS: [Scenario; 15] = [
+pub static SCENARIOS: [Scenario; 16] = [
     Scenario {
         name: "handshake",
         about: "the three segments that open a connection, one at a time: SYN_SENT, SYN_RECV",
@@ -78,6 +79,11 @@ pub static SCENARIOS: [Scenario; 15] = [
         name: "closing",
         about: "both ends close at the same time: CLOSING, and TIME_WAIT on both sides",
         play: lost::closing,
+    },
+    Scenario {
+        name: "udp",
+        about: "datagrams and their replies, and a port that no socket has: ICMP, and ECONNREFUSED or silence",
+        play: datagrams::udp,
     },
     // Many a server ends with its client's RST: last.
     Scenario {

@@ -2,9 +2,11 @@
 //! asked after each.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{
+    IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket,
+};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
@@ -37,6 +39,8 @@ pub(super) struct Book<'a> {
     pub(super) timeout: Duration,
     /// Whether segments are to be seen.
     pub(super) segments: bool,
+    /// Whether the scenario has sent anything to the server that runs.
+    pub(super) touched: Cell<bool>,
     pub(super) steps: RefCell<Vec<Step>>,
     pub(super) observe: RefCell<&'a mut dyn FnMut(Progress<'_>)>,
 }
@@ -49,6 +53,8 @@ pub(super) struct Stage<'a> {
     pub(super) seen: bool,
     /// Whether the server's end is our own.
     own_listener: bool,
+    /// Whether there are connections to see: datagrams have none.
+    has_connections: bool,
     /// Whether the server answers in upper case.
     pub(super) upper: bool,
     clients: Vec<Client>,
@@ -76,12 +82,26 @@ pub(super) struct Lesson<'a> {
 
 /// A segment of the client with this number.
 pub(super) const fn to_server(client: usize, what: &'static str) -> Segment {
-    Segment { client, from: Side::Client, what: Cow::Borrowed(what), header: None }
+    Segment {
+        client,
+        from: Side::Client,
+        what: Cow::Borrowed(what),
+        at: None,
+        header: None,
+        icmp: None,
+    }
 }
 
 /// A segment to the client with this number.
 pub(super) const fn to_client(client: usize, what: &'static str) -> Segment {
-    Segment { client, from: Side::Server, what: Cow::Borrowed(what), header: None }
+    Segment {
+        client,
+        from: Side::Server,
+        what: Cow::Borrowed(what),
+        at: None,
+        header: None,
+        icmp: None,
+    }
 }
 
 impl<'a> Stage<'a> {
@@ -98,6 +118,7 @@ impl<'a> Stage<'a> {
             address,
             seen,
             own_listener: false,
+            has_connections: true,
             upper: false,
             clients: vec![],
             wire,
@@ -107,17 +128,28 @@ impl<'a> Stage<'a> {
 
     /// A stage whose server is a listener of this process, in slow motion.
     pub(super) fn own(&self) -> Result<(Self, TcpListener), Stop> {
-        let ip = if self.address.ip().to_canonical().is_ipv4() {
-            Ipv4Addr::LOCALHOST.into()
-        } else {
-            Ipv6Addr::LOCALHOST.into()
-        };
-        let listener =
-            listen(SocketAddr::new(ip, 0), true).doing("a listener of our own is bound")?;
+        let listener = listen(self.loopback(), true).doing("a listener of our own is bound")?;
         let address = listener.local_addr().doing("a listener has an address")?;
         let mut own = Self::new(self.book, address, true, None);
         own.own_listener = true;
         Ok((own, listener))
+    }
+
+    /// A stage whose server is a UDP socket of this process.
+    pub(super) fn own_udp(&self) -> Result<(Self, UdpSocket), Stop> {
+        let server = socket::bind_udp(self.loopback()).doing("a UDP socket is bound")?;
+        let address = server.local_addr().doing("a socket has an address")?;
+        let mut own = Self::new(self.book, address, false, None);
+        own.has_connections = false;
+        Ok((own, server))
+    }
+
+    /// An address on loopback, of the same family and with a port that is free.
+    fn loopback(&self) -> SocketAddr {
+        match self.address.ip().to_canonical() {
+            IpAddr::V4(_) => (Ipv4Addr::LOCALHOST, 0).into(),
+            IpAddr::V6(_) => (Ipv6Addr::LOCALHOST, 0).into(),
+        }
     }
 
     /// Whether the server was there before the scenario, and is to be there after it.
@@ -170,9 +202,19 @@ impl<'a> Stage<'a> {
     }
 
     fn enter(&mut self, stream: TcpStream) -> Result<usize, Stop> {
+        if self.runs_on() {
+            self.book.touched.set(true);
+        }
         let local = stream.local_addr().doing("a client has an address")?;
         self.clients.push(Client { socket: Some(stream), local, sent: 0, received: 0 });
         Ok(self.clients.len())
+    }
+
+    /// A client that sends datagrams.
+    pub(super) fn enter_udp(&mut self, client: &UdpSocket) -> Result<(), Stop> {
+        let local = client.local_addr().doing("a client has an address")?;
+        self.clients.push(Client { socket: None, local, sent: 0, received: 0 });
+        Ok(())
     }
 
     fn socket(&self, client: usize) -> &TcpStream {
@@ -266,7 +308,7 @@ impl<'a> Stage<'a> {
                 Ok(length)
             }
             Err(error) if is_not_now(&error) => Ok(0),
-            Err(error) => Err(error).doing("a client may write"),
+            Err(error) => Err(error).doing("the connection stays while the client writes"),
         }
     }
 
@@ -278,11 +320,21 @@ impl<'a> Stage<'a> {
         const ENOUGH: u32 = 24 << 10;
         let chunk = if arrived { 8 << 10 } else { 64 << 10 };
         let (mut before, mut since, mut looks) = (None, Instant::now(), 0);
+        let deadline = since + self.book.timeout;
         loop {
             let view = self.look()?;
             let Connection { client: near, server: far, .. } = &view.connections[client - 1];
             let unread = far.as_ref().map(|far| far.receive_queue);
+            // A server that is slow, and not kept from writing, has an empty queue for a while.
+            let is_full =
+                far.as_ref().is_none_or(|far| far.receive_queue > 0 && far.send_queue > 0);
             let enough = arrived && (near.send_queue > 0 || unread >= Some(ENOUGH));
+            if Instant::now() >= deadline {
+                let timeout = time(self.book.timeout);
+                return Err(Stop::skipped(format!(
+                    "the server is slow: its queues are not full after {timeout}"
+                )));
+            }
             if !enough && self.write_pattern(client, chunk)? > 0 {
                 (before, since, looks) = (None, Instant::now(), 0);
                 if self.clients[client - 1].sent > MOST {
@@ -296,12 +348,10 @@ impl<'a> Stage<'a> {
             looks += 1;
             if before.as_ref() != Some(&view.connections) {
                 (before, since, looks) = (Some(view.connections), Instant::now(), 0);
-            } else if since.elapsed() >= QUIET && looks >= QUIET_LOOKS && unread != Some(0) {
+            } else if since.elapsed() >= QUIET && looks >= QUIET_LOOKS && is_full {
                 return Ok(());
             }
-            self.book.pause(since + QUIET + self.book.timeout, || {
-                Stop::failed("the server stops to read", "its receive queue stays empty")
-            })?;
+            self.book.pause(deadline + QUIET, Stop::stopped)?;
         }
     }
 
@@ -325,7 +375,14 @@ impl<'a> Stage<'a> {
 
     /// Reads some of the pattern and compares; `None` at the server's FIN.
     fn read_pattern(&mut self, number: usize, most: usize) -> Result<Option<usize>, Stop> {
-        let bytes = self.read(number, most)?.doing("every byte comes back")?;
+        let Client { sent, received, .. } = self.clients[number - 1];
+        let bytes = match self.read(number, most) {
+            // Only a FIN was missing.
+            Err(Stop::Failed { seen, .. }) if received == sent => {
+                Err(Stop::failed("the server closes after the client's FIN", seen))
+            }
+            read => read?.doing("every byte comes back"),
+        }?;
         let client = &mut self.clients[number - 1];
         let alphabet = if self.upper { Alphabet::Capitals } else { Alphabet::Letters };
         if bytes != alphabet.slice(0, client.received, bytes.len()) {
@@ -360,7 +417,9 @@ impl<'a> Stage<'a> {
             since = Instant::now();
             let most = if end.send_queue > PLENTY { 64 << 10 } else { 4 << 10 };
             if self.read_pattern(client, most)?.is_none() {
-                break;
+                return Err(Stop::skipped(
+                    "the server is slow: it closes only after the client has read its whole answer",
+                ));
             }
         }
         Ok(())
@@ -368,7 +427,15 @@ impl<'a> Stage<'a> {
 
     /// Reads the rest, which has to be all that was written, up to the FIN if one is to come.
     pub(super) fn read_all(&mut self, client: usize, fin: bool) -> Result<(), Stop> {
+        let deadline = Instant::now() + self.book.timeout;
         while fin || self.clients[client - 1].received < self.clients[client - 1].sent {
+            if Instant::now() >= deadline {
+                let Client { sent, received, .. } = self.clients[client - 1];
+                let timeout = time(self.book.timeout);
+                return Err(Stop::skipped(format!(
+                    "the server is slow: {received} of {sent} bytes come back in {timeout}"
+                )));
+            }
             if self.read_pattern(client, pattern::WINDOW / 4)?.is_none() {
                 break;
             }
@@ -399,7 +466,7 @@ impl<'a> Stage<'a> {
         }
         let Book { kernel, .. } = self.book;
         let mut connections = Vec::new();
-        for Client { local, .. } in &self.clients {
+        for Client { local, .. } in self.clients.iter().filter(|_| self.has_connections) {
             let client = kernel.end(*local, self.address).map_err(Stop::kernel)?;
             let server = self.seen.then(|| kernel.end(self.address, *local));
             let server = server.transpose().map_err(Stop::kernel)?;
@@ -505,6 +572,16 @@ impl Stage<'_> {
 }
 
 impl Book<'_> {
+    /// Whether a server still listens a moment after a client has left.
+    pub(super) fn listens_on(&self, address: SocketAddr) -> io::Result<bool> {
+        const A_MOMENT: Duration = Duration::from_millis(200);
+        let look = || match self.kernel.listener(address) {
+            Ok(Some(_)) => None,
+            other => Some(other),
+        };
+        self.cancel.within(A_MOMENT).find(look).transpose().map(|ended| ended.is_none())
+    }
+
     /// Waits a moment for what nothing announces, or says why not when the time is over.
     fn pause(&self, deadline: Instant, late: impl FnOnce() -> Stop) -> Result<(), Stop> {
         if self.cancel.is_cancelled() {

@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeSpec;
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::report::{Header, Remark, Segment, Side};
+use super::report::{Header, Icmp, Remark, Segment, Side};
 
 /// What is kept of a packet: all of its headers.
 const HEADERS: usize = 256;
@@ -118,25 +118,75 @@ impl Wire {
     fn segment(&self, packet: &Packet, clients: &[SocketAddr]) -> Option<Segment> {
         let &(at, ref bytes, length) = packet;
         let packet = LaxSlicedPacket::from_ip(bytes).ok()?;
-        let (Some(net), Some(TransportSlice::Tcp(tcp))) = (&packet.net, &packet.transport) else {
-            return None;
+        let (from, to, headers) = addresses(packet.net.as_ref()?)?;
+        let place = |from, to| self.place(from, to, clients);
+        let (mut header, mut icmp) = (None, None);
+        let (client, side, what) = match packet.transport.as_ref()? {
+            TransportSlice::Tcp(tcp) => {
+                let (client, side) =
+                    place((from, tcp.source_port()), (to, tcp.destination_port()))?;
+                let length = length.saturating_sub(headers + tcp.header_slice().len()) as u32;
+                header = Some(self.header(tcp, length, clients[client - 1], side));
+                (client, side, what(tcp, length))
+            }
+            TransportSlice::Udp(udp) => {
+                let (client, side) =
+                    place((from, udp.source_port()), (to, udp.destination_port()))?;
+                (client, side, bytes_of(length.saturating_sub(headers + UDP_HEADER) as u32))
+            }
+            TransportSlice::Icmpv4(message) => {
+                icmp = Some(Icmp { kind: message.type_u8(), code: message.code_u8() });
+                let (client, side) = about(message.payload(), place)?;
+                (client, side, "ICMP".into())
+            }
+            TransportSlice::Icmpv6(message) => {
+                icmp = Some(Icmp { kind: message.type_u8(), code: message.code_u8() });
+                let (client, side) = about(message.payload(), place)?;
+                (client, side, "ICMP".into())
+            }
+            TransportSlice::Igmp(_) => return None,
         };
-        let (from, to, headers) = addresses(net)?;
-        let from = SocketAddr::new(from, tcp.source_port());
-        let to = SocketAddr::new(to, tcp.destination_port());
-        let (side, client) =
-            if same(to, self.server) { (Side::Client, from) } else { (Side::Server, to) };
-        let is_ours = same(if side == Side::Client { to } else { from }, self.server);
-        let number = clients.iter().position(|one| is_ours && same(*one, client))? + 1;
-        let length = length.saturating_sub(headers + tcp.header_slice().len()) as u32;
         let began = self.began.get().unwrap_or(at);
         self.began.set(Some(began));
-        let mut sent = self.sent.borrow_mut();
-        let [near, far] = sent.entry(clients[number - 1]).or_default();
-        let (own, other) = if side == Side::Client { (near, *far) } else { (far, *near) };
-        let header = header(at.saturating_sub(began), tcp, length, own, other);
-        Some(Segment { client: number, from: side, what: what(tcp, length), header: Some(header) })
+        Some(Segment { client, from: side, what, at: Some(at.saturating_sub(began)), header, icmp })
     }
+
+    /// The number of the client, and the side that sent what goes between these addresses.
+    fn place(&self, from: End, to: End, clients: &[SocketAddr]) -> Option<(usize, Side)> {
+        let (from, to) = (SocketAddr::from(from), SocketAddr::from(to));
+        let (side, client, server) = match same(to, self.server) {
+            true => (Side::Client, from, to),
+            false => (Side::Server, to, from),
+        };
+        let number = clients.iter().position(|one| same(*one, client))? + 1;
+        same(server, self.server).then_some((number, side))
+    }
+
+    fn header(&self, tcp: &TcpSlice<'_>, length: u32, client: SocketAddr, side: Side) -> Header {
+        let mut sent = self.sent.borrow_mut();
+        let [near, far] = sent.entry(client).or_default();
+        let (own, other) = if side == Side::Client { (near, *far) } else { (far, *near) };
+        header(tcp, length, own, other)
+    }
+}
+
+/// An address of IP, and a port.
+type End = (IpAddr, u16);
+
+/// The bytes of a header of UDP.
+const UDP_HEADER: usize = 8;
+
+/// Where an ICMP message belongs that quotes a datagram: to what has sent that.
+fn about(
+    quoted: &[u8],
+    place: impl Fn(End, End) -> Option<(usize, Side)>,
+) -> Option<(usize, Side)> {
+    let quoted = LaxSlicedPacket::from_ip(quoted).ok()?;
+    let (from, to, _) = addresses(quoted.net.as_ref()?)?;
+    let TransportSlice::Udp(udp) = quoted.transport? else { return None };
+    let (client, sender) = place((from, udp.source_port()), (to, udp.destination_port()))?;
+    let side = if sender == Side::Client { Side::Server } else { Side::Client };
+    Some((client, side))
 }
 
 /// Source and destination of a packet, and the bytes of its headers that stand before the segment.
@@ -169,14 +219,20 @@ fn what(tcp: &TcpSlice<'_>, length: u32) -> Cow<'static, str> {
         _ if tcp.syn() => "SYN".into(),
         0 if tcp.fin() => "FIN".into(),
         0 => "ACK".into(),
+        _ if tcp.fin() && length > 1 => format!("{length} bytes+FIN").into(),
+        _ => bytes_of(length),
+    }
+}
+
+fn bytes_of(length: u32) -> Cow<'static, str> {
+    match length {
         1 => "1 byte".into(),
-        _ if tcp.fin() => format!("{length} bytes+FIN").into(),
         _ => format!("{length} bytes").into(),
     }
 }
 
 /// The fields of a segment. What its side has sent before tells whether it is new.
-fn header(at: Duration, tcp: &TcpSlice<'_>, length: u32, own: &mut Sent, other: Sent) -> Header {
+fn header(tcp: &TcpSlice<'_>, length: u32, own: &mut Sent, other: Sent) -> Header {
     let options: Vec<_> = tcp.options_iterator().map_while(Result::ok).collect();
     let (sequence, acknowledgement) = (tcp.sequence_number(), tcp.acknowledgment_number());
     let mut scale = own.scale;
@@ -200,7 +256,6 @@ fn header(at: Duration, tcp: &TcpSlice<'_>, length: u32, own: &mut Sent, other: 
     };
     own.next = Some(if is_before(end, next) { next } else { end });
     Header {
-        at,
         flags: flags(tcp),
         sequence,
         relative_sequence: sequence.wrapping_sub(own.first),
@@ -239,9 +294,9 @@ fn option(option: &TcpOptionElement) -> Option<String> {
     })
 }
 
-/// What passes TCP segments from or to a port alone: instructions of the classic BPF, for a packet that begins with
-/// its IP header.
-fn of_port(port: u16) -> [SockFilter; 18] {
+/// What passes alone: segments and datagrams from or to a port, and ICMP. Instructions of the classic BPF, for a
+/// packet that begins with its IP header.
+fn of_port(port: u16) -> [SockFilter; 22] {
     const LOAD_BYTE: u16 = 0x30;
     const LOAD_HALF: u16 = 0x28;
     const LOAD_HALF_AFTER_HEADER: u16 = 0x48;
@@ -249,22 +304,29 @@ fn of_port(port: u16) -> [SockFilter; 18] {
     const AND: u16 = 0x54;
     const IS: u16 = 0x15;
     const RETURN: u16 = 0x06;
+    const ICMP: u32 = 1;
     const TCP: u32 = 6;
+    const UDP: u32 = 17;
+    const ICMPV6: u32 = 58;
     let port = u32::from(port);
     [
         (LOAD_BYTE, 0, 0, 0),
         (AND, 0, 0, 0xf0),
-        (IS, 0, 7, 0x40),
+        (IS, 0, 9, 0x40),
         // IPv4: the protocol, then the ports behind a header of any length.
         (LOAD_BYTE, 0, 0, 9),
-        (IS, 0, 11, TCP),
+        (IS, 16, 0, ICMP),
+        (IS, 1, 0, UDP),
+        (IS, 0, 13, TCP),
         (LOAD_HEADER_LENGTH, 0, 0, 0),
         (LOAD_HALF_AFTER_HEADER, 0, 0, 0),
-        (IS, 9, 0, port),
+        (IS, 11, 0, port),
         (LOAD_HALF_AFTER_HEADER, 0, 0, 2),
-        (IS, 7, 6, port),
+        (IS, 9, 8, port),
         // IPv6, without extension headers.
         (LOAD_BYTE, 0, 0, 6),
+        (IS, 7, 0, ICMPV6),
+        (IS, 1, 0, UDP),
         (IS, 0, 4, TCP),
         (LOAD_HALF, 0, 0, 40),
         (IS, 3, 0, port),
