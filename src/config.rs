@@ -1,7 +1,7 @@
 //! The configuration of a server: plain values with defaults, checked once.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -72,6 +72,18 @@ pub struct Config {
     /// Afterwards a signal does what it did before: a handler of yours that was there is still
     /// called, and where there was none the signal ends the process again. Do not install a handler
     /// for one of these later: it would be called, and the process would end all the same.
+    ///
+    /// ```no_run
+    /// use evecho::{Config, Server};
+    ///
+    /// let mut config = Config::default();
+    /// config.signals = true;
+    /// Server::bind(config)?.run()?; // returns after Ctrl-C, once connections have finished
+    /// # Ok::<(), evecho::Error>(())
+    /// ```
+    ///
+    /// A program with handlers of its own leaves this off, and has one of them call
+    /// [`Handle::drain`](crate::Handle::drain), from a thread: a signal handler must not.
     pub signals: bool,
     /// The service manager that hears when the server is ready, when it stops and, with a watchdog,
     /// that it is alive. Default: none, whatever the environment says.
@@ -84,6 +96,13 @@ pub struct Config {
     /// `daemon`. Default: none.
     #[cfg(feature = "daemon")]
     pub metrics: Option<SocketAddr>,
+}
+
+impl Config {
+    /// The default on a free port of 127.0.0.1, as a test wants it.
+    pub fn loopback() -> Self {
+        Config { port: 0, bind: vec![Ipv4Addr::LOCALHOST.into()], ..Config::default() }
+    }
 }
 
 impl Default for Config {
@@ -398,8 +417,6 @@ fn check_unicast(setting: Setting, addresses: &[SocketAddr]) -> Result<(), Confi
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     #[test]

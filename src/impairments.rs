@@ -17,16 +17,32 @@ pub const MAX_DELAY: Duration = Duration::from_secs(60);
 /// others are for datagrams: TCP sends again what is lost and restores the order, so that a client would
 /// only see a delay.
 ///
-/// ```
-/// use std::time::Duration;
-/// use evecho::{Config, Transport};
+/// The same seed loses the same datagrams again:
 ///
-/// let mut config = Config::default();
-/// config.transport = Some(Transport::Udp);
-/// config.impairments.loss = "30%".parse()?;
-/// config.impairments.delay = Duration::from_millis(50);
-/// config.impairments.seed = Some(7);
-/// # Ok::<(), evecho::ParseError>(())
+/// ```
+/// # use std::net::UdpSocket;
+/// use evecho::{Config, Server};
+///
+/// // Which of ten datagrams come back.
+/// let survivors = |seed| -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+///     let mut config = Config::loopback();
+///     config.impairments.loss = "30%".parse()?;
+///     config.impairments.seed = Some(seed);
+///     let server = Server::bind(config)?.spawn()?;
+///     let socket = UdpSocket::bind("127.0.0.1:0")?;
+///     socket.connect(server.local_addrs()[0])?;
+///     for number in 0..10 {
+///         socket.send(&[number])?;
+///     }
+///     server.drain(); // answers all that has come
+///     server.join()?;
+///     socket.set_nonblocking(true)?;
+///     let mut byte = [0];
+///     Ok(std::iter::from_fn(|| socket.recv(&mut byte).ok().map(|_| byte[0])).collect())
+/// };
+/// assert_eq!(survivors(7)?, survivors(7)?);
+/// assert_ne!(survivors(7)?, survivors(8)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]

@@ -6,9 +6,7 @@
 //! ```
 //! use evecho::{Config, Server};
 //!
-//! let mut config = Config::default();
-//! config.port = 0;
-//! let server = Server::bind(config)?.spawn()?; // on a thread of its own
+//! let server = Server::bind(Config::loopback())?.spawn()?; // on a thread of its own
 //! println!("listening on {:?}", server.local_addrs());
 //! server.stop()?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -7,9 +7,9 @@ use std::alloc::System;
 use std::fmt::Debug;
 use std::io::{Read, Write};
 
-use common::{Client, TestServer, config, config_with};
+use common::{Client, TestServer, config_with};
 use evecho::protocol::{Echo, Upper, Who};
-use evecho::{Framing, Service};
+use evecho::{Config, Framing, Service};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -70,7 +70,7 @@ fn messages_to_are_not_allocated_for(service: impl Service + Clone + Send + Debu
         assert_eq!(counted, 0, "{service:?} {framing:?}");
     }
     for udp_offload in [true, false] {
-        for bind in [config().bind, vec![]] {
+        for bind in [Config::loopback().bind, vec![]] {
             let config = config_with(|config| {
                 (config.udp_offload, config.bind) = (udp_offload, bind);
             });

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use common::{TestServer, config, config_with, wait_until};
+use common::{TestServer, config_with, wait_until};
 use evecho::protocol::{Context, Flow, FrameError, Message, Replies, service_fn};
 use evecho::{Config, Design, Framing, Server, Service};
 
@@ -39,7 +39,7 @@ fn receive(socket: &UdpSocket) -> Option<Vec<u8>> {
 
 #[test]
 fn a_program_runs_an_echo_server_beside_its_own_work() {
-    let server = Server::bind(config()).unwrap().spawn().unwrap();
+    let server = Server::bind(Config::loopback()).unwrap().spawn().unwrap();
 
     let mut client = TcpStream::connect(server.local_addrs()[0]).unwrap();
     client.write_all(b"hello").unwrap();
@@ -208,7 +208,7 @@ fn a_server_that_loses_three_datagrams_of_ten() {
 #[test]
 fn no_answer_and_an_empty_answer_are_different_things() {
     let server = TestServer::with_service(
-        config(),
+        Config::loopback(),
         service_fn(|message, replies, _| {
             match message {
                 b"silence" => {}
@@ -613,7 +613,7 @@ fn a_panic_of_the_servers_thread_is_handed_over() {
             Flow::Close
         }
     }
-    let spawn = || Server::bind(config()).unwrap().spawn_with(Unclonable).unwrap();
+    let spawn = || Server::bind(Config::loopback()).unwrap().spawn_with(Unclonable).unwrap();
     let joined = catch_unwind(AssertUnwindSafe(|| spawn().join()));
     assert_eq!(joined.unwrap_err().downcast_ref(), Some(&"as the test wants it"));
     // A drop has nobody to hand it to.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::{
-    Client, LOCALHOST, TestServer, config, config_with, exchange_datagram, pattern, udp, wait_until,
+    Client, LOCALHOST, TestServer, config_with, exchange_datagram, pattern, udp, wait_until,
 };
 use evecho::{Config, Framing, Limits, Server, Snapshot};
 use socket2::{Domain, SockRef, Socket, Type};
@@ -71,7 +71,7 @@ fn one_source_may_have_so_many_connections() {
 
 #[test]
 fn floods_leave_room_for_others() {
-    let server = TestServer::start(config());
+    let server = TestServer::start(Config::loopback());
     let (address, over) = (server.address(), &AtomicBool::new(false));
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -96,7 +96,7 @@ fn floods_leave_room_for_others() {
 
 #[test]
 fn a_client_that_never_reads_stops_nobody() {
-    let server = TestServer::start(config());
+    let server = TestServer::start(Config::loopback());
     let mut silent = server.connect();
     let sent = silent.fill();
     for round in 0..100_u64 {
@@ -137,7 +137,7 @@ fn a_frame_too_long_ends_in_a_fin_while_the_client_still_sends() {
 
 #[test]
 fn resets_end_nothing_but_themselves() {
-    let server = TestServer::start(config());
+    let server = TestServer::start(Config::loopback());
     let mut other = server.connect();
     for round in 0..50_u64 {
         let mut client = server.connect();

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
-use common::{Client, TestServer, assert_same, config, config_with, pattern, udp, wait_until};
+use common::{Client, TestServer, assert_same, config_with, pattern, udp, wait_until};
 use evecho::protocol::{Echo, Upper};
 use evecho::{Config, Framing, Service};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
@@ -49,9 +49,9 @@ struct Storm<'a> {
 
 #[test]
 fn a_storm_of_clients_leaves_nothing_behind() {
-    storms(config(), Echo);
+    storms(Config::loopback(), Echo);
     // As little memory as there may be: whoever behaves gets all its bytes all the same.
-    let mut little = config();
+    let mut little = Config::loopback();
     little.limits.max_buffered = evecho::config::MIN_MAX_BUFFERED;
     storms(little, Echo);
     let lines = config_with(|config| {

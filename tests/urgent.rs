@@ -3,14 +3,14 @@
 
 mod common;
 
-use common::{Client, TestServer, config};
-use evecho::Server;
+use common::{Client, TestServer};
+use evecho::{Config, Server};
 use socket2::SockRef;
 
 /// A read stops in front of the urgent byte. What is behind it has to be found without another event.
 #[test]
 fn urgent_data_are_answered_in_their_place_and_hide_nothing() {
-    let server = Server::bind(config()).unwrap();
+    let server = Server::bind(Config::loopback()).unwrap();
     let mut client = Client::connect(server.local_addrs()[0]);
     client.send(b"before");
     SockRef::from(&client.0).send_out_of_band(b"!").unwrap();

@@ -7,7 +7,9 @@ use std::time::Duration;
 use clap::{ArgGroup, ValueEnum, ValueHint};
 use evecho::Transport;
 use evecho::client::Cancel;
-use evecho::client::check::{self, CaseReport, Config, Expected, Group, Outcome, Report, Subject};
+use evecho::client::check::{
+    self, CaseReport, Config, Expected, Filter, Group, Outcome, Report, Subject,
+};
 use evecho::client::process::ServerCommand;
 use evecho::client::target::Target;
 use evecho::units::time;
@@ -54,11 +56,11 @@ pub(crate) struct Args {
     #[arg(long)]
     udp_only: bool,
     /// Run only these cases, by name or by the start of a name, like tcp or 'udp-re*'
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = pattern)]
-    only: Vec<String>,
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = filter)]
+    only: Vec<Filter>,
     /// Leave out these cases
-    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = pattern)]
-    skip: Vec<String>,
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = filter)]
+    skip: Vec<Filter>,
     /// Most time that one case may wait
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = timeout)]
     timeout: Duration,
@@ -81,11 +83,8 @@ enum Format {
     Json,
 }
 
-fn pattern(text: &str) -> Result<String, String> {
-    if check::cases().any(|case| case.is_among(&[text.to_owned()])) {
-        return Ok(text.to_owned());
-    }
-    Err("no case has a name that starts like this; --list shows the names".to_owned())
+fn filter(text: &str) -> Result<Filter, String> {
+    text.parse().map_err(|error| format!("{error}; --list shows the names"))
 }
 
 fn timeout(text: &str) -> Result<Duration, String> {
@@ -170,18 +169,9 @@ const NAME: usize = 20;
 
 /// The last line for people.
 fn summary(out: &mut impl Write, config: &Config, report: &Report) -> io::Result<()> {
-    let Report { passed, failed, skipped, not_graded, address, took, .. } = report;
     let style = if report.all_passed() { GOOD } else { BAD };
-    let not_graded = match not_graded {
-        0 => String::new(),
-        count => format!(", {count} not graded"),
-    };
-    let took = time(*took);
-    writeln!(
-        out,
-        "\n{style}{address}: {passed} passed, {failed} failed, {skipped} skipped{not_graded}\
-         {style:#} {DIM}({took}){DIM:#}",
-    )?;
+    let took = time(report.took);
+    writeln!(out, "\n{style}{report}{style:#} {DIM}({took}){DIM:#}")?;
     let from_outside = matches!(config.subject, Subject::Address(_)) && config.pid.is_none();
     if from_outside && report.cases.iter().any(is_about_process) {
         writeln!(out, "{DIM}With --pid or --start, its process is graded too.{DIM:#}")?;

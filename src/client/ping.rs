@@ -90,22 +90,21 @@ impl std::error::Error for Error {
 /// Pings until the count is sent and each ping is answered or given up, until the deadline, or until
 /// `cancel`. `progress` is told each event.
 ///
-/// ```no_run
+/// ```
 /// use std::time::Duration;
 ///
 /// use evecho::client::Cancel;
 /// use evecho::client::ping::{self, Config};
 ///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let mut config = Config::new("localhost:12000".parse()?);
+/// let server = evecho::Server::bind(evecho::Config::loopback())?.spawn()?;
+/// let mut config = Config::new(server.local_addrs()[0].into());
 /// config.count = Some(10);
-/// config.interval = Duration::from_millis(100);
+/// config.interval = Duration::from_millis(1);
 /// let summary = ping::run(&config, &Cancel::default(), |progress| {
 ///     println!("{:?}", progress.event);
 /// })?;
-/// println!("{} of {} came back", summary.received, summary.sent);
-/// # Ok(())
-/// # }
+/// assert_eq!((summary.sent, summary.received), (10, 10));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors

@@ -63,12 +63,9 @@ use crate::sys::{OwnedFd, limits};
 /// use std::io::{Read, Write};
 /// use evecho::{Config, Server};
 ///
-/// let mut config = Config::default();
-/// config.port = 0;
-/// let server = Server::bind(config)?.spawn()?;
-/// let port = server.local_addrs()[0].port();
+/// let server = Server::bind(Config::loopback())?.spawn()?;
 ///
-/// let mut client = std::net::TcpStream::connect(("127.0.0.1", port))?;
+/// let mut client = std::net::TcpStream::connect(server.local_addrs()[0])?;
 /// client.write_all(b"hello")?;
 /// client.shutdown(std::net::Shutdown::Write)?;
 /// let mut echo = String::new();
@@ -327,9 +324,7 @@ impl Server {
     ///
     /// ```
     /// # use evecho::{Config, Server};
-    /// # let mut config = Config::default();
-    /// # config.port = 0;
-    /// let server = Server::bind(config)?.spawn()?;
+    /// let server = Server::bind(Config::loopback())?.spawn()?;
     /// let client = std::net::TcpStream::connect(server.local_addrs()[0])?;
     /// drop(server); // does not wait for the client
     /// # Ok::<(), Box<dyn std::error::Error>>(())

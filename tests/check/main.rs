@@ -129,8 +129,8 @@ fn grade_within(
 ) -> Result<Report, check::Error> {
     let mut config = Config::new(subject);
     config.service = if upper { Expected::Upper } else { Expected::Echo };
-    config.only = vec![only.to_owned()];
-    config.skip = skip.iter().map(|&name| name.to_owned()).collect();
+    config.only = vec![only.parse().unwrap()];
+    config.skip = skip.iter().map(|name| name.parse().unwrap()).collect();
     config.timeout = timeout;
     check::run(&config, &Cancel::default(), |_| {})
 }

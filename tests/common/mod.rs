@@ -22,17 +22,9 @@ pub use wait::{DEADLINE, wait_until};
 
 pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// The config of a test: 127.0.0.1, a free port, all else as it comes.
-pub fn config() -> Config {
-    let mut config = Config::default();
-    config.port = 0;
-    config.bind = vec![LOCALHOST.into()];
-    config
-}
-
-/// The config of a test, with a change.
+/// The config of a test: a free port of 127.0.0.1, with a change.
 pub fn config_with(change: impl FnOnce(&mut Config)) -> Config {
-    let mut config = config();
+    let mut config = Config::loopback();
     change(&mut config);
     config
 }

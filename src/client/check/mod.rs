@@ -1,14 +1,16 @@
 //! Grades any echo server: each rule that it has to keep is a case with a name, a source and an
 //! outcome.
 //!
-//! ```no_run
+//! ```
 //! use evecho::client::Cancel;
 //! use evecho::client::check::{self, Config, Subject};
 //!
-//! let config = Config::new(Subject::Address("localhost:7".parse().unwrap()));
-//! let report = check::run(&config, &Cancel::default(), |case| println!("{}: {:?}", case.name, case.outcome))?;
-//! assert!(report.all_passed());
-//! # Ok::<(), check::Error>(())
+//! let server = evecho::Server::bind(evecho::Config::loopback())?.spawn()?;
+//! let mut config = Config::new(Subject::Address(server.local_addrs()[0].into()));
+//! config.only = vec!["tcp-bytes".parse()?, "udp-empty".parse()?];
+//! let report = check::run(&config, &Cancel::default(), |_case| {})?;
+//! assert!(report.all_passed(), "{report:#}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! The cases run one after the other, since several of them measure. None leaves the host that
@@ -30,6 +32,7 @@ use std::fs;
 use std::io::ErrorKind::ConnectionRefused;
 use std::net::SocketAddr;
 use std::process::ExitStatus;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -41,7 +44,7 @@ use super::harness::{STOPPED, Stop};
 use super::process::{ServerProcess, Start, Usage};
 use super::socket::{self, listens};
 use super::target::{Attempt, LONGEST_WAIT};
-use crate::error::Transport;
+use crate::error::{ParseError, Transport};
 
 pub use super::harness::{Error, Outcome, Subject};
 
@@ -76,10 +79,10 @@ pub struct Config {
     /// Whether it ends each TCP connection after the first message. Cases that need more of one are
     /// skipped. Default: no.
     pub once: bool,
-    /// Names, or beginnings of names, of the cases to run; all when empty.
-    pub only: Vec<String>,
-    /// Names, or beginnings of names, of the cases to leave out.
-    pub skip: Vec<String>,
+    /// The cases to run; all when empty.
+    pub only: Vec<Filter>,
+    /// The cases to leave out.
+    pub skip: Vec<Filter>,
     /// How long one case may wait, in all, for what it expects; over a day counts as a day.
     pub timeout: Duration,
     /// See [`Start::supervisor`].
@@ -191,9 +194,26 @@ impl Case {
         Self { run, ..self }
     }
 
-    /// Whether one of the patterns is its name or the beginning of it; a final `*` is ignored.
-    pub fn is_among(&self, patterns: &[String]) -> bool {
-        patterns.iter().any(|pattern| self.name.starts_with(pattern.trim_end_matches('*')))
+    /// Whether one of these chooses it.
+    pub fn is_among(&self, filters: &[Filter]) -> bool {
+        filters.iter().any(|Filter(start)| self.name.starts_with(start))
+    }
+}
+
+/// Chooses cases by the beginning of their names, and at least one: `tcp`, `udp-re*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter(String);
+
+/// A final `*` changes nothing.
+impl FromStr for Filter {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let start = text.trim_end_matches('*');
+        if cases().any(|case| case.name.starts_with(start)) {
+            return Ok(Self(start.to_owned()));
+        }
+        Err(ParseError::new(format!("no case has a name that starts with '{text}'")))
     }
 }
 
@@ -256,6 +276,9 @@ pub struct CaseReport {
 }
 
 /// All that a run found.
+///
+/// `{}` prints how many cases ended how, in one line; `{:#}` prints the cases, too, that failed or were not
+/// graded.
 #[derive(Clone, Debug, Serialize)]
 #[non_exhaustive]
 pub struct Report {
@@ -288,6 +311,27 @@ impl Report {
     /// Whether cases passed, and none failed or was not graded.
     pub fn all_passed(&self) -> bool {
         self.passed > 0 && self.failed == 0 && self.not_graded == 0
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { address, passed, failed, skipped, not_graded, .. } = self;
+        write!(f, "{address}: {passed} passed, {failed} failed, {skipped} skipped")?;
+        if *not_graded > 0 {
+            write!(f, ", {not_graded} not graded")?;
+        }
+        let shown = if f.alternate() { &self.cases[..] } else { &[] };
+        for CaseReport { name, outcome, .. } in shown {
+            match outcome {
+                Outcome::Failed { expected, seen } => {
+                    write!(f, "\n{name} failed: expected: {expected}; seen: {seen}")?;
+                }
+                Outcome::NotGraded { reason } => write!(f, "\n{name} not graded: {reason}")?,
+                Outcome::Passed | Outcome::Skipped { .. } => {}
+            }
+        }
+        Ok(())
     }
 }
 
@@ -492,6 +536,16 @@ mod tests {
             assert!(all[..index].iter().all(|other| other.name != case.name), "{}", case.name);
             assert!(!case.rule.is_empty() && !case.source.is_empty(), "{}", case.name);
         }
+    }
+
+    #[test]
+    fn a_filter_chooses_a_case() {
+        for text in ["tcp", "udp-re*", "process-exhaustion"] {
+            let filter = text.parse::<Filter>().unwrap();
+            assert!(cases().any(|case| case.is_among(&[filter.clone()])));
+        }
+        let error = "tpc*".parse::<Filter>().unwrap_err().to_string();
+        assert_eq!(error, "no case has a name that starts with 'tpc*'");
     }
 
     #[test]

@@ -4,6 +4,17 @@
 //! the next server: a round has every trial of every server, and there are several rounds, so that
 //! what drifts on the machine drifts for all. Every byte that comes back is verified.
 //!
+//! ```no_run
+//! use evecho::client::Cancel;
+//! use evecho::client::compare::{self, Config, Scene, Trial};
+//!
+//! let servers = vec!["evecho=evecho --port {port}".parse()?, "socat=socat TCP-LISTEN:{port},fork PIPE".parse()?];
+//! let trials = vec![Trial { scene: Scene::Connections, connections: 100 }];
+//! let report = compare::run(&Config::new(servers, trials), &Cancel::default(), |_| {})?;
+//! print!("{}", report.csv());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! The modules: `trial` one server under one trial, `report` what came of all of them, `figure` the
 //! report as a drawing, `waits` who waits for whom where one client is slow.
 

@@ -4,22 +4,13 @@
 //! signal and keeps no state, so that the command line, benches and tests all use it.
 //!
 //! ```
-//! use std::io::{self, Read, Write};
-//! use std::net::TcpListener;
+//! use evecho::Transport;
 //! use evecho::client::Cancel;
 //! use evecho::client::load::{self, Config, Length};
-//! use evecho::Transport;
 //!
-//! // A server for one connection.
-//! let listener = TcpListener::bind("127.0.0.1:0")?;
-//! let address = listener.local_addr()?;
-//! std::thread::spawn(move || -> io::Result<u64> {
-//!     let (mut stream, _) = listener.accept()?;
-//!     io::copy(&mut stream.try_clone()?, &mut stream)
-//! });
-//!
-//! let mut config = Config::new(Transport::Tcp, address);
-//! config.connections = 1;
+//! let server = evecho::Server::bind(evecho::Config::loopback())?.spawn()?;
+//! let mut config = Config::new(Transport::Tcp, server.local_addrs()[0]);
+//! config.connections = 4;
 //! config.length = Length::Messages(100);
 //! let report = load::run(&config, &Cancel::default(), |_progress| {})?;
 //! assert_eq!((report.messages, report.errors.total()), (100, 0));

@@ -5,14 +5,14 @@
 //! use evecho::client::Cancel;
 //! use evecho::client::states::{self, Config, Progress, Subject};
 //!
-//! let config = Config::new(Subject::Address("localhost:7".parse().unwrap()));
+//! let config = Config::new(Subject::Address("localhost:7".parse()?));
 //! let report = states::run(&config, &Cancel::default(), |progress| {
 //!     if let Progress::Step(step) = progress {
 //!         println!("{:?}: {:?}", step.calls, step.connections);
 //!     }
 //! })?;
 //! assert!(report.is_good());
-//! # Ok::<(), states::Error>(())
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
 //! A scenario waits until it sees the states that it teaches. Where they do not come, it fails, and says what
