@@ -21,6 +21,8 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const EVECHO: &str = env!("CARGO_BIN_EXE_evecho");
 /// What a newcomer types before anything can start.
 const INSTALL: &str = "cargo install --path . --locked && ";
+/// Each of its sections stands for itself, and begins with `evecho`.
+const QUESTIONS: &str = "docs/learn.md";
 /// The port that the documents speak of; here servers take a free one.
 const PORT: &str = "12000";
 
@@ -71,7 +73,7 @@ fn the_guide_for_operators_is_short_and_names_what_there_is() {
 
 #[test]
 fn the_commands_for_learners_work_from_the_top() {
-    Newcomer::with_server("learn").follow("docs/learn.md");
+    Newcomer::new("learn").follow(QUESTIONS);
 }
 
 #[test]
@@ -220,9 +222,9 @@ impl Newcomer {
         if let Some((_, behind)) = command.split_once("examples/textbook/") {
             let file = format!("examples/textbook/{}", behind.split(' ').next().unwrap());
             let port = self.server.as_ref().map_or(PORT, |server| &server.port);
-            let copy = self.directory.join("textbook.py");
-            fs::write(&copy, read(&file).replace(PORT, port)).unwrap();
-            command = command.replace(&file, "textbook.py");
+            let name = Path::new(&file).file_name().unwrap().to_str().unwrap();
+            fs::write(self.directory.join(name), read(&file).replace(PORT, port)).unwrap();
+            command = command.replace(&file, name);
         }
         command
     }
@@ -246,8 +248,9 @@ struct Typed {
     line: usize,
 }
 
-/// The commands of a document: all lines of its `sh` blocks, and those behind `$` in `console` blocks.
-/// A `text` block is what the server logs.
+/// The commands of a document: all lines of its `sh` blocks, those behind `$` in `console` blocks, and
+/// its `python` blocks. A `text` block is what the server logs. Code in other languages would go untested,
+/// but for that of Rust, which is tested with the documentation of the library.
 fn commands(document: &str) -> Vec<Typed> {
     let text = read(document);
     let (mut language, mut commands) = (None, Vec::<Typed>::new());
@@ -259,11 +262,20 @@ fn commands(document: &str) -> Vec<Typed> {
         match (language, line.strip_prefix("```")) {
             (None, Some(opening)) => {
                 language = Some(opening);
-                if opening == "text" {
-                    commands.push(typed(""));
+                match opening {
+                    "text" => commands.push(typed("")),
+                    "python" => {
+                        let command = python(&text, index + 1);
+                        commands.push(Typed { command, ..typed("") });
+                    }
+                    "sh" | "console" | "bash" | "ini" | "json" | "shell" => {}
+                    other => panic!("{document}:{}: {other:?} is not tested", index + 1),
                 }
             }
             (Some(_), Some(_)) => language = None,
+            (None, None) if document == QUESTIONS && line.starts_with("## ") => {
+                commands.push(typed("evecho"));
+            }
             (Some("sh"), None) => commands.push(typed(line)),
             (Some("console"), None) => match line.strip_prefix("$ ") {
                 Some(command) => commands.push(typed(command)),
@@ -274,6 +286,12 @@ fn commands(document: &str) -> Vec<Typed> {
         }
     }
     commands
+}
+
+/// The command that runs a block of Python, whose first line this is.
+fn python(text: &str, first: usize) -> String {
+    let block: Vec<_> = text.lines().skip(first).take_while(|line| *line != "```").collect();
+    format!("python3 -c {}", shlex::try_quote(&block.join("\n")).unwrap())
 }
 
 /// The same command with less to do and more time: that it works is tested here, not how fast.
@@ -305,7 +323,7 @@ fn hurried(command: &str) -> String {
 
 /// A program that a command needs and this machine lacks.
 fn missing_program(command: &str) -> Option<&'static str> {
-    let needed = ["cmp", "python3", "socat", "ss"]
+    let needed = ["cmp", "java", "python3", "socat", "ss"]
         .into_iter()
         .filter(|program| command.split([' ', '(', '\'', '=']).any(|word| word == *program));
     let paths = std::env::var("PATH").unwrap();
@@ -714,7 +732,7 @@ fn has_heading(document: &Path, anchor: &str) -> bool {
     let text = fs::read_to_string(document).unwrap();
     text.lines().filter_map(|line| line.strip_prefix('#')).any(|heading| {
         let heading = heading.trim_start_matches('#').trim().to_lowercase();
-        let kept = heading.chars().filter(|c| c.is_alphanumeric() || [' ', '-'].contains(c));
+        let kept = heading.chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
         kept.collect::<String>().replace(' ', "-") == anchor
     })
 }
