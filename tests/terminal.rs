@@ -65,7 +65,7 @@ fn a_line_of_progress_is_no_wider_than_the_terminal() {
 fn a_terminal_that_cannot_rewrite_a_line_gets_plain_ones() {
     let server = Server::evecho(&[]);
     let address = &server.address[..];
-    for term in [Some("dumb"), None] {
+    for term in [Some("dumb"), Some(""), None] {
         for arguments in [
             &["load", address, "-c", "2", "-t", "700ms"][..],
             &["load", address, "-c", "2", "-t", "200ms", "--every", "50ms"],

@@ -143,6 +143,7 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn command(arguments: Vec<OsString>) -> CommandResult {
+    output::choose_colours();
     let (cli, environment) =
         environment::parse(arguments).unwrap_or_else(|error| output::exit(&error));
     if !matches!(cli.command, None | Some(Command::Serve(_))) {

@@ -7,6 +7,7 @@ use std::io::{self, Stdout, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
+use anstream::ColorChoice;
 use anstyle::{AnsiColor, Style};
 use evecho::client::Cancel;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -17,6 +18,14 @@ pub(super) const DIM: Style = Style::new().dimmed();
 pub(super) const GOOD: Style = AnsiColor::Green.on_default();
 pub(super) const BAD: Style = AnsiColor::Red.on_default().bold();
 pub(super) const ODD: Style = AnsiColor::Yellow.on_default();
+
+/// Turns colours off where `TERM` is empty, as where it is not set.
+pub(super) fn choose_colours() {
+    let is_empty = env::var_os("TERM").is_some_and(|term| term.is_empty());
+    if is_empty && env::var_os("CLICOLOR_FORCE").is_none() {
+        ColorChoice::Never.write_global();
+    }
+}
 
 /// Standard output. Once its reader has gone (`evecho check ... | head -1`), what is written is dropped
 /// silently: the command goes on to its verdict, which is its exit code.
