@@ -165,7 +165,7 @@ fn what_cannot_be_started_says_why() {
     assert!(error.contains("exit status: 3") && error.contains("is wrong"), "{error}");
     let command: ServerCommand = "sh -c 'echo not yet >&2; sleep 1000; : {port}'".parse().unwrap();
     let mut impatient = Start::default();
-    impatient.transport = Transport::Udp;
+    impatient.transport = Some(Transport::Udp);
     impatient.patience = Duration::from_millis(200);
     let error = command.start(&impatient).unwrap_err().to_string();
     assert!(

@@ -3,6 +3,8 @@
 #![allow(clippy::print_stderr, reason = "a test that lacks a right says so")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+#[path = "common/courses.rs"]
+mod courses;
 #[path = "common/tool.rs"]
 mod tool;
 
@@ -151,47 +153,21 @@ fn socat_with_a_program_shows_what_it_is_made_for() {
     assert_outcomes(&[&server.address], &lasting());
 }
 
-/// A server as textbooks have it; `serve` says what it does with a client.
-fn python(serve: &str) -> String {
-    format!(
-        "import socket, sys, threading\n\
-         s = socket.socket()\n\
-         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
-         s.bind(('127.0.0.1', int(sys.argv[1]) if len(sys.argv) > 1 else 0))\n\
-         s.listen(1)\n\
-         print('listening on %s:%d' % s.getsockname(), file=sys.stderr)\n\
-         def echo(c):\n\
-         \x20   try:\n\
-         \x20       while data := c.recv(4096): c.sendall(data)\n\
-         \x20   except ConnectionError: pass\n\
-         \x20   c.close()\n\
-         while True:\n\
-         \x20   c, _ = s.accept()\n\
-         \x20   {serve}\n"
-    )
-}
-
 #[test]
 fn a_server_in_python_shows_what_it_is_made_for() {
-    let Some(iterative) = Server::python(&python("echo(c)")) else { return };
+    let Some(iterative) = Server::python(&courses::tcp("echo(c)")) else { return };
     assert_outcomes(&[&iterative.address], &all_but(&["server-closes"]));
-    let threads = python("threading.Thread(target=echo, args=(c,)).start()");
-    let Some(threads) = Server::python(&threads) else { return };
+    let Some(threads) = Server::python(&courses::threaded()) else { return };
     assert_outcomes(&[&threads.address], &lasting());
-    let Some(once) = Server::python(&python("c.sendall(c.recv(4096)); c.close()")) else { return };
+    let Some(once) = Server::python(&courses::once("data")) else { return };
     assert_outcomes(&[&once.address, "server-closes"], &[("server-closes", "shown")]);
-}
-
-/// The servers of courses: they decode what they read, whatever that is, and reads may be short.
-fn textbook(read: &str, rest: &str) -> String {
-    python(&format!("\n    while data := c.recv({read}).decode():\n        {rest}\n    c.close()"))
 }
 
 #[test]
 fn the_servers_of_courses_are_shown_for_what_they_are() {
-    let echo = |size| textbook(size, "c.sendall(data.encode())");
-    let upper = textbook("1024", "c.sendall(data.upper().encode())");
-    for program in [echo("16"), upper] {
+    let programs =
+        [courses::decoding("16", courses::ECHO), courses::decoding("1024", courses::UPPER)];
+    for program in programs {
         let Some(server) = Server::python(&program) else { return };
         let mut expected = all_but(&["server-closes"]);
         // An RST is an error that they do not handle, and their end.
@@ -205,9 +181,9 @@ fn the_servers_of_courses_are_shown_for_what_they_are() {
         let seen = report["scenarios"][SCENARIOS.len() - 1]["seen"].as_str().unwrap();
         assert!(seen.contains("has ended"), "{seen}");
     }
-    let once = python("c.sendall(c.recv(1024).decode().upper().encode()); c.close()");
-    let greets = python("c.sendall(b'welcome'); echo(c)");
-    let lines = python("[c.sendall(line) for line in c.makefile('rb')]; c.close()");
+    let once = courses::once("data.decode().upper().encode()");
+    let greets = courses::tcp("c.sendall(b'welcome'); echo(c)");
+    let lines = courses::tcp("[c.sendall(line) for line in c.makefile('rb')]; c.close()");
     for (program, shown, reason) in [
         (once, "server-closes", "this server closes after its first answer"),
         (greets, "open", "this server sends 'welcome' before the client has sent anything"),
@@ -228,7 +204,8 @@ fn the_servers_of_courses_are_shown_for_what_they_are() {
 
 #[test]
 fn a_server_that_ends_is_blamed_for_what_it_ended_with() {
-    let Some(server) = Server::python(&python("assert c.recv(9) != b'hello'; c.close()")) else {
+    let Some(server) = Server::python(&courses::tcp("assert c.recv(9) != b'hello'; c.close()"))
+    else {
         return;
     };
     let outcome = states(&[&server.address, "open", "echo", "half-close"]);
@@ -247,7 +224,7 @@ fn servers_that_do_something_else_are_told() {
         ("[0 for _ in iter(lambda: c.recv(4096), b'')]; c.close()", "echo", reads),
         ("c.close()", "echo", closes),
     ] {
-        let Some(server) = Server::python(&python(serve)) else { return };
+        let Some(server) = Server::python(&courses::tcp(serve)) else { return };
         let outcome = states(&[&server.address, scenario]);
         let expected = format!("{scenario}: not shown: {reason}");
         assert!(outcome.text().contains(&expected), "{outcome:?}");
@@ -260,7 +237,7 @@ fn servers_that_do_something_else_are_told() {
         ("c.recv(2); c.close()", "it resets"),
         ("kept = c", "it does not read"),
     ] {
-        let Some(server) = Server::python(&python(serve)) else { return };
+        let Some(server) = Server::python(&courses::tcp(serve)) else { return };
         let outcome = states(&[&server.address, "retransmit"]);
         let expected = "retransmit: FAILED\n  expected: the server answers 'hello' with 'hello'\n";
         let text = outcome.text();
@@ -271,7 +248,7 @@ fn servers_that_do_something_else_are_told() {
 /// A server for a single client, which is the one that finds it.
 #[test]
 fn a_server_for_a_single_client_is_not_blamed() {
-    let Some(server) = Server::python(&python("c.recv(1); sys.exit()")) else { return };
+    let Some(server) = Server::python(&courses::tcp("c.recv(1); sys.exit()")) else { return };
     let outcome = states(&[&server.address, "handshake", "echo"]);
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     let text = outcome.text();
@@ -291,7 +268,9 @@ fn a_command_is_started_for_each_scenario() {
 
 #[test]
 fn a_server_that_does_not_echo_fails() {
-    let Some(mute) = Server::python(&python("c.recv(4096); c.sendall(b'HOWDY')")) else { return };
+    let Some(mute) = Server::python(&courses::tcp("c.recv(4096); c.sendall(b'HOWDY')")) else {
+        return;
+    };
     let outcome = states(&[&mute.address, "backlog"]);
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     let text = outcome.text();

@@ -20,9 +20,9 @@ use super::{CommandResult, FamilyArgs, supervise, transport, units};
 /// Grade any echo server by the rules that it must follow
 ///
 /// Each rule is a case with a name and a source (RFC, manual page or advisory). A case passes,
-/// fails, is skipped with the reason, or is not graded because the server is gone. The exit code is 0
-/// when cases passed and none failed, 1 when one failed, was not graded, or all were skipped, and 2
-/// on usage.
+/// fails, is skipped with the reason, or is not graded because the server is gone or was still
+/// answering when the time was over. The exit code is 0 when cases passed and none failed, 1 when
+/// one failed, was not graded, or all were skipped, and 2 on usage.
 ///
 /// Some cases measure, so nobody else should use the server at the time. Cases that look at its process
 /// need --pid or --start. Cases that forge datagrams need root, and a server on loopback.
@@ -219,7 +219,11 @@ impl Lines {
                 writeln!(out, "  {BAD}none{BAD:#} {name:NAME$} {DIM}not graded either{DIM:#}")
             }
             _ => Ok(()),
-        }
+        }?;
+        report
+            .remark
+            .iter()
+            .try_for_each(|remark| writeln!(out, "       {ODD}remark:{ODD:#}   {remark}"))
     }
 
     fn tap(&mut self, out: &mut impl Write, case: &CaseReport) -> io::Result<()> {
@@ -238,6 +242,9 @@ impl Lines {
             write!(out, " # SKIP {}", reason.replace('\n', " "))?;
         }
         writeln!(out)?;
+        if let Some(remark) = &case.remark {
+            writeln!(out, "# remark: {remark}")?;
+        }
         if details.is_empty() {
             return Ok(());
         }

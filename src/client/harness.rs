@@ -55,6 +55,7 @@ impl Outcome {
                 Ok(Self::Failed { expected: expected.unwrap_or_else(|| rule.to_owned()), seen })
             }
             Err(Stop::Skipped { reason }) => Ok(Self::Skipped { reason }),
+            Err(Stop::NotGraded { reason }) => Ok(Self::NotGraded { reason }),
             Err(Stop::Fatal(error)) => Err(error),
         }
     }
@@ -84,6 +85,9 @@ pub(super) enum Stop {
         seen: String,
     },
     Skipped {
+        reason: String,
+    },
+    NotGraded {
         reason: String,
     },
     /// No other can be run either.

@@ -159,8 +159,8 @@ impl Serialize for ServerCommand {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Start {
-    /// What has to be listened on before the server counts as started. Default: TCP.
-    pub transport: Transport,
+    /// What has to be listened on before the server counts as started, either with `None`. Default: TCP.
+    pub transport: Option<Transport>,
     /// How long that may take. Default: 10 s.
     pub patience: Duration,
     /// The limit of open files of the server (`RLIMIT_NOFILE`), soft and hard; set by way of
@@ -177,7 +177,7 @@ pub struct Start {
 impl Default for Start {
     fn default() -> Self {
         Self {
-            transport: Transport::Tcp,
+            transport: Some(Transport::Tcp),
             patience: Duration::from_secs(10),
             descriptors: None,
             supervisor: Vec::new(),
@@ -245,11 +245,19 @@ impl ServerProcess {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    fn await_listening(&self, transport: Transport, patience: Duration) -> Result<SocketAddr, Why> {
+    fn await_listening(
+        &self,
+        transport: Option<Transport>,
+        patience: Duration,
+    ) -> Result<SocketAddr, Why> {
         let [v4, v6] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
             .map(|ip| SocketAddr::new(ip, self.address.port()));
         let deadline = self.cancel.within(patience);
-        let look = |address| listens(address, transport, deadline).then_some(address);
+        let look = |address| {
+            let of = |asked: &Transport| transport.is_none_or(|only| only == *asked);
+            let mut asked = [Transport::Tcp, Transport::Udp].into_iter().filter(of);
+            asked.any(|transport| listens(address, transport, deadline)).then_some(address)
+        };
         let found = deadline.find(|| {
             if let Some(status) = self.ended() {
                 return Some(Err(Why::Ended(status, self.last_words())));
@@ -291,7 +299,7 @@ pub struct StartError {
 enum Why {
     Spawn(io::Error),
     Ended(ExitStatus, String),
-    Silent(Transport, Duration, String),
+    Silent(Option<Transport>, Duration, String),
     Stopped,
 }
 
@@ -305,7 +313,8 @@ impl fmt::Display for StartError {
                 write!(f, "'{command}' ended before it listened ({status})")?;
             }
             Why::Silent(transport, patience, _) => {
-                let (name, patience) = (transport.name(), units::time(*patience));
+                let name = transport.map_or("TCP or UDP", Transport::name);
+                let patience = units::time(*patience);
                 write!(
                     f,
                     "'{command}' does not listen over {name} on 127.0.0.1 or ::1 after {patience}"
@@ -357,7 +366,9 @@ impl Tail {
         Cancel::default().within(LAST_WORDS).find(ended);
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(bytes.make_contiguous());
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+        // Not the marks that Python puts under a line.
+        let says = |line: &&str| line.contains(char::is_alphanumeric);
+        text.lines().map(str::trim).filter(says).collect::<Vec<_>>().join("; ")
     }
 }
 

@@ -307,7 +307,7 @@ pub(super) fn note_overflows() {
 }
 
 /// Whether a queue of a listener has been full since then, and this may be the listener.
-fn has_overflowed(address: SocketAddr) -> bool {
+pub(super) fn has_overflowed(address: SocketAddr) -> bool {
     let is_local = || UdpSocket::bind(SocketAddr::new(address.ip(), 0)).is_ok();
     OVERFLOWS.get().is_some_and(|&before| listen_overflows() > before) && is_local()
 }

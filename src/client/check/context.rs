@@ -2,10 +2,13 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::OnceLock;
 use std::time::Duration;
 
+use nix::poll::PollFlags;
+
 use super::datagram::UdpClient;
-use super::seen::Expecting;
+use super::seen::{Expecting, Seen};
 use super::stream::TcpClient;
 use super::{Config, Error, Expected, Subject};
 use crate::client::cancel::Deadline;
@@ -58,11 +61,11 @@ impl Probe {
     /// Looks at a server that has just begun to listen on loopback.
     pub(super) fn started(address: SocketAddr, config: &Config, cancel: &Cancel) -> Self {
         // Its other transport may be bound a moment later than the first.
-        const A_MOMENT: Duration = Duration::from_millis(500);
+        const A_MOMENT: Duration = Duration::from_secs(1);
         let sibling = loopback_sibling(address);
         let look = || Self::of(address, sibling, config, config.timeout, cancel);
-        let both = || Some(look()).filter(|probe| config.transport.is_some() || probe.udp);
-        cancel.within(A_MOMENT).find(both).unwrap_or_else(look)
+        let all = || Some(look()).filter(|probe| probe.no_tcp.is_none() && probe.no_udp.is_none());
+        cancel.within(A_MOMENT).find(all).unwrap_or_else(look)
     }
 
     fn of(
@@ -73,8 +76,7 @@ impl Probe {
         cancel: &Cancel,
     ) -> Self {
         let failure = |transport, share, asked: &dyn Fn(Deadline<'_>) -> io::Result<()>| {
-            let graded = config.transport.is_none_or(|only| only == transport);
-            let asked = graded.then(|| asked(cancel.within(share)));
+            let asked = config.asks(transport).then(|| asked(cancel.within(share)));
             let attempt = |error| Attempt::new(address, transport, share, &error);
             (matches!(asked, Some(Ok(()))), asked.and_then(Result::err).map(attempt))
         };
@@ -126,6 +128,10 @@ pub(super) struct Context<'a> {
     /// When the case gives up.
     pub(super) deadline: Deadline<'a>,
     pub(super) pid: Option<u32>,
+    /// See [`Self::serves_several`].
+    pub(super) several: &'a OnceLock<bool>,
+    /// What is worth to be known about a server that keeps the rule.
+    pub(super) remark: &'a OnceLock<String>,
 }
 
 impl<'a> Context<'a> {
@@ -133,9 +139,37 @@ impl<'a> Context<'a> {
         config: &'a Config,
         probe: &'a Probe,
         pid: Option<u32>,
+        several: &'a OnceLock<bool>,
+        remark: &'a OnceLock<String>,
         cancel: &'a Cancel,
     ) -> Self {
-        Self { config, probe, deadline: cancel.within(config.timeout), pid }
+        let deadline = cancel.within(config.timeout);
+        Self { config, probe, deadline, pid, several, remark }
+    }
+
+    pub(super) fn remark(&self, remark: String) {
+        let _ = self.remark.set(remark);
+    }
+
+    /// Whether a second client is answered while a first is connected. It is known not to be where it is answered
+    /// as soon as the first has left.
+    pub(super) fn serves_several(&self) -> bool {
+        let one_by_one = || self.serves_one_by_one().unwrap_or(false);
+        *self.several.get_or_init(|| !self.probe.tcp || !one_by_one())
+    }
+
+    fn serves_one_by_one(&self) -> Result<bool, Seen> {
+        let deadline = self.deadline.cancel.within(self.config.timeout);
+        let bytes = payload(50, 100);
+        let mut first = TcpClient::connect(self.address(), deadline)?;
+        first.exchange(&bytes)?;
+        let mut second = TcpClient::connect(self.address(), deadline)?;
+        second.send(&bytes)?;
+        if second.wait(PollFlags::POLLIN, self.config.timeout / 2) {
+            return Ok(false);
+        }
+        drop(first);
+        second.converse(&[], &bytes).map(|()| true)
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -194,8 +228,8 @@ impl<'a> Context<'a> {
             return Err(Stop::skipped("needs a server of its own, which was not asked for"));
         };
         let transport = if self.probe.tcp { Transport::Tcp } else { Transport::Udp };
-        let start =
-            super::Start { descriptors, ..self.config.start(transport, self.deadline.cancel) };
+        let start = self.config.start(Some(transport), self.deadline.cancel);
+        let start = super::Start { descriptors, ..start };
         let server = command
             .start(&start)
             .map_err(|error| Stop::skipped(format!("no fresh server: {error}")))?;

@@ -1,15 +1,16 @@
 //! The grader's UDP sockets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
 use super::seen::Seen;
-use super::stream::left;
+use super::stream::{differs, left};
 use crate::client::cancel::Deadline;
 use crate::client::socket;
 use crate::protocol::MAX_DATAGRAM;
+use crate::units::time;
 
 /// How often a datagram is sent that has to cross a network, which may lose it.
 const TRIES: u32 = 4;
@@ -91,6 +92,7 @@ impl<'a> UdpClient<'a> {
     /// Sends one datagram, waits for `answer` and says where that came from. A loss on the way
     /// is made good, except on loopback, which loses nothing.
     pub(super) fn converse(&self, sent: &[u8], answer: &[u8]) -> Result<SocketAddr, Seen> {
+        let began = Instant::now();
         let tries = if self.server.ip().is_loopback() { 1 } else { TRIES };
         for tries_left in (1..=tries).rev() {
             self.send(sent)?;
@@ -98,12 +100,13 @@ impl<'a> UdpClient<'a> {
                 return same(&found, answer).map(|()| from);
             }
         }
-        Err(Seen::server(format!("{} bytes were sent and no datagram came back", sent.len())))
+        Err(unanswered(sent, began))
     }
 
     /// An exchange that shows whether the server serves at all: what it loses is sent again, and
     /// answers to others that had this port before are passed over.
     pub(super) fn exchange_at_last(&self, bytes: &[u8]) -> Result<(), Seen> {
+        let began = Instant::now();
         for tries_left in (1..=2 * TRIES).rev() {
             self.send(bytes)?;
             let until = self.deadline.sooner(left(self.deadline) / tries_left);
@@ -113,7 +116,7 @@ impl<'a> UdpClient<'a> {
                 }
             }
         }
-        Err(Seen::server(format!("{} bytes were sent and no datagram came back", bytes.len())))
+        Err(unanswered(bytes, began))
     }
 
     /// The next datagram from the server or, from wherever, with the `answer`. Anything else is a
@@ -136,6 +139,11 @@ impl<'a> UdpClient<'a> {
     }
 }
 
+fn unanswered(sent: &[u8], since: Instant) -> Seen {
+    let (count, waited) = (sent.len(), time(since.elapsed()));
+    Seen::server(format!("{count} bytes were sent and no datagram came back in {waited}"))
+}
+
 /// Whether a datagram is the one that was to come.
 pub(super) fn same(found: &[u8], wanted: &[u8]) -> Result<(), Seen> {
     if found.len() != wanted.len() {
@@ -147,12 +155,10 @@ pub(super) fn same(found: &[u8], wanted: &[u8]) -> Result<(), Seen> {
     }
     match found.iter().zip(wanted).position(|(a, b)| a != b) {
         None => Ok(()),
-        Some(index) => Err(Seen::server(format!(
-            "byte {index} of {} came back as 0x{:02x} instead of 0x{:02x}",
-            wanted.len(),
-            found[index],
-            wanted[index]
-        ))),
+        Some(index) => {
+            let place = format!("byte {index} of {}", wanted.len());
+            Err(differs(&place, found[index], wanted[index]))
+        }
     }
 }
 

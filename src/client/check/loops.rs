@@ -11,7 +11,7 @@ use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 use super::Need::{Loopback, Start, Udp};
 use super::context::{Context, payload};
 use super::datagram::UdpClient;
-use super::seen::{Expecting, Seen};
+use super::seen::Expecting;
 use super::stream::left;
 use super::{Case, Group, case};
 use crate::client::harness::{Stop, ensure};
@@ -56,7 +56,7 @@ pub(super) static CASES: &[Case] = &[
                 let from = SocketAddr::new(cx.address().ip(), port);
                 match UdpClient::from(from, cx.address(), cx.deadline) {
                     Ok(client) => clients.push((port, client)),
-                    Err(Seen::Here(why) | Seen::Server(why)) => reason = why,
+                    Err(seen) => reason = seen.to_string(),
                 }
             }
             if clients.is_empty() {

@@ -33,11 +33,13 @@ use std::io::ErrorKind::ConnectionRefused;
 use std::net::SocketAddr;
 use std::process::ExitStatus;
 use std::str::FromStr;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use self::context::{Context, Probe};
+use self::stream::TcpClient;
 use super::Cancel;
 use super::cancel::Deadline;
 use super::harness::{STOPPED, Stop};
@@ -121,7 +123,19 @@ impl Config {
         })
     }
 
-    fn start(&self, transport: Transport, cancel: &Cancel) -> Start {
+    /// Whether a case needs this transport, or whichever the server has.
+    fn asks(&self, transport: Transport) -> bool {
+        let may_use = |case: &Case| case.uses(transport) || !BOTH.iter().any(|&one| case.uses(one));
+        self.transport.map_or_else(|| self.cases().any(may_use), |only| only == transport)
+    }
+
+    /// The transport that all cases need, if there is one.
+    fn awaited(&self) -> Option<Transport> {
+        let all_use = |transport: &Transport| self.cases().all(|case| case.uses(*transport));
+        self.transport.or_else(|| BOTH.into_iter().find(all_use))
+    }
+
+    fn start(&self, transport: Option<Transport>, cancel: &Cancel) -> Start {
         Start {
             cancel: cancel.clone(),
             supervisor: self.supervisor.clone(),
@@ -194,6 +208,13 @@ impl Case {
         Self { run, ..self }
     }
 
+    fn uses(&self, transport: Transport) -> bool {
+        self.needs.contains(&match transport {
+            Transport::Tcp => Need::Tcp,
+            Transport::Udp => Need::Udp,
+        })
+    }
+
     /// Whether one of these chooses it.
     pub fn is_among(&self, filters: &[Filter]) -> bool {
         filters.iter().any(|Filter(start)| self.name.starts_with(start))
@@ -229,6 +250,8 @@ enum Need {
     Process,
     /// A server of the case's own, to start and end.
     Start,
+    /// A server that does not serve one TCP client at a time.
+    Several,
 }
 
 impl Need {
@@ -250,6 +273,9 @@ impl Need {
                 matches!(config.subject, Subject::Command(_)),
                 "needs a server of its own, which was not asked for",
             ),
+            Self::Several => {
+                (context.serves_several(), "needs a server that serves several clients at once")
+            }
         };
         (!there).then(|| why.to_owned())
     }
@@ -270,6 +296,9 @@ pub struct CaseReport {
     /// How it ended.
     #[serde(flatten)]
     pub outcome: Outcome,
+    /// What is worth to be known about the server beside the rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remark: Option<String>,
     /// How long it took.
     #[serde(rename = "seconds", serialize_with = "seconds")]
     pub took: Duration,
@@ -389,6 +418,8 @@ struct Grader<'a> {
     probe: Probe,
     server: Option<ServerProcess>,
     lost: Lost,
+    /// Whether it serves several clients at once, once a case has asked.
+    several: OnceLock<bool>,
 }
 
 /// Why the server cannot be asked any more, over each transport.
@@ -422,24 +453,32 @@ impl<'a> Grader<'a> {
                 (Probe::target(target, config, cancel)?, None)
             }
             Subject::Command(command) => {
-                let first = config.transport.unwrap_or(Transport::Tcp);
-                let server = command.start(&config.start(first, cancel)).map_err(Error::Start)?;
+                let start = config.start(config.awaited(), cancel);
+                let server = command.start(&start).map_err(Error::Start)?;
                 (Probe::started(server.address(), config, cancel), Some(server))
             }
         };
-        Ok(Self { config, cancel, probe, server, lost: Lost::default() })
+        let (lost, several) = (Lost::default(), OnceLock::new());
+        Ok(Self { config, cancel, probe, server, lost, several })
     }
 
     fn grade(&mut self, case: &'static Case) -> Result<CaseReport, Error> {
         let began = Instant::now();
-        let outcome = self.outcome(case)?;
+        let remark = OnceLock::new();
+        let outcome = self.outcome(case, &remark)?;
         let Case { name, group, rule, source, .. } = *case;
-        Ok(CaseReport { name, group, rule, source, outcome, took: began.elapsed() })
+        let (remark, took) = (remark.into_inner(), began.elapsed());
+        Ok(CaseReport { name, group, rule, source, outcome, remark, took })
     }
 
-    fn outcome(&mut self, case: &'static Case) -> Result<Outcome, Error> {
+    fn outcome(
+        &mut self,
+        case: &'static Case,
+        remark: &OnceLock<String>,
+    ) -> Result<Outcome, Error> {
         let pid = self.server.as_ref().map(ServerProcess::pid).or(self.config.pid);
-        let context = Context::new(self.config, &self.probe, pid, self.cancel);
+        let Self { config, ref probe, ref several, cancel, .. } = *self;
+        let context = Context::new(config, probe, pid, several, remark, cancel);
         if let Some(reason) = case.needs.iter().find_map(|need| need.missing(&context)) {
             return Ok(Outcome::Skipped { reason });
         }
@@ -455,7 +494,7 @@ impl<'a> Grader<'a> {
         if self.server.is_some() {
             return Ok(self.replace_the_dead(&outcome).unwrap_or(outcome));
         }
-        if matches!(outcome, Outcome::Failed { .. }) {
+        if matches!(outcome, Outcome::Failed { .. } | Outcome::NotGraded { .. }) {
             self.notice_a_loss(case);
         }
         Ok(outcome)
@@ -486,27 +525,42 @@ impl<'a> Grader<'a> {
         let transport = if self.probe.tcp { Transport::Tcp } else { Transport::Udp };
         let deadline = self.cancel.within(self.config.timeout);
         let status = death(server, transport, outcome, deadline)?;
-        let seen = match server.last_words() {
+        let ended = match server.last_words() {
             words if words.is_empty() => format!("it ended ({status}) and said nothing"),
             words => format!("it ended ({status}) and said: {words}"),
         };
-        match command.start(&self.config.start(transport, self.cancel)) {
+        match command.start(&self.config.start(Some(transport), self.cancel)) {
             Ok(server) => {
                 self.probe = Probe::started(server.address(), self.config, self.cancel);
                 self.server = Some(server);
             }
             Err(error) => self.lost = Lost::all(&format!("it cannot be started again: {error}")),
         }
-        Some(Outcome::Failed { expected: "the server goes on serving".to_owned(), seen })
+        // Some end when the case's clients leave, which have seen something else before.
+        Some(match outcome.clone() {
+            Outcome::Failed { expected, seen } => {
+                Outcome::Failed { expected, seen: format!("{seen}; then {ended}") }
+            }
+            Outcome::NotGraded { reason } => Outcome::Failed {
+                expected: LASTS.to_owned(),
+                seen: format!("{reason}; then {ended}"),
+            },
+            _ => Outcome::Failed { expected: LASTS.to_owned(), seen: ended },
+        })
     }
 }
+
+const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Udp];
+
+const LASTS: &str = "the server goes on serving";
 
 /// Whether connections are refused: a server that is only slow takes them, or does not answer.
 fn refuses(address: SocketAddr, deadline: Deadline<'_>) -> bool {
     socket::tcp(address, None, deadline).is_err_and(|error| error.kind() == ConnectionRefused)
 }
 
-/// How a server ended in a case. Its connections close a moment before it can be waited for.
+/// How a server ended in a case. The clients of the case have left: what ends when it notices that ends now, and its
+/// connections close a moment before it can be waited for.
 fn death(
     server: &ServerProcess,
     transport: Transport,
@@ -514,13 +568,24 @@ fn death(
     deadline: Deadline<'_>,
 ) -> Option<ExitStatus> {
     const A_MOMENT: Duration = Duration::from_millis(100);
-    match outcome {
-        Outcome::Failed { .. } => server.wait(A_MOMENT).or_else(|| {
-            let dying = !listens(server.address(), transport, deadline);
-            dying.then(|| server.wait(deadline.left())).flatten()
-        }),
-        _ => server.ended(),
+    let lives = match transport {
+        Transport::Tcp => comes_to_rest(server.address(), deadline),
+        Transport::Udp => *outcome == Outcome::Passed,
+    };
+    if lives {
+        return server.ended();
     }
+    server.wait(A_MOMENT).or_else(|| {
+        let dying = !listens(server.address(), transport, deadline);
+        dying.then(|| server.wait(deadline.left())).flatten()
+    })
+}
+
+/// Whether the server ends a new connection as its client does: it has done all that came before, or does it beside.
+fn comes_to_rest(address: SocketAddr, deadline: Deadline<'_>) -> bool {
+    let deadline = deadline.sooner(Duration::from_secs(1));
+    let ends = |mut client: TcpClient<'_>| client.finish().and_then(|()| client.expect_end());
+    TcpClient::connect(address, deadline).and_then(ends).is_ok()
 }
 
 #[cfg(test)]

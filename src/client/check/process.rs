@@ -5,11 +5,11 @@ use std::sync::mpsc;
 use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
-use super::Need::{Lasting, Process, Start, Tcp};
+use super::Need::{Lasting, Process, Several, Start, Tcp};
 use super::context::{Context, payload};
 use super::seen::Expecting;
 use super::stream::{TcpClient, left};
-use super::tcp::{OVERFLOWING, STALLED, answered, blocked, blocked_by};
+use super::tcp::{OVERFLOWING, STALLED, answered, blocked};
 use super::{Case, Group, case};
 use crate::client::harness::{Stop, ensure};
 use crate::client::process::{ServerProcess, Usage};
@@ -31,14 +31,18 @@ pub(super) static CASES: &[Case] = &[
                 format!("{} were taken, and memory grew by {}", size(sent as u64), size(grown))
             })
         }),
-    case(Group::Process, "process-idle-cpu", &[Lasting, Process])
-        .rule("with 50 idle connections it uses at most 1 % of a CPU")
+    case(Group::Process, "process-idle-cpu", &[Lasting, Process, Several])
+        .rule("idle, with 50 connections if it has TCP, it uses at most 1 % of a CPU")
         .source("poll(2), epoll_wait(2): waiting costs nothing")
         .run(|cx| {
             let clients = if cx.probe.tcp { 50 } else { 0 };
-            let _idle = answered(cx, clients).collect::<Result<Vec<_>, _>>()?;
+            let mut idle = answered(cx, clients).collect::<Result<Vec<_>, _>>()?;
             cx.is_served()?;
-            stays_idle(cx)
+            stays_idle(cx)?;
+            // They have been connections all the time.
+            idle.iter_mut().try_for_each(|client| {
+                client.exchange(&payload(0, 100)).expecting("each is answered again after that")
+            })
         }),
     case(Group::Process, "process-blocked-cpu", &[Tcp, Lasting, Process])
         .rule("with clients that do not read, half-closed or not, it uses at most 1 % of a CPU")
@@ -57,7 +61,7 @@ pub(super) static CASES: &[Case] = &[
         .rule("when 100 clients have left, at most 8 more open descriptors than before remain")
         .source("close(2)")
         .run(|cx| are_given_back(cx, |usage| usage.descriptors)),
-    case(Group::Process, "process-reset", &[Tcp, Lasting, Process])
+    case(Group::Process, "process-reset", &[Tcp, Lasting, Process, Several])
         .rule(
             "when 20 clients that do not read have half-closed and then reset, at most 8 more open \
              descriptors than before remain, at no CPU",
@@ -69,19 +73,30 @@ pub(super) static CASES: &[Case] = &[
         .run(|cx| {
             let before = cx.usage()?.descriptors;
             let bytes = payload(32, OVERFLOWING);
-            let clients = thread::scope(|scope| {
-                let start = |()| Builder::new().spawn_scoped(scope, || blocked_by(cx, &bytes));
-                let clients: io::Result<Vec<_>> = [(); 20].into_iter().map(start).collect();
-                let clients = clients.map_err(Stop::thread)?.into_iter();
-                let clients = clients.map(|one| one.join().expect("it does not panic"));
-                clients.collect::<Result<Vec<_>, _>>()
+            let mut clients = Vec::new();
+            for _ in 0..20 {
+                let mut client = cx.connect_narrow()?;
+                // One after the other: none finds the queue of the listener full.
+                client.exchange(&bytes[..100])?;
+                clients.push(client);
+            }
+            thread::scope(|scope| {
+                let stuff = |client| {
+                    let stuff = || TcpClient::stuff(client, &bytes, STALLED);
+                    Builder::new().spawn_scoped(scope, stuff)
+                };
+                let all: io::Result<Vec<_>> = clients.iter_mut().map(stuff).collect();
+                all.map_err(Stop::thread)?.into_iter().try_for_each(|one| {
+                    let stuffed = one.join().expect("it does not panic");
+                    stuffed.map(drop).expecting("a peer that never reads may send")
+                })
             })?;
             clients.iter().try_for_each(TcpClient::finish)?;
             clients.into_iter().for_each(TcpClient::reset);
             goes_back(cx, before, |usage| usage.descriptors)?;
             stays_idle(cx)
         }),
-    case(Group::Process, "process-exhaustion", &[Tcp, Start])
+    case(Group::Process, "process-exhaustion", &[Tcp, Start, Several])
         .rule(
             "with 32 descriptors and 80 clients: those without room wait in the backlog at no CPU, \
              and are served when others leave, with no new client to wake the server",
@@ -130,7 +145,12 @@ fn stays_idle(cx: &Context<'_>) -> Result<(), Stop> {
 /// Whether something that a server has more of with clients goes back when they have left.
 fn are_given_back(cx: &Context<'_>, count: fn(Usage) -> u64) -> Result<(), Stop> {
     let before = count(cx.usage()?);
-    drop(answered(cx, 100).collect::<Result<Vec<_>, _>>()?);
+    let mut clients = answered(cx, 100);
+    if cx.serves_several() {
+        drop(clients.collect::<Result<Vec<_>, _>>()?);
+    } else {
+        clients.try_for_each(|client| client.map(drop))?;
+    }
     goes_back(cx, before, count)
 }
 

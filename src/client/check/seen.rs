@@ -10,6 +10,8 @@ use crate::client::socket::lacks_port;
 pub(super) enum Seen {
     /// The server did this.
     Server(String),
+    /// The server was still doing it when the time was over.
+    Late(String),
     /// This machine could not do what the case needs.
     Here(String),
 }
@@ -36,7 +38,7 @@ impl Seen {
 
 impl fmt::Display for Seen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Server(text) | Self::Here(text)) = self;
+        let (Self::Server(text) | Self::Late(text) | Self::Here(text)) = self;
         f.write_str(text)
     }
 }
@@ -46,6 +48,7 @@ impl From<Seen> for Stop {
     fn from(seen: Seen) -> Self {
         match seen {
             Seen::Server(seen) => Self::broken(seen),
+            Seen::Late(reason) => Self::NotGraded { reason },
             Seen::Here(reason) => Self::skipped(reason),
         }
     }
@@ -61,7 +64,7 @@ impl<T> Expecting<T> for Result<T, Seen> {
     fn expecting(self, expected: impl Into<String>) -> Result<T, Stop> {
         self.map_err(|seen| match seen {
             Seen::Server(seen) => Stop::failed(expected, seen),
-            Seen::Here(reason) => Stop::skipped(reason),
+            other => other.into(),
         })
     }
 }

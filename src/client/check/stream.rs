@@ -2,16 +2,18 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 use socket2::SockRef;
 
 use super::seen::Seen;
-use crate::client::cancel::Deadline;
+use crate::client::cancel::{Deadline, LOOK_AGAIN};
 use crate::client::socket;
+use crate::client::states::Kernel;
+use crate::client::target::has_overflowed;
 use crate::sys::socket::is_not_now;
-use crate::units::size;
+use crate::units::{size, time};
 
 /// A connection to the server under test.
 #[derive(Debug)]
@@ -38,8 +40,19 @@ impl<'a> TcpClient<'a> {
         receive_buffer: Option<usize>,
         deadline: Deadline<'a>,
     ) -> Result<Self, Seen> {
+        let began = Instant::now();
         match socket::tcp(address, receive_buffer, deadline) {
             Ok(stream) => Ok(Self { stream, deadline }),
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                let full = match has_overflowed(address) {
+                    true => ": the queue of its listener (backlog) has been full",
+                    false => "",
+                };
+                let waited = time(began.elapsed());
+                Err(Seen::server(format!(
+                    "no connection to {address} came about in {waited}{full}"
+                )))
+            }
             Err(error) => Err(Seen::error(&format!("connecting to {address}"), &error)),
         }
     }
@@ -95,13 +108,40 @@ impl<'a> TcpClient<'a> {
         self.converse(bytes, bytes)
     }
 
+    /// The same, with acknowledgements as late as this side may send them; and whether the server's kernel, if it is
+    /// this one, held a part of the answer back though another part had come.
+    pub(super) fn is_held_back(&mut self, bytes: &[u8], kernel: &Kernel) -> Result<bool, Seen> {
+        let ends = self.stream.peer_addr().and_then(|peer| Ok((peer, self.stream.local_addr()?)));
+        let (peer, local) = ends.map_err(|error| Seen::error("looking it up", &error))?;
+        // As in a conversation that has lasted for a while (tcp(7)).
+        let _ = SockRef::from(&self.stream).set_tcp_quickack(false);
+        self.send(bytes)?;
+        let (mut reading, mut held) = (Reading::new(bytes), false);
+        while !reading.done() {
+            if self.wait(PollFlags::POLLIN, LOOK_AGAIN) {
+                reading.read(self)?;
+                continue;
+            }
+            if self.deadline.is_over() {
+                return Err(reading.too_late(0));
+            }
+            // There is room for it here, so nothing else than an acknowledgement is missing.
+            held |= reading.got > 0 && kernel.not_sent(peer, local).is_ok_and(|bytes| bytes > 0);
+        }
+        Ok(held)
+    }
+
     /// Sends all of it without reading anything.
     pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), Seen> {
+        let began = Instant::now();
         let mut unsent = bytes;
         while !unsent.is_empty() {
             if !self.wait(PollFlags::POLLOUT, Duration::MAX) {
-                let sent = bytes.len() - unsent.len();
-                return Err(Seen::server(format!("it took only {sent} of {} bytes", bytes.len())));
+                let (sent, all) = (bytes.len() - unsent.len(), bytes.len());
+                let waited = time(began.elapsed());
+                return Err(Seen::server(format!(
+                    "it took only {sent} of {all} bytes in {waited}"
+                )));
             }
             let written = self.write_some(unsent);
             unsent = &unsent[written.map_err(|error| Seen::error("sending", &error))?..];
@@ -128,9 +168,11 @@ impl<'a> TcpClient<'a> {
     /// Waits for the server to end its stream, and for nothing before that.
     pub(super) fn expect_end(&mut self) -> Result<(), Seen> {
         let mut buffer = [0; 4096];
+        let began = Instant::now();
         loop {
             if !self.wait(PollFlags::POLLIN, Duration::MAX) {
-                return Err(Seen::server("it kept the connection open"));
+                let waited = time(began.elapsed());
+                return Err(Seen::server(format!("it kept the connection open, for {waited}")));
             }
             match self.read_some(&mut buffer) {
                 Ok(Got::End) => return Ok(()),
@@ -155,12 +197,17 @@ struct Reading<'a> {
     answer: &'a [u8],
     got: usize,
     buffer: Vec<u8>,
+    began: Instant,
+    /// When something came.
+    heard: Instant,
 }
 
 impl<'a> Reading<'a> {
     fn new(answer: &'a [u8]) -> Self {
         // One byte more than is expected, so that one too many is seen.
-        Self { answer, got: 0, buffer: vec![0; (answer.len() + 1).min(64 << 10)] }
+        let buffer = vec![0; (answer.len() + 1).min(64 << 10)];
+        let began = Instant::now();
+        Self { answer, got: 0, buffer, began, heard: began }
     }
 
     fn done(&self) -> bool {
@@ -185,18 +232,15 @@ impl<'a> Reading<'a> {
         if wanted[..common] != found[..common]
             && let Some(index) = wanted.iter().zip(found).position(|(a, b)| a != b)
         {
-            return Err(Seen::server(format!(
-                "byte {} came back as 0x{:02x} instead of 0x{:02x}",
-                self.got + index,
-                found[index],
-                wanted[index]
-            )));
+            let place = format!("byte {}", self.got + index);
+            return Err(differs(&place, found[index], wanted[index]));
         }
         if found.len() > wanted.len() {
             let surplus = found.len() - wanted.len();
             return Err(Seen::server(format!("{surplus} bytes more than expected came back")));
         }
         self.got += length;
+        self.heard = Instant::now();
         Ok(())
     }
 
@@ -211,6 +255,15 @@ impl<'a> Reading<'a> {
             0 => String::new(),
             _ => format!(", and it does not take the last {}", size(unsent as u64)),
         };
+        let waited = self.began.elapsed();
+        // What is only slow has answered lately.
+        if self.got > 0 && self.heard.elapsed() < waited / 2 {
+            return Seen::Late(format!(
+                "it was still answering when the time was over: {got} of {all} had come back in {}; \
+                 a longer timeout would show the rest",
+                time(waited)
+            ));
+        }
         Seen::server(format!("it stopped answering after {got} of {all}{not_taken}"))
     }
 
@@ -222,6 +275,12 @@ impl<'a> Reading<'a> {
             _ => Seen::error("the exchange", error),
         }
     }
+}
+
+/// A byte that came back as another one.
+pub(super) fn differs(place: &str, found: u8, wanted: u8) -> Seen {
+    let upper = if found == wanted.to_ascii_uppercase() { ", in upper case" } else { "" };
+    Seen::server(format!("{place} came back as 0x{found:02x} instead of 0x{wanted:02x}{upper}"))
 }
 
 /// The time until `deadline`; a connection attempt needs some.

@@ -10,7 +10,9 @@ use super::context::{Context, payload};
 use super::datagram::{UdpClient, same};
 use super::seen::{Expecting, Seen};
 use super::stream::TcpClient;
-use super::tcp::{LONGEST, beside_floods, best_of_three, blocked, sibling};
+use super::tcp::{
+    ASCII_COMES_BACK, LONGEST, REST_COMES_BACK, beside_floods, best_of_three, blocked, sibling,
+};
 use super::{Case, Group, case};
 use crate::client::harness::{Stop, ensure};
 use crate::client::socket::listens_udp;
@@ -36,8 +38,10 @@ pub(super) static CASES: &[Case] = &[
         .rule("all 256 byte values come back")
         .source("RFC 862, UDP Based Echo Service")
         .run(|cx| {
-            let all: Vec<u8> = (0..=255).collect();
-            cx.udp_client()?.converse(&all, &cx.answer(&all))?;
+            for (count, expected) in [(128, ASCII_COMES_BACK), (256, REST_COMES_BACK)] {
+                let bytes: Vec<u8> = (0..=255).take(count).collect();
+                cx.udp_client()?.converse(&bytes, &cx.answer(&bytes)).expecting(expected)?;
+            }
             Ok(())
         }),
     case(Group::Udp, "udp-reply-port", &[Udp])
@@ -106,7 +110,9 @@ pub(super) static CASES: &[Case] = &[
                     .exchange(&payload(23, 100))
                     .expecting(format!("{sibling} answers over UDP too"));
             };
-            Err(match cx.probe.tcp && TcpClient::connect(sibling, cx.deadline).is_ok() {
+            let has_tcp = |address| TcpClient::connect(address, cx.deadline).is_ok();
+            let both = cx.config.transport.is_none() && has_tcp(cx.address()) && has_tcp(sibling);
+            Err(match both {
                 true => Stop::broken(format!("{sibling} listens over TCP and has no UDP socket")),
                 false => absent(cx, sibling, &error),
             })

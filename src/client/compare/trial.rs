@@ -54,7 +54,7 @@ pub(super) fn start(
 ) -> Result<ServerProcess, StartError> {
     contender.command.start(&Start {
         supervisor: config.supervisor.clone(),
-        transport: config.transport,
+        transport: Some(config.transport),
         patience: config.timeout,
         cancel: cancel.clone(),
         ..Start::default()

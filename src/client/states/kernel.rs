@@ -9,6 +9,7 @@ use netlink_packet_core::{
     NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_sock_diag::constants as kernel;
+use netlink_packet_sock_diag::inet::nlas::Nla;
 use netlink_packet_sock_diag::inet::{
     ExtensionFlags, InetRequest, InetResponse, InetResponseHeader, SocketId, StateFlags, Timer,
 };
@@ -43,6 +44,35 @@ impl Kernel {
 
     /// One end of a connection: [`State::Closed`] where there is none.
     pub(super) fn end(&self, local: SocketAddr, peer: SocketAddr) -> io::Result<End> {
+        let answers = self.connection(local, peer, ExtensionFlags::empty())?;
+        // Without a connection, the kernel finds the socket that listens there.
+        let mut ends = answers.iter().filter_map(|answer| end_of(&answer.header));
+        Ok(ends.find(|end| end.state != State::Listen).unwrap_or(End::CLOSED))
+    }
+
+    /// How many bytes that were written at one end the kernel has not sent even once (`tcpi_notsent_bytes`); none
+    /// where there is no such end.
+    pub(in crate::client) fn not_sent(
+        &self,
+        local: SocketAddr,
+        peer: SocketAddr,
+    ) -> io::Result<u32> {
+        /// Where it is in `struct tcp_info` (linux/tcp.h), to which the kernel only ever appends.
+        const AT: std::ops::Range<usize> = 144..148;
+        let answers = self.connection(local, peer, ExtensionFlags::INFO)?;
+        let infos = answers.iter().flat_map(|answer| &answer.nlas).filter_map(|nla| match nla {
+            Nla::TcpInfo(info) => info.get(AT)?.try_into().ok().map(u32::from_ne_bytes),
+            _ => None,
+        });
+        Ok(infos.sum())
+    }
+
+    fn connection(
+        &self,
+        local: SocketAddr,
+        peer: SocketAddr,
+        extensions: ExtensionFlags,
+    ) -> io::Result<Vec<InetResponse>> {
         let zone = match local {
             SocketAddr::V6(address) => address.scope_id(),
             SocketAddr::V4(_) => 0,
@@ -55,13 +85,10 @@ impl Kernel {
             interface_id: zone,
             cookie: ANY,
         };
-        let answers = match self.ask(NLM_F_REQUEST, StateFlags::all(), id) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(End::CLOSED),
-            answers => answers?,
-        };
-        // Without a connection, the kernel finds the socket that listens there.
-        let end = answers.iter().find_map(end_of).filter(|end| end.state != State::Listen);
-        Ok(end.unwrap_or(End::CLOSED))
+        match self.ask(NLM_F_REQUEST, StateFlags::all(), extensions, id) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
+            answers => answers,
+        }
     }
 
     /// What listens at an address, on it alone or on all.
@@ -76,8 +103,9 @@ impl Kernel {
                 interface_id: 0,
                 cookie: ANY,
             };
-            let answers = self.ask(NLM_F_REQUEST | NLM_F_DUMP, StateFlags::LISTEN, id)?;
-            for answer in answers.iter().filter(|answer| listens_at(answer, address)) {
+            let answers = self.dump(StateFlags::LISTEN, id)?;
+            let headers = answers.iter().map(|answer| &answer.header);
+            for answer in headers.filter(|answer| listens_at(answer, address)) {
                 let listener = found.get_or_insert_with(Listener::default);
                 listener.waiting += answer.recv_queue;
                 listener.backlog += answer.send_queue;
@@ -102,25 +130,30 @@ impl Kernel {
             interface_id: 0,
             cookie: ANY,
         };
-        let answers = self.ask(NLM_F_REQUEST | NLM_F_DUMP, StateFlags::all(), id)?;
+        let answers = self.dump(StateFlags::all(), id)?;
         let to_server = answers.iter().filter(|answer| {
-            answer.socket_id.destination_address.to_canonical() == server.ip().to_canonical()
+            answer.header.socket_id.destination_address.to_canonical() == server.ip().to_canonical()
         });
         Ok(to_server.count() as u64)
+    }
+
+    /// All sockets that are like this one.
+    fn dump(&self, states: StateFlags, id: SocketId) -> io::Result<Vec<InetResponse>> {
+        self.ask(NLM_F_REQUEST | NLM_F_DUMP, states, ExtensionFlags::empty(), id)
     }
 
     fn ask(
         &self,
         flags: u16,
         states: StateFlags,
+        extensions: ExtensionFlags,
         socket_id: SocketId,
-    ) -> io::Result<Vec<InetResponseHeader>> {
+    ) -> io::Result<Vec<InetResponse>> {
         let mut header = NetlinkHeader::default();
         header.flags = flags;
         header.sequence_number = self.asked.get().wrapping_add(1);
         self.asked.set(header.sequence_number);
         let family = if socket_id.source_address.is_ipv4() { AF_INET } else { AF_INET6 };
-        let extensions = ExtensionFlags::empty();
         let request = InetRequest { family, protocol: IPPROTO_TCP, extensions, states, socket_id };
         let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
         message.finalize();
@@ -153,7 +186,7 @@ fn take(
     mut part: &[u8],
     number: u32,
     flags: u16,
-    answers: &mut Vec<InetResponseHeader>,
+    answers: &mut Vec<InetResponse>,
 ) -> io::Result<bool> {
     while !part.is_empty() {
         let message = NetlinkMessage::<SockDiagMessage>::deserialize(part)
@@ -165,8 +198,7 @@ fn take(
         }
         match message.payload {
             NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(response)) => {
-                let InetResponse { header, .. } = *response;
-                answers.push(header);
+                answers.push(*response);
                 if flags & NLM_F_DUMP == 0 {
                     return Ok(true);
                 }
@@ -253,6 +285,22 @@ mod tests {
             drop(listener);
             assert_eq!(kernel.listener(peer).unwrap(), None, "{bind}");
         }
+    }
+
+    #[test]
+    fn what_a_small_window_holds_back_is_not_sent() {
+        let kernel = Kernel::open().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (local, peer) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+        assert_eq!(kernel.not_sent(local, peer).unwrap(), 0);
+        client.set_nonblocking(true).unwrap();
+        while io::Write::write(&mut &client, &[0; 1 << 16]).is_ok() {}
+        let queued = kernel.end(local, peer).unwrap().send_queue;
+        let not_sent = kernel.not_sent(local, peer).unwrap();
+        assert!(0 < not_sent && not_sent <= queued, "{not_sent} of {queued}");
+        drop(listener);
+        assert_eq!(kernel.not_sent(local, (Ipv4Addr::LOCALHOST, 1).into()).unwrap(), 0);
     }
 
     #[test]

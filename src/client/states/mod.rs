@@ -39,7 +39,6 @@ use super::harness::Stop;
 use super::process::Start;
 use super::target::{LONGEST_WAIT, Target};
 use crate::config::Design;
-use crate::error::Transport;
 use crate::protocol::Framing;
 
 pub(super) use self::kernel::Kernel;
@@ -292,7 +291,6 @@ impl<'a> Context<'a> {
             (Subject::Command(command), Some(arguments)) => command.with(arguments(needs)),
         };
         let start = Start {
-            transport: Transport::Tcp,
             patience: self.book.timeout,
             supervisor: self.config.supervisor.clone(),
             cancel: self.book.cancel.clone(),
