@@ -257,6 +257,15 @@ fn a_server_for_a_single_client_is_not_blamed() {
         "{text}"
     );
     assert!(text.contains("0 shown, 0 failed, 2 not shown"), "{text}");
+    // Where it is started for each scenario, the first client is that of the scenario.
+    let program = concat!(env!("CARGO_TARGET_TMPDIR"), "/single.py");
+    std::fs::write(program, courses::tcp("s.close(); echo(c); sys.exit()")).unwrap();
+    let command = format!("python3 {program} {{port}}");
+    let outcome = states(&["--start", &command, "open", "echo", "half-close", "reset"]);
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let text = outcome.text();
+    assert!(text.contains("reset: not shown: this server serves a single client"), "{text}");
+    assert!(text.contains("3 shown, 0 failed, 1 not shown"), "{text}");
 }
 
 #[test]
@@ -492,7 +501,12 @@ fn where_they_cannot_be_seen_it_says_so() {
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     let text = outcome.text();
     assert!(text.contains("--- SYN ---->"), "{text}");
-    assert!(text.contains("told from the states: seeing segments on the wire takes"), "{text}");
+    assert!(
+        text.contains(
+            "not seen, but follow from calls and states: seeing segments on the wire takes"
+        ),
+        "{text}"
+    );
     let outcome = run(command.arg("--segments"));
     assert_eq!((outcome.code, outcome.text()), (Some(1), ""), "{outcome:?}");
     let sentence = "evecho: seeing segments on the wire takes CAP_NET_RAW";

@@ -101,10 +101,12 @@ impl Segments {
             Err(error) if starts_server => own_network().map_err(|_| error),
             seen => seen,
         };
-        let or =
-            if starts_server { ", or namespaces of its own, which the system refuses" } else { "" };
-        seen.map(|()| true)
-            .map_err(|error| format!("seeing segments on the wire takes CAP_NET_RAW{or} ({error})"))
+        let also = if starts_server { ", also in namespaces of its own" } else { "" };
+        seen.map(|()| true).map_err(|error| {
+            format!(
+                "seeing segments on the wire takes CAP_NET_RAW, which the system refuses{also} ({error})"
+            )
+        })
     }
 }
 
@@ -254,7 +256,7 @@ pub(crate) fn run(args: &Args) -> CommandResult {
         false => {
             write_counts(out, &report)?;
             unseen.iter().try_for_each(|why| {
-                writeln!(out, "{DIM}The segments are told from the states: {why}{DIM:#}")
+                writeln!(out, "{DIM}The segments were not seen, but follow from calls and states: {why}{DIM:#}")
             })
         }
     })?;

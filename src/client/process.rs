@@ -27,6 +27,7 @@ use nix::unistd::Pid;
 use serde::{Serialize, Serializer};
 
 use super::Cancel;
+use super::cancel::Deadline;
 use super::socket::listens;
 use crate::error::{ParseError, Transport};
 use crate::units;
@@ -116,7 +117,7 @@ impl ServerCommand {
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
         let (pid, cancel) = (child.id(), start.cancel.clone());
         let mut server = ServerProcess { child, pid, address, stderr, cancel };
-        server.address = server.await_listening(start.transport, start.patience).map_err(wrong)?;
+        server.address = server.await_listening(start).map_err(wrong)?;
         if supervised {
             server.pid = usage::children(pid).first().copied().unwrap_or(pid);
         }
@@ -172,6 +173,8 @@ pub struct Start {
     pub supervisor: Vec<OsString>,
     /// Ends every wait for the server early. Default: one that nothing cancels.
     pub cancel: Cancel,
+    /// How to see whether it listens. Default: a client that comes and leaves.
+    pub(super) look: fn(SocketAddr, Transport, Deadline<'_>) -> bool,
 }
 
 impl Default for Start {
@@ -182,6 +185,7 @@ impl Default for Start {
             descriptors: None,
             supervisor: Vec::new(),
             cancel: Cancel::default(),
+            look: listens,
         }
     }
 }
@@ -245,18 +249,15 @@ impl ServerProcess {
         Pid::from_raw(self.child.id().cast_signed())
     }
 
-    fn await_listening(
-        &self,
-        transport: Option<Transport>,
-        patience: Duration,
-    ) -> Result<SocketAddr, Why> {
+    fn await_listening(&self, start: &Start) -> Result<SocketAddr, Why> {
+        let &Start { transport, patience, look, .. } = start;
         let [v4, v6] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)]
             .map(|ip| SocketAddr::new(ip, self.address.port()));
         let deadline = self.cancel.within(patience);
         let look = |address| {
             let of = |asked: &Transport| transport.is_none_or(|only| only == *asked);
             let mut asked = [Transport::Tcp, Transport::Udp].into_iter().filter(of);
-            asked.any(|transport| listens(address, transport, deadline)).then_some(address)
+            asked.any(|transport| look(address, transport, deadline)).then_some(address)
         };
         let found = deadline.find(|| {
             if let Some(status) = self.ended() {

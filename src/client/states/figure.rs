@@ -4,6 +4,9 @@ use super::report::{Connection, End, Remark, Report, ScenarioReport, Segment, Si
 use crate::client::plot::{self, Rung};
 use crate::units::milliseconds;
 
+/// Spaces that are drawn at the beginning of a text, too.
+const INDENT: &str = "\u{a0}\u{a0}\u{a0}\u{a0}";
+
 impl Report {
     /// Draws the scenarios as ladders, one below the other: SVG for light and for dark backgrounds.
     pub fn figure(&self) -> String {
@@ -38,7 +41,7 @@ impl ScenarioReport {
     fn add_to(&self, rungs: &mut Vec<Rung>) {
         for (number, step) in (1..).zip(&self.steps) {
             for (index, call) in step.calls.iter().enumerate() {
-                let number = if index == 0 { format!("{number}. ") } else { "    ".to_owned() };
+                let number = if index == 0 { format!("{number}. ") } else { INDENT.to_owned() };
                 rungs.push(Rung::Heading(number + call));
             }
             step.add_to(rungs);
@@ -51,9 +54,15 @@ impl Step {
         let several = self.connections.len() != 1;
         for (index, segment) in self.segments.iter().enumerate() {
             if self.segments_left_out > 0 && index == self.segments.len() / 2 {
-                rungs.push(Rung::Heading(format!("    {} more segments", self.segments_left_out)));
+                rungs.push(Rung::Heading(format!(
+                    "{INDENT}{} more segments",
+                    self.segments_left_out
+                )));
             }
             rungs.push(arrow(segment, several));
+        }
+        if self.connections.is_empty() && !self.segments.is_empty() {
+            rungs.push(Rung::States(Default::default()));
         }
         for (number, Connection { client, server, .. }) in (1..).zip(&self.connections) {
             let near = if several { format!("{number}: {}", state(client)) } else { state(client) };

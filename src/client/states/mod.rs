@@ -266,7 +266,11 @@ impl<'a> Context<'a> {
         let nature = match self.nature.get() {
             Some(nature) => nature,
             None => {
-                let found = Nature::of(stage.address, self.config.framing, self.book)?;
+                let mut found = Nature::of(stage.address, self.config.framing, self.book)?;
+                if let Subject::Command(_) = self.config.subject {
+                    found.single = !self.book.listens_on(stage.address).map_err(Stop::kernel)?;
+                    stage = self.any_stage(needs)?;
+                }
                 self.nature.get_or_init(|| found)
             }
         };
@@ -276,7 +280,7 @@ impl<'a> Context<'a> {
         if nature.once && !needs.once {
             return Err(Stop::skipped("this server closes after its first answer"));
         }
-        stage.upper = nature.upper;
+        (stage.upper, stage.single) = (nature.upper, nature.single);
         Ok(stage)
     }
 
@@ -294,6 +298,11 @@ impl<'a> Context<'a> {
             patience: self.book.timeout,
             supervisor: self.config.supervisor.clone(),
             cancel: self.book.cancel.clone(),
+            // Of a server for a single client, a client that looks would be that.
+            look: |address, _, _| {
+                let listener = Kernel::open().and_then(|kernel| kernel.listener(address));
+                listener.is_ok_and(|listener| listener.is_some())
+            },
             ..Start::default()
         };
         let server = command.start(&start).map_err(|error| Stop::Fatal(Error::Start(error)))?;

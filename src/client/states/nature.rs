@@ -24,6 +24,8 @@ pub(super) struct Nature {
     pub(super) upper: bool,
     /// It closes after its first answer.
     pub(super) once: bool,
+    /// It does not listen any more after its first client.
+    pub(super) single: bool,
     /// Why nothing can be shown that takes an echo.
     pub(super) other: Option<Other>,
 }
@@ -82,7 +84,7 @@ impl Nature {
         if answer == hello || upper {
             // It reads our FIN, and may go on with the next client.
             let _ = probe.stream.shutdown(Shutdown::Write);
-            return Ok(Self { upper, once: end.is_ok(), other: None });
+            return Ok(Self { upper, once: end.is_ok(), ..Self::default() });
         }
         let other = Some(probe.without_echo(&answer, end)?);
         Ok(Self { other, ..Self::default() })

@@ -57,6 +57,8 @@ pub(super) struct Stage<'a> {
     has_connections: bool,
     /// Whether the server answers in upper case.
     pub(super) upper: bool,
+    /// Whether the server serves one client, and no other.
+    pub(super) single: bool,
     clients: Vec<Client>,
     /// `None` where segments are not seen.
     wire: Option<Wire>,
@@ -120,6 +122,7 @@ impl<'a> Stage<'a> {
             own_listener: false,
             has_connections: true,
             upper: false,
+            single: false,
             clients: vec![],
             wire,
             process,
@@ -175,6 +178,9 @@ impl<'a> Stage<'a> {
     }
 
     fn connect_with(&mut self, receive_buffer: Option<usize>) -> Result<usize, Stop> {
+        if self.single && !self.clients.is_empty() {
+            return Err(Stop::skipped("this server serves a single client"));
+        }
         let deadline = self.book.cancel.within(self.book.timeout);
         let stream = socket::tcp(self.address, receive_buffer, deadline);
         self.enter(stream.doing("the server accepts a connection")?)
