@@ -8,10 +8,10 @@ mod tool;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use tool::{DEADLINE, cargo, example};
@@ -89,6 +89,46 @@ fn the_commands_of_the_tour_work_and_print_what_it_says() {
     Newcomer::new("tour").follow("docs/tour.md");
 }
 
+/// What `evecho check` says of the reader's own servers is what the table of the tour says.
+#[test]
+fn the_table_of_the_tour_is_what_check_says() {
+    if missing_program("python3").is_some() {
+        eprintln!("not tested: python3 is not installed");
+        return;
+    }
+    let newcomer = Newcomer::new("tour-table");
+    newcomer.save_programs("docs/tour.md");
+    let tour = read("docs/tour.md");
+    let (_, table) = tour.split_once("\n| rule of `evecho check` |").unwrap();
+    let rows: Vec<Vec<&str>> =
+        table.lines().take_while(|line| line.contains('|')).map(cells).collect();
+    for (column, program) in rows[0].iter().enumerate() {
+        for (told, timeout, verdict) in [("fails", "5s", "not ok"), ("", "30s", "ok")] {
+            let rows = rows[2..].iter().filter(|row| row[column + 1] == told);
+            let rules: Vec<&str> = rows.map(|row| row[0].split('`').nth(1).unwrap()).collect();
+            if rules.is_empty() {
+                continue;
+            }
+            let start = format!("python3 {} {{port}}", program.trim_matches('`'));
+            let mut check = newcomer.command(EVECHO);
+            check.args(["check", "--tcp-only", "--format", "tap", "--timeout", timeout]);
+            check.args(["--start", &start, "--only", &rules.join(",")]);
+            let outcome = tool::finish(tool::spawn(check));
+            let is_verdict = |line: &&str| line.starts_with("ok ") || line.starts_with("not ok ");
+            let verdicts: Vec<&str> = outcome.text().lines().filter(is_verdict).collect();
+            let expected = rules.iter().enumerate();
+            let expected =
+                expected.map(|(index, rule)| format!("{verdict} {} - {rule}", index + 1));
+            assert_eq!(verdicts, expected.collect::<Vec<_>>(), "{program}: {}", outcome.text());
+        }
+    }
+}
+
+/// The cells of a row of a table.
+fn cells(row: &str) -> Vec<&str> {
+    row.trim_end_matches('|').trim_start_matches('|').split('|').map(str::trim).collect()
+}
+
 /// A newcomer that types what a document says, line by line: servers in one terminal, where each ends the
 /// one before it, and everything else in another.
 struct Newcomer {
@@ -126,7 +166,15 @@ impl Newcomer {
         newcomer
     }
 
+    /// Has typed the programs of the document.
+    fn save_programs(&self, document: &str) {
+        for (name, program) in programs(document) {
+            fs::write(self.directory.join(name), program).unwrap();
+        }
+    }
+
     fn follow(&mut self, document: &str) {
+        self.save_programs(document);
         let commands = commands(document);
         assert!(!commands.is_empty(), "{document} has no commands");
         for Typed { command, printed, line } in commands {
@@ -135,24 +183,30 @@ impl Newcomer {
                 printed.iter().for_each(|line| self.wait_for_log(line));
                 continue;
             }
-            if let Some(missing) = missing_program(&command) {
+            // It is built already.
+            let command = command.strip_prefix(INSTALL).unwrap_or(&command);
+            let starts = starts_server(command);
+            if let Some(missing) = missing_program(command) {
                 eprintln!("not tested: {missing} is not installed");
+                self.server = self.server.take().filter(|_| !starts);
+                continue;
+            }
+            if self.server.is_none() && !starts && command.contains(PORT) {
+                eprintln!("not tested: its server could not be started");
                 continue;
             }
             if printed.iter().any(|line| is_segment(&shape(line))) && !sees_segments() {
                 eprintln!("not tested: segments cannot be seen here");
                 continue;
             }
-            // It is built already.
-            let command = command.strip_prefix(INSTALL).unwrap_or(&command);
             match command.split_whitespace().collect::<Vec<_>>()[..] {
                 ["cargo", "install" | "test", ..] | ["cargo", "build", "--examples"] => {}
                 ["cargo", "run", "--example", name, "--", ..] => {
                     let (_, arguments) = command.split_once(" -- ").unwrap();
                     self.run(&format!("'{}' {arguments}", example(name).display()), &printed);
                 }
-                ["evecho"] => self.start(command, &printed),
-                ["evecho", flag, ..] if flag.starts_with('-') => self.start(command, &printed),
+                _ if starts => self.start(command, &printed),
+                _ if is_failure(&printed) => self.run(command, &printed),
                 _ => self.run(&hurried(command), &printed),
             }
         }
@@ -161,16 +215,13 @@ impl Newcomer {
     /// Starts a server instead of the one that runs, and waits until it listens.
     fn start(&mut self, command: &str, printed: &[String]) {
         self.server = None;
-        let words = shlex::split(command).unwrap();
-        let mut process = self.command(EVECHO);
-        process.args(&words[1..]).env("EVECHO_PORT", "0").stderr(Stdio::piped());
-        let mut process = process.spawn().unwrap();
+        let words = shlex::split(&command.replace(PORT, "0")).unwrap();
+        let mut process = self.command(&words[0]);
+        process.args(&words[1..]).env("EVECHO_PORT", "0").env("PYTHONUNBUFFERED", "1");
+        let mut process = process.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let (sender, log) = channel();
-        let stderr = BufReader::new(process.stderr.take().unwrap());
-        thread::spawn(move || {
-            // To the end: the server's log has a reader as long as it runs.
-            stderr.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
-        });
+        read_lines(process.stderr.take().unwrap(), sender.clone());
+        read_lines(process.stdout.take().unwrap(), sender);
         let mut server = Server { process, port: String::new(), log };
         let next = |server: &Server| server.log.recv_timeout(DEADLINE).expect("it logs a line");
         let mut lines = vec![];
@@ -202,7 +253,7 @@ impl Newcomer {
         shell.args(["-euc", &self.here(command).replace(PORT, port)]);
         let outcome = tool::finish(tool::spawn(shell));
         let said = format!("{command}:\n{}{}", outcome.text(), outcome.stderr);
-        assert_eq!(outcome.code, Some(0), "{said}");
+        assert_eq!(outcome.code, Some(i32::from(is_failure(printed))), "{said}");
         if !printed.is_empty() {
             // Which segments go is the kernel's matter.
             let is_told = |line: &String| !is_segment(line);
@@ -242,6 +293,60 @@ impl Newcomer {
         command.env_remove("RUST_LOG").env("PATH", path).current_dir(&self.directory);
         command
     }
+}
+
+/// Sends each line, to the end: a program's output has a reader as long as it runs.
+fn read_lines(from: impl Read + Send + 'static, lines: Sender<String>) {
+    thread::spawn(move || {
+        BufReader::new(from).lines().map_while(Result::ok).for_each(|line| drop(lines.send(line)));
+    });
+}
+
+/// Whether a command is for the terminal of the servers: evecho with flags alone, or a program of the
+/// reader's own.
+fn starts_server(command: &str) -> bool {
+    match command.split(' ').collect::<Vec<_>>()[..] {
+        ["evecho"] | ["python3", _, PORT] => true,
+        ["evecho", flag, ..] => flag.starts_with('-'),
+        _ => false,
+    }
+}
+
+/// Whether a document shows a command that finds a fault, and so ends with the exit code 1.
+fn is_failure(printed: &[String]) -> bool {
+    printed.iter().any(|line| line.starts_with("  FAIL ") || line.contains(" unanswered;"))
+}
+
+/// The programs of a document, with their names: `python` blocks that begin with `# NAME`, and `diff`
+/// blocks that begin with the names of an earlier program and of what it becomes.
+fn programs(document: &str) -> BTreeMap<String, String> {
+    let mut programs = BTreeMap::new();
+    let text = read(document);
+    for block in text.split("\n```").skip(1).step_by(2) {
+        if let Some(program) = block.strip_prefix("python\n# ") {
+            let (name, program) = program.split_once('\n').unwrap();
+            programs.insert(name.to_string(), format!("{program}\n"));
+        } else if let Some(diff) = block.strip_prefix("diff\n--- ") {
+            let (old, rest) = diff.split_once("\n+++ ").unwrap();
+            let (new, changes) = rest.split_once('\n').unwrap();
+            let program = changed(&programs[old], &format!("{changes}\n"));
+            programs.insert(new.to_string(), program);
+        }
+    }
+    programs
+}
+
+/// A program with the changes of a `diff` block, in which three dots stand for lines in between.
+fn changed(program: &str, changes: &str) -> String {
+    changes.split("...\n").fold(program.to_string(), |program, hunk| {
+        let side = |sign| {
+            let lines = hunk.lines().filter(|line| !line.starts_with(sign));
+            lines.map(|line| format!("{}\n", line.get(1..).unwrap_or(""))).collect::<String>()
+        };
+        let (old, new) = (side('+'), side('-'));
+        assert_eq!(program.matches(&old).count(), 1, "{old} in {program}");
+        program.replace(&old, &new)
+    })
 }
 
 /// A command of a document, and what it prints there. Without a command, it is what the server logs.
@@ -312,10 +417,14 @@ fn hurried(command: &str) -> String {
             words.extend(["--timeout", "30s"]);
         }
         ["evecho", "compare", ..] => {
+            words.retain(|word| *word != "--no-scenes");
             words.extend(["-t", "50ms", "--rounds", "1", "-c", "1", "--no-scenes"]);
         }
-        ["evecho", "check", ..] if !command.contains("--list") && !command.contains("--only") => {
-            words.extend(["--only", "tcp-split,udp-empty"]);
+        ["evecho", "check", ..] if !command.contains("--list") => {
+            if !command.contains("--only") {
+                words.extend(["--only", "tcp-split,udp-empty"]);
+            }
+            words.extend(["--timeout", "30s"]);
         }
         _ => {}
     }
@@ -357,20 +466,25 @@ fn sees_segments() -> bool {
     command.status().unwrap().success()
 }
 
-/// A line without its numbers, which differ from run to run, the width of columns, and the units of times.
+/// A line without its numbers, which differ from run to run, the width of columns, and the units of times
+/// and rates.
 fn shape(line: &str) -> String {
     let mut shape = String::new();
-    for char in line.trim_end().chars() {
+    let mut chars = line.trim_end().chars().peekable();
+    while let Some(char) = chars.next() {
         match char {
             '0'..='9' if shape.ends_with('#') => {}
             '0'..='9' => shape.push('#'),
             // Inside a number.
-            '.' if shape.ends_with('#') => {}
+            '.' | ',' if shape.ends_with('#') && chars.peek().is_some_and(char::is_ascii_digit) => {
+            }
             ' ' if shape.ends_with(' ') => {}
             _ => shape.push(char),
         }
     }
-    [" µs", " ms", " ns"].iter().fold(shape, |shape, unit| shape.replace(unit, " s"))
+    let units = [(" µs", " s"), (" ms", " s"), (" ns", " s"), (" KiB/", " B/"), (" MiB/", " B/")];
+    let units = units.into_iter().chain([(" kbit/", " bit/"), (" Mbit/", " bit/")]);
+    units.fold(shape, |shape, (unit, plain)| shape.replace(unit, plain))
 }
 
 fn read(document: &str) -> String {
@@ -746,6 +860,24 @@ fn the_files_that_documents_name_exist() {
         for name in named.filter(|word| of_ours.iter().any(|start| word.starts_with(start))) {
             assert!(Path::new(ROOT).join(name).exists(), "{document} names {name}");
         }
+    }
+}
+
+/// Where the tour says "`name` in `file`", the file defines it.
+#[test]
+fn the_tour_names_what_is_in_the_source() {
+    let tour = read("docs/tour.md");
+    let pairs = tour.match_indices("` in `src/").map(|(at, _)| {
+        let (_, name) = tour[..at].rsplit_once('`').unwrap();
+        (name, tour[at + 6..].split('`').next().unwrap())
+    });
+    let pairs: Vec<(&str, &str)> = pairs.collect();
+    assert!(pairs.len() > 10, "{pairs:?}");
+    for (name, file) in pairs {
+        let text = read(file);
+        let is_defined = |kind: &&str| text.contains(&format!("{kind} {name}"));
+        let defined = ["fn", "enum", "pub", "   "].iter().any(is_defined);
+        assert!(defined, "{file} has no {name}");
     }
 }
 
