@@ -488,7 +488,7 @@ fn shape(line: &str) -> String {
 }
 
 fn read(document: &str) -> String {
-    fs::read_to_string(Path::new(ROOT).join(&document)).unwrap()
+    fs::read_to_string(Path::new(ROOT).join(document)).unwrap()
 }
 
 // ---- the table of flags
