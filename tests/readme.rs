@@ -323,8 +323,10 @@ fn programs(document: &str) -> BTreeMap<String, String> {
     let mut programs = BTreeMap::new();
     let text = read(document);
     for block in text.split("\n```").skip(1).step_by(2) {
-        if let Some(program) = block.strip_prefix("python\n# ") {
-            let (name, program) = program.split_once('\n').unwrap();
+        if let Some((first, program)) =
+            block.strip_prefix("python\n").and_then(|program| program.split_once('\n'))
+            && let Some(name) = named(first)
+        {
             programs.insert(name.to_string(), format!("{program}\n"));
         } else if let Some(diff) = block.strip_prefix("diff\n--- ") {
             let (old, rest) = diff.split_once("\n+++ ").unwrap();
@@ -334,6 +336,11 @@ fn programs(document: &str) -> BTreeMap<String, String> {
         }
     }
     programs
+}
+
+/// The name of the program whose first line this is.
+fn named(line: &str) -> Option<&str> {
+    line.strip_prefix("# ").filter(|name| name.ends_with(".py"))
 }
 
 /// A program with the changes of a `diff` block, in which three dots stand for lines in between.
@@ -357,7 +364,7 @@ struct Typed {
 }
 
 /// The commands of a document: all lines of its `sh` blocks, those behind `$` in `console` blocks, and
-/// its `python` blocks. A `text` block is what the server logs.
+/// its `python` blocks without a name. A `text` block is what the server logs.
 fn commands(document: &str) -> Vec<Typed> {
     let text = read(document);
     let (mut language, mut commands) = (None, Vec::<Typed>::new());
@@ -371,7 +378,7 @@ fn commands(document: &str) -> Vec<Typed> {
                 language = Some(opening);
                 match opening {
                     "text" => commands.push(typed("")),
-                    "python" => {
+                    "python" if text.lines().nth(index + 1).and_then(named).is_none() => {
                         let command = python(&text, index + 1);
                         commands.push(Typed { command, ..typed("") });
                     }
@@ -417,7 +424,6 @@ fn hurried(command: &str) -> String {
             words.extend(["--timeout", "30s"]);
         }
         ["evecho", "compare", ..] => {
-            words.retain(|word| *word != "--no-scenes");
             words.extend(["-t", "50ms", "--rounds", "1", "-c", "1", "--no-scenes"]);
         }
         ["evecho", "check", ..] if !command.contains("--list") => {
@@ -810,7 +816,7 @@ fn code_in_documents_is_run() {
         let openings = text.split("\n```").skip(1).step_by(2);
         for language in openings.map(|block| block.split([',', '\n']).next().unwrap()) {
             let is_run = match language {
-                "console" | "python" | "text" => FOLLOWED.contains(&&*document),
+                "console" | "python" | "diff" | "text" => FOLLOWED.contains(&&*document),
                 // Tested with the documentation of the library.
                 "rust" => document == "docs/library.md",
                 // Commands that some test follows, or that need another machine; and no code.
