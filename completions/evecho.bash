@@ -31,8 +31,8 @@ _evecho() {
             takes=''
             first=(-W 'bash elvish fish powershell zsh') more=() ;;
         'load')
-            flags='-4 --ipv4 -6 --ipv6 -u --udp -m --mode -c --connections -s --size -f --framing --upper -d --depth -t --time -n --messages --warmup -r --rate --timeout --from --threads --pid --every --json --sweep --figure -h --help'
-            takes='-m --mode -c --connections -s --size -f --framing -d --depth -t --time -n --messages --warmup -r --rate --timeout --from --threads --pid --every --figure'
+            flags='-4 --ipv4 -6 --ipv6 -u --udp -m --mode -c --connections -s --size -f --framing --pattern --upper -d --depth -t --time -n --messages --warmup -r --rate --timeout --from --threads --pid --every --json --sweep --figure -h --help'
+            takes='-m --mode -c --connections -s --size -f --framing --pattern -d --depth -t --time -n --messages --warmup -r --rate --timeout --from --threads --pid --every --figure'
             first=(-A hostname) more=() ;;
         'merge')
             flags='--json --figure -h --help'
@@ -68,10 +68,11 @@ _evecho() {
         'compare -o' | 'compare --output') offer=(-d) ;;
         'load -m' | 'load --mode') offer=(-W 'ping-pong stream churn idle') ;;
         'load -f' | 'load --framing') offer=(-W 'raw lines length') ;;
+        'load --pattern') offer=(-W 'text binary') ;;
         'load --figure') offer=(-f) ;;
         'merge --figure') offer=(-f) ;;
         'ping -f' | 'ping --framing') offer=(-W 'raw lines length') ;;
-        'ping --pattern') offer=(-W 'ascii binary') ;;
+        'ping --pattern') offer=(-W 'text binary') ;;
         'ping --figure') offer=(-f) ;;
         'send -f' | 'send --framing') offer=(-W 'raw lines length') ;;
         'states --start') offer=(-c) ;;

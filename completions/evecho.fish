@@ -196,6 +196,8 @@ complete -c evecho -n "__fish_evecho_using_subcommand load" -s s -l size -d 'Byt
 complete -c evecho -n "__fish_evecho_using_subcommand load" -s f -l framing -d 'How the end of a message is marked in a TCP stream [default: raw]' -r -f -a "raw\t'No messages: bytes as they come'
 lines\t'Lines: each ends with a line feed'
 length\t'Frames: a length in four bytes, big-endian, then the payload'"
+complete -c evecho -n "__fish_evecho_using_subcommand load" -l pattern -d 'What the messages are made of' -r -f -a "text\t'Lower-case letters and digits'
+binary\t'All byte values'"
 complete -c evecho -n "__fish_evecho_using_subcommand load" -s d -l depth -d 'Messages in flight on each connection without --rate: the depth, not the duration, which is --time' -r -f
 complete -c evecho -n "__fish_evecho_using_subcommand load" -s t -l time -d 'Measure for this time [default: 10s; with --sweep, 2s for each rate]' -r -f
 complete -c evecho -n "__fish_evecho_using_subcommand load" -s n -l messages -d 'Measure this many messages, instead of a time' -r -f
@@ -224,7 +226,7 @@ complete -c evecho -n "__fish_evecho_using_subcommand ping" -s c -l count -d 'Se
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -s w -l deadline -d 'End after this time, whatever was sent and answered' -r -f
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -s i -l interval -d 'Time from one ping to the next; 0 sends each as soon as the one before is answered' -r -f
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -s s -l size -d 'Bytes in each ping, 24 to 65507' -r -f
-complete -c evecho -n "__fish_evecho_using_subcommand ping" -l pattern -d 'What the pings are made of' -r -f -a "ascii\t'Lower-case letters and digits'
+complete -c evecho -n "__fish_evecho_using_subcommand ping" -l pattern -d 'What the pings are made of' -r -f -a "text\t'Lower-case letters and digits'
 binary\t'All byte values'"
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -s W -l wait -d 'Give up on a ping, or on connecting, after this time' -r -f
 complete -c evecho -n "__fish_evecho_using_subcommand ping" -l from -l source -d 'Send from this address of this machine' -r -f

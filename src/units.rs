@@ -36,13 +36,18 @@ pub(crate) fn nanoseconds(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// A number of things: `1 byte`, `2 bytes`.
-pub(crate) fn count<N: fmt::Display + PartialEq + From<u8>>(
-    number: N,
-    what: &str,
-) -> impl fmt::Display {
-    let plural = if number == N::from(1) { "" } else { "s" };
-    fmt::from_fn(move |f| write!(f, "{number} {what}{plural}"))
+/// A number of things: `1 byte`, `2,048 bytes`.
+pub fn count(number: impl TryInto<u64>, what: &str) -> impl fmt::Display {
+    let number = number.try_into().unwrap_or(u64::MAX);
+    let plural = if number == 1 { "" } else { "s" };
+    fmt::from_fn(move |f| write!(f, "{} {what}{plural}", grouped(number)))
+}
+
+/// What has happened to a number of things: `1 byte was`, `2,048 bytes were`.
+pub fn were(number: impl TryInto<u64>, what: &str) -> impl fmt::Display {
+    let number = number.try_into().unwrap_or(u64::MAX);
+    let verb = if number == 1 { "was" } else { "were" };
+    fmt::from_fn(move |f| write!(f, "{} {verb}", count(number, what)))
 }
 
 /// A number of bytes with at most three digits and the unit that fits: `512 B`, `64 KiB`, `1.5 GiB`.
@@ -174,6 +179,12 @@ mod tests {
 
     #[test]
     fn numbers_read_easily() {
+        assert_eq!(
+            [count(1, "byte").to_string(), count(0, "byte").to_string()],
+            ["1 byte", "0 bytes"]
+        );
+        assert_eq!(were(1_u8, "byte").to_string(), "1 byte was");
+        assert_eq!(were(2_048_usize, "byte").to_string(), "2,048 bytes were");
         let texts = [0, 999, 1_000, 1_234_567].map(|number| grouped(number).to_string());
         assert_eq!(texts, ["0", "999", "1,000", "1,234,567"]);
         assert_eq!(format!("{:>6}|{:<6}", grouped(1_000), time(Duration::ZERO)), " 1,000|0 ns  ");

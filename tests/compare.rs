@@ -36,6 +36,10 @@ fn as_server() {
                 match wrong.as_str() {
                     "die" => std::process::exit(3),
                     "lie" => room[0] ^= 1,
+                    "short" => {
+                        let _ = stream.write_all(b"no");
+                        continue;
+                    }
                     _ => {}
                 }
                 stream.write_all(&room[..length]).unwrap();
@@ -82,7 +86,7 @@ fn every_server_has_its_row_and_its_numbers() {
             "1 connection",
             "3 connections",
             "one slow client before 100 others",
-            "one client among 1000 idle ones",
+            "one client among 1,000 idle ones",
             "10 clients, each message a connection",
         ] {
             assert!(row(&table, trial, server).contains(" MiB"), "{table}");
@@ -94,7 +98,7 @@ fn every_server_has_its_row_and_its_numbers() {
     assert!(iterative("1 connection").ends_with(" MiB"));
     assert!(iterative("3 connections").ends_with("answers 1 of 3 connections, the others wait"));
     assert!(iterative("one slow client before 100 others").contains("answers none of 100"));
-    assert!(iterative("one client among 1000 idle ones").contains("answers 1 of 1000"));
+    assert!(iterative("one client among 1,000 idle ones").contains("answers 1 of 1,000"));
     assert!(iterative("10 clients, each message a connection").ends_with(" MiB"));
 
     let read = |name| fs::read_to_string(directory.join(name)).unwrap();
@@ -193,12 +197,14 @@ fn a_client_that_is_not_answered_is_not_drawn_as_served() {
 #[test]
 fn who_fails_is_named_and_the_rest_goes_on() {
     let (dies, lies, good) = (peer("dies", "die"), peer("lies", "lie"), peer("good", "echo"));
+    let short = peer("short", "short");
     let output = compare(&["-r", "1", "-t", "200ms", "-c", "1,2", "--no-scenes"])
         .args(["--design", "event-loop", "--peer", &dies, "--peer", &lies, "--peer", &good])
+        .args(["--peer", &short])
         .args(["--peer", "absent=/nowhere/server {port}"])
         .output()
         .unwrap();
-    // Three of them were never measured.
+    // Four of them were never measured.
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let table = text(&output);
     for trial in ["1 connection", "2 connections"] {
@@ -206,6 +212,9 @@ fn who_fails_is_named_and_the_rest_goes_on() {
         assert!(dies.contains("died (exit status: 3)"), "{dies}");
         let lies = row(&table, trial, "lies");
         assert!(lies.contains("fails:"), "{lies}");
+        // What it answers says more than that the rest is waited for.
+        let short = row(&table, trial, "short");
+        assert!(short.contains("fails: connection 0: byte 0 came back as 0x6e"), "{short}");
         let absent = row(&table, trial, "absent");
         assert!(absent.contains("cannot run '/nowhere/server'"), "{absent}");
         for name in ["event-loop", "good"] {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use evecho::Framing;
 use evecho::Transport::{self, Tcp, Udp};
 use evecho::client::Cancel;
-use evecho::client::load::{self, Config, Errors, Length, Mode, Report};
+use evecho::client::load::{self, Config, Errors, Length, Mode, Pattern, Report};
 
 const SIZE: usize = 64;
 
@@ -60,6 +60,8 @@ struct Double {
     seen: Mutex<u64>,
     more: Condvar,
     peers: Mutex<BTreeSet<IpAddr>>,
+    /// All messages.
+    came: Mutex<Vec<u8>>,
 }
 
 impl Double {
@@ -69,6 +71,7 @@ impl Double {
             seen: Mutex::default(),
             more: Condvar::new(),
             peers: Mutex::default(),
+            came: Mutex::default(),
         })
     }
 
@@ -96,6 +99,7 @@ impl Double {
     /// The answers to a message, in order. `held` is the connection's.
     fn answers(&self, victim: bool, message: &[u8], held: &mut Option<Vec<u8>>) -> Vec<Vec<u8>> {
         let whole = message.to_vec();
+        self.came.lock().unwrap().extend_from_slice(message);
         let mut answers = match self.fault {
             _ if !victim => vec![whole],
             Fault::Lose | Fault::LoseEach(_) | Fault::Close | Fault::Reset => vec![],
@@ -233,8 +237,11 @@ fn against(fault: Fault, transport: Transport, change: impl FnOnce(&mut Config))
 #[track_caller]
 fn assert_seen(fault: Fault, expected: (u64, Errors)) {
     for (transport, depth) in [(Tcp, 1), (Tcp, 4), (Udp, 1), (Udp, 4)] {
-        let seen = against(fault, transport, |config| config.depth = depth);
-        assert_eq!(seen, expected, "{transport:?}, depth {depth}");
+        for pattern in [Pattern::Text, Pattern::Binary] {
+            let change = |config: &mut Config| (config.depth, config.pattern) = (depth, pattern);
+            let seen = against(fault, transport, change);
+            assert_eq!(seen, expected, "{transport:?}, depth {depth}, {pattern:?}");
+        }
     }
 }
 
@@ -495,6 +502,24 @@ fn a_socket_that_gets_no_answer_any_more_is_replaced() {
     let report = run(&with!(config(Udp, address); connections, timeout, length));
     assert!(report.replaced >= 2 && report.errors.lost >= 6, "{report:?}");
     assert!(report.messages > 40, "{report:?}");
+}
+
+#[test]
+fn messages_are_of_the_pattern_that_is_asked_for() {
+    for transport in [Tcp, Udp] {
+        for (pattern, name) in [(Pattern::Text, "text"), (Pattern::Binary, "binary")] {
+            let double = Double::new(Fault::None);
+            let address = match transport {
+                Tcp => double.serve_tcp(),
+                Udp => double.serve_udp(),
+            };
+            let report = run(&with!(config(transport, address); pattern));
+            let is_text = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            let all = double.came.lock().unwrap();
+            assert_eq!((all.len(), all.iter().all(is_text)), (20 * SIZE, name == "text"));
+            assert_eq!(serde_json::to_value(&report).unwrap()["config"]["pattern"], name);
+        }
+    }
 }
 
 /// A server on one connection that answers nothing before all messages are there.
@@ -1212,6 +1237,21 @@ fn sigusr1_prints_the_report_so_far_and_goes_on() {
     double.wait_for(seen + 100);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(0));
+}
+
+/// Sends as fast as it can to a socket that nobody reads: there is no server to wait for. On a machine whose CPUs
+/// others take, it is tried again.
+#[test]
+fn a_client_that_is_the_limit_says_so() {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let said = "The client was the limit: give it more --threads";
+    let is_said = |flags: &str| {
+        let flags = format!("--udp -t 200ms --timeout 1ms --rate {flags}");
+        let output = evecho(&flags, socket.local_addr().unwrap());
+        text(&output.stdout).contains(said)
+    };
+    assert!((0..100).any(|_| is_said("1g")), "not in any of 100 runs");
+    assert!((0..100).any(|_| !is_said("10")), "in each of 100 runs");
 }
 
 #[test]

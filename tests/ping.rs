@@ -649,21 +649,6 @@ fn every_framing_pattern_and_service_is_pinged() {
 }
 
 #[test]
-fn a_server_that_decodes_what_it_gets_is_pinged() {
-    let textbook = "import socket, sys
-server = socket.socket(type=socket.SOCK_DGRAM)
-server.bind(('127.0.0.1', 0))
-print('listening on 127.0.0.1:%d' % server.getsockname()[1], file=sys.stderr)
-while True:
-    message, client = server.recvfrom(2048)
-    server.sendto(message.decode().upper().encode(), client)";
-    let Some(server) = Server::python(textbook) else { return };
-    let (outcome, lines) =
-        ping(&server.address, &["-u", "--upper", "-c", "3", "-i", "0", "-W", "20"]);
-    assert_eq!((outcome.code, counts(&lines)), (Some(0), vec![("sent", 3), ("received", 3)]));
-}
-
-#[test]
 fn frames_that_no_ping_had_end_the_connection() {
     let (address, _) = tcp_double(|listener| {
         while let Ok((mut stream, _)) = listener.accept() {
@@ -825,6 +810,36 @@ fn a_name_that_has_another_address_is_followed() {
         let last = connections(&lines).last().copied();
         assert_eq!(last, Some(&*format!("127.0.0.3:{port}")), "{said}");
     }
+    load_follows_a_name(&hosts);
+}
+
+fn load_follows_a_name(hosts: &str) {
+    std::fs::write(hosts, "127.0.0.2 moving.test\n").unwrap();
+    serve(SocketAddr::from(([127, 0, 0, 2], 7003)), 1);
+    serve(SocketAddr::from(([127, 0, 0, 3], 7003)), usize::MAX);
+    let flags = ["-c", "3", "-t", "1h", "-s", "56", "--timeout", "50ms", "--every", "20ms"];
+    let load = [&["load", "udp://moving.test:7003", "--json"], &flags[..]].concat();
+    let mut child = tool::spawn(evecho(&load));
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    let mut messages = 0;
+    let mut await_messages = |enough: u64| {
+        while messages < enough {
+            let mut line = String::new();
+            assert_ne!(output.read_line(&mut line).unwrap(), 0, "it ended");
+            let line: Value = serde_json::from_str(&line).unwrap();
+            messages += line["messages"].as_u64().unwrap();
+        }
+    };
+    await_messages(1);
+    std::fs::write(hosts, "127.0.0.3 moving.test\n").unwrap();
+    await_messages(100);
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+    let mut said = String::new();
+    output.read_to_string(&mut said).unwrap();
+    let report: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    let replaced = report["replaced"].as_u64().unwrap();
+    assert!((1..=3).contains(&replaced), "{said}");
+    assert_eq!(finish(child).code, Some(1), "the lost ones are faults");
 }
 
 /// Echoes this number of pings over TCP and over UDP, and is silent from then on.

@@ -38,7 +38,8 @@ fn echo(mut stream: TcpStream) {
 
 /// Bytes in which nothing repeats soon.
 fn noise(length: usize) -> Vec<u8> {
-    ::evecho::client::pattern::slice(1, 0, 65_000).iter().copied().cycle().take(length).collect()
+    let bytes = ::evecho::client::pattern::Alphabet::Bytes.slice(1, 0, 65_000);
+    bytes.iter().copied().cycle().take(length).collect()
 }
 
 /// A path for one test's file, in this run alone.

@@ -8,8 +8,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use evecho::client::Cancel;
 use evecho::client::load::{self, MOST_PER_SOURCE, Mode, Phase, Report};
-use evecho::client::{Cancel, pattern};
+use evecho::client::pattern::Alphabet;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
@@ -221,10 +222,12 @@ fn hold(config: &load::Config) -> io::Result<()> {
 /// Sends a message and reads it back: how long that took.
 fn exchange(mut stream: &TcpStream, index: u32, size: usize) -> io::Result<Duration> {
     let begin = Instant::now();
-    stream.write_all(pattern::slice(index, 0, size))?;
+    stream.write_all(Alphabet::Letters.slice(index, 0, size))?;
     let mut answer = vec![0; size];
     stream.read_exact(&mut answer)?;
     let time = begin.elapsed();
-    pattern::verify(index, 0, &answer).map_err(|error| io::Error::other(error.to_string()))?;
+    Alphabet::Letters
+        .verify(index, 0, &answer)
+        .map_err(|error| io::Error::other(error.to_string()))?;
     Ok(time)
 }

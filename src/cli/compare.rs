@@ -14,7 +14,7 @@ use evecho::client::compare::{
     self, Cell, Config, Contender, Measurement, Progress, Report, Scene, Spread, Trial, Waits,
 };
 use evecho::client::process::MemoryKind;
-use evecho::units::{rounded, time};
+use evecho::units::{count, rounded, time};
 use evecho::{Design, Transport};
 use serde::Serialize;
 
@@ -239,8 +239,9 @@ fn describe(report: &Report) -> String {
     if report.machine.busy_cpus > BUSY {
         let _ = write!(
             text,
-            "\nOther programs kept {:.1} of {} CPUs busy when this began: end them, and compare again.\n",
-            report.machine.busy_cpus, report.machine.cpus
+            "\nOther programs kept {:.1} of {} busy when this began: end them, and compare again.\n",
+            report.machine.busy_cpus,
+            count(report.machine.cpus, "CPU")
         );
     }
     if report.stopped {
@@ -265,11 +266,11 @@ fn heading(report: &Report, name: usize) -> String {
     let under = columns(["per second", "", "", "message", "/message", "threads", "memory"]);
     format!(
         "{size}-byte messages over {}, {depth} in flight on each connection. Rounds: {rounds}, of {time} \
-         each{spread}.\n{}, {} CPUs, {} MiB, {}, evecho {}; the client shares the \
+         each{spread}.\n{}, {}, {} MiB, {}, evecho {}; the client shares the \
          machine.\n\n{}\n{}\n",
         transport.name(),
         machine.cpu,
-        machine.cpus,
+        count(machine.cpus, "CPU"),
         machine.memory >> 20,
         machine.kernel,
         report.version,

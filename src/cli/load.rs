@@ -15,6 +15,7 @@ use clap::error::ErrorKind;
 
 use super::figure::Figure;
 use super::output::{Output, complain, sentence};
+use super::ping::PatternArg;
 use super::serve::FramingArg;
 use super::{CommandResult, TargetArgs, check_source, units, usage};
 use evecho::client::Cancel;
@@ -58,6 +59,9 @@ pub(crate) struct Args {
     /// How the end of a message is marked in a TCP stream [default: raw]
     #[arg(short, long, value_enum)]
     framing: Option<FramingArg>,
+    /// What the messages are made of
+    #[arg(long, value_enum, default_value_t = PatternArg::Text)]
+    pattern: PatternArg,
     /// Expect the answers in upper case
     #[arg(long)]
     upper: bool,
@@ -148,6 +152,7 @@ pub(crate) fn run(args: Args) -> CommandResult {
     config.sources.iter().try_for_each(|&source| check_source(source))?;
     let cancel = Cancel::at_signals()?;
     config.address = target.choose(config.transport, config.timeout, &cancel)?;
+    config.target = Some(target.clone());
     check(&config);
     if is_sweep {
         return sweep::run(&config, &target, &cancel, figure, as_json);
@@ -229,6 +234,7 @@ impl Args {
         };
         config.connections = self.connections;
         config.framing = self.framing.map_or(config.framing, Into::into);
+        config.pattern = self.pattern.into();
         config.upper = self.upper;
         config.depth = self.depth;
         let time = self.time.unwrap_or(Duration::from_secs(if self.sweep { 2 } else { 10 }));

@@ -26,8 +26,12 @@ use evecho::units::{milliseconds, time};
 ///
 /// Goes on while the server is not there, with a line for each try, and connects again when it is
 /// back. After a few losses in a row it resolves the name again and takes a new connection or, over UDP,
-/// a new socket: a server that has moved is found. Ends after --count pings, at the --deadline or at Ctrl-C, with a summary; SIGUSR1 prints the
-/// summary so far.
+/// a new socket: a server that has moved is found. Ends after --count pings, at the --deadline or at Ctrl-C,
+/// with a summary; SIGUSR1 prints the summary so far.
+///
+/// The shortest, mean and longest time, mdev and jitter are of the pings that were answered. In percentiles,
+/// a ping that was lost, or had a damaged reply, counts as later than all of these: one that falls on it is
+/// "never" (null in JSON).
 ///
 /// The exit code is 0 when a ping was answered, whole and in time (with --count and --deadline: when
 /// that many were), 1 when not, and 2 on wrong usage or when this machine fails. For a health check
@@ -55,7 +59,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "SIZE", default_value = "56", value_parser = size)]
     size: Size,
     /// What the pings are made of
-    #[arg(long, value_enum, default_value_t = PatternArg::Ascii)]
+    #[arg(long, value_enum, default_value_t = PatternArg::Text)]
     pattern: PatternArg,
     /// Expect the replies in upper case
     #[arg(long)]
@@ -88,11 +92,21 @@ pub(crate) struct Args {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum PatternArg {
+pub(super) enum PatternArg {
     /// Lower-case letters and digits
-    Ascii,
+    #[value(alias = "ascii")]
+    Text,
     /// All byte values
     Binary,
+}
+
+impl From<PatternArg> for Pattern {
+    fn from(pattern: PatternArg) -> Self {
+        match pattern {
+            PatternArg::Text => Self::Text,
+            PatternArg::Binary => Self::Binary,
+        }
+    }
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
@@ -139,10 +153,7 @@ impl Args {
         config.source = self.from;
         config.dscp = self.dscp;
         config.framing = self.framing.map_or(config.framing, Into::into);
-        config.pattern = match self.pattern {
-            PatternArg::Ascii => Pattern::Ascii,
-            PatternArg::Binary => Pattern::Binary,
-        };
+        config.pattern = self.pattern.into();
         config.upper = self.upper;
         config.count = self.count;
         config.deadline = self.deadline;
@@ -220,8 +231,8 @@ fn unanswered(config: &Config, summary: &Summary, trouble: Option<&(Reason, Stri
         return format!("{target} answered {received} of {count} pings before the deadline");
     }
     match trouble {
-        Some((Reason::Corrupt | Reason::Cut, _)) => {
-            format!("no ping came back whole: {target} does not send back what it receives")
+        Some((Reason::Corrupt | Reason::Cut, detail)) => {
+            format!("no ping came back whole: {target} {detail}")
         }
         Some((Reason::Timeout, _)) => format!(
             "{target} did not answer within {}; is an echo server running there, and on that port?",
@@ -255,7 +266,13 @@ impl Printer {
         let Some(event) = progress.event else { return };
         if let (Some(reason), false) = (event.reason(), matches!(event, Event::Disconnected { .. }))
         {
-            let detail = if let Event::Lost { detail, .. } = event { detail } else { "" };
+            let detail = match event {
+                Event::Lost { detail, .. } => detail,
+                Event::Reply(Reply::Corrupt { upper_case: true, .. }) => {
+                    "answers in upper case: expect that with --upper"
+                }
+                _ => "does not send back what it receives",
+            };
             self.trouble = Some((reason, detail.to_owned()));
         }
         match (self.quiet, self.json) {
@@ -388,15 +405,17 @@ fn describe_summary(summary: &Summary, elapsed: Duration) -> String {
     for (count, what) in [
         (summary.waiting, "still on the way"),
         (summary.reordered, "reordered"),
-        (summary.duplicates, "duplicates"),
+        (summary.duplicates, "duplicate"),
         (summary.late, "late"),
         (summary.corrupt, "corrupt"),
         (summary.cut, "cut"),
         (summary.stray, "stray"),
     ] {
-        if count > 0 {
-            text += &format!(", {count} {what}");
-        }
+        text += &match (count, what) {
+            (0, _) => continue,
+            (_, "duplicate") => format!(", {}", evecho::units::count(count, what)),
+            _ => format!(", {count} {what}"),
+        };
     }
     text += &format!(", in {} ms", elapsed.as_millis());
     let lost_by = summary.lost_by.iter().map(|(reason, count)| format!("{count} {reason}"));
@@ -406,13 +425,19 @@ fn describe_summary(summary: &Summary, elapsed: Duration) -> String {
     if let Some(times) = &summary.times {
         let latency = &times.latency;
         let [min, avg, mdev] = [latency.min, latency.mean, times.mdev].map(milliseconds);
-        let [p50, p90, p99, max] = [latency.p50, latency.p90, latency.p99, latency.max]
-            .map(|time| milliseconds(time.unwrap_or_default()));
+        let max = milliseconds(latency.max.unwrap_or_default());
         text += &format!("\nrtt min/avg/max/mdev = {min}/{avg}/{max}/{mdev} ms");
         if let Some(jitter) = times.jitter {
             text += &format!(", jitter {} ms", milliseconds(jitter));
         }
+        let never = || "never".to_owned();
+        let [p50, p90, p99] = [latency.p50, latency.p90, latency.p99]
+            .map(|time| time.map_or_else(never, |time| milliseconds(time).to_string()));
         text += &format!("\nrtt p50/p90/p99 = {p50}/{p90}/{p99} ms");
+        let missing = summary.sent - summary.waiting - summary.received;
+        if missing > 0 {
+            text += &format!(": of all, with {missing} lost or damaged as the longest");
+        }
     }
     text
 }

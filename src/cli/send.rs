@@ -13,6 +13,7 @@ use super::serve::FramingArg;
 use super::{CommandResult, TargetArgs, units};
 use evecho::client::Cancel;
 use evecho::client::send::{self, Config, Input, Progress, Tally};
+use evecho::units::{count, time, were};
 
 /// Send messages, or standard input, and print what comes back.
 ///
@@ -61,7 +62,7 @@ pub(crate) fn run(args: Args) -> CommandResult {
     config.transport = transport;
     config.framing = args.framing.map_or(config.framing, Into::into);
     config.timeout = args.timeout;
-    let wait = evecho::units::time(args.timeout);
+    let wait = time(args.timeout);
     let cancel = Cancel::at_signals()?;
     let tally = send::run(&config, input, output, &cancel, |progress| {
         if let Progress::Lost { message } = progress {
@@ -74,13 +75,14 @@ pub(crate) fn run(args: Args) -> CommandResult {
 fn conclude(config: &Config, tally: Tally) -> ExitCode {
     if tally.left_open {
         complain(&format!(
-            "all {} bytes came back, but {} did not close the connection after the half-close",
-            tally.received, config.target
+            "{} came back, as sent, but {} did not close the connection after the half-close",
+            count(tally.received, "byte"),
+            config.target
         ));
     }
     if tally.cancelled {
         let Tally { sent, received, .. } = tally;
-        complain(&format!("stopped after {sent} bytes were sent and {received} came back"));
+        complain(&format!("stopped after {} sent and {received} came back", were(sent, "byte")));
     }
     ExitCode::from(u8::from(tally.lost > 0 || tally.cancelled))
 }

@@ -9,25 +9,58 @@
 use std::fmt;
 use std::sync::LazyLock;
 
+use serde::{Deserialize, Serialize};
+
 /// A stream repeats after this many bytes: a prime, so that it is no multiple of a message size.
 pub const PERIOD: usize = 65_521;
 
-/// The longest slice that [`slice()`] lends.
+/// The longest slice that [`Alphabet::slice`] lends.
 pub const WINDOW: usize = 256 << 10;
 
 /// How far apart two streams start in the table: a prime too, so that the first [`PERIOD`] streams
 /// are all different.
 const STRIDE: u64 = 7_919;
 
+/// Of which bytes messages are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pattern {
+    /// Lower-case letters and digits: servers that decode text understand them.
+    #[default]
+    Text,
+    /// All byte values: shows servers that treat some of them differently.
+    Binary,
+}
+
+/// Why a binary pattern cannot be framed in lines.
+pub(super) const BINARY_LINES: &str =
+    "a binary pattern cannot be framed in lines: it has line feeds in it";
+/// Why a binary pattern cannot be answered in upper case.
+pub(super) const BINARY_UPPER: &str = "a binary pattern has no upper case: use the text pattern";
+
+impl Pattern {
+    /// The bytes of messages.
+    pub(super) fn alphabet(self) -> Alphabet {
+        match self {
+            Self::Text => Alphabet::Letters,
+            Self::Binary => Alphabet::Bytes,
+        }
+    }
+
+    /// The bytes of replies, which a service may put in upper case.
+    pub(super) fn replies(self, upper: bool) -> Alphabet {
+        if upper { Alphabet::Capitals } else { self.alphabet() }
+    }
+}
+
 /// The bytes of each alphabet.
 static TABLES: [LazyLock<Box<[u8]>>; 3] =
     [LazyLock::new(bytes), LazyLock::new(letters), LazyLock::new(capitals)];
 
-/// Which bytes the pattern is made of.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which bytes a stream is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alphabet {
     /// All of them.
-    #[default]
     Bytes,
     /// Lower-case letters and digits: no byte ends a line, and a service that changes the case shows.
     Letters,
@@ -67,36 +100,27 @@ fn offset(stream: u32, position: u64) -> usize {
     ((position % PERIOD as u64 + u64::from(stream) * STRIDE) % PERIOD as u64) as usize
 }
 
-/// The `length` bytes of `stream` from `position` on.
-///
-/// # Panics
-///
-/// When `length` is over [`WINDOW`].
-///
-/// ```
-/// use evecho::client::pattern;
-///
-/// let whole = pattern::slice(7, 0, 100);
-/// assert_eq!(pattern::slice(7, 40, 60), &whole[40..]);
-/// assert_ne!(pattern::slice(8, 0, 100), whole);
-/// ```
-pub fn slice(stream: u32, position: u64, length: usize) -> &'static [u8] {
-    Alphabet::Bytes.slice(stream, position, length)
-}
-
 impl Alphabet {
-    /// The same as [`slice()`].
+    /// The `length` bytes of `stream` from `position` on.
     ///
     /// # Panics
     ///
     /// When `length` is over [`WINDOW`].
+    ///
+    /// ```
+    /// use evecho::client::pattern::Alphabet;
+    ///
+    /// let whole = Alphabet::Letters.slice(7, 0, 100);
+    /// assert_eq!(Alphabet::Letters.slice(7, 40, 60), &whole[40..]);
+    /// assert_ne!(Alphabet::Letters.slice(8, 0, 100), whole);
+    /// ```
     pub fn slice(self, stream: u32, position: u64, length: usize) -> &'static [u8] {
         assert!(length <= WINDOW, "a slice of the pattern is at most {WINDOW} bytes");
         let start = offset(stream, position);
         &TABLES[self as usize][start..start + length]
     }
 
-    /// The same as [`verify()`].
+    /// Checks that `found` is what `stream` has from `position` on, at any length.
     ///
     /// # Errors
     ///
@@ -116,6 +140,14 @@ impl Alphabet {
             at += found.len() as u64;
         }
         Ok(())
+    }
+
+    /// Whether `found` is what `stream` has from `position` on, in upper case.
+    pub(super) fn is_upper(self, stream: u32, position: u64, found: &[u8]) -> bool {
+        // One byte alone may be any damage.
+        self == Self::Letters
+            && found.len() > 1
+            && Self::Capitals.verify(stream, position, found).is_ok()
     }
 
     /// How many bytes of `found` are right, before the first that is not what `stream` has from
@@ -148,15 +180,6 @@ impl fmt::Display for Mismatch {
 
 impl std::error::Error for Mismatch {}
 
-/// Checks that `found` is what `stream` has from `position` on, at any length.
-///
-/// # Errors
-///
-/// The first byte that differs.
-pub fn verify(stream: u32, position: u64, found: &[u8]) -> Result<(), Mismatch> {
-    Alphabet::Bytes.verify(stream, position, found)
-}
-
 fn common(a: &[u8], b: &[u8]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -166,9 +189,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const ALPHABETS: [Alphabet; 3] = [Alphabet::Bytes, Alphabet::Letters, Alphabet::Capitals];
+
+    fn alphabets() -> impl Strategy<Value = Alphabet> {
+        prop::sample::select(&ALPHABETS[..])
+    }
+
     #[test]
     fn any_eight_bytes_stand_at_one_place_of_a_period_only() {
-        for alphabet in [Alphabet::Bytes, Alphabet::Letters, Alphabet::Capitals] {
+        for alphabet in ALPHABETS {
             let mut seen = std::collections::HashSet::new();
             for position in 0..PERIOD as u64 {
                 let is_new = seen.insert(alphabet.slice(0, position, 8));
@@ -180,46 +209,46 @@ mod tests {
     #[test]
     fn every_byte_value_is_about_as_frequent() {
         let mut counts = [0; 256];
-        slice(0, 0, PERIOD).iter().for_each(|&byte| counts[usize::from(byte)] += 1);
+        Alphabet::Bytes.slice(0, 0, PERIOD).iter().for_each(|&byte| counts[usize::from(byte)] += 1);
         assert!(counts.iter().all(|count| (150..370).contains(count)), "{counts:?}");
     }
 
     #[test]
     fn the_far_end_of_a_stream_has_bytes_too() {
-        assert_eq!(slice(u32::MAX, u64::MAX, WINDOW).len(), WINDOW);
+        assert_eq!(Alphabet::Letters.slice(u32::MAX, u64::MAX, WINDOW).len(), WINDOW);
     }
 
     proptest! {
         #[test]
-        fn what_was_sent_verifies(stream: u32, position in 0..1_u64 << 40, length in 0..600_000_usize) {
+        fn what_was_sent_verifies(alphabet in alphabets(), stream: u32, position in 0..1_u64 << 40, length in 0..600_000_usize) {
             let mut echo = Vec::new();
             while echo.len() < length {
                 let part = WINDOW.min(length - echo.len());
-                echo.extend_from_slice(slice(stream, position + echo.len() as u64, part));
+                echo.extend_from_slice(alphabet.slice(stream, position + echo.len() as u64, part));
             }
-            prop_assert_eq!(verify(stream, position, &echo), Ok(()));
+            prop_assert_eq!(alphabet.verify(stream, position, &echo), Ok(()));
         }
 
         #[test]
-        fn a_changed_byte_is_named(stream: u32, position in 0..1_u64 << 40, at in 0..500_usize, flip in 1..=255_u8) {
-            let mut echo = slice(stream, position, 500).to_vec();
+        fn a_changed_byte_is_named(alphabet in alphabets(), stream: u32, position in 0..1_u64 << 40, at in 0..500_usize, flip in 1..=255_u8) {
+            let mut echo = alphabet.slice(stream, position, 500).to_vec();
             echo[at] ^= flip;
             let expected = echo[at] ^ flip;
             prop_assert_eq!(
-                verify(stream, position, &echo),
+                alphabet.verify(stream, position, &echo),
                 Err(Mismatch { position: position + at as u64, expected, found: echo[at] })
             );
-            prop_assert_eq!(Alphabet::Bytes.matching(stream, position, &echo), at);
+            prop_assert_eq!(alphabet.matching(stream, position, &echo), at);
         }
 
         #[test]
-        fn a_shift_cannot_go_unseen(stream: u32, position in 0..1_u64 << 40, shift in 1..PERIOD as u64) {
-            prop_assert!(verify(stream, position, slice(stream, position + shift, 8)).is_err());
+        fn a_shift_cannot_go_unseen(alphabet in alphabets(), stream: u32, position in 0..1_u64 << 40, shift in 1..PERIOD as u64) {
+            prop_assert!(alphabet.verify(stream, position, alphabet.slice(stream, position + shift, 8)).is_err());
         }
 
         #[test]
-        fn a_neighbour_cannot_go_unseen(stream in 0..1_u32 << 30, position in 0..1_u64 << 40, other in 1..PERIOD as u32) {
-            prop_assert!(verify(stream, position, slice(stream + other, position, 8)).is_err());
+        fn a_neighbour_cannot_go_unseen(alphabet in alphabets(), stream in 0..1_u32 << 30, position in 0..1_u64 << 40, other in 1..PERIOD as u32) {
+            prop_assert!(alphabet.verify(stream, position, alphabet.slice(stream + other, position, 8)).is_err());
         }
     }
 }

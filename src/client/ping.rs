@@ -35,7 +35,7 @@ use crate::{random, units};
 use link::Link;
 use summary::Counts;
 
-pub use super::message::Pattern;
+pub use super::pattern::Pattern;
 pub use super::tracker::Reply;
 pub use config::{Config, ConfigError, Size};
 pub use event::{Event, Reason};
@@ -146,9 +146,6 @@ pub fn run(
     }
     Ok(pinger.counts.summary(&pinger.tracker))
 }
-
-/// After this many losses in a row a connection is given up.
-const ROW: u64 = 3;
 
 struct Pinger<'a, F> {
     config: &'a Config,
@@ -262,6 +259,7 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
             Ok(link) => {
                 let (address, local) = (link.peer, link.local);
                 self.link = Some(link);
+                self.tracker.hear(self.now());
                 self.tell(Event::Connected { address, local });
                 return true;
             }
@@ -383,11 +381,10 @@ impl<F: FnMut(&Progress<'_>)> Pinger<'_, F> {
 
     /// Gives up a connection through which pings in a row were lost.
     fn leave_deaf(&mut self) {
-        let row = self.counts.row;
         if let Some(link) = &self.link
-            && row >= ROW
-            && link.is_deaf(self.config.wait)
+            && self.tracker.is_deaf(self.now())
         {
+            let row = self.tracker.row();
             let what = match self.config.transport {
                 Transport::Tcp => "connection",
                 Transport::Udp => "socket",

@@ -79,7 +79,8 @@ pub struct Curve {
     pub series: usize,
     /// Whether its line is dashed.
     pub dashed: bool,
-    /// From left to right: `x`, and `y` with the ends of its bar before and after it.
+    /// From left to right: `x`, and `y` with the ends of its bar before and after it. A point without a place
+    /// is a gap in the line.
     pub points: Vec<(f64, [f64; 3])>,
 }
 
@@ -168,13 +169,18 @@ impl Panel {
             let (x, ys) = (self.across.place(x), ys.map(|y| self.up.place(y)));
             (x.is_finite() && ys.iter().all(|y| y.is_finite())).then_some((x, ys))
         };
-        let points = curve.points.iter().filter_map(place);
-        let line = points.clone().map(|(x, [_, y, _])| (x, y));
-        match curve.dashed {
-            true => chart.draw_series(DashedLineSeries::new(line.clone(), 5, 4, style))?,
-            false => chart.draw_series(LineSeries::new(line.clone(), style))?,
-        };
-        if is_marked {
+        let places: Vec<_> = curve.points.iter().map(place).collect();
+        for part in places.split(Option::is_none).filter(|part| !part.is_empty()) {
+            let points = part.iter().flatten().copied();
+            let line = points.clone().map(|(x, [_, y, _])| (x, y));
+            match curve.dashed {
+                true => chart.draw_series(DashedLineSeries::new(line.clone(), 5, 4, style))?,
+                false => chart.draw_series(LineSeries::new(line.clone(), style))?,
+            };
+            // One alone would not be seen.
+            if !is_marked && part.len() != 1 {
+                continue;
+            }
             let bars = points.map(|(x, [low, _, high])| [(x, low), (x, high)]);
             chart.draw_series(bars.map(|bar| PathElement::new(bar, style)))?;
             chart.draw_series(line.map(|place| EmptyElement::at(place) + marker(curve.series)))?;
@@ -345,6 +351,22 @@ mod tests {
     #[test]
     fn what_has_no_place_is_left_out() {
         assert_eq!(drawn(&["a"]).matches("<polygon").count(), 1 + 2);
+    }
+
+    #[test]
+    fn a_line_has_a_gap_where_a_point_has_no_place() {
+        for (up, lines, marks) in [(1.0, 1, 0), (f64::NAN, 2, 1)] {
+            let mut points: Vec<_> = (0..40).map(|x| (f64::from(x), [1.0; 3])).collect();
+            (points[10].1, points[12].1) = ([up; 3], [up; 3]);
+            let curves = vec![Curve { series: 0, dashed: false, points }];
+            let panel =
+                Panel { title: "up", below: "x", across: axis(false), up: axis(false), curves };
+            let svg = svg("title", &[], &[panel], &[]);
+            let drawn = svg.split('<').filter(|one| one.contains("0064B4\""));
+            let long = |one: &&str| one.starts_with("polyline") && one.matches(',').count() > 2;
+            assert_eq!(drawn.clone().filter(long).count(), lines, "{svg}");
+            assert_eq!(drawn.filter(|one| one.starts_with("polygon")).count(), marks, "{svg}");
+        }
     }
 
     #[test]

@@ -501,7 +501,7 @@ impl fmt::Display for Error {
                         write!(f, "{peer} did nothing for {}", units::time(*time))
                     }
                 }?;
-                write!(f, " after {sent} bytes were sent and {received} came back")?;
+                write!(f, " after {} sent and {received} came back", units::were(*sent, "byte"))?;
                 if let Cause::Silent(_) = cause {
                     f.write_str(
                         "; does it frame messages in another way, or need a longer timeout?",

@@ -15,6 +15,11 @@ use crate::units;
 /// second one.
 pub(super) const MOST: usize = 1 << 16;
 
+/// A socket is given up after this many losses in a row, once nothing has come back for this time, in nanoseconds.
+/// As soon as that, so that a lossy path does not take one socket after the other.
+const ROW: u64 = 3;
+const SILENCE: u64 = 1_000_000_000;
+
 /// What a reply is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -49,6 +54,9 @@ pub enum Reply {
         seq: u64,
         /// The position of the first such byte, from 0.
         byte: usize,
+        /// Whether the reply is what was sent, in upper case.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        upper_case: bool,
     },
     /// The reply is not as long as what was sent.
     Cut {
@@ -73,8 +81,13 @@ impl fmt::Display for Reply {
             Self::Late { seq, time } => {
                 write!(f, "seq={seq} time={} ms (late: counted as lost)", ms(time))
             }
-            Self::Corrupt { seq, byte } => write!(f, "seq={seq}: corrupt: byte {byte} differs"),
-            Self::Cut { seq, bytes } => write!(f, "seq={seq}: cut: {bytes} bytes came back"),
+            Self::Corrupt { seq, byte, upper_case } => {
+                let why = if *upper_case { ": in upper case" } else { "" };
+                write!(f, "seq={seq}: corrupt: byte {byte} differs{why}")
+            }
+            Self::Cut { seq, bytes } => {
+                write!(f, "seq={seq}: cut: {} came back", units::count(*bytes, "byte"))
+            }
             Self::Stray => f.write_str("stray: a reply to nothing that was sent"),
         }
     }
@@ -103,13 +116,42 @@ pub(super) struct Tracker {
     lost: VecDeque<Message>,
     /// The highest number that was echoed.
     highest: u64,
+    /// When something came back, or else when the socket was opened.
+    heard: u64,
+    /// How many were given up since then.
+    row: u64,
 }
 
 impl Tracker {
     /// For these messages, whose replies may take `wait`.
     pub(super) fn new(messages: Messages, wait: Duration) -> Self {
         let (waiting, lost) = (VecDeque::new(), VecDeque::new());
-        Self { messages, wait: units::nanoseconds(wait), sent: 0, waiting, lost, highest: 0 }
+        Self {
+            messages,
+            wait: units::nanoseconds(wait),
+            sent: 0,
+            waiting,
+            lost,
+            highest: 0,
+            heard: 0,
+            row: 0,
+        }
+    }
+
+    /// Notes that a new socket is opened, or that something came back.
+    pub(super) fn hear(&mut self, now: u64) {
+        (self.heard, self.row) = (now, 0);
+    }
+
+    /// How many messages were given up since something came back, or the socket was opened.
+    pub(super) fn row(&self) -> u64 {
+        self.row
+    }
+
+    /// Whether it is time for another socket: the server may have moved, while the name still had its former
+    /// address and the path knew the port (NAT).
+    pub(super) fn is_deaf(&self, now: u64) -> bool {
+        self.row >= ROW && now.saturating_sub(self.heard) >= SILENCE
     }
 
     /// Writes the next message, which fills `message`.
@@ -161,6 +203,7 @@ impl Tracker {
     /// Gives up the oldest waiting message, whatever its time.
     pub(super) fn give_up(&mut self) -> Option<u64> {
         let message = self.waiting.pop_front()?;
+        self.row += 1;
         if self.lost.len() == MOST {
             self.lost.pop_front();
         }
@@ -175,13 +218,16 @@ impl Tracker {
 
     /// Says what a reply is. A message whose first reply is damaged waits for no other.
     pub(super) fn receive(&mut self, bytes: &[u8], now: u64) -> Reply {
+        self.hear(now);
         let Some(seq) = self.owner(bytes) else { return Reply::Stray };
         let waited = take(&mut self.waiting, seq);
         if bytes.len() != self.messages.size {
             return Reply::Cut { seq, bytes: bytes.len() };
         }
         if let Some(byte) = self.messages.first_wrong(seq, bytes) {
-            return Reply::Corrupt { seq, byte };
+            let upper = Messages { upper: true, ..self.messages };
+            let upper_case = upper.first_wrong(seq, bytes).is_none();
+            return Reply::Corrupt { seq, byte, upper_case };
         }
         let time = |message: Message| Duration::from_nanos(now.saturating_sub(message.due));
         if let Some(message) = waited {
@@ -250,7 +296,8 @@ fn take(messages: &mut VecDeque<Message>, seq: u64) -> Option<Message> {
 mod tests {
     use super::*;
     use crate::client::load::Errors;
-    use crate::client::message::{HEADER, Pattern};
+    use crate::client::message::HEADER;
+    use crate::client::pattern::Pattern;
     use proptest::prelude::*;
 
     const WAIT: u64 = 100;
@@ -263,7 +310,7 @@ mod tests {
 
     /// Sends `count` messages at 0.
     fn sent(count: u64) -> Tracker {
-        let mut tracker = tracker(SIZE, Pattern::Ascii);
+        let mut tracker = tracker(SIZE, Pattern::Text);
         for seq in 1..=count {
             let mut message = [0; SIZE];
             tracker.write_next(&mut message);
@@ -285,7 +332,7 @@ mod tests {
 
     #[test]
     fn a_message_is_answered() {
-        let mut tracker = tracker(SIZE, Pattern::Ascii);
+        let mut tracker = tracker(SIZE, Pattern::Text);
         tracker.send(3, 5);
         assert_eq!(tracker.deadline(), Some(5 + WAIT));
         let reply = answer(&mut tracker, 1, 13);
@@ -384,7 +431,14 @@ mod tests {
             (Reply::Echo { seq: 1, time, reordered: true }, "seq=1 time=1.500 ms (reordered)"),
             (Reply::Duplicate { seq: 1 }, "seq=1 (duplicate)"),
             (Reply::Late { seq: 1, time }, "seq=1 time=1.500 ms (late: counted as lost)"),
-            (Reply::Corrupt { seq: 1, byte: 7 }, "seq=1: corrupt: byte 7 differs"),
+            (
+                Reply::Corrupt { seq: 1, byte: 7, upper_case: false },
+                "seq=1: corrupt: byte 7 differs",
+            ),
+            (
+                Reply::Corrupt { seq: 1, byte: 9, upper_case: true },
+                "seq=1: corrupt: byte 9 differs: in upper case",
+            ),
             (Reply::Cut { seq: 1, bytes: 7 }, "seq=1: cut: 7 bytes came back"),
             (Reply::Stray, "stray: a reply to nothing that was sent"),
         ] {
@@ -490,7 +544,9 @@ mod tests {
                 (damage, before) => {
                     let next = if before == Fate::Waiting { Fate::Damaged } else { before };
                     match damage {
-                        Damage::Flip(byte, _) => (next, Reply::Corrupt { seq, byte }),
+                        Damage::Flip(byte, _) => {
+                            (next, Reply::Corrupt { seq, byte, upper_case: false })
+                        }
                         _ => (next, Reply::Cut { seq, bytes }),
                     }
                 }
@@ -503,7 +559,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_message_has_one_fate(steps in prop::collection::vec(step(), 1..60), binary: bool) {
-            let pattern = if binary { Pattern::Binary } else { Pattern::Ascii };
+            let pattern = if binary { Pattern::Binary } else { Pattern::Text };
             let tracker = tracker(SIZE, pattern);
             let mut model = Model { tracker, now: 0, messages: Vec::new() };
             steps.into_iter().for_each(|step| model.step(step));

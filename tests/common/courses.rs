@@ -44,7 +44,8 @@ pub(crate) fn udp(answer: &str) -> String {
     format!(
         "import socket, sys\n\
          s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n\
-         s.bind(('127.0.0.1', int(sys.argv[1])))\n\
+         s.bind(('127.0.0.1', int(sys.argv[1]) if len(sys.argv) > 1 else 0))\n\
+         print('listening on %s:%d' % s.getsockname(), file=sys.stderr)\n\
          while True:\n\
          \x20   data, who = s.recvfrom(2048)\n\
          \x20   s.sendto({answer}, who)\n"

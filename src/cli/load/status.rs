@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use evecho::client::load::{Config, Interval, Latency, Phase, Ports, Progress};
-use evecho::units::{grouped, milliseconds, rounded};
+use evecho::units::{count, grouped, milliseconds, rounded};
 use serde::Serialize;
 
 use crate::cli::flag_at_sigusr1;
@@ -80,11 +80,12 @@ impl<'a> Status<'a> {
         let seconds = progress.elapsed.as_secs_f64();
         let errors = match progress.errors {
             0 => String::new(),
-            count => format!(", {} errors", grouped(count)),
+            errors => format!(", {}", count(errors, "error")),
         };
         let what = match progress.phase {
             Phase::Opening => {
-                format!("{} of {} connections open", progress.opened, self.config.connections)
+                let all = count(self.config.connections, "connection");
+                format!("{} of {all} open", grouped(progress.opened.into()))
             }
             Phase::WarmUp => format!("{rate}/s, warming up"),
             Phase::Measuring => format!("{rate}/s"),
@@ -121,7 +122,6 @@ fn describe(interval: &Interval) -> String {
     };
     let [p50, p99, max] = [of(|all| all.p50), of(|all| all.p99), of(|all| all.max)];
     let (seconds, rate) = (to.as_secs_f64(), rounded(*rate).to_string());
-    format!(
-        "{seconds:>8.3} s {rate:>10}/s  p50 p99 max {p50:>7} {p99:>8} {max:>8} ms  {errors} errors"
-    )
+    let errors = count(*errors, "error");
+    format!("{seconds:>8.3} s {rate:>10}/s  p50 p99 max {p50:>7} {p99:>8} {max:>8} ms  {errors}")
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use evecho::client::load::{Config, Latency, Length, Mode, Origin, Ports, Report};
 use evecho::client::target::Target;
-use evecho::units::{bit_rate, grouped, rounded, throughput, time};
+use evecho::units::{bit_rate, count, grouped, rounded, throughput, time, were};
 use evecho::{Framing, Transport};
 use humantime::format_rfc3339_seconds;
 
@@ -82,8 +82,8 @@ pub(super) fn subject(config: &Config, target: &Target) -> String {
     if target.to_string() != address.to_string() {
         text += &format!(" ({address})");
     }
-    let sockets = if transport == Transport::Udp { "sockets" } else { "connections" };
-    text += &format!(": {} {sockets}, {size} bytes a message", grouped(connections.into()));
+    let socket = if transport == Transport::Udp { "socket" } else { "connection" };
+    text += &format!(": {}, {} a message", count(connections, socket), count(size, "byte"));
     if let Some(framing) = framing(config.framing) {
         text += framing;
     }
@@ -177,6 +177,7 @@ pub(super) fn seen(report: &Report) -> Vec<String> {
     let describe = |(kind, count)| match (kind, report.config.transport) {
         // A datagram that comes late stays lost.
         ("late", Transport::Udp) => format!("{} of the lost late", grouped(count)),
+        ("duplicates", _) => evecho::units::count(count, "duplicate").to_string(),
         _ => format!("{} {kind}", grouped(count)),
     };
     kinds.map(describe).collect()
@@ -203,7 +204,19 @@ const MOST_NAMED: usize = 5;
 
 /// What a reader should know besides, and what to do about it.
 fn remarks(report: &Report) -> Vec<String> {
-    let all = [nothing, unsent, without_reply, ports, bound, replaced, starved, limited, apart];
+    let all = [
+        nothing,
+        upper,
+        once,
+        unsent,
+        without_reply,
+        ports,
+        bound,
+        replaced,
+        starved,
+        limited,
+        apart,
+    ];
     all.iter().filter_map(|remark| remark(report)).collect()
 }
 
@@ -218,25 +231,39 @@ fn nothing(report: &Report) -> Option<String> {
     Some(sentence.to_owned())
 }
 
+fn upper(report: &Report) -> Option<String> {
+    let first = report.first_error.as_ref()?;
+    let sentence = "The service answers in upper case: expect that with --upper.";
+    first.ends_with("in upper case").then(|| sentence.to_owned())
+}
+
+fn once(report: &Report) -> Option<String> {
+    let Report { opened, errors, .. } = report;
+    let sentence =
+        "The server may close each connection after a message: then load it with --mode churn.";
+    let is_each = errors.closed >= (*opened).into() && errors.total() == errors.closed;
+    (is_each && report.starved == 0 && errors.closed > 0).then(|| sentence.to_owned())
+}
+
 fn unsent(report: &Report) -> Option<String> {
     let messages = match report.unsent {
         0 => return None,
-        u64::MAX => "More messages than can be counted".to_owned(),
-        count => format!("{} messages", grouped(count)),
+        u64::MAX => "More messages than can be counted were".to_owned(),
+        unsent => were(unsent, "message").to_string(),
     };
     Some(format!(
-        "{messages} were due and never sent, which counts as later than all others: ask for a \
+        "{messages} due and never sent, which counts as later than all others: ask for a \
          lower --rate."
     ))
 }
 
 fn without_reply(report: &Report) -> Option<String> {
-    let count = report.errors.without_reply();
-    (count > 0 && report.latency.is_some()).then(|| {
+    let without = report.errors.without_reply();
+    (without > 0 && report.latency.is_some()).then(|| {
         format!(
-            "{} without a good reply count as later than all others; the mean is of those that came \
-             back.",
-            grouped(count)
+            "{} without a good reply, which counts as later than all others; the mean is of those that \
+             came back.",
+            were(without, "message")
         )
     })
 }
@@ -247,10 +274,10 @@ fn ports(report: &Report) -> Option<String> {
 }
 
 fn bound(report: &Report) -> Option<String> {
-    let times = grouped(report.bound_met);
+    let times = count(report.bound_met, "time");
     (report.bound_met > 0).then(|| {
         format!(
-            "65,536 messages were out on a connection, which is the most ({times} times): what was \
+            "65,536 messages were out on a connection, which is the most ({times}): what was \
              due then waited or was never sent."
         )
     })
@@ -259,8 +286,8 @@ fn bound(report: &Report) -> Option<String> {
 fn replaced(report: &Report) -> Option<String> {
     (report.replaced > 0).then(|| {
         format!(
-            "{} sockets were replaced: datagrams in a row were lost, and nothing came back for a second.",
-            grouped(report.replaced)
+            "{} replaced: datagrams in a row were lost, and nothing came back for a second.",
+            were(report.replaced, "socket")
         )
     })
 }
@@ -412,8 +439,19 @@ mod tests {
         assert_says("; ended early\n", true, &[("/ended", json!("it ended"))]);
         assert_says("; ended early\n", false, &[]);
         assert_says("3 messages were due and never sent", true, &[("/unsent", json!(3))]);
+        for (closed, is_said) in [(49, false), (50, true)] {
+            let closed = ("/errors/closed", json!(closed));
+            assert_says("with --mode churn", is_said, &[closed]);
+        }
+        for (error, is_said) in [("it is in upper case", true), ("byte 0 differs", false)] {
+            assert_says("with --upper", is_said, &[("/first_error", json!(error))]);
+        }
         let all = ("/unsent", json!(u64::MAX));
         assert_says("More messages than can be counted were due", true, &[all]);
-        assert_says("7 without a good reply count as later", true, &[("/errors/cut", json!(7))]);
+        assert_says(
+            "7 messages were without a good reply, which counts as later",
+            true,
+            &[("/errors/cut", json!(7))],
+        );
     }
 }

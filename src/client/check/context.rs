@@ -11,12 +11,13 @@ use super::datagram::UdpClient;
 use super::seen::{Expecting, Seen};
 use super::stream::TcpClient;
 use super::{Config, Error, Expected, Subject};
+use crate::client::Cancel;
 use crate::client::cancel::Deadline;
 use crate::client::harness::Stop;
+use crate::client::pattern::{self, Alphabet};
 use crate::client::process::{ServerProcess, Usage};
 use crate::client::socket::{self, await_echo, listens_udp, udp};
 use crate::client::target::{self, Attempt, Target};
-use crate::client::{Cancel, pattern};
 use crate::error::Transport;
 
 /// What is known about the server before the first case.
@@ -246,12 +247,12 @@ fn usage_of(pid: u32) -> Result<Usage, Stop> {
     })
 }
 
-/// `length` bytes that differ from place to place and from stream to stream, all of them
-/// printable and none a small letter, so that the upper-case service echoes them too.
+/// `length` bytes that differ from place to place and from stream to stream, none of them a small letter,
+/// so that the upper-case service echoes them too.
 pub(super) fn payload(stream: u32, length: usize) -> Vec<u8> {
     let period = pattern::PERIOD.min(length);
     let mut bytes = Vec::with_capacity(length);
-    bytes.extend(pattern::slice(stream, 0, period).iter().map(|byte| b' ' + (byte & 0x3f)));
+    bytes.extend_from_slice(Alphabet::Capitals.slice(stream, 0, period));
     while bytes.len() < length {
         bytes.extend_from_within(..period.min(length - bytes.len()));
     }

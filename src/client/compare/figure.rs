@@ -61,7 +61,7 @@ fn notes(report: &Report, cells: &[&Cell]) -> Vec<String> {
     };
     let made_by = [
         rounds,
-        format!("{}, {} CPUs, {}.", machine.cpu, machine.cpus, machine.kernel),
+        format!("{}, {}, {}.", machine.cpu, units::count(machine.cpus, "CPU"), machine.kernel),
         format!("evecho {}; the client shares the machine.", report.version),
     ];
     report.servers.iter().filter_map(fault).chain(made_by).collect()

@@ -37,6 +37,7 @@ pub use waits::{Visit, Waits, waits, waits_svg};
 use super::process::ServerCommand;
 use super::{Cancel, load};
 use crate::error::{ParseError, Transport};
+use crate::units::count;
 
 /// A server that takes part.
 #[derive(Clone, Debug, Serialize)]
@@ -101,11 +102,12 @@ impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { scene, connections } = self;
         match scene {
-            Scene::Connections if *connections == 1 => f.write_str("1 connection"),
-            Scene::Connections => write!(f, "{connections} connections"),
-            Scene::Slow => write!(f, "one slow client before {connections} others"),
-            Scene::Idle => write!(f, "one client among {connections} idle ones"),
-            Scene::Short => write!(f, "{connections} clients, each message a connection"),
+            Scene::Connections => count(*connections, "connection").fmt(f),
+            Scene::Slow => write!(f, "one slow client before {}", count(*connections, "other")),
+            Scene::Idle => write!(f, "one client among {}", count(*connections, "idle one")),
+            Scene::Short => {
+                write!(f, "{}, each message a connection", count(*connections, "client"))
+            }
         }
     }
 }

@@ -11,12 +11,13 @@ use super::{Config, Contender, Scene, Trial};
 use crate::client::Cancel;
 use crate::client::cancel::Deadline;
 use crate::client::load::{self, Length, Mode, Watch};
-use crate::client::pattern;
+use crate::client::pattern::Alphabet::Letters;
 use crate::client::process::{ServerProcess, Start, StartError, Usage};
 use crate::client::socket;
 use crate::client::target::FULL_QUEUE;
 use crate::error::Transport;
 use crate::sys::socket::{is_not_now, listen_overflows};
+use crate::units::{count, grouped};
 
 /// How long the idle connections are watched.
 const SILENCE: Duration = Duration::from_millis(300);
@@ -44,7 +45,28 @@ pub(super) fn measure(
         Err(error) => return Ok(Err(error.to_string())),
     };
     let result = measure_server(config, &server, trial, cancel)?;
-    Ok(result.map_err(|fault| blame(&server, fault)))
+    Ok(result.map_err(|Fault { sentence, is_end }| match is_end {
+        true => blame(&server, sentence),
+        false => sentence,
+    }))
+}
+
+/// What a server did wrong.
+struct Fault {
+    sentence: String,
+    /// Whether the end of its process may be behind it. Of what comes after any other fault, clients that leave
+    /// are the cause.
+    is_end: bool,
+}
+
+impl Fault {
+    fn of_server(sentence: String) -> Self {
+        Self { sentence, is_end: false }
+    }
+
+    fn or_end(sentence: impl Into<String>) -> Self {
+        Self { sentence: sentence.into(), is_end: true }
+    }
 }
 
 pub(super) fn start(
@@ -66,32 +88,36 @@ fn measure_server(
     server: &ServerProcess,
     trial: Trial,
     cancel: &Cancel,
-) -> Result<TrialResult, load::Error> {
+) -> Result<Result<Measurement, Fault>, load::Error> {
     let (_clients, silence) = match crowd(trial, server, config.timeout, cancel) {
         Ok(crowd) => crowd,
         Err(fault) => return Ok(Err(fault)),
     };
     let load = load_of(config, trial, server.address());
     let overflows = listen_overflows();
-    let Ok(mut watch) = Watch::new(server.pid()) else { return Ok(Err(GONE.to_owned())) };
+    let Ok(mut watch) = Watch::new(server.pid()) else { return Ok(Err(Fault::or_end(GONE))) };
     let report = match load::run(&load, cancel, |progress| watch.look(progress)) {
         Ok(report) => report,
-        Err(load::Error::Unreachable { error, opened, asked }) => {
-            return Ok(Err(match error.is_timeout() {
-                true => answers(opened, asked),
-                false => error.fact().to_string(),
-            }));
+        Err(load::Error::Unreachable { error, opened, asked, wrong }) => {
+            let sentence = match wrong {
+                Some(wrong) => fails(&wrong),
+                None if error.is_timeout() => answers(opened, asked),
+                None => error.fact().to_string(),
+            };
+            return Ok(Err(Fault { sentence, is_end: !error.is_timeout() }));
         }
         Err(error) => return Err(error),
     };
     if report.stopped {
-        return Ok(Err(report.ended.unwrap_or_else(|| "stopped".to_owned())));
+        return Ok(Err(Fault::or_end(report.ended.unwrap_or_else(|| "stopped".to_owned()))));
     }
     if let Some(fault) = fault_of(&report) {
         let is_full = trial.scene == Scene::Short && listen_overflows() > overflows;
-        return Ok(Err(if is_full { format!("{fault}; {FULL_QUEUE}") } else { fault }));
+        let sentence = if is_full { format!("{fault}; {FULL_QUEUE}") } else { fault };
+        let is_end = report.errors.closed > 0 || report.errors.failed > 0;
+        return Ok(Err(Fault { sentence, is_end }));
     }
-    Ok(measurement(&watch, &report, silence).ok_or_else(|| GONE.to_owned()))
+    Ok(measurement(&watch, &report, silence).ok_or_else(|| Fault::or_end(GONE)))
 }
 
 /// The load of a trial, beside what its [`crowd`] does.
@@ -120,17 +146,26 @@ fn fault_of(report: &load::Report) -> Option<String> {
         return Some(answers(opened.saturating_sub(report.starved), opened));
     }
     match (&report.first_error, report.messages) {
-        (Some(first), _) => Some(format!("fails: {first}")),
+        (Some(first), _) => Some(fails(first)),
         (None, 0) => Some("answers nothing".to_owned()),
         (None, _) => None,
     }
 }
 
+/// What came back was wrong, and how.
+fn fails(first: &str) -> String {
+    format!("fails: {first}")
+}
+
 /// It serves some, and others not.
 fn answers(served: u32, of: u32) -> String {
     match served {
-        0 => format!("answers none of {of} connections"),
-        _ => format!("answers {served} of {of} connections, the others wait"),
+        0 => format!("answers none of {}", count(of, "connection")),
+        _ => format!(
+            "answers {} of {}, the others wait",
+            grouped(served.into()),
+            count(of, "connection")
+        ),
     }
 }
 
@@ -179,25 +214,28 @@ fn crowd(
     server: &ServerProcess,
     timeout: Duration,
     cancel: &Cancel,
-) -> Result<(Vec<TcpStream>, Option<Silence>), String> {
+) -> Result<(Vec<TcpStream>, Option<Silence>), Fault> {
     let (address, connections) = (server.address(), trial.connections);
     match trial.scene {
         Scene::Connections | Scene::Short => Ok((vec![], None)),
         Scene::Slow => {
             let client = stuck_client(address, cancel.within(timeout));
-            Ok((vec![client.map_err(|error| format!("the slow client: {error}"))?], None))
+            Ok((
+                vec![client.map_err(|error| Fault::or_end(format!("the slow client: {error}")))?],
+                None,
+            ))
         }
         Scene::Idle => {
             let clients = (0..connections).map(|index| {
                 let client = greeted_client(address, index, cancel.within(timeout));
                 client.map_err(|error| match error.kind() {
-                    ErrorKind::TimedOut => answers(index, connections),
-                    _ => format!("idle connection {}: {error}", index + 1),
+                    ErrorKind::TimedOut => Fault::of_server(answers(index, connections)),
+                    _ => Fault::or_end(format!("idle connection {}: {error}", index + 1)),
                 })
             });
             let clients = clients.collect::<Result<_, _>>()?;
             let silence = watch_silence(server.pid(), cancel);
-            Ok((clients, Some(silence.map_err(|error| error.to_string())?)))
+            Ok((clients, Some(silence.map_err(|error| Fault::or_end(error.to_string()))?)))
         }
     }
 }
@@ -207,7 +245,7 @@ fn stuck_client(address: SocketAddr, deadline: Deadline<'_>) -> io::Result<TcpSt
     let mut client = socket::tcp(address, None, deadline)?;
     // A server that takes everything is not held up, and a slow client cannot be played to it.
     while !deadline.is_over() && deadline.sooner(STUCK).is_ready(&client, PollFlags::POLLOUT)? {
-        match client.write(pattern::slice(0, 0, 64 << 10)) {
+        match client.write(Letters.slice(0, 0, 64 << 10)) {
             Err(error) if !is_not_now(&error) => return Err(error),
             _ => {}
         }
@@ -232,10 +270,15 @@ pub(super) fn exchange(
     index: u32,
     deadline: Deadline<'_>,
 ) -> io::Result<()> {
-    client.write_all(pattern::slice(index, 0, 64))?;
-    let mut answer = [0; 64];
-    deadline.reader(&*client).read_exact(&mut answer)?;
-    pattern::verify(index, 0, &answer).map_err(|error| io::Error::other(error.to_string()))
+    client.write_all(Letters.slice(index, 0, 64))?;
+    let mut answer = Vec::with_capacity(64);
+    let read = deadline.reader(&*client).take(64).read_to_end(&mut answer);
+    // Wrong bytes say more than the lack of others.
+    Letters.verify(index, 0, &answer).map_err(io::Error::other)?;
+    match read? {
+        64 => Ok(()),
+        _ => Err(ErrorKind::UnexpectedEof.into()),
+    }
 }
 
 /// What the server does while no client says anything.

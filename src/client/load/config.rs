@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Error;
 use crate::client::message::HEADER;
-use crate::client::pattern::Alphabet;
+use crate::client::pattern::{BINARY_LINES, BINARY_UPPER, Pattern};
+use crate::client::target::Target;
 use crate::client::{nanoseconds, socket};
 use crate::config::MAX_MAX_FRAME;
 use crate::error::Transport;
@@ -51,6 +52,10 @@ pub struct Config {
     pub transport: Transport,
     /// The server.
     pub address: SocketAddr,
+    /// The name of the server, which is resolved again where a UDP socket is replaced. Default: none, the address
+    /// stays.
+    #[serde(skip)]
+    pub target: Option<Target>,
     /// How the connections are used. Default: ping-pong.
     pub mode: Mode,
     /// TCP connections, or UDP sockets: at least 1. Default: 50.
@@ -67,6 +72,9 @@ pub struct Config {
     /// top of its size. With a mark, the size is at most 16 MiB. Default: not at all.
     #[serde(default)]
     pub framing: Framing,
+    /// The bytes that messages are made of. Default: text. Reports of earlier versions do not say.
+    #[serde(default = "before_there_was_a_choice")]
+    pub pattern: Pattern,
     /// Whether the service is one that answers in upper case. Default: no, the same bytes.
     #[serde(default)]
     pub upper: bool,
@@ -104,6 +112,10 @@ pub struct Config {
     pub every: Duration,
 }
 
+fn before_there_was_a_choice() -> Pattern {
+    Pattern::Binary
+}
+
 /// A thread looks this often whether an interval is over.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
@@ -117,11 +129,13 @@ impl Config {
         Self {
             transport,
             address,
+            target: None,
             mode: Mode::PingPong,
             connections: 50,
             greet: false,
             size: 64,
             framing: Framing::Raw,
+            pattern: Pattern::Text,
             upper: false,
             depth: 1,
             length: Length::Time(Duration::from_secs(10)),
@@ -145,6 +159,7 @@ impl Config {
     pub fn check(&self) -> Result<(), Error> {
         let udp = self.transport == Transport::Udp;
         let ping_pong = self.mode == Mode::PingPong;
+        let binary = self.pattern == Pattern::Binary;
         let rules = [
             (self.connections == 0, "there must be at least 1 connection"),
             (self.size == 0, "the size must be at least 1 byte"),
@@ -158,6 +173,8 @@ impl Config {
                 self.framing != Framing::Raw && self.size > MAX_MAX_FRAME as usize,
                 "with a framing, the size must be at most 16 MiB",
             ),
+            (binary && self.framing == Framing::Lines, BINARY_LINES),
+            (binary && self.upper, BINARY_UPPER),
             (self.depth == 0, "the depth must be at least 1 message in flight"),
             (self.depth > 1 && !ping_pong, "a depth over 1 is for ping-pong only"),
             (udp && !ping_pong, "over UDP the mode must be ping-pong"),
@@ -202,6 +219,7 @@ impl Config {
             (self.size == other.size, "the size of their messages"),
             (self.depth == other.depth, "their depth"),
             (self.framing == other.framing, "their framing"),
+            (self.pattern == other.pattern, "the pattern of their messages"),
             (self.upper == other.upper, "the case of their answers"),
             (self.rate.is_some() == other.rate.is_some(), "having a rate or none"),
         ] {
@@ -220,15 +238,6 @@ impl Config {
         let new: Vec<IpAddr> = new.copied().collect();
         self.sources.extend(new);
         Ok(())
-    }
-
-    /// The bytes that messages over TCP are made of, and those that have to come back.
-    pub(super) fn alphabets(&self) -> [Alphabet; 2] {
-        match (self.framing, self.upper) {
-            (_, true) => [Alphabet::Letters, Alphabet::Capitals],
-            (Framing::Lines, false) => [Alphabet::Letters; 2],
-            (_, false) => [Alphabet::Bytes; 2],
-        }
     }
 
     /// The part of a thread: its share of the connections, and of a number of messages.
@@ -299,6 +308,8 @@ mod tests {
             (Config { framing: Framing::Lines, ..udp.clone() }, "framing"),
             (Config { size: 15, ..udp.clone() }, "16"),
             (Config { size: 65_508, ..udp.clone() }, "65507"),
+            (Config { framing: Framing::Lines, pattern: Pattern::Binary, ..tcp() }, "line feeds"),
+            (Config { upper: true, pattern: Pattern::Binary, ..tcp() }, "upper case"),
             (Config { depth: 0, ..tcp() }, "in flight"),
             (Config { depth: 2, mode: Mode::Stream, ..tcp() }, "depth"),
             (Config { mode: Mode::Churn, ..udp }, "UDP"),

@@ -20,7 +20,7 @@ pub(super) struct Crew<'a> {
     /// What the whole run is asked to do.
     pub(super) config: &'a Config,
     pub(super) epoch: Instant,
-    cancel: &'a Cancel,
+    pub(super) cancel: &'a Cancel,
     failed: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,

@@ -178,7 +178,7 @@ mod tests {
         let kinds = [
             Reply::Duplicate { seq: 1 },
             Reply::Late { seq: 1, time: Default::default() },
-            Reply::Corrupt { seq: 1, byte: 1 },
+            Reply::Corrupt { seq: 1, byte: 1, upper_case: false },
             Reply::Cut { seq: 1, bytes: 1 },
             Reply::Stray,
         ];

@@ -112,16 +112,14 @@ fn over_time_of(report: &Report, of: impl Fn(&Interval) -> f64) -> Vec<(f64, f64
 fn notes(reports: &[(&str, &Report)]) -> Vec<String> {
     let mut notes: Vec<String> = Vec::new();
     for (name, report) in reports.iter().filter(|(_, report)| !report.is_clean()) {
-        let missing = [("errors", report.errors.total()), ("never sent", report.unsent)];
-        let missing = missing.into_iter().filter(|(_, count)| *count > 0);
-        let mut missing: Vec<_> =
-            missing.map(|(what, count)| format!("{} {what}", grouped(count))).collect();
-        if report.ended.is_some() {
-            missing.push("ended early".to_owned());
-        }
-        if report.messages == 0 {
-            missing.push("nothing came back".to_owned());
-        }
+        let (errors, unsent) = (report.errors.total(), report.unsent);
+        let missing = [
+            (errors > 0).then(|| units::count(errors, "error").to_string()),
+            (unsent > 0).then(|| format!("{} never sent", grouped(unsent))),
+            report.ended.as_ref().map(|_| "ended early".to_owned()),
+            (report.messages == 0).then(|| "nothing came back".to_owned()),
+        ];
+        let missing: Vec<String> = missing.into_iter().flatten().collect();
         notes.push(format!("{name}: {}.", missing.join(", ")));
     }
     if !notes.is_empty() {

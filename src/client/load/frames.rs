@@ -5,6 +5,7 @@ use std::io;
 use super::config::Config;
 use crate::client::pattern::{self, Alphabet};
 use crate::protocol::{FrameError, Framing, Protocol};
+use crate::units::count;
 
 /// Frames that are made at once, in bytes, unless one is longer.
 const BATCH: usize = 64 << 10;
@@ -100,14 +101,16 @@ impl Frames {
         let message = &message[..message.len() - line_feed];
         match message.len() == self.size {
             true => Ok(message),
-            false => Err(wrong(format!("a message of {} bytes", message.len()))),
+            false => Err(wrong(format!("a message of {}", count(message.len(), "byte")))),
         }
     }
 }
 
 fn too_long(error: FrameError) -> io::Error {
     wrong(match error {
-        FrameError::TooLong { announced: Some(length) } => format!("a message of {length} bytes"),
+        FrameError::TooLong { announced: Some(length) } => {
+            format!("a message of {}", count(length, "byte"))
+        }
         _ => "a longer line".to_owned(),
     })
 }

@@ -53,6 +53,7 @@ use std::panic::resume_unwind;
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
+pub use super::pattern::Pattern;
 pub use config::{Config, Length, MOST_PER_SOURCE, Mode};
 pub use cost::{ClientUsage, ServerUsage};
 pub use faults::Errors;
@@ -134,7 +135,7 @@ fn work<'r, 'a>(
     let _guard = FailAtPanic(crew);
     let run = Worker::new(share, crew, progress).and_then(|worker| {
         match (config.transport, config.mode) {
-            (Transport::Udp, _) => worker.measure(udp::Udp::new(config)),
+            (Transport::Udp, _) => worker.measure(udp::Udp::new(config, crew.cancel)),
             (_, Mode::Churn) => worker.measure(churn::Churn::new(share)),
             (_, Mode::Idle) => worker.idle(tcp::Tcp::new(config)),
             (_, Mode::PingPong | Mode::Stream) => worker.measure(tcp::Tcp::new(config)),
@@ -248,8 +249,10 @@ fn shortfall(
         0 => "nothing came back any more",
         _ => "the server had closed its connections",
     };
-    let after = units::time(duration);
-    asked.map(|asked| format!("the load ended early, after {after} of {asked}: {why}"))
+    asked.map(|asked| match total.messages {
+        0 => format!("the load ended before a message came back whole: {why}"),
+        _ => format!("the load ended early, after {} of {asked}: {why}", units::time(duration)),
+    })
 }
 
 /// Why there is no report: one sentence that says what to do.
@@ -282,6 +285,8 @@ pub enum Error {
         opened: u32,
         /// How many were asked for.
         asked: u32,
+        /// A sentence about the first wrong bytes that came before, if some did.
+        wrong: Option<String>,
     },
     /// The system refused something else.
     System {
@@ -312,8 +317,11 @@ impl fmt::Display for Error {
                      {allowed}; raise the {limit} limit, or ask for fewer"
                 )
             }
+            Self::Unreachable { error, wrong: Some(wrong), .. } => {
+                write!(f, "{wrong}; then: {error}")
+            }
             Self::Unreachable { error, opened: 0, .. } => error.fmt(f),
-            Self::Unreachable { error, opened, asked } => {
+            Self::Unreachable { error, opened, asked, .. } => {
                 write!(f, "only {opened} of {asked} connections opened: {error}")
             }
             Self::System { what, .. } => write!(f, "cannot {what}"),

@@ -259,7 +259,8 @@ impl Latency {
 pub(super) fn percentile(times: &Histogram, without_time: u64, share: f64) -> Option<Duration> {
     let measured = times.count();
     let rank = (measured.saturating_add(without_time) as f64 * share).ceil() as u64;
-    (rank <= measured).then(|| times.percentile(rank as f64 / measured as f64))
+    // In the middle of its share, so that rounding does not lead to the next one.
+    (rank <= measured).then(|| times.percentile((rank.max(1) as f64 - 0.5) / measured as f64))
 }
 
 /// Where a run stands.

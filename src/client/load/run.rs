@@ -240,7 +240,7 @@ impl<'a> Run<'a> {
         let error = target::Error::unreachable(address, transport, timeout, error);
         // Once all are open, as sockets or as places, their number says nothing.
         let opened = if self.opened < asked { self.opened } else { 0 };
-        Error::Unreachable { error, opened, asked }
+        Error::Unreachable { error, opened, asked, wrong: self.faults.first.clone() }
     }
 
     /// A connection opened.

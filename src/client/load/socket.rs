@@ -1,6 +1,7 @@
 //! The client's sockets: opening them and, over TCP, sending a pattern and checking its echo.
 
 use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 
 use mio::net::TcpStream;
 use nix::sys::resource::{Resource, getrlimit};
@@ -36,17 +37,18 @@ pub(in crate::client) fn check_room(connections: u32) -> Result<(), Error> {
 
 /// A socket that does not block and is connected, or, over TCP, about to be. By its number in the
 /// run, the source addresses take turns; where one has no port left, it is the next one's turn.
-pub(super) fn open(config: &Config, number: u32) -> io::Result<Socket> {
+pub(super) fn open(config: &Config, address: SocketAddr, number: u32) -> io::Result<Socket> {
     let turns = number as usize..number as usize + config.sources.len().max(1);
-    let mut opened = turns.map(|turn| open_from(config, turn)).skip_while(|opened| match opened {
-        Err(error) => socket::lacks_port(error),
-        Ok(_) => false,
-    });
+    let mut opened =
+        turns.map(|turn| open_from(config, address, turn)).skip_while(|opened| match opened {
+            Err(error) => socket::lacks_port(error),
+            Ok(_) => false,
+        });
     opened.next().unwrap_or_else(|| Err(socket::no_port()))
 }
 
-fn open_from(config: &Config, turn: usize) -> io::Result<Socket> {
-    let Config { address, transport, mode, ref sources, .. } = *config;
+fn open_from(config: &Config, address: SocketAddr, turn: usize) -> io::Result<Socket> {
+    let Config { transport, mode, ref sources, .. } = *config;
     let socket = socket::new(address, transport)?;
     // Messages go out at once. A connection with a single message has nothing to wait for.
     if transport == Transport::Tcp && mode != Mode::Churn {
@@ -76,9 +78,10 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn open(config: &Config, number: u32) -> io::Result<Self> {
-        let socket = TcpStream::from_std(open(config, number)?.into());
-        let [alphabet, expected] = config.alphabets();
-        let checker = Checker::new(expected, number, config.size as u64);
+        let socket = TcpStream::from_std(open(config, config.address, number)?.into());
+        let alphabet = config.pattern.alphabet();
+        let replies = config.pattern.replies(config.upper);
+        let checker = Checker::new(replies, number, config.size as u64);
         Ok(Self { socket, number, sent: 0, checker, alphabet, frames: Frames::new(config) })
     }
 

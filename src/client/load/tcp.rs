@@ -206,7 +206,7 @@ impl Tcp {
             self.count_opened(run)?;
         }
         match more {
-            Err(error) if greets => return Err(run.unreachable(&error)),
+            Err(error) if greets => return Err(self.give_up(run, &error)),
             Ok(_) => self.fill(run, place)?,
             Err(error) => self.close(run, place, &error),
         }

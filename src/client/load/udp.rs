@@ -1,6 +1,9 @@
 //! Keeps UDP sockets busy.
 
 use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::thread;
 
 use mio::Interest;
 use mio::event::Event;
@@ -11,21 +14,69 @@ use super::config::Config;
 use super::run::Run;
 use super::socket;
 use super::worker::Driver;
-use crate::client::message::{Messages, Pattern};
+use crate::client::Cancel;
+use crate::client::message::Messages;
+use crate::client::target::{self, Family, Target};
 use crate::client::tracker::{Reply, Tracker};
+use crate::error::Transport;
 use crate::protocol::MAX_DATAGRAM;
 use crate::sys::SHORT_READ_EMPTIES;
 use crate::sys::socket::is_not_now;
 use crate::{random, units};
 
-/// A socket is replaced after this many losses in a row, once nothing has come back for this time, in nanoseconds:
-/// the path may keep its port for a server that has moved.
-const ROW: u32 = 3;
-const SILENCE: u64 = 1_000_000_000;
+/// How long an address is good for all sockets that are replaced, in nanoseconds.
+const FRESH: u64 = 1_000_000_000;
+
+/// Where the server is. Its name is resolved again on a thread of its own: the event loop goes on meanwhile.
+#[derive(Debug)]
+struct Whereabouts {
+    name: Option<Target>,
+    address: SocketAddr,
+    cancel: Cancel,
+    search: Option<Receiver<Result<SocketAddr, target::Error>>>,
+    /// When a search was over.
+    found: u64,
+}
+
+impl Whereabouts {
+    fn new(config: &Config, cancel: &Cancel) -> Self {
+        let &Config { address, ref target, ref sources, .. } = config;
+        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        let name = target.clone().map(|target| match sources.is_empty() {
+            true => target,
+            false => target.with_family(family),
+        });
+        Self { name, address, cancel: cancel.clone(), search: None, found: 0 }
+    }
+
+    /// Whether the address is known, after a new look at the name. What cannot be found out stays as it is.
+    fn is_known(&mut self, run: &Run) -> bool {
+        let Some(name) = self.name.as_ref().filter(|_| run.now >= self.found + FRESH) else {
+            return true;
+        };
+        let Some(search) = &self.search else {
+            let (name, timeout, cancel) = (name.clone(), run.config.timeout, self.cancel.clone());
+            let (sender, receiver) = mpsc::sync_channel(1);
+            let search = move || sender.send(name.choose(Transport::Udp, timeout, &cancel));
+            // Without a thread, there is no sender: nothing is found.
+            let _ = thread::Builder::new().spawn(search);
+            self.search = Some(receiver);
+            return false;
+        };
+        match search.try_recv() {
+            Err(TryRecvError::Empty) => return false,
+            Ok(Ok(address)) => self.address = address,
+            _ => {}
+        }
+        (self.search, self.found) = (None, run.now);
+        true
+    }
+}
 
 /// All sockets of a run.
 #[derive(Debug)]
 pub(super) struct Udp {
+    server: Whereabouts,
     sockets: Vec<Socket>,
     incoming: Box<[u8]>,
     outgoing: Box<[u8]>,
@@ -37,33 +88,25 @@ struct Socket {
     tracker: Tracker,
     /// Whether the last send did not work out: the next sweep tries again.
     blocked: bool,
-    /// Datagrams that were lost since something came back, or since it was opened.
-    row: u32,
-    /// When something came back, or else when it was opened.
-    heard: u64,
 }
 
 impl Socket {
     /// Opens the socket of this place, with a port of its own.
-    fn open(run: &mut Run, place: usize) -> Result<UdpSocket, Error> {
-        let opened = socket::open(run.config, run.first + place as u32);
+    fn open(run: &mut Run, place: usize, address: SocketAddr) -> Result<UdpSocket, Error> {
+        let opened = socket::open(run.config, address, run.first + place as u32);
         let opened = opened.map_err(|error| run.unreachable(&error))?;
         let mut socket = UdpSocket::from_std(opened.into());
         run.watch(&mut socket, place, Interest::READABLE | Interest::WRITABLE)?;
         Ok(socket)
     }
 
-    fn is_deaf(&self, run: &Run) -> bool {
-        run.heard && self.row >= ROW && run.now.saturating_sub(self.heard) >= SILENCE
-    }
-
     /// Goes on from another port. Where none can be had, it stays.
-    fn replace(&mut self, run: &mut Run, place: usize) {
-        if let Ok(socket) = Self::open(run, place) {
+    fn replace(&mut self, run: &mut Run, place: usize, address: SocketAddr) {
+        if let Ok(socket) = Self::open(run, place, address) {
             self.socket = socket;
             run.replaced += 1;
         }
-        (self.row, self.heard) = (0, run.now);
+        self.tracker.hear(run.now);
     }
 
     /// Gives up the datagrams whose time is over. Whether there were any.
@@ -72,7 +115,6 @@ impl Socket {
         while let Some(seq) = self.tracker.expire(run.now) {
             let (socket, wait) = (run.first + place as u32, units::time(run.config.timeout));
             run.out -= 1;
-            self.row += 1;
             run.faults.errors.lost += 1;
             run.faults.note(|| format!("socket {socket}: seq={seq}: no reply within {wait}"));
         }
@@ -82,7 +124,6 @@ impl Socket {
     /// Takes in a datagram that came back.
     fn accept(&mut self, run: &mut Run, place: usize, datagram: &[u8]) {
         self.expire(run, place);
-        (self.row, self.heard) = (0, run.now);
         let waiting = self.tracker.waiting();
         let reply = self.tracker.receive(datagram, run.now);
         run.out -= waiting - self.tracker.waiting();
@@ -94,8 +135,9 @@ impl Socket {
 }
 
 impl Udp {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, cancel: &Cancel) -> Self {
         Self {
+            server: Whereabouts::new(config, cancel),
             sockets: Vec::with_capacity(config.connections as usize),
             // One byte more than any datagram has: what is too long is seen as such.
             incoming: vec![0; MAX_DATAGRAM + 1].into_boxed_slice(),
@@ -129,15 +171,12 @@ impl Driver for Udp {
 
     fn open(&mut self, run: &mut Run) -> Result<(), Error> {
         for place in 0..run.config.connections as usize {
-            let socket = Socket::open(run, place)?;
-            let (size, key) = (run.config.size, random::draw());
-            let upper = run.config.upper;
-            // Of binary messages there is no upper case.
-            let pattern = if upper { Pattern::Ascii } else { Pattern::Binary };
-            let messages = Messages { size, pattern, upper, key };
-            let tracker = Tracker::new(messages, run.config.timeout);
-            let heard = run.look_at_clock();
-            self.sockets.push(Socket { socket, tracker, blocked: false, row: 0, heard });
+            let socket = Socket::open(run, place, self.server.address)?;
+            let &Config { size, pattern, upper, .. } = run.config;
+            let messages = Messages { size, pattern, upper, key: random::draw() };
+            let mut tracker = Tracker::new(messages, run.config.timeout);
+            tracker.hear(run.look_at_clock());
+            self.sockets.push(Socket { socket, tracker, blocked: false });
             run.count_opened();
         }
         Ok(())
@@ -177,9 +216,9 @@ impl Driver for Udp {
 
     fn sweep(&mut self, run: &mut Run) -> Result<(), Error> {
         // One in a sweep, however many there are.
-        let deaf = self.sockets.iter().position(|one| one.is_deaf(run));
-        if let Some(place) = deaf {
-            self.sockets[place].replace(run, place);
+        let deaf = self.sockets.iter().position(|one| run.heard && one.tracker.is_deaf(run.now));
+        if let Some(place) = deaf.filter(|_| self.server.is_known(run)) {
+            self.sockets[place].replace(run, place, self.server.address);
         }
         for place in 0..self.sockets.len() {
             let one = &mut self.sockets[place];

@@ -62,6 +62,14 @@ pub(super) trait Driver {
 
     /// Judges what is still out.
     fn finish(&mut self, _run: &mut Run) {}
+
+    /// The error of a run that ends before all connections are open.
+    fn give_up(&mut self, run: &mut Run, error: &io::Error) -> Error {
+        // What is out is no fault; what came and is wrong is.
+        run.stopped = true;
+        self.finish(run);
+        run.unreachable(error)
+    }
 }
 
 /// Why the event loop was left.
@@ -197,7 +205,7 @@ impl<'r, 'a> Worker<'r, 'a> {
         driver.open(&mut self.run)?;
         let end = self.pump(driver, None, |run| run.opened >= asked)?;
         if end == LoopExit::Stalled {
-            return Err(self.run.unreachable(&io::ErrorKind::TimedOut.into()));
+            return Err(driver.give_up(&mut self.run, &io::ErrorKind::TimedOut.into()));
         }
         Ok(end)
     }

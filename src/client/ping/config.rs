@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::Summary;
-use crate::client::message::Pattern;
+use crate::client::pattern::{BINARY_LINES, BINARY_UPPER, Pattern};
 use crate::client::target::Target;
 use crate::error::Transport;
 use crate::protocol::{Framing, MAX_DATAGRAM};
@@ -28,7 +28,7 @@ pub struct Config {
     /// Where a ping, and its reply, ends in a TCP stream. Default: nowhere, a reply is as long as its
     /// ping. A datagram is a ping of its own.
     pub framing: Framing,
-    /// The bytes of which pings are made. Default: ASCII.
+    /// The bytes of which pings are made. Default: text.
     pub pattern: Pattern,
     /// Whether the service is one that answers in upper case. Default: no, the same bytes.
     pub upper: bool,
@@ -59,7 +59,7 @@ impl Config {
             source: None,
             dscp: None,
             framing: Framing::Raw,
-            pattern: Pattern::Ascii,
+            pattern: Pattern::Text,
             upper: false,
             count: None,
             deadline: None,
@@ -141,10 +141,8 @@ pub enum ConfigError {
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::BinaryLines => {
-                "a binary pattern cannot be framed in lines: it has line feeds in it"
-            }
-            Self::BinaryUpper => "a binary pattern has no upper case: use the ASCII pattern",
+            Self::BinaryLines => BINARY_LINES,
+            Self::BinaryUpper => BINARY_UPPER,
             Self::Dscp => "a code point (DSCP) is a number from 0 to 63",
             Self::SourceFamily => {
                 "the source address must be of the same family (IPv4 or IPv6) as the server's"

@@ -80,10 +80,13 @@ impl Series {
             .filter(|(_, bucket)| bucket.received + bucket.missed > 0)
     }
 
-    /// A time of each bucket that has one, in nanoseconds.
+    /// A time of each bucket, in nanoseconds; none, where all pings were lost.
     fn times(&self, of: fn(&Bucket) -> Duration) -> Vec<(f64, [f64; 3])> {
-        let received = self.places().filter(|(_, bucket)| bucket.received > 0);
-        received.map(|(x, bucket)| (x, [nanoseconds(of(bucket)) as f64; 3])).collect()
+        let time = |bucket: &Bucket| match bucket.received {
+            0 => f64::NAN,
+            _ => nanoseconds(of(bucket)) as f64,
+        };
+        self.places().map(|(x, bucket)| (x, [time(bucket); 3])).collect()
     }
 
     /// A line for each bucket with losses, as high between these ends as the share of the lost.
@@ -108,7 +111,7 @@ pub fn svg(config: &Config, summary: &Summary) -> String {
     let curve = |dashed, points| Curve { series: 0, dashed, points };
     let mean = |bucket: &Bucket| bucket.sum / bucket.received;
     let (longest, mean) = (series.times(|bucket| bucket.longest), series.times(mean));
-    let is_merged = longest != mean;
+    let is_merged = series.places().any(|(_, bucket)| bucket.received > 1);
     let mut curves = series.losses(decades(mean.iter().chain(&longest)));
     curves.extend(is_merged.then(|| curve(true, longest)));
     curves.push(curve(false, mean));

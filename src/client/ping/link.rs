@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::libc::MSG_NOSIGNAL;
 use nix::poll::PollFlags;
@@ -16,13 +16,11 @@ use crate::client::target::{self, Family};
 use crate::error::Transport;
 use crate::protocol::{FrameError, Framing, MAX_DATAGRAM, Protocol};
 use crate::sys::socket::{drop_errors, is_not_now, report_errors};
+use crate::units::count;
 
 /// The longest reply that is understood, in bytes: more than the longest ping. A datagram is not
 /// longer.
 const LONGEST_REPLY: usize = MAX_DATAGRAM + 28;
-
-/// How long a connection is kept at least.
-const SHORTEST_STAY: Duration = Duration::from_secs(1);
 
 /// A connection to the server.
 pub(super) struct Link {
@@ -33,9 +31,6 @@ pub(super) struct Link {
     pub(super) peer: SocketAddr,
     /// The client's own address.
     pub(super) local: SocketAddr,
-    opened: Instant,
-    /// When something came back, or else when it was opened.
-    heard: Instant,
     size: usize,
     protocol: Protocol,
     /// What is read lands here first.
@@ -64,14 +59,11 @@ impl Link {
             let _ = report_errors(&socket, peer.is_ipv6());
         }
         let local = socket.local_addr().ok().and_then(|address| address.as_socket());
-        let opened = Instant::now();
         Ok(Self {
             socket,
             transport,
             peer,
             local: local.unwrap_or(peer),
-            opened,
-            heard: opened,
             size: config.size.bytes(),
             protocol: protocol(framing),
             chunk: vec![0; LONGEST_REPLY].into(),
@@ -85,12 +77,6 @@ impl Link {
         let mut flags = PollFlags::POLLIN;
         flags.set(PollFlags::POLLOUT, self.blocked());
         (self.socket.as_fd(), flags)
-    }
-
-    /// Whether it is time to leave a connection through which only losses come: not as long as something
-    /// else may, and not so soon that a lossy path has one socket after the other.
-    pub(super) fn is_deaf(&self, wait: Duration) -> bool {
-        self.opened.elapsed() >= SHORTEST_STAY && self.heard.elapsed() >= wait.min(SHORTEST_STAY)
     }
 
     /// Whether a message is still on its way into the kernel.
@@ -130,10 +116,8 @@ impl Link {
             }
             let is_udp = self.transport == Transport::Udp;
             let read = self.socket.read(&mut self.chunk);
-            match &read {
-                Ok(_) => self.heard = Instant::now(),
-                Err(_) if is_udp => drop_errors(&self.socket),
-                Err(_) => {}
+            if read.is_err() && is_udp {
+                drop_errors(&self.socket);
             }
             match read {
                 Ok(count) if is_udp => return Ok(Some(self.chunk[..count].to_vec())),
@@ -172,7 +156,9 @@ fn cut(inbound: &mut Vec<u8>, protocol: Protocol, size: usize) -> io::Result<Opt
 
 fn too_long(error: FrameError) -> io::Error {
     let what = match error {
-        FrameError::TooLong { announced: Some(length) } => format!("a frame of {length} bytes"),
+        FrameError::TooLong { announced: Some(length) } => {
+            format!("a frame of {}", count(length, "byte"))
+        }
         _ => "a line".to_owned(),
     };
     io::Error::new(io::ErrorKind::InvalidData, format!("{what} came back, longer than any ping"))

@@ -52,7 +52,8 @@ pub struct Summary {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Times {
-    /// From the shortest to the longest: none of them is missing.
+    /// The shortest, the mean and the longest are of the pings that were answered, as `ping(8)` has them.
+    /// In percentiles, a ping that was lost, or had a damaged reply, counts as later than all of these.
     #[serde(flatten)]
     pub latency: Latency,
     /// The standard deviation, as `ping(8)` has it.
@@ -68,8 +69,6 @@ pub struct Times {
 #[derive(Debug, Default)]
 pub(super) struct Counts {
     pub(super) received: u64,
-    /// Pings that were lost since something came back, or since the connection was made.
-    pub(super) row: u64,
     lost_by: BTreeMap<Reason, u64>,
     errors: Errors,
     times: Stopwatch,
@@ -82,13 +81,10 @@ impl Counts {
         match event {
             Event::Lost { reason, .. } => {
                 self.errors.lost += 1;
-                self.row += 1;
                 self.series.count(sent, None);
                 *self.lost_by.entry(*reason).or_default() += 1;
             }
-            Event::Connected { .. } => self.row = 0,
             Event::Reply(reply) => {
-                self.row = 0;
                 self.errors.count(reply);
                 match reply {
                     Reply::Echo { seq, time, .. } => {
@@ -120,7 +116,7 @@ impl Counts {
             cut,
             stray,
             loss_percent: lost as f64 * 100.0 / (sent - waiting).max(1) as f64,
-            times: self.times.times(),
+            times: self.times.times(self.errors.without_reply()),
             series: self.series.clone(),
         }
     }
@@ -155,9 +151,10 @@ impl Stopwatch {
         self.histogram.record(units::nanoseconds(time));
     }
 
-    fn times(&self) -> Option<Times> {
+    /// `without_time` pings were lost, or had a damaged reply.
+    fn times(&self, without_time: u64) -> Option<Times> {
         let count = self.histogram.count() as f64;
-        let latency = Latency::of(&self.histogram, 0)?;
+        let latency = Latency::of(&self.histogram, without_time)?;
         let mean = self.sum / count;
         let variance = (self.sum_of_squares / count - mean * mean).max(0.0);
         // The histogram rounds up; what is shortest and longest is known exactly.
@@ -182,13 +179,14 @@ impl Stopwatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::message::{Messages, Pattern};
+    use crate::client::message::Messages;
+    use crate::client::pattern::Pattern;
     use crate::client::ping::Reason;
 
     const MS: Duration = Duration::from_millis(1);
 
     fn summary(sent: u64, events: &[Event]) -> Summary {
-        let messages = Messages { size: 24, pattern: Pattern::Ascii, upper: false, key: 1 };
+        let messages = Messages { size: 24, pattern: Pattern::Text, upper: false, key: 1 };
         let mut tracker = Tracker::new(messages, MS);
         (0..sent).for_each(|_| tracker.send(0, 0));
         let mut counts = Counts::default();
@@ -245,5 +243,12 @@ mod tests {
         near(latency.p50.unwrap(), 50.0);
         near(latency.p90.unwrap(), 90.0);
         near(latency.p99.unwrap(), 99.0);
+
+        let lost = |seq| Event::Lost { seq, reason: Reason::Timeout, detail: String::new() };
+        let lossy: Vec<Event> = (1..=9).map(lost).chain(echoes[9..].iter().cloned()).collect();
+        let Times { latency, .. } = summary(100, &lossy).times.unwrap();
+        assert_eq!((latency.p99, latency.p999, latency.max), (None, None, Some(100 * MS)));
+        near(latency.p50.unwrap(), 59.0);
+        near(latency.p90.unwrap(), 99.0);
     }
 }
