@@ -274,7 +274,7 @@ fn a_sweep_tells_of_each_step_and_is_drawn() {
     let svg = drawing.read();
     for part in [
         &*format!("TCP ping-pong with {address}"),
-        "1 connections, 64 bytes a message",
+        "1 connection, 64 bytes a message",
         "did not keep up",
         "Latency: p50, and p99 (dashed)",
         "Answered per second, and offered (dashed)",

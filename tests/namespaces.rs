@@ -540,6 +540,52 @@ fn a_full_table_of_time_wait_is_told() {
     assert!(text.contains(reason), "{text}");
 }
 
+// ---- datagrams that do not come back
+
+#[test]
+fn a_load_that_meets_the_limit_of_the_server_is_told_of_it() {
+    let Some(networks) = Networks::new("limit") else { return };
+    let _server = Server::start(&networks, 0, PORT, &[]);
+    let (stdout, stderr, code) = evecho(&networks, &format!("load {SERVER} -u -r 40k -t 1s"));
+    assert_eq!(code, Some(1), "{stdout}{stderr}");
+    let said = "If it is an evecho server, it answers 10,000 datagrams a second to each remote source: \
+                --udp-rate on the server changes that, and 0 is no limit.";
+    assert!(stdout.contains(" lost") && stdout.contains(said), "{stdout}");
+}
+
+/// As behind a NAT that keeps the way of a port that it knows, after the server has moved: from some moment on, no
+/// answer comes back to the port of the first pings.
+#[test]
+fn pings_leave_a_port_to_which_no_answer_comes_back() {
+    let Some(networks) = Networks::new("moved") else { return };
+    let _server = Server::start(&networks, 0, PORT, &[]);
+    let mut ping = networks.command(1, env!("CARGO_BIN_EXE_evecho"));
+    ping.args(["ping", "-u", &SERVER.to_string(), "--json", "-c", "5", "-w", "60"]);
+    ping.args(["-i", "50ms", "-W", "300ms"]).stdout(Stdio::piped());
+    let mut ping = ping.spawn().unwrap();
+    let lines = BufReader::new(ping.stdout.take().unwrap()).lines();
+    let mut events = lines.map(|line| {
+        let event: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        event
+    });
+    let mut next = |name: &str| events.find(|event| event["event"] == name).unwrap();
+    let local = |event: serde_json::Value| -> SocketAddr {
+        event["local"].as_str().unwrap().parse().unwrap()
+    };
+    let first = local(next("connected"));
+    next("reply");
+    let rule = format!("rule add ipproto udp dport {} blackhole", first.port());
+    if let Err(reason) = ip(&format!("-n {} {rule}", networks.names[0])) {
+        println!("skipped, since there is no such rule: {reason}");
+        ping.kill().unwrap();
+    } else {
+        assert_eq!(next("disconnected")["reason"], "timeout");
+        assert_ne!(local(next("connected")), first);
+        assert_eq!(next("summary")["received"], 5);
+    }
+    ping.wait().unwrap();
+}
+
 // ---- local ports
 
 /// What `evecho` prints at the second end, and how it ends.
