@@ -1,7 +1,8 @@
 //! The configuration of a server: plain values with defaults, checked once.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -11,6 +12,7 @@ use crate::address::BindAddress;
 use crate::error::{ConfigError, ParseError, Setting, Transport};
 use crate::impairments::Impairments;
 use crate::protocol::{Framing, Protocol};
+use crate::sys::EVERYWHERE;
 
 /// The default port.
 pub const DEFAULT_PORT: u16 = 12000;
@@ -33,7 +35,8 @@ pub struct Config {
     /// The port of each address that has no port of its own; 0 picks a free port, the same for TCP and
     /// UDP. Default: 12000.
     pub port: u16,
-    /// The addresses to bind. Default: none, which is the same as `::`.
+    /// The addresses to bind. Default: none, which is the same as `::`; on macOS and FreeBSD it is `::` and 0.0.0.0,
+    /// since a dual-stack socket does not set the hop limit of IPv4 there.
     ///
     /// `::` is every address, IPv6 and IPv4, through one dual-stack socket, whatever net.ipv6.bindv6only
     /// says. It is for IPv6 alone beside an IPv4 address on the same port; and it is 0.0.0.0 where this
@@ -322,9 +325,14 @@ impl Config {
 
     /// The addresses that a server binds; port 0 stands for a free one.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
-        let everywhere = self.bind.is_empty().then(|| Ipv6Addr::UNSPECIFIED.into());
-        let addresses = everywhere.iter().chain(&self.bind);
-        addresses.map(|address| address.with_port(address.port.unwrap_or(self.port))).collect()
+        let with_port = |one: &BindAddress| one.with_port(one.port.unwrap_or(self.port));
+        self.bound().iter().map(with_port).collect()
+    }
+
+    /// What `bind` says, or all addresses of this machine.
+    pub(crate) fn bound(&self) -> Cow<'_, [BindAddress]> {
+        let everywhere = || EVERYWHERE.iter().map(|&ip| ip.into()).collect();
+        if self.bind.is_empty() { Cow::Owned(everywhere()) } else { Cow::Borrowed(&self.bind) }
     }
 
     /// Checks what the types cannot say.

@@ -33,12 +33,12 @@
 //!
 //! # Where it runs
 //!
-//! On 64-bit Linux: it uses epoll(7), and names a connection in 64 bits.
+//! On 64-bit Linux, macOS and FreeBSD: it names a connection in 64 bits. What differs between them stands in `sys`.
 
-#[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
-compile_error!(
-    "evecho runs on 64-bit Linux only: build it for a target such as x86_64-unknown-linux-gnu"
-);
+#[cfg(not(any(target_os = "linux", target_os = "macos", target_os = "freebsd")))]
+compile_error!("evecho runs on Linux, macOS and FreeBSD; on Windows, build it in WSL2");
+#[cfg(not(target_pointer_width = "64"))]
+compile_error!("evecho names a connection in 64 bits: build it for a 64-bit target");
 
 mod address;
 mod busy_poll;

@@ -257,7 +257,9 @@ impl Clients {
     fn set_timeouts(&self, stream: &TcpStream) {
         let timeout = self.rules.idle_timeout;
         let refused = set_timeouts(&SockRef::from(stream), timeout);
-        if let (Some(first), Some(_), Ok(address)) = (refused.first(), timeout, stream.local_addr())
+        // The socket of a client that is gone has no options any more (macOS).
+        if let (Some(first), Some(_)) = (refused.first(), timeout)
+            && let (Ok(address), Ok(_)) = (stream.local_addr(), stream.peer_addr())
         {
             self.timeouts_refused.call_once(|| first.log(address));
         }

@@ -30,6 +30,7 @@ use super::udp::{Endpoint, Responder};
 use crate::busy_poll::{BusyPoll, Wait};
 use crate::protocol::Service;
 use crate::stats::Stats;
+use crate::sys::STREAM_INTEREST;
 use crate::sys::datagram::DatagramSocket;
 use crate::sys::socket::{self, reset_stream_options};
 use crate::units::{self, count};
@@ -146,8 +147,7 @@ impl connections::Listener for Listener {
     }
 
     fn register(&mut self, stream: &mut TcpStream, id: ConnectionId) -> io::Result<()> {
-        let all = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
-        self.registry.register(stream, (self.token)(id).into(), all)
+        self.registry.register(stream, (self.token)(id).into(), STREAM_INTEREST)
     }
 }
 

@@ -15,8 +15,8 @@ use crate::sys::OwnedFd;
 use crate::sys::cause::{self, Call, Remedy, Situation};
 use crate::sys::socket::{
     Lost::{Comfort, Promise},
-    Refused, listen, reset_datagram_options, reset_stream_options, set_datagram_options,
-    set_stream_options,
+    Refused, SHARE_PORT, listen, protocol, reset_datagram_options, reset_stream_options,
+    set_datagram_options, set_stream_options, share_port,
 };
 
 /// The bound sockets of a server, still blocking.
@@ -61,14 +61,14 @@ pub(crate) fn bind(config: &Config) -> Result<Sockets, BindError> {
 
 fn bind_all(config: &Config, sockets: &mut Sockets) -> Result<(), BindError> {
     let mut listeners = Vec::new();
-    let everywhere = config.bind.is_empty().then(|| Ipv6Addr::UNSPECIFIED.into());
+    let addresses = config.bound();
     // The port of all addresses that have none of their own, once the system has picked it.
     let mut common_port = config.port;
-    for address in everywhere.iter().chain(&config.bind) {
+    for address in &*addresses {
         let mut wanted = Wanted {
             transport: None,
             address: address.with_port(address.port.unwrap_or(common_port)),
-            ipv4: Ipv4::beside(address, config),
+            ipv4: Ipv4::beside(address, &addresses, config.port),
             picked: address.port.unwrap_or(config.port) == 0,
             reuse_port: config.reuse_port,
         };
@@ -157,10 +157,10 @@ enum Ipv4 {
 }
 
 impl Ipv4 {
-    /// The addresses of the config that are on the same port as this one.
-    fn beside(address: &BindAddress, config: &Config) -> Ipv4 {
-        let port = |address: &BindAddress| address.port.unwrap_or(config.port);
-        let same = config.bind.iter().filter(|other| port(other) == port(address));
+    /// Those of these addresses that are on the same port as this one.
+    fn beside(address: &BindAddress, all: &[BindAddress], port: u16) -> Ipv4 {
+        let port = |address: &BindAddress| address.port.unwrap_or(port);
+        let same = all.iter().filter(|other| port(other) == port(address));
         let ips = same.map(|other| other.with_port(0).ip()).filter(IpAddr::is_ipv4);
         let kinds = ips.map(|ip| if ip.is_unspecified() { Ipv4::Wildcard } else { Ipv4::Others });
         kinds.max().unwrap_or(Ipv4::Included)
@@ -206,8 +206,8 @@ impl Wanted {
         }
         let share = |now| {
             let share = self.reuse_port && now;
-            let outcome = if share { socket.set_reuse_port(true) } else { Ok(()) };
-            Refused::of([("SO_REUSEPORT", Promise("no other process shares the port"), outcome)])
+            let outcome = if share { share_port(&socket) } else { Ok(()) };
+            Refused::of([(SHARE_PORT, Promise("no other process shares the port"), outcome)])
         };
         without.extend(share(!self.picked));
         without.extend(match is_tcp {
@@ -372,10 +372,8 @@ pub(super) fn inspect(
         return Err(wrong("it is connected"));
     }
     // Where the system does not tell the protocol, it is the usual one.
-    match (kind, socket.protocol().ok().flatten()) {
-        (Type::STREAM, None | Some(Protocol::TCP | Protocol::MPTCP)) => {
-            Ok((Transport::Tcp, address))
-        }
+    match (kind, protocol(socket)) {
+        (Type::STREAM, None | Some(Protocol::TCP)) => Ok((Transport::Tcp, address)),
         (Type::DGRAM, None | Some(Protocol::UDP)) => Ok((Transport::Udp, address)),
         _ => Err(wrong("it is neither TCP nor UDP")),
     }

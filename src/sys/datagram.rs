@@ -1,22 +1,20 @@
-//! UDP sockets: recvmsg(2) and sendmmsg(2) with their control messages.
+//! UDP sockets: datagrams with their control messages.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{self, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{self, IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use log::debug;
 use mio::net::UdpSocket;
-use nix::cmsg_space;
-use nix::libc::{cmsghdr, in_addr, in_pktinfo, in6_addr, in6_pktinfo};
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmsg,
-    sendmmsg, sendmsg, setsockopt, sockopt,
-};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, recvmsg};
 use socket2::SockRef;
 
-use super::socket::{self, Lost, Refused, set_send_buffer_size};
-use super::{Errno, neighbours};
+use super::Errno;
+use super::socket::{Lost, Refused};
+use super::system::datagram::{ControlData, REPLIES_WAIT, set_offload};
+use super::system::neighbours;
+use super::system::socket::{SHOWN, dropped, set_send_buffer_size};
 
 /// The Discard Protocol (RFC 863): its port sends nothing.
 const DISCARD: u16 = 9;
@@ -102,10 +100,7 @@ pub(crate) struct DatagramSocket {
     unseen: usize,
     /// Buffer for the control messages of a receive.
     control: Vec<u8>,
-    /// Headers for sending, made once: nix would otherwise allocate control data for each message.
-    headers: [MultiHeaders<SockaddrStorage>; 4],
-    /// Whether sendmmsg(2) may be called, once that is known.
-    has_sendmmsg: Option<bool>,
+    control_data: ControlData,
 }
 
 impl DatagramSocket {
@@ -114,25 +109,22 @@ impl DatagramSocket {
         // By fcntl(2), which every sandbox has.
         SockRef::from(&socket).set_nonblocking(true)?;
         // A kernel that knows one of the two knows both (udp(7)). An inherited socket may have it set.
-        let set = setsockopt(&socket, sockopt::UdpGroSegment, &offload);
+        let set = set_offload(&socket, offload);
         let address = socket.local_addr().ok();
         if let (Err(error), true, Some(address)) = (set, offload, address) {
             let lost = Lost::Comfort("each datagram is received and sent alone");
             Refused { what: "UDP_GRO", lost, error: error.into() }.log(address);
         }
-        let offload = offload && set.is_ok();
-        // The system shows twice what it was asked for (socket(7)).
-        let half_buffer = SockRef::from(&socket).send_buffer_size().unwrap_or(0) / 4;
+        let half_buffer = SockRef::from(&socket).send_buffer_size().unwrap_or(0) / SHOWN / 2;
         let mut socket = DatagramSocket {
             socket: UdpSocket::from_std(socket),
-            offload,
+            offload: set.unwrap_or(false),
             wildcard: address.is_none_or(|address| address.ip().is_unspecified()),
             half_buffer,
             dropped: 0,
             unseen: 0,
             control: vec![0; CONTROL],
-            headers: headers(address.is_some_and(|address| address.is_ipv6())),
-            has_sendmmsg: None,
+            control_data: ControlData::new(address.is_some_and(|address| address.is_ipv6())),
         };
         socket.use_reserve(false);
         Ok(socket)
@@ -151,7 +143,7 @@ impl DatagramSocket {
             return 0;
         }
         self.unseen = 0;
-        let total = socket::dropped(&self.socket).unwrap_or(self.dropped);
+        let total = dropped(&self.socket).unwrap_or(self.dropped);
         total.wrapping_sub(std::mem::replace(&mut self.dropped, total))
     }
 
@@ -169,7 +161,7 @@ impl AsFd for DatagramSocket {
 
 impl Socket for DatagramSocket {
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
-        let DatagramSocket { socket, control, .. } = self;
+        let DatagramSocket { socket, control, control_data, .. } = self;
         let received = try_io(socket, || {
             let mut buffer = [IoSliceMut::new(buffer)];
             let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
@@ -178,7 +170,7 @@ impl Socket for DatagramSocket {
             let mut received = Received::new(message.bytes, peer.ok_or(Errno::EAFNOSUPPORT)?);
             received.truncated = message.flags.contains(MsgFlags::MSG_TRUNC);
             // Control messages that were cut are an error here: without them there is no way back.
-            message.cmsgs()?.for_each(|control| received.take(control));
+            message.cmsgs()?.for_each(|control| control_data.take(&mut received, control));
             Ok(received)
         });
         let mut received = received.map_err(|error| match error {
@@ -198,36 +190,8 @@ impl Socket for DatagramSocket {
         segment: Option<u16>,
         route: &Route,
     ) -> Result<(), Errno> {
-        let (v4, v6);
-        let from = match route.local {
-            None => None,
-            Some(IpAddr::V4(ip)) => {
-                v4 = in_pktinfo {
-                    ipi_ifindex: 0,
-                    ipi_spec_dst: in_addr { s_addr: u32::from_ne_bytes(ip.octets()) },
-                    ipi_addr: in_addr { s_addr: 0 },
-                };
-                Some(ControlMessage::Ipv4PacketInfo(&v4))
-            }
-            Some(IpAddr::V6(ip)) => {
-                let ipi6_addr = in6_addr { s6_addr: ip.octets() };
-                v6 = in6_pktinfo { ipi6_addr, ipi6_ifindex: route.interface };
-                Some(ControlMessage::Ipv6PacketInfo(&v6))
-            }
-        };
-        let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
-        let to = SockaddrStorage::from(route.peer);
-        let DatagramSocket { socket, headers, has_sendmmsg, .. } = self;
-        let [bare, segmented, routed, routed_segmented] = headers;
-        let mut send = |headers, controls: &[ControlMessage<'_>]| {
-            try_io(socket, || send_one(socket, headers, pieces, controls, to, has_sendmmsg))
-        };
-        match (from, segments) {
-            (None, None) => send(bare, &[]),
-            (None, Some(segments)) => send(segmented, &[segments]),
-            (Some(from), None) => send(routed, &[from]),
-            (Some(from), Some(segments)) => send(routed_segmented, &[from, segments]),
-        }
+        let DatagramSocket { socket, control_data, .. } = self;
+        try_io(socket, || control_data.send(socket, pieces, segment, route))
     }
 
     fn offloads(&self) -> bool {
@@ -235,6 +199,9 @@ impl Socket for DatagramSocket {
     }
 
     fn use_reserve(&mut self, whole: bool) {
+        if !REPLIES_WAIT {
+            return;
+        }
         let size = if whole { 2 * self.half_buffer } else { self.half_buffer };
         if let Err(error) = set_send_buffer_size(&SockRef::from(&self.socket), size) {
             debug!(
@@ -265,38 +232,6 @@ impl Socket for DatagramSocket {
         // when the socket is closed.
         let _ = self.socket.connect(silent);
     }
-}
-
-/// Sends one message: by sendmmsg(2), since its headers are made once, or by sendmsg(2) where a sandbox
-/// has only that. A packet filter, which refuses both, says nothing of either.
-fn send_one(
-    socket: &UdpSocket,
-    headers: &mut MultiHeaders<SockaddrStorage>,
-    pieces: &[IoSlice<'_>],
-    controls: &[ControlMessage<'_>],
-    to: SockaddrStorage,
-    has_sendmmsg: &mut Option<bool>,
-) -> nix::Result<()> {
-    let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
-    let mut refused = Errno::ENOSYS;
-    if *has_sendmmsg != Some(false) {
-        let sent = sendmmsg(fd, headers, &[pieces], [Some(to)], controls, flags).map(drop);
-        match (*has_sendmmsg, sent) {
-            (None, Err(error @ (Errno::ENOSYS | Errno::EPERM | Errno::EACCES))) => refused = error,
-            _ => {
-                *has_sendmmsg = has_sendmmsg.or(sent.ok().map(|()| true));
-                return sent;
-            }
-        }
-    }
-    sendmsg(fd, pieces, controls, flags, Some(&to))?;
-    if has_sendmmsg.replace(false).is_none()
-        && let Ok(address) = socket.local_addr()
-    {
-        let lost = Lost::Comfort("replies leave by sendmsg, which takes a little longer");
-        Refused { what: "sendmmsg", lost, error: refused.into() }.log(address);
-    }
-    Ok(())
 }
 
 /// Whether a socket that was destroyed from outside has lost its port, so that nothing comes any more. It
@@ -337,38 +272,6 @@ impl Received {
         let place = move |offset| start + offset..start + length.min(offset + segment);
         (0..self.count()).map(move |index| place(index * segment))
     }
-
-    /// Takes a control message (udp(7), ip(7), ipv6(7)).
-    fn take(&mut self, control: ControlMessageOwned) {
-        match control {
-            ControlMessageOwned::UdpGroSegments(size) => {
-                let size =
-                    usize::try_from(size).ok().filter(|size| (1..self.length).contains(size));
-                self.segment = size.unwrap_or(self.length);
-            }
-            // For a datagram to a group, the second is an address of ours all the same. Where the
-            // datagram came before the option was set, it is not known, and the address has to tell.
-            ControlMessageOwned::Ipv4PacketInfo(in_pktinfo { ipi_addr, ipi_spec_dst, .. }) => {
-                let [to, ours] = [ipi_addr, ipi_spec_dst]
-                    .map(|address| Ipv4Addr::from(address.s_addr.to_ne_bytes()));
-                let elsewhere = ours != to && !ours.is_unspecified();
-                self.to_group |= elsewhere || to.is_multicast() || to.is_broadcast();
-                // An IPv6 socket says it the other way, too.
-                self.route.local.get_or_insert(to.into());
-            }
-            ControlMessageOwned::Ipv6PacketInfo(info) => {
-                let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
-                self.to_group |= address.is_multicast();
-                self.route.local = Some(address.into());
-                self.route.interface =
-                    if address.is_unicast_link_local() { info.ipi6_ifindex } else { 0 };
-            }
-            ControlMessageOwned::Ipv4Ttl(left) | ControlMessageOwned::Ipv6HopLimit(left) => {
-                self.hop_limit = u8::try_from(left).ok();
-            }
-            _ => {}
-        }
-    }
 }
 
 fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
@@ -376,26 +279,10 @@ fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
     v6.or_else(|| address.as_sockaddr_in().map(|&address| SocketAddrV4::from(address).into()))
 }
 
-/// Headers without control messages, with segments, with an address to leave from, and with both.
-fn headers(ipv6: bool) -> [MultiHeaders<SockaddrStorage>; 4] {
-    let (routed, both) = if ipv6 {
-        (alone::<in6_pktinfo>(), cmsg_space!(in6_pktinfo, u16))
-    } else {
-        (alone::<in_pktinfo>(), cmsg_space!(in_pktinfo, u16))
-    };
-    [None, Some(cmsg_space!(u16)), Some(routed), Some(both)]
-        .map(|control| MultiHeaders::preallocate(1, control))
-}
-
-/// Allocates for one control message, without the padding behind it, which would only make the kernel
-/// allocate: control data of up to 36 bytes fit on its stack.
-fn alone<T>() -> Vec<u8> {
-    Vec::with_capacity(size_of::<cmsghdr>() + size_of::<T>())
-}
-
 #[cfg(test)]
 mod tests {
     use std::iter;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use socket2::{Domain, Type};
 
@@ -451,26 +338,6 @@ mod tests {
             let places = received.datagrams(5).map(|place| (place.start, place.end));
             assert_eq!(places.collect::<Vec<_>>(), expected);
             assert_eq!((received.count(), received.is_run()), (expected.len(), expected.len() > 1));
-        }
-        for (said, segment) in [(0, 7), (3, 3), (7, 7), (8, 7), (-1, 7)] {
-            let mut received = Received::new(7, peer);
-            received.take(ControlMessageOwned::UdpGroSegments(said));
-            assert_eq!(received.segment, segment, "{said}");
-        }
-    }
-
-    /// A datagram that came before the option was set does not show which address of ours it met.
-    #[test]
-    fn a_group_is_known_by_its_address_alone() {
-        for (to, to_group) in [("224.0.0.1", true), ("255.255.255.255", true), ("127.0.0.1", false)]
-        {
-            let to: Ipv4Addr = to.parse().unwrap();
-            let in_addr = |ip: Ipv4Addr| in_addr { s_addr: u32::from_ne_bytes(ip.octets()) };
-            let (ipi_addr, ipi_spec_dst) = (in_addr(to), in_addr(Ipv4Addr::UNSPECIFIED));
-            let mut received = Received::new(7, (LOOPBACK, 9).into());
-            let info = in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr };
-            received.take(ControlMessageOwned::Ipv4PacketInfo(info));
-            assert_eq!((received.to_group, received.route.local), (to_group, Some(to.into())));
         }
     }
 
@@ -560,13 +427,8 @@ mod tests {
         [bound(Ipv6Addr::UNSPECIFIED), bound(Ipv4Addr::UNSPECIFIED)]
     }
 
-    /// One address to leave from is control data of up to 36 bytes, which fit on the kernel's stack
-    /// (___sys_sendmsg): this holds only as long as nix takes the capacity for the length, and wants no
-    /// padding behind the last message.
     #[test]
-    fn an_address_to_leave_from_takes_no_allocation() {
-        assert_eq!(alone::<in6_pktinfo>().capacity(), 36);
-        assert!(alone::<in_pktinfo>().capacity() <= 36);
+    fn replies_leave_from_the_address_that_was_asked() {
         for (mut socket, address) in everywhere() {
             let to = Ipv4Addr::new(127, 3, 2, 1);
             let (received, client) = exchange(&mut socket, address.port(), to);

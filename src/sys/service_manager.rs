@@ -1,11 +1,11 @@
 //! The sockets of a service manager: those that it passes, and the one for notifications.
 
 use std::io;
-use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 
+use super::system::service_manager::abstract_address;
 #[cfg(feature = "daemon")]
 use super::{OwnedFd, limits};
 #[cfg(feature = "daemon")]
@@ -23,7 +23,7 @@ impl NotifySocket {
     /// The socket at `path`; an `@` in front means a name in the abstract namespace (unix(7)).
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let address = match path.as_os_str().as_bytes() {
-            [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+            [b'@', name @ ..] => abstract_address(name)?,
             _ => SocketAddr::from_pathname(path)?,
         };
         let socket = UnixDatagram::unbound()?;

@@ -13,6 +13,8 @@ use nix::sys::signal::{SigSet, Signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook_mio::v1_0::Signals as Pending;
 
+use super::system::signals::dispositions;
+
 /// The request of a signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
@@ -56,7 +58,7 @@ impl Signals {
     /// Takes the signals. Each is an event for `token` from then on.
     pub(crate) fn take(registry: &Registry, token: Token) -> io::Result<Self> {
         let mut taken = taken();
-        let [ignored, caught] = dispositions();
+        let [ignored, caught] = dispositions(&[SIGTERM, SIGUSR1, SIGINT, SIGHUP]);
         let mut wanted = vec![SIGTERM, SIGUSR1];
         wanted.extend([SIGINT, SIGHUP].into_iter().filter(|&signal| !is_in(ignored, signal)));
         let pending = hold_back(&wanted, || {
@@ -130,18 +132,13 @@ pub(crate) fn hold_back<T>(
     installed
 }
 
-/// The signals that this process ignores, and those that it catches: a bit for each
-/// (proc_pid_status(5)).
-fn dispositions() -> [u64; 2] {
-    ["SigIgn:", "SigCgt:"].map(super::status_mask)
-}
-
 /// Whether the process ignores the signal.
 #[cfg(feature = "client")]
 pub(crate) fn is_ignored(signal: c_int) -> bool {
-    is_in(dispositions()[0], signal)
+    is_in(dispositions(&[signal])[0], signal)
 }
 
-fn is_in(mask: u64, signal: c_int) -> bool {
+/// Whether a mask has the signal's bit.
+pub(super) fn is_in(mask: u64, signal: c_int) -> bool {
     mask >> (signal - 1) & 1 == 1
 }

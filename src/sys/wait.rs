@@ -4,10 +4,10 @@ use std::io::{self, PipeReader};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::libc::POLLRDHUP;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::Errno;
+use super::system::SHUT_DOWN;
 
 /// What was so at the end of a wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(crate) fn until_readable<S: AsFd>(
     stop: &PipeReader,
     timeout: Option<Duration>,
 ) -> io::Result<Woken> {
-    let readable = PollFlags::POLLIN | PollFlags::from_bits_retain(POLLRDHUP);
+    let readable = PollFlags::POLLIN | PollFlags::from_bits_retain(SHUT_DOWN);
     let descriptors = sockets.iter().map(AsFd::as_fd).chain([stop.as_fd()]);
     let mut waited: Vec<_> = descriptors.map(|fd| PollFd::new(fd, readable)).collect();
     // To the next millisecond, which is what poll(2) counts in.
@@ -35,8 +35,10 @@ pub(crate) fn until_readable<S: AsFd>(
     match poll(&mut waited, timeout) {
         Ok(_) => {
             let stopped = waited.pop().is_some_and(|stop| stop.any() != Some(false));
-            // POLLRDHUP is one that nix does not know.
-            let shut_down = waited.iter().any(|socket| socket.revents().is_none());
+            // nix has nothing for flags that it does not know, as POLLRDHUP.
+            let is_shut_down =
+                |flags: Option<PollFlags>| flags.is_none_or(|flags| flags.bits() & SHUT_DOWN != 0);
+            let shut_down = waited.iter().any(|socket| is_shut_down(socket.revents()));
             Ok(Woken { stopped, shut_down })
         }
         Err(Errno::EINTR) => Ok(Woken::default()),

@@ -15,7 +15,7 @@ use nix::sys::socket::{
 };
 use socket2::SockRef;
 
-use super::Errno;
+use crate::sys::Errno;
 
 /// Watches the interfaces of sockets.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
 
-use super::Errno;
+use crate::sys::Errno;
 
 /// `struct nlmsghdr`: length, type, flags, number, port.
 const HEADER: usize = 16;

@@ -1,0 +1,57 @@
+//! What FreeBSD has and macOS has not.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::AsFd;
+
+use nix::libc::{self, in_addr};
+use nix::sys::socket::{ControlMessage, ControlMessageOwned};
+use socket2::{Protocol, Socket};
+
+use crate::sys::socket::{Lost, Row};
+
+/// The option that lets sockets share a port, and the kernel distribute clients among them (setsockopt(2)).
+pub(crate) const SHARE_PORT: &str = "SO_REUSEPORT_LB";
+
+/// Lets other sockets with the same option have the port.
+pub(crate) fn share_port(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_port_lb(true)
+}
+
+/// The protocol of a socket, if the system tells it.
+pub(crate) fn protocol(socket: &Socket) -> Option<Protocol> {
+    socket.protocol().ok()?
+}
+
+/// The options of a stream, beside those that all systems have: the send buffer alone bounds what is kept.
+pub(crate) fn stream_options(_socket: &Socket, _unread: Lost) -> Vec<Row> {
+    Vec::new()
+}
+
+/// Whether the send queue of a stream holds something. It is not known, so it may.
+pub(crate) fn is_unacknowledged(_stream: &impl AsFd) -> bool {
+    true
+}
+
+/// The address that a message names: an IPv6 socket takes an IPv4-mapped one (udp_v4mapped_pktinfo).
+pub(super) fn leaving_from(ip: IpAddr) -> IpAddr {
+    ip
+}
+
+/// Calls `send` with the control message for an IPv4 address to leave from (ip(4)).
+pub(super) fn with_source<T>(ip: Ipv4Addr, send: impl FnOnce(ControlMessage<'_>) -> T) -> T {
+    let address = in_addr { s_addr: u32::from_ne_bytes(ip.octets()) };
+    send(ControlMessage::Ipv4SendSrcAddr(&address))
+}
+
+/// The hop limit, if the message has it.
+pub(super) fn hop_limit(control: &ControlMessageOwned) -> Option<u8> {
+    match *control {
+        ControlMessageOwned::Ipv4Ttl(left) => Some(left),
+        ControlMessageOwned::Ipv6HopLimit(left) => u8::try_from(left).ok(),
+        _ => None,
+    }
+}
+
+/// What poll(2) says of a socket that was shut down.
+pub(crate) const SHUT_DOWN: libc::c_short = libc::POLLRDHUP;
