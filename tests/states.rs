@@ -266,6 +266,11 @@ fn a_server_for_a_single_client_is_not_blamed() {
     let text = outcome.text();
     assert!(text.contains("reset: not shown: this server serves a single client"), "{text}");
     assert!(text.contains("3 shown, 0 failed, 1 not shown"), "{text}");
+    // One that an RST ends has nothing to do with that.
+    std::fs::write(program, courses::decoding("16", courses::ECHO)).unwrap();
+    let outcome = states(&["--start", &command, "reset"]);
+    let text = outcome.text();
+    assert!(text.contains("reset: FAILED") && text.contains("; the server has ended"), "{text}");
 }
 
 #[test]

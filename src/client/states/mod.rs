@@ -251,7 +251,7 @@ impl<'a> Context<'a> {
             Ok(()) if !self.book.touched.get() => Ok(()),
             Err(_) if !self.book.touched.get() => Err(Stop::skipped(ENDED)),
             Err(Stop::Failed { expected, seen }) => {
-                Err(Stop::Failed { expected, seen: format!("{seen}; the server has ended") })
+                Err(Stop::Failed { expected, seen: format!("{seen}; {ENDED}") })
             }
             _ => Err(Stop::failed("the server goes on for other clients", "it has ended")),
         }

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::Progress;
 use super::fact::{Fact, View};
 use super::kernel::Kernel;
 use super::report::{Connection, Segment, Side, State, Step};
 use super::wire::Wire;
+use super::{ENDED, Progress};
 use crate::client::cancel::LOOK_AGAIN;
 use crate::client::harness::Stop;
 use crate::client::pattern::Alphabet;
@@ -31,6 +31,9 @@ const QUIET_LOOKS: u32 = 100;
 
 /// A server that takes more than this without an answer being read has no back-pressure.
 const MOST: u64 = 128 << 20;
+
+/// What a client does to a server is done by then.
+const A_MOMENT: Duration = Duration::from_millis(200);
 
 /// What a run writes and what it asks, in whatever scenario.
 pub(super) struct Book<'a> {
@@ -183,7 +186,20 @@ impl<'a> Stage<'a> {
         }
         let deadline = self.book.cancel.within(self.book.timeout);
         let stream = socket::tcp(self.address, receive_buffer, deadline);
-        self.enter(stream.doing("the server accepts a connection")?)
+        let stream = stream.doing("the server accepts a connection");
+        self.enter(stream.map_err(|stop| self.blamed(stop))?)
+    }
+
+    /// Says of a failure that the server that was started has ended, if so.
+    fn blamed(&self, stop: Stop) -> Stop {
+        match stop {
+            Stop::Failed { expected, seen }
+                if self.process.as_ref().is_some_and(|one| one.wait(A_MOMENT).is_some()) =>
+            {
+                Stop::Failed { expected, seen: format!("{seen}; {ENDED}") }
+            }
+            stop => stop,
+        }
     }
 
     /// Begins a connection, and does not wait for it.
@@ -520,10 +536,9 @@ impl<'a> Stage<'a> {
         }
         let (view, missing) = self.wait(lesson.facts, self.book.timeout)?;
         if let Some(fact) = missing {
-            return Err(Stop::failed(
-                format!("after {}: {fact}", lesson.calls.last().unwrap_or(&"the start")),
-                fact.seen(&view),
-            ));
+            let last = lesson.calls.last().unwrap_or(&"the start");
+            let stop = Stop::failed(format!("after {last}: {fact}"), fact.seen(&view));
+            return Err(self.blamed(stop));
         }
         let (segments, segments_left_out) = self.segments(lesson)?;
         let step = Step {
@@ -580,7 +595,6 @@ impl Stage<'_> {
 impl Book<'_> {
     /// Whether a server still listens a moment after a client has left.
     pub(super) fn listens_on(&self, address: SocketAddr) -> io::Result<bool> {
-        const A_MOMENT: Duration = Duration::from_millis(200);
         let look = || match self.kernel.listener(address) {
             Ok(Some(_)) => None,
             other => Some(other),
