@@ -452,7 +452,7 @@ fn delayed_replies_fit_into_the_address_space() {
 struct ControlGroup(PathBuf);
 
 impl ControlGroup {
-    fn new(limit: usize) -> std::io::Result<ControlGroup> {
+    fn new(limit: usize) -> io::Result<ControlGroup> {
         let own = std::fs::read_to_string("/proc/self/cgroup")?;
         let path = |line: &str| line.rsplit(':').next().unwrap().trim_start_matches('/').to_owned();
         let (root, own, file) = match own.lines().find(|line| line.contains(":memory:")) {

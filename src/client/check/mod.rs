@@ -607,7 +607,7 @@ mod tests {
     fn a_filter_chooses_a_case() {
         for text in ["tcp", "udp-re*", "process-exhaustion"] {
             let filter = text.parse::<Filter>().unwrap();
-            assert!(cases().any(|case| case.is_among(&[filter.clone()])));
+            assert!(cases().any(|case| case.is_among(std::slice::from_ref(&filter))));
         }
         let error = "tpc*".parse::<Filter>().unwrap_err().to_string();
         assert_eq!(error, "no case has a name that starts with 'tpc*'");
