@@ -98,18 +98,25 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(2);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline<'a> {
     at: Option<Instant>,
+    /// When the wait began.
+    began: Instant,
     pub(super) cancel: &'a Cancel,
 }
 
 impl<'a> Deadline<'a> {
     pub(super) fn new(at: Option<Instant>, cancel: &'a Cancel) -> Self {
-        Self { at, cancel }
+        Self { at, began: Instant::now(), cancel }
     }
 
     /// The same, but at the latest after `patience`.
     pub(super) fn sooner(self, patience: Duration) -> Self {
         let at = Instant::now().checked_add(patience);
         Self { at: [at, self.at].into_iter().flatten().min(), ..self }
+    }
+
+    /// How long it has been waited by now, since the deadline was made.
+    pub(super) fn lasted(self) -> Duration {
+        self.began.elapsed()
     }
 
     pub(super) fn left(self) -> Duration {

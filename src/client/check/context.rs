@@ -129,8 +129,8 @@ pub(super) struct Context<'a> {
     /// When the case gives up.
     pub(super) deadline: Deadline<'a>,
     pub(super) pid: Option<u32>,
-    /// See [`Self::serves_several`].
-    pub(super) several: &'a OnceLock<bool>,
+    /// See [`Self::served`].
+    pub(super) served: &'a OnceLock<Result<bool, String>>,
     /// What is worth to be known about a server that keeps the rule.
     pub(super) remark: &'a OnceLock<String>,
 }
@@ -140,37 +140,44 @@ impl<'a> Context<'a> {
         config: &'a Config,
         probe: &'a Probe,
         pid: Option<u32>,
-        several: &'a OnceLock<bool>,
+        served: &'a OnceLock<Result<bool, String>>,
         remark: &'a OnceLock<String>,
         cancel: &'a Cancel,
     ) -> Self {
         let deadline = cancel.within(config.timeout);
-        Self { config, probe, deadline, pid, several, remark }
+        Self { config, probe, deadline, pid, served, remark }
     }
 
     pub(super) fn remark(&self, remark: String) {
         let _ = self.remark.set(remark);
     }
 
-    /// Whether a second client is answered while a first is connected. It is known not to be where it is answered
-    /// as soon as the first has left.
-    pub(super) fn serves_several(&self) -> bool {
-        let one_by_one = || self.serves_one_by_one().unwrap_or(false);
-        *self.several.get_or_init(|| !self.probe.tcp || !one_by_one())
+    /// Whether a second TCP client is answered while a first is connected: not so where it is answered as soon as the
+    /// first has left. Or why not even the first is answered. It is asked once.
+    pub(super) fn served(&self) -> &Result<bool, String> {
+        self.served.get_or_init(|| {
+            let deadline = self.deadline.cancel.within(self.config.timeout);
+            let connect = || TcpClient::connect(self.address(), deadline);
+            let Some(mut first) = self.probe.tcp.then(connect).and_then(Result::ok) else {
+                return Ok(true);
+            };
+            let bytes = payload(50, 100);
+            first.exchange(&bytes).map_err(|seen| seen.to_string())?;
+            let waits_for_the_first = || -> Result<bool, Seen> {
+                let mut second = connect()?;
+                second.send(&bytes)?;
+                if second.wait(PollFlags::POLLIN, self.config.timeout / 2) {
+                    return Ok(false);
+                }
+                drop(first);
+                second.converse(&[], &bytes).map(|()| true)
+            };
+            Ok(!waits_for_the_first().unwrap_or(false))
+        })
     }
 
-    fn serves_one_by_one(&self) -> Result<bool, Seen> {
-        let deadline = self.deadline.cancel.within(self.config.timeout);
-        let bytes = payload(50, 100);
-        let mut first = TcpClient::connect(self.address(), deadline)?;
-        first.exchange(&bytes)?;
-        let mut second = TcpClient::connect(self.address(), deadline)?;
-        second.send(&bytes)?;
-        if second.wait(PollFlags::POLLIN, self.config.timeout / 2) {
-            return Ok(false);
-        }
-        drop(first);
-        second.converse(&[], &bytes).map(|()| true)
+    pub(super) fn serves_one_by_one(&self) -> bool {
+        *self.served() == Ok(false)
     }
 
     pub(super) fn address(&self) -> SocketAddr {

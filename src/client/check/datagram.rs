@@ -100,7 +100,7 @@ impl<'a> UdpClient<'a> {
                 return same(&found, answer).map(|()| from);
             }
         }
-        Err(unanswered(sent, began))
+        Err(self.unanswered(sent, began))
     }
 
     /// An exchange that shows whether the server serves at all: what it loses is sent again, and
@@ -116,7 +116,13 @@ impl<'a> UdpClient<'a> {
                 }
             }
         }
-        Err(unanswered(bytes, began))
+        Err(self.unanswered(bytes, began))
+    }
+
+    fn unanswered(&self, sent: &[u8], since: Instant) -> Seen {
+        let (count, waited) = (sent.len(), time(since.elapsed()));
+        let what = format!("{count} bytes were sent and no datagram came back in {waited}");
+        Seen::overdue(what, since, self.deadline)
     }
 
     /// The next datagram from the server or, from wherever, with the `answer`. Anything else is a
@@ -137,11 +143,6 @@ impl<'a> UdpClient<'a> {
         }
         Ok(None)
     }
-}
-
-fn unanswered(sent: &[u8], since: Instant) -> Seen {
-    let (count, waited) = (sent.len(), time(since.elapsed()));
-    Seen::server(format!("{count} bytes were sent and no datagram came back in {waited}"))
 }
 
 /// Whether a datagram is the one that was to come.

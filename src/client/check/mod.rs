@@ -250,6 +250,8 @@ enum Need {
     Process,
     /// A server of the case's own, to start and end.
     Start,
+    /// A server that answers a client, if it has TCP.
+    Served,
     /// A server that does not serve one TCP client at a time.
     Several,
 }
@@ -273,9 +275,13 @@ impl Need {
                 matches!(config.subject, Subject::Command(_)),
                 "needs a server of its own, which was not asked for",
             ),
-            Self::Several => {
-                (context.serves_several(), "needs a server that serves several clients at once")
-            }
+            Self::Served | Self::Several => match context.served() {
+                Err(why) => (false, &*format!("needs a server that answers a client: {why}")),
+                Ok(several) => (
+                    *several || self == Self::Served,
+                    "needs a server that serves several clients at once",
+                ),
+            },
         };
         (!there).then(|| why.to_owned())
     }
@@ -418,8 +424,8 @@ struct Grader<'a> {
     probe: Probe,
     server: Option<ServerProcess>,
     lost: Lost,
-    /// Whether it serves several clients at once, once a case has asked.
-    several: OnceLock<bool>,
+    /// See [`Context::served`].
+    served: OnceLock<Result<bool, String>>,
 }
 
 /// Why the server cannot be asked any more, over each transport.
@@ -458,8 +464,8 @@ impl<'a> Grader<'a> {
                 (Probe::started(server.address(), config, cancel), Some(server))
             }
         };
-        let (lost, several) = (Lost::default(), OnceLock::new());
-        Ok(Self { config, cancel, probe, server, lost, several })
+        let (lost, served) = (Lost::default(), OnceLock::new());
+        Ok(Self { config, cancel, probe, server, lost, served })
     }
 
     fn grade(&mut self, case: &'static Case) -> Result<CaseReport, Error> {
@@ -477,15 +483,20 @@ impl<'a> Grader<'a> {
         remark: &OnceLock<String>,
     ) -> Result<Outcome, Error> {
         let pid = self.server.as_ref().map(ServerProcess::pid).or(self.config.pid);
-        let Self { config, ref probe, ref several, cancel, .. } = *self;
-        let context = Context::new(config, probe, pid, several, remark, cancel);
-        if let Some(reason) = case.needs.iter().find_map(|need| need.missing(&context)) {
+        let Self { config, ref probe, ref served, cancel, .. } = *self;
+        let context = Context::new(config, probe, pid, served, remark, cancel);
+        let gone = self.lost.prevents(case.needs, probe);
+        // What is gone is not asked.
+        let known = |need: &&Need| gone.is_none() || !matches!(need, Need::Served | Need::Several);
+        let mut needs = case.needs.iter().filter(known);
+        if let Some(reason) = needs.find_map(|need| need.missing(&context)) {
             return Ok(Outcome::Skipped { reason });
         }
-        if let Some(reason) = self.lost.prevents(case.needs, &self.probe) {
+        if let Some(reason) = gone {
             return Ok(Outcome::NotGraded { reason: reason.clone() });
         }
-        let ended = (case.run)(&context);
+        // What is needed may have taken long to find out.
+        let ended = (case.run)(&Context { deadline: cancel.within(config.timeout), ..context });
         // Its waits were cut short.
         if ended.is_err() && self.cancel.is_cancelled() {
             return Ok(Outcome::NotGraded { reason: STOPPED.to_owned() });

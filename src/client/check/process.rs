@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
-use super::Need::{Lasting, Process, Several, Start, Tcp};
+use super::Need::{Lasting, Process, Served, Several, Start, Tcp};
 use super::context::{Context, payload};
 use super::seen::Expecting;
 use super::stream::{TcpClient, left};
@@ -16,7 +16,7 @@ use crate::client::process::{ServerProcess, Usage};
 use crate::units::size;
 
 pub(super) static CASES: &[Case] = &[
-    case(Group::Process, "process-memory", &[Tcp, Lasting, Process])
+    case(Group::Process, "process-memory", &[Tcp, Lasting, Process, Served])
         .rule("a client that sends up to 64 MiB and never reads costs at most 4 MiB of memory")
         .source("RFC 9293 section 3.8.6 (the window is there to hold the sender)")
         .run(|cx| {
@@ -53,11 +53,11 @@ pub(super) static CASES: &[Case] = &[
             half_closed.finish()?;
             stays_idle(cx)
         }),
-    case(Group::Process, "process-threads", &[Tcp, Process])
+    case(Group::Process, "process-threads", &[Tcp, Process, Served])
         .rule("when 100 clients have left, at most 8 more threads than before remain")
         .source("pthread_detach(3), wait(2)")
         .run(|cx| are_given_back(cx, |usage| usage.threads)),
-    case(Group::Process, "process-descriptors", &[Tcp, Process])
+    case(Group::Process, "process-descriptors", &[Tcp, Process, Served])
         .rule("when 100 clients have left, at most 8 more open descriptors than before remain")
         .source("close(2)")
         .run(|cx| are_given_back(cx, |usage| usage.descriptors)),
@@ -106,7 +106,7 @@ pub(super) static CASES: &[Case] = &[
             let (server, probe) = cx.start(Some(32))?;
             exhaust(&cx.of(&server, &probe), server, 80)
         }),
-    case(Group::Process, "process-sigterm", &[Start])
+    case(Group::Process, "process-sigterm", &[Start, Served])
         .rule("SIGTERM ends it, with exit status 0")
         .source("daemon(7), new-style daemons")
         .run(|cx| {
@@ -146,10 +146,10 @@ fn stays_idle(cx: &Context<'_>) -> Result<(), Stop> {
 fn are_given_back(cx: &Context<'_>, count: fn(Usage) -> u64) -> Result<(), Stop> {
     let before = count(cx.usage()?);
     let mut clients = answered(cx, 100);
-    if cx.serves_several() {
-        drop(clients.collect::<Result<Vec<_>, _>>()?);
-    } else {
+    if cx.serves_one_by_one() {
         clients.try_for_each(|client| client.map(drop))?;
+    } else {
+        drop(clients.collect::<Result<Vec<_>, _>>()?);
     }
     goes_back(cx, before, count)
 }

@@ -1,16 +1,19 @@
 //! What a case saw, in words.
 
 use std::fmt;
+use std::time::Instant;
 
+use crate::client::cancel::Deadline;
 use crate::client::harness::Stop;
 use crate::client::socket::lacks_port;
+use crate::units::time;
 
 /// What a case saw instead of what it waited for.
 #[derive(Clone, Debug)]
 pub(super) enum Seen {
     /// The server did this.
     Server(String),
-    /// The server was still doing it when the time was over.
+    /// The time was over before the server can be blamed.
     Late(String),
     /// This machine could not do what the case needs.
     Here(String),
@@ -19,6 +22,19 @@ pub(super) enum Seen {
 impl Seen {
     pub(super) fn server(text: impl Into<String>) -> Self {
         Self::Server(text.into())
+    }
+
+    /// What the server has not done since then, at the end of the time.
+    pub(super) fn overdue(what: String, since: Instant, deadline: Deadline<'_>) -> Self {
+        match is_early(since, deadline) {
+            true => Self::late(&what, deadline),
+            false => Self::Server(what),
+        }
+    }
+
+    pub(super) fn late(what: &str, deadline: Deadline<'_>) -> Self {
+        let all = time(deadline.lasted());
+        Self::Late(format!("the time was over after {all}: {what}; a longer timeout would tell"))
     }
 
     /// An error of a system call that asked the server for something.
@@ -34,6 +50,11 @@ impl Seen {
             _ => Self::Server(format!("{doing} failed: {error}")),
         }
     }
+}
+
+/// Whether most of the time went before: a server may be slow, or have had much to do.
+pub(super) fn is_early(since: Instant, deadline: Deadline<'_>) -> bool {
+    since.elapsed() < deadline.lasted() / 2
 }
 
 impl fmt::Display for Seen {

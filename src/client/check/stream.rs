@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 use socket2::SockRef;
 
-use super::seen::Seen;
+use super::seen::{Seen, is_early};
 use crate::client::cancel::{Deadline, LOOK_AGAIN};
 use crate::client::socket;
 use crate::client::states::Kernel;
@@ -91,7 +91,7 @@ impl<'a> TcpClient<'a> {
                 false => PollFlags::POLLIN | PollFlags::POLLOUT,
             };
             if !self.wait(flags, Duration::MAX) {
-                return Err(reading.too_late(unsent.len()));
+                return Err(reading.too_late(unsent.len(), self.deadline));
             }
             let length = unsent.len().min(64 << 10);
             if length > 0 {
@@ -123,7 +123,7 @@ impl<'a> TcpClient<'a> {
                 continue;
             }
             if self.deadline.is_over() {
-                return Err(reading.too_late(0));
+                return Err(reading.too_late(0, self.deadline));
             }
             // There is room for it here, so nothing else than an acknowledgement is missing.
             held |= reading.got > 0 && kernel.not_sent(peer, local).is_ok_and(|bytes| bytes > 0);
@@ -172,7 +172,8 @@ impl<'a> TcpClient<'a> {
         loop {
             if !self.wait(PollFlags::POLLIN, Duration::MAX) {
                 let waited = time(began.elapsed());
-                return Err(Seen::server(format!("it kept the connection open, for {waited}")));
+                let what = format!("it kept the connection open, for {waited}");
+                return Err(Seen::overdue(what, began, self.deadline));
             }
             match self.read_some(&mut buffer) {
                 Ok(Got::End) => return Ok(()),
@@ -197,8 +198,7 @@ struct Reading<'a> {
     answer: &'a [u8],
     got: usize,
     buffer: Vec<u8>,
-    began: Instant,
-    /// When something came.
+    /// When something came, or else when it began.
     heard: Instant,
 }
 
@@ -206,8 +206,7 @@ impl<'a> Reading<'a> {
     fn new(answer: &'a [u8]) -> Self {
         // One byte more than is expected, so that one too many is seen.
         let buffer = vec![0; (answer.len() + 1).min(64 << 10)];
-        let began = Instant::now();
-        Self { answer, got: 0, buffer, began, heard: began }
+        Self { answer, got: 0, buffer, heard: Instant::now() }
     }
 
     fn done(&self) -> bool {
@@ -249,21 +248,15 @@ impl<'a> Reading<'a> {
         Seen::server(format!("{what} after {got} of {all}"))
     }
 
-    fn too_late(&self, unsent: usize) -> Seen {
+    fn too_late(&self, unsent: usize, deadline: Deadline<'_>) -> Seen {
         let (got, all) = (size(self.got as u64), size(self.answer.len() as u64));
+        if is_early(self.heard, deadline) {
+            return Seen::late(&format!("{got} of {all} had come back"), deadline);
+        }
         let not_taken = match unsent {
             0 => String::new(),
             _ => format!(", and it does not take the last {}", size(unsent as u64)),
         };
-        let waited = self.began.elapsed();
-        // What is only slow has answered lately.
-        if self.got > 0 && self.heard.elapsed() < waited / 2 {
-            return Seen::Late(format!(
-                "it was still answering when the time was over: {got} of {all} had come back in {}; \
-                 a longer timeout would show the rest",
-                time(waited)
-            ));
-        }
         Seen::server(format!("it stopped answering after {got} of {all}{not_taken}"))
     }
 
