@@ -86,6 +86,9 @@ pub use impairments::{Impairments, MAX_DELAY, Probability};
 pub use protocol::{Framing, Protocol, Service};
 pub use server::{Handle, Preview, RunningServer, Server};
 pub use stats::Snapshot;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub use sys::inherited;
 pub use sys::limits::raise_open_file_limit;
 #[cfg(feature = "daemon")]
 pub use sys::service_manager::inherited_sockets;

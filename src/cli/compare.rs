@@ -297,14 +297,17 @@ fn row(cell: &Cell) -> String {
         format!("{} {spread:6}", rounded(rate.median))
     });
     let switches = Spread::of(cell.rounds.iter().filter_map(|m| m.switches_per_message));
+    // Only Linux tells what a process uses.
+    let is_known = median(|m| m.processes) > 0.0;
+    let known = |text| if is_known { text } else { "-".to_owned() };
     let mut row = columns([
         rate,
         micros(|m| m.p50_us),
         micros(|m| m.p99_us),
-        micros(|m| m.cpu_us_per_message),
+        known(micros(|m| m.cpu_us_per_message)),
         switches.map_or("-".to_owned(), |each| format!("{:.2}", each.median)),
-        median(|m| m.threads).to_string(),
-        format!("{:.1} MiB", median(|m| m.memory_bytes) / f64::from(1 << 20)),
+        known(median(|m| m.threads).to_string()),
+        known(format!("{:.1} MiB", median(|m| m.memory_bytes) / f64::from(1 << 20))),
     ]);
     let silence = || cell.rounds.iter().filter_map(|m| m.silence.as_ref());
     if let (Some(cpu), Some(switches)) = (

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, Command, CommandFactory, ValueHint};
 use clap_complete::{Shell, generate};
-use evecho::client::{check, states};
+use evecho::client::check;
 
 use super::output::Output;
 use super::{Cli, CommandResult};
@@ -59,7 +59,7 @@ fn described() -> Command {
     let describe = |arg: Arg| {
         let names: Vec<&str> = match arg.get_id().as_str() {
             "only" | "skip" => check::cases().map(|case| case.name).collect(),
-            "words" => states::SCENARIOS.iter().map(|scenario| scenario.name).collect(),
+            "words" => super::states::scenario_names(),
             _ if arg.get_action().takes_values() && arg.get_value_hint() == ValueHint::Unknown => {
                 return arg.value_hint(ValueHint::Other);
             }

@@ -436,9 +436,7 @@ impl Write for StandardError {
                 }
                 Ok(nix::unistd::write(output, bytes)?)
             }
-            StandardError::Socket => {
-                Ok(send(STDERR_FILENO, bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL)?)
-            }
+            StandardError::Socket => Ok(send(STDERR_FILENO, bytes, MsgFlags::MSG_DONTWAIT)?),
             StandardError::Thread { pipe: Some(pipe), .. } => pipe.write(bytes),
             StandardError::Thread { pipe: None, .. } => Err(ErrorKind::BrokenPipe.into()),
         }

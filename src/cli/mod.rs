@@ -9,7 +9,6 @@ mod compare;
 mod completions;
 mod environment;
 mod figure;
-mod inherited;
 mod load;
 mod log;
 #[cfg(test)]
@@ -20,6 +19,7 @@ mod ping;
 mod progress;
 mod send;
 mod serve;
+#[cfg_attr(not(target_os = "linux"), path = "no_states.rs")]
 mod states;
 mod supervise;
 mod units;
@@ -32,8 +32,8 @@ use std::sync::atomic::AtomicBool;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand, ValueHint};
-use evecho::Transport;
 use evecho::client::target::{Family, Target};
+use evecho::{Transport, inherited};
 use signal_hook::consts::SIGUSR1;
 
 use output::complain;

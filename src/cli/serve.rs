@@ -293,7 +293,7 @@ pub(crate) fn run(args: Args, environment: &Environment) -> CommandResult {
     // First of all: it changes the environment, which no other thread may read meanwhile.
     let inherited = evecho::inherited_sockets();
     // Before there is a thread, which keeps them.
-    super::inherited::block_signals()?;
+    evecho::inherited::block_signals()?;
     let format = args.log.format();
     let level = args.log.level();
     // What a check finds is printed even where the log of the server would be quiet.
@@ -325,7 +325,7 @@ fn serve(
             "the limit on open files stays as it is: {error}"
         );
     }
-    if let Some(seconds) = super::inherited::cpu_limit() {
+    if let Some(seconds) = evecho::inherited::cpu_limit() {
         warn!(
             event = "cpu_time_limited",
             seconds = seconds;

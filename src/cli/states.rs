@@ -26,6 +26,11 @@ use super::output::{BAD, BOLD, DIM, GOOD, ODD, Output};
 use super::serve::{DesignArg, FramingArg};
 use super::{CommandResult, FamilyArgs, supervise, units, usage};
 
+/// The names of all scenarios.
+pub(crate) fn scenario_names() -> Vec<&'static str> {
+    SCENARIOS.iter().map(|scenario| scenario.name).collect()
+}
+
 /// Show how both ends of a TCP connection change state, step by step
 ///
 /// A scenario is played against a server, call by call. After each call it shows what the kernel has: the

@@ -30,7 +30,7 @@ pub(super) fn run(command: &[OsString]) -> CommandResult {
     let [program, arguments @ ..] = command else {
         return Err("no command to run".into());
     };
-    super::inherited::hear_of_children()?;
+    evecho::inherited::hear_of_children()?;
     let status = supervise(program, arguments)
         .map_err(|error| format!("cannot run '{}': {error}", program.display()))?;
     if let Some(signal) = status.signal() {

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
+use nix::poll::{PollFd, PollFlags};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use crate::sys::signals::{hold_back, is_ignored};
 use crate::sys::socket::is_not_now;
+use crate::sys::wait::poll;
 
 /// The longest time that a tool waits for one thing, a day; a longer timeout is cut to it.
 pub const LONGEST_WAIT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -152,12 +152,10 @@ impl<'a> Deadline<'a> {
 
     /// The same for any number. Whether one of them is ready.
     ///
-    /// `ppoll(2)` and not epoll: regular files are among the descriptors (a file is sent as it is),
-    /// and its timeout counts in nanoseconds where epoll's counts in milliseconds.
+    /// poll(2) and not epoll: regular files are among the descriptors (a file is sent as it is).
     pub(super) fn poll(self, watched: &mut [PollFd<'_>]) -> io::Result<bool> {
         loop {
-            let slice = TimeSpec::from_duration(self.left().min(TICK));
-            match ppoll(watched, Some(slice), None) {
+            match poll(watched, self.left().min(TICK)) {
                 Ok(0) | Err(Errno::EINTR) if self.is_over() => return Ok(false),
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) => return Ok(true),

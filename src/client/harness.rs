@@ -108,10 +108,12 @@ impl Stop {
         Self::Skipped { reason: reason.into() }
     }
 
+    #[allow(dead_code, reason = "of the tools, only states calls it")]
     pub(super) fn stopped() -> Self {
         Self::skipped(STOPPED)
     }
 
+    #[allow(dead_code, reason = "of the tools, only states calls it")]
     pub(super) fn kernel(error: io::Error) -> Self {
         Self::Fatal(Error::Kernel(error))
     }

@@ -18,6 +18,7 @@ pub mod plot;
 pub mod process;
 pub mod send;
 mod socket;
+#[cfg_attr(not(target_os = "linux"), path = "no_states.rs")]
 pub mod states;
 pub mod target;
 mod tracker;

@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, PipeReader, Read};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +22,6 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::signal::{self, Signal};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use serde::{Serialize, Serializer};
 
@@ -30,6 +29,7 @@ use super::Cancel;
 use super::cancel::Deadline;
 use super::socket::listens;
 use crate::error::{ParseError, Transport};
+use crate::sys::tool;
 use crate::units;
 
 pub use supervise::supervise;
@@ -71,6 +71,7 @@ impl ServerCommand {
     }
 
     /// The same command with more arguments.
+    #[allow(dead_code, reason = "of the tools, only states calls it")]
     pub(super) fn with(&self, arguments: Vec<String>) -> Self {
         let text = format!("{} {}", self.text, arguments.join(" "));
         Self { text, words: [&self.words[..], &arguments].concat() }
@@ -87,7 +88,8 @@ impl ServerCommand {
     pub fn start(&self, start: &Start) -> Result<ServerProcess, StartError> {
         let wrong = |why| StartError { command: self.text.clone(), why };
         let port = port::free().map_err(|error| wrong(Why::Spawn(error)))?;
-        let mut words = start.supervisor.clone();
+        let supervised = tool::SUPERVISES && !start.supervisor.is_empty();
+        let mut words = if supervised { start.supervisor.clone() } else { Vec::new() };
         if let Some(limit) = start.descriptors {
             words.extend(["sh", "-c", LIMITED].map(OsString::from));
             words.push(limit.to_string().into());
@@ -101,7 +103,6 @@ impl ServerCommand {
                 command.env_remove(name);
             }
         }
-        let supervised = !start.supervisor.is_empty();
         command.stdin(if supervised { Stdio::piped() } else { Stdio::null() });
         let spawn = move || {
             let (reader, stderr) = io::pipe()?;
@@ -216,14 +217,8 @@ impl ServerProcess {
 
     /// How it ended, when it has.
     pub fn ended(&self) -> Option<ExitStatus> {
-        // The status is left for later (WNOWAIT): until it is taken, no other process gets the
-        // number, and the process group is ours to signal.
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        match waitid(Id::Pid(self.group()), flags) {
-            Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw((code & 0xff) << 8)),
-            Ok(WaitStatus::Signaled(_, signal, _)) => Some(ExitStatus::from_raw(signal as i32)),
-            _ => None,
-        }
+        // Until the status is taken, no other process gets the number, and the process group is ours to signal.
+        tool::ended(self.child.id())
     }
 
     /// Sends SIGTERM to the process (not to its children) and waits until it has ended. `None`

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
-use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Cancel;
@@ -15,7 +14,7 @@ use super::target::{self, Attempt, Error, Target};
 use crate::error::Transport;
 use crate::sys::cause::{Call, explained};
 use crate::sys::local;
-use crate::sys::socket::{is_not_now, set_dscp};
+use crate::sys::socket::{choose_port_late, is_not_now, open, set_dscp};
 
 /// A socket that does not block, for options before it is connected.
 pub(super) fn new(address: SocketAddr, transport: Transport) -> io::Result<Socket> {
@@ -23,7 +22,7 @@ pub(super) fn new(address: SocketAddr, transport: Transport) -> io::Result<Socke
         Transport::Tcp => (Type::STREAM, Protocol::TCP),
         Transport::Udp => (Type::DGRAM, Protocol::UDP),
     };
-    Socket::new(Domain::for_address(address), kind.nonblocking(), Some(protocol))
+    open(Domain::for_address(address), kind, protocol)
 }
 
 /// Connects it or, over TCP, begins to.
@@ -85,9 +84,9 @@ pub(super) fn sources_towards(address: SocketAddr) -> Vec<IpAddr> {
 }
 
 /// Has a socket send from an address of this machine. Its port is chosen at connect, when the peer's address
-/// is known: then only all four together have to be unique (ip(7)).
+/// is known, where the system can wait so long: then only all four together have to be unique (ip(7)).
 pub(super) fn send_from(socket: &Socket, source: IpAddr) -> io::Result<()> {
-    setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
+    choose_port_late(socket)?;
     socket.bind(&SocketAddr::new(source, 0).into())
 }
 
@@ -152,6 +151,7 @@ pub(super) fn tcp(
 }
 
 /// The same from a local address, which other sockets with SO_REUSEADDR may have, too.
+#[allow(dead_code, reason = "of the tools, only states calls it")]
 pub(super) fn tcp_from(
     local: SocketAddr,
     address: SocketAddr,

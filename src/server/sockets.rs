@@ -15,8 +15,8 @@ use crate::sys::OwnedFd;
 use crate::sys::cause::{self, Call, Remedy, Situation};
 use crate::sys::socket::{
     Lost::{Comfort, Promise},
-    Refused, SHARE_PORT, listen, protocol, reset_datagram_options, reset_stream_options,
-    set_datagram_options, set_stream_options, share_port,
+    Refused, SHARE_PORT, is_listening, listen, protocol, reset_datagram_options,
+    reset_stream_options, set_datagram_options, set_stream_options, share_port,
 };
 
 /// The bound sockets of a server, still blocking.
@@ -336,7 +336,7 @@ impl Sockets {
             Transport::Tcp => {
                 let mut without = reset_stream_options(&socket);
                 let listening = listen(&socket, config.backlog);
-                if listening.is_err() && !socket.is_listener().unwrap_or(false) {
+                if listening.is_err() && !is_listening(&socket) {
                     return listening.map_err(failed("it cannot listen"));
                 }
                 let lost = Comfort("its backlog stays as it was");

@@ -37,6 +37,14 @@ pub(crate) fn open_file_limit() -> u64 {
     soft_limit(Resource::RLIMIT_NOFILE).unwrap_or(u64::MAX)
 }
 
+/// The limits on open files of this process, soft and hard.
+#[cfg(feature = "client")]
+pub(crate) fn open_file_limits() -> io::Result<[u64; 2]> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    #[allow(clippy::useless_conversion, reason = "FreeBSD has signed limits")]
+    Ok([soft, hard].map(|limit| u64::try_from(limit).unwrap_or(u64::MAX)))
+}
+
 /// The soft limit on a resource, if there is one.
 pub(super) fn soft_limit(resource: Resource) -> Option<u64> {
     let (soft, _) = getrlimit(resource).ok().filter(|&(soft, _)| soft != RLIM_INFINITY)?;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
 
-pub(crate) use super::system::local::{port_is_kept, ports};
+pub(crate) use super::system::local::{first_local_port, hears_broadcasts, port_is_kept, ports};
 
 /// The addresses in the network of `address`, on the interface that has it: itself, and those that reach the same
 /// hosts and are reached by them.

@@ -6,6 +6,8 @@
 mod bsd;
 pub(crate) mod cause;
 pub(crate) mod datagram;
+#[cfg(feature = "cli")]
+pub mod inherited;
 pub(crate) mod limits;
 #[cfg(target_os = "linux")]
 mod linux;
@@ -25,6 +27,8 @@ use bsd as system;
 #[cfg(target_os = "linux")]
 use linux as system;
 pub(crate) use system::{EVERYWHERE, STREAM_INTEREST, interfaces};
+#[cfg(feature = "client")]
+pub(crate) use system::{timer, tool};
 
 pub(crate) use std::os::fd::OwnedFd;
 

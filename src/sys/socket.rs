@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::time::Duration;
 
 use log::{Level, log};
-use nix::sys::socket::{SetSockOpt, setsockopt};
+use nix::sys::socket::{SetSockOpt, getsockopt, setsockopt, sockopt};
 use socket2::{SockRef, Socket};
 
 use super::Errno;
@@ -15,7 +15,9 @@ use super::system::socket::{
 };
 pub(crate) use super::system::socket::{SHARE_PORT, is_unacknowledged, protocol, share_port};
 #[cfg(feature = "client")]
-pub(crate) use super::system::socket::{drop_errors, listen_overflows, report_errors};
+pub(crate) use super::system::socket::{
+    choose_port_late, drop_errors, listen_overflows, open, report_errors,
+};
 
 /// The size to ask for; the system gives at most net.core.rmem_max and net.core.wmem_max. Bursts wait in
 /// these buffers, and replies to absent neighbours: 208 KiB for each.
@@ -191,6 +193,11 @@ pub(crate) fn set<O: SetSockOpt>(socket: &Socket, option: O, value: &O::Val) -> 
 /// Makes a socket listen, or changes the backlog of one that listens.
 pub(crate) fn listen<'a>(listener: impl Into<SockRef<'a>>, backlog: u32) -> io::Result<()> {
     listener.into().listen(i32::try_from(backlog).unwrap_or(i32::MAX))
+}
+
+/// Whether a socket listens (SO_ACCEPTCONN).
+pub(crate) fn is_listening(socket: &Socket) -> bool {
+    getsockopt(socket, sockopt::AcceptConn).unwrap_or(false)
 }
 
 /// Whether an error of a socket or a pipe only means "not now".

@@ -4,10 +4,12 @@ use std::io::{self, PipeReader};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{self, PollFd, PollFlags, PollTimeout};
 
 use super::Errno;
 use super::system::SHUT_DOWN;
+#[cfg(feature = "client")]
+pub(crate) use super::system::poll;
 
 /// What was so at the end of a wait.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,7 +34,7 @@ pub(crate) fn until_readable<S: AsFd>(
     let millis = |time: Duration| time.as_micros().div_ceil(1_000);
     let timeout =
         timeout.map(|time| PollTimeout::try_from(millis(time)).unwrap_or(PollTimeout::MAX));
-    match poll(&mut waited, timeout) {
+    match poll::poll(&mut waited, timeout) {
         Ok(_) => {
             let stopped = waited.pop().is_some_and(|stop| stop.any() != Some(false));
             // nix has nothing for flags that it does not know, as POLLRDHUP.

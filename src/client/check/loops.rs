@@ -1,12 +1,11 @@
 //! The cases about datagrams that must not be answered. They forge datagrams, so they stay on
 //! loopback.
 
-use std::fs;
 use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Need::{Loopback, Start, Udp};
 use super::context::{Context, payload};
@@ -15,6 +14,7 @@ use super::seen::Expecting;
 use super::stream::left;
 use super::{Case, Group, case};
 use crate::client::harness::{Stop, ensure};
+use crate::sys::{local::hears_broadcasts, tool};
 
 pub(super) static CASES: &[Case] = &[
     case(Group::Loop, "loop-self", &[Udp, Loopback, Start])
@@ -83,10 +83,16 @@ pub(super) static CASES: &[Case] = &[
             if !cx.address().is_ipv4() {
                 return Err(Stop::skipped("needs a server on IPv4 loopback"));
             }
-            if !hears_broadcasts(port) {
-                return Err(Stop::skipped(
-                    "its sockets are bound to one address each: no broadcast comes there",
-                ));
+            match hears_broadcasts(port) {
+                Some(true) => {}
+                Some(false) => {
+                    return Err(Stop::skipped(
+                        "its sockets are bound to one address each: no broadcast comes there",
+                    ));
+                }
+                None => {
+                    return Err(Stop::skipped("only Linux tells whether broadcasts come there"));
+                }
             }
             let ours = (Ipv4Addr::UNSPECIFIED, 0).into();
             let ours = UdpClient::from(ours, cx.address(), cx.deadline)?;
@@ -117,18 +123,6 @@ fn broadcast<'a>(cx: &Context<'a>, port: u16) -> Result<UdpClient<'a>, Stop> {
 
 /// The broadcast address of the network 127.0.0.0/8.
 const LOOPBACK_BROADCAST: Ipv4Addr = Ipv4Addr::new(127, 255, 255, 255);
-
-/// Whether a UDP socket of this machine hears what comes to the loopback's broadcast address at
-/// the port: one that is bound to every address, or to that one (proc_net(5)).
-fn hears_broadcasts(port: u16) -> bool {
-    let tables = ["/proc/net/udp", "/proc/net/udp6"].map(fs::read_to_string);
-    let wanted = ["00000000", "FFFFFF7F", "00000000000000000000000000000000"]
-        .map(|address| format!("{address}:{port:04X}"));
-    tables.into_iter().flatten().any(|table| {
-        let mut local = table.lines().filter_map(|line| line.split_whitespace().nth(1));
-        local.any(|local| wanted.iter().any(|wanted| wanted == local))
-    })
-}
 
 /// How many ordinary exchanges: on a busy machine, one CPU's packets may overtake another's.
 const FENCE: usize = 200;
@@ -179,8 +173,7 @@ impl Raw {
     /// From now on lets in only what goes from the server's port to the same port. Without a filter
     /// in the kernel, other traffic on loopback would fill the queue.
     fn see_only_loops(&self, server: SocketAddr) -> Result<(), Stop> {
-        self.socket
-            .attach_filter(&own_port_to_itself(server))
+        tool::see_only_loops(&self.socket, server)
             .map_err(|error| Stop::skipped(format!("loopback cannot be watched: {error}")))?;
         self.count();
         Ok(())
@@ -195,28 +188,6 @@ impl Raw {
         }
         count
     }
-}
-
-/// A packet filter (`SO_ATTACH_FILTER`, socket(7)) that lets in UDP from the server's port to the
-/// same port. A raw socket gets IPv4 packets with their IP header and IPv6 ones without.
-fn own_port_to_itself(server: SocketAddr) -> Vec<SockFilter> {
-    use nix::libc::{BPF_B, BPF_H, BPF_IMM, BPF_IND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD};
-    use nix::libc::{BPF_LDX, BPF_MSH, BPF_RET};
-    let step = |code, unless, k| SockFilter::new(code as u16, 0, unless, k);
-    let (load_half, unless_equal) = (BPF_LD | BPF_H | BPF_IND, BPF_JMP | BPF_JEQ | BPF_K);
-    let port = u32::from(server.port());
-    vec![
-        match server {
-            SocketAddr::V4(_) => step(BPF_LDX | BPF_B | BPF_MSH, 0, 0),
-            SocketAddr::V6(_) => step(BPF_LDX | BPF_IMM, 0, 0),
-        },
-        step(load_half, 0, 0),
-        step(unless_equal, 3, port),
-        step(load_half, 0, 2),
-        step(unless_equal, 1, port),
-        step(BPF_RET | BPF_K, 0, u32::MAX),
-        step(BPF_RET | BPF_K, 0, 0),
-    ]
 }
 
 /// A UDP header (RFC 768) and its data. The checksum, which IPv6 demands (RFC 8200 section 8.1),

@@ -46,7 +46,9 @@ use super::harness::{STOPPED, Stop};
 use super::process::{ServerProcess, Start, Usage};
 use super::socket::{self, listens};
 use super::target::{Attempt, LONGEST_WAIT};
+use crate::error::Transport;
 use crate::error::{ParseError, Transport};
+use crate::sys::tool;
 
 pub use super::harness::{Error, Outcome, Subject};
 
@@ -270,7 +272,10 @@ impl Need {
                 (!config.once, "needs a connection that lasts beyond its first message")
             }
             Self::Loopback => (probe.address.ip().is_loopback(), "done on loopback only"),
-            Self::Process => (pid.is_some(), "needs the server's process, which is not known"),
+            Self::Process => match tool::tells_of_processes() {
+                Ok(()) => (pid.is_some(), "needs the server's process, which is not known"),
+                Err(error) => return Some(error.to_string()),
+            },
             Self::Start => (
                 matches!(config.subject, Subject::Command(_)),
                 "needs a server of its own, which was not asked for",

@@ -1,14 +1,13 @@
 //! What came of a comparison: every measurement, and what they have in common.
 
 use std::fmt::Write;
-use std::fs;
-use std::time::Duration;
 
 use serde::Serialize;
 
 use super::{Config, Contender, Trial};
 use crate::client::process::MemoryKind;
 use crate::error::Transport;
+use crate::sys::tool;
 
 /// What came of a comparison.
 #[derive(Clone, Debug, Serialize)]
@@ -265,40 +264,15 @@ fn quoted(text: &str) -> String {
 impl Machine {
     /// The one that this runs on; what it does not tell is empty, or zero.
     fn this() -> Machine {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let value = |text: &str, name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name));
-            line.map_or(String::new(), |rest| rest.trim_start_matches([' ', '\t', ':']).to_owned())
-        };
-        let memory = value(&read("/proc/meminfo"), "MemTotal");
-        let memory = memory.split(' ').next().and_then(|kib| kib.parse::<u64>().ok());
         let cpus = std::thread::available_parallelism().map_or(0, usize::from);
         Machine {
-            cpu: value(&read("/proc/cpuinfo"), "model name"),
+            cpu: tool::cpu_name(),
             cpus,
-            memory: memory.unwrap_or(0) << 10,
-            kernel: format!("Linux {}", read("/proc/sys/kernel/osrelease").trim()),
-            busy_cpus: busy_share() * cpus as f64,
+            memory: tool::memory(),
+            kernel: tool::kernel(),
+            busy_cpus: tool::busy_share() * cpus as f64,
         }
     }
-}
-
-/// The share of all CPUs that is in use, over a fifth of a second.
-fn busy_share() -> f64 {
-    let before = ticks();
-    std::thread::sleep(Duration::from_millis(200));
-    let after = ticks();
-    let [all, idle] = [0, 1].map(|index| after[index].saturating_sub(before[index]) as f64);
-    if all > 0.0 { (all - idle).max(0.0) / all } else { 0.0 }
-}
-
-/// The ticks of all CPUs so far, and those without work (proc_stat(5)).
-fn ticks() -> [u64; 2] {
-    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-    let first = stat.lines().next().unwrap_or_default();
-    let fields: Vec<u64> = first.split_whitespace().skip(1).flat_map(str::parse).collect();
-    // user nice system idle iowait irq softirq steal; what guests use is in user already.
-    [fields.iter().take(8).sum(), fields.iter().skip(3).take(2).sum()]
 }
 
 #[cfg(test)]

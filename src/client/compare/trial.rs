@@ -95,7 +95,8 @@ fn measure_server(
     };
     let load = load_of(config, trial, server.address());
     let overflows = listen_overflows();
-    let Ok(mut watch) = Watch::new(server.pid()) else { return Ok(Err(Fault::or_end(GONE))) };
+    let watch = Watch::new(server.pid()).or_else(|error| Watch::blind(server.pid(), error));
+    let Ok(mut watch) = watch else { return Ok(Err(Fault::or_end(GONE))) };
     let report = match load::run(&load, cancel, |progress| watch.look(progress)) {
         Ok(report) => report,
         Err(load::Error::Unreachable { error, opened, asked, wrong }) => {
@@ -189,7 +190,7 @@ fn measurement(
     let each = |what: f64| what / (end.messages - begin.messages).max(1) as f64;
     let switched = switches(&after).saturating_sub(switches(&before));
     // Threads that have ended since have taken their count along.
-    let is_known = report.config.mode != Mode::Churn;
+    let is_known = report.config.mode != Mode::Churn && after.processes > 0;
     Some(Measurement {
         messages_per_second: report.rate,
         p50_us: latency.p50?.as_secs_f64() * 1e6,
@@ -234,8 +235,11 @@ fn crowd(
                 })
             });
             let clients = clients.collect::<Result<_, _>>()?;
-            let silence = watch_silence(server.pid(), cancel);
-            Ok((clients, Some(silence.map_err(|error| Fault::or_end(error.to_string()))?)))
+            match watch_silence(server.pid(), cancel) {
+                Err(error) if error.kind() == ErrorKind::Unsupported => Ok((clients, None)),
+                Err(error) => Err(Fault::or_end(error.to_string())),
+                Ok(silence) => Ok((clients, Some(silence))),
+            }
         }
     }
 }

@@ -1,14 +1,6 @@
 //! When messages are due: in the open loop at a rate, whatever became of the ones before; in the
 //! closed loop at once.
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::time::Duration;
-
-use mio::unix::SourceFd;
-use mio::{Interest, Registry, Token};
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
-
 /// Messages that may be begun from a start on: one in each period, or all at once. What is due is
 /// computed, never kept. Times are nanoseconds of the run.
 #[derive(Clone, Copy, Debug)]
@@ -83,37 +75,6 @@ impl Schedule {
     }
 }
 
-/// Wakes the poll when a message is due, to the microsecond: the poll's own timeout knows
-/// milliseconds only.
-#[derive(Debug)]
-pub(super) struct Timer {
-    timer: TimerFd,
-    /// What it is set to.
-    armed: u64,
-}
-
-impl Timer {
-    /// Wakes `registry`'s poll with `token`.
-    pub(super) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-        let fd = timer.as_fd().as_raw_fd();
-        registry.register(&mut SourceFd(&fd), token, Interest::READABLE)?;
-        Ok(Self { timer, armed: 0 })
-    }
-
-    /// Wakes the poll at `at`.
-    pub(super) fn arm(&mut self, at: u64, now: u64) -> io::Result<()> {
-        if self.armed == at {
-            return Ok(());
-        }
-        self.armed = at;
-        let wait = Duration::from_nanos(at.saturating_sub(now).max(1));
-        let expiration = Expiration::OneShot(wait.into());
-        Ok(self.timer.set(expiration, TimerSetTimeFlags::empty())?)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -185,17 +146,5 @@ mod tests {
         let mut schedule = Schedule::new(Some(1e300), 0, 1);
         schedule.begin(0, u64::MAX);
         assert_eq!(schedule.backlog(5_000), u64::MAX);
-    }
-
-    #[test]
-    fn the_timer_wakes_the_poll() {
-        let mut poll = mio::Poll::new().unwrap();
-        let mut timer = Timer::new(poll.registry(), Token(7)).unwrap();
-        let mut events = mio::Events::with_capacity(1);
-        for at in [1_000_000, 2_000_000] {
-            timer.arm(at, at - 1_000_000).unwrap();
-            poll.poll(&mut events, Some(Duration::from_secs(20))).unwrap();
-            assert!(events.iter().any(|event| event.token() == Token(7)));
-        }
     }
 }

@@ -4,7 +4,6 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 
 use mio::net::TcpStream;
-use nix::sys::resource::{Resource, getrlimit};
 use socket2::Socket;
 
 use super::Error;
@@ -16,7 +15,7 @@ use super::stream::Checker;
 use crate::client::pattern::{self, Alphabet};
 use crate::client::socket;
 use crate::error::Transport;
-use crate::sys::SHORT_READ_EMPTIES;
+use crate::sys::{SHORT_READ_EMPTIES, limits};
 
 /// Descriptors that the process needs besides the connections: standard streams, the poll, and
 /// what the caller has open.
@@ -24,11 +23,9 @@ const SPARE_FILES: u64 = 64;
 
 /// Checks that the limit of open files leaves room for `connections`.
 pub(in crate::client) fn check_room(connections: u32) -> Result<(), Error> {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(|error| Error::System {
-        what: "look up the limit of open files",
-        error: error.into(),
-    })?;
-    let [allowed, possible] = [soft, hard].map(|limit| limit.saturating_sub(SPARE_FILES));
+    let limits = limits::open_file_limits()
+        .map_err(|error| Error::System { what: "look up the limit of open files", error })?;
+    let [allowed, possible] = limits.map(|limit| limit.saturating_sub(SPARE_FILES));
     if u64::from(connections) > allowed {
         return Err(Error::TooManyConnections { asked: connections, allowed, possible });
     }

@@ -35,6 +35,16 @@ impl Watch {
         Ok(Self { pid, begin: None, end: None, has_ended: false })
     }
 
+    /// A watch that sees nothing, where `error` says that the system does not tell of processes.
+    pub(in crate::client) fn blind(pid: u32, error: io::Error) -> io::Result<Self> {
+        match error.kind() {
+            io::ErrorKind::Unsupported => {
+                Ok(Self { pid, begin: None, end: None, has_ended: false })
+            }
+            _ => Err(error),
+        }
+    }
+
     /// To be told of all progress of a load.
     pub fn look(&mut self, progress: &Progress) {
         let place = match progress.phase {
@@ -43,7 +53,11 @@ impl Watch {
             _ => return,
         };
         let (at, messages) = (Instant::now(), progress.messages);
-        *place = Usage::of(self.pid).map(|usage| Look { usage, messages, at }).ok();
+        let usage = match Usage::of(self.pid) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(Usage::default()),
+            usage => usage,
+        };
+        *place = usage.map(|usage| Look { usage, messages, at }).ok();
         self.has_ended |= place.is_none();
     }
 

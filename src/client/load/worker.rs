@@ -12,8 +12,8 @@ use super::crew::{Crew, Done};
 use super::faults::Errors;
 use super::report::{Phase, Progress};
 use super::run::Run;
-use super::schedule::Timer;
 use crate::busy_poll::{BusyPoll, Wait};
+use crate::sys::timer::Timer;
 use crate::units::nanoseconds;
 
 /// The loop looks up at least this often, in nanoseconds.
@@ -356,10 +356,10 @@ impl<'r, 'a> Worker<'r, 'a> {
     }
 
     /// Sleeps until there is an event, for at most `most` nanoseconds, and not beyond `until`.
-    fn sleep(&mut self, events: &mut Events, most: u64, until: u64) -> Result<(), Error> {
+    fn sleep(&mut self, events: &mut Events, mut most: u64, until: u64) -> Result<(), Error> {
         if let Some(timer) = &mut self.timer {
             let arm = |error| Error::System { what: "set the timer", error };
-            timer.arm(until, self.run.now).map_err(arm)?;
+            most = timer.arm(until, self.run.now, most).map_err(arm)?;
         }
         self.poll(events, most)?;
         let waited = self.run.look_at_clock().saturating_sub(self.run.moved);

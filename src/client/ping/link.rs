@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use nix::libc::MSG_NOSIGNAL;
 use nix::poll::PollFlags;
 use socket2::Socket;
 
@@ -16,6 +15,7 @@ use crate::client::target::{self, Family};
 use crate::error::Transport;
 use crate::protocol::{FrameError, Framing, MAX_DATAGRAM, Protocol};
 use crate::sys::socket::{drop_errors, is_not_now, report_errors};
+use crate::sys::tool::SEND_FLAGS;
 use crate::units::count;
 
 /// The longest reply that is understood, in bytes: more than the longest ping. A datagram is not
@@ -94,7 +94,7 @@ impl Link {
     /// Writes what the kernel takes.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         while self.blocked() {
-            match self.socket.send_with_flags(&self.outbound, MSG_NOSIGNAL) {
+            match self.socket.send_with_flags(&self.outbound, SEND_FLAGS) {
                 Ok(count) => drop(self.outbound.drain(..count)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if is_not_now(&error) => break,

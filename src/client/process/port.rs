@@ -1,6 +1,5 @@
 //! Free ports.
 
-use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::LazyLock;
@@ -9,6 +8,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use socket2::{Domain, Socket, Type};
 
 use crate::random;
+use crate::sys::local::first_local_port;
 
 /// A port that is free over TCP and UDP, from below the range that outgoing connections use. One after
 /// the other from a random one: servers that start at the same time do not get the same.
@@ -16,11 +16,7 @@ pub(super) fn free() -> io::Result<u16> {
     const FIRST: u16 = 10_240;
     const TRIES: u32 = 1_000;
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(random::draw() as u16));
-    let last = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")
-        .ok()
-        .and_then(|range| range.split_whitespace().next()?.parse::<u16>().ok())
-        .filter(|&low| low > FIRST + 1_000)
-        .unwrap_or(32_768);
+    let last = first_local_port().filter(|&low| low > FIRST + 1_000).unwrap_or(32_768);
     let mut error = io::Error::from(io::ErrorKind::AddrInUse);
     for _ in 0..TRIES {
         let port = FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % (last - FIRST);

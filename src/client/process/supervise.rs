@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::thread;
 
 use nix::errno::Errno;
-use nix::sys::prctl::set_child_subreaper;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitStatus, wait};
@@ -16,6 +15,7 @@ use nix::unistd::Pid;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::{POLITE, usage};
+use crate::sys::tool::adopt_orphans;
 
 /// Runs a command, and ends all that it has started when it ends or standard input does: the tool
 /// holds the other end of that pipe, and however it dies, the kernel closes it. The command gets
@@ -32,7 +32,7 @@ pub fn supervise(program: &OsString, arguments: &[OsString]) -> io::Result<ExitS
         signal_hook::flag::register(signal, Arc::default())?;
     }
     // Where the kernel has none, descendants are found in the process group.
-    let _ = set_child_subreaper(true);
+    let _ = adopt_orphans();
     let child =
         Command::new(program).args(arguments).stdin(Stdio::null()).process_group(0).spawn()?;
     // When the command dumps core, we shall end as it did, without another core.

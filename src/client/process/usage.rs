@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::time::ClockId;
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use crate::sys::tool;
 use crate::units;
 
 /// What a process, with all its threads and descendants, uses at one moment.
@@ -40,9 +39,11 @@ impl Usage {
     ///
     /// # Errors
     ///
-    /// When there is no such process, it has ended, or it is hidden from this user. A descendant
+    /// When there is no such process, it has ended, it is hidden from this user, or the system does not tell
+    /// (`Unsupported`: Linux does). A descendant
     /// that ends while it is looked at is left out.
     pub fn of(pid: u32) -> io::Result<Self> {
+        tool::tells_of_processes()?;
         let stat = Stat::of(pid)?;
         if stat.has_ended {
             return Err(Errno::ESRCH.into());
@@ -144,8 +145,7 @@ impl fmt::Display for Memory {
 
 /// The CPU time of all threads of one process, those that have ended too, in nanoseconds.
 fn cpu(pid: u32) -> io::Result<Duration> {
-    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed())).map_err(not_found)?;
-    Ok(clock.now().map_err(not_found)?.into())
+    tool::cpu_time(pid).map_err(not_found)
 }
 
 /// The kernel says EINVAL of a clock whose process is gone.

@@ -3,9 +3,21 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
+#[cfg(feature = "client")]
+use std::{os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
 use nix::libc::{self, in_addr};
+#[cfg(feature = "client")]
+use nix::poll::PollFd;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned};
+#[cfg(feature = "client")]
+use nix::{
+    sys::time::TimeSpec,
+    sys::wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    unistd::Pid,
+};
+#[cfg(feature = "client")]
+use socket2::{Domain, Type};
 use socket2::{Protocol, Socket};
 
 use crate::sys::socket::{Lost, Row};
@@ -16,6 +28,16 @@ pub(crate) const SHARE_PORT: &str = "SO_REUSEPORT_LB";
 /// Lets other sockets with the same option have the port.
 pub(crate) fn share_port(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_port_lb(true)
+}
+
+/// Flags of send(2): a peer that is gone is an error, and no signal.
+#[cfg(feature = "client")]
+pub(crate) const SEND_FLAGS: i32 = libc::MSG_NOSIGNAL;
+
+/// Opens a socket that does not block.
+#[cfg(feature = "client")]
+pub(crate) fn open(domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    Socket::new(domain, kind.nonblocking(), Some(protocol))
 }
 
 /// The protocol of a socket, if the system tells it.
@@ -55,3 +77,20 @@ pub(super) fn hop_limit(control: &ControlMessageOwned) -> Option<u8> {
 
 /// What poll(2) says of a socket that was shut down.
 pub(crate) const SHUT_DOWN: libc::c_short = libc::POLLRDHUP;
+
+/// Waits for at most `time`, which counts in nanoseconds: how many descriptors are ready.
+#[cfg(feature = "client")]
+pub(crate) fn poll(watched: &mut [PollFd<'_>], time: Duration) -> nix::Result<i32> {
+    nix::poll::ppoll(watched, Some(TimeSpec::from_duration(time)), None)
+}
+
+/// How a child has ended, if it has. It is not waited for: its number stays its own.
+#[cfg(feature = "client")]
+pub(crate) fn ended(child: u32) -> Option<ExitStatus> {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    match waitid(Id::Pid(Pid::from_raw(child.cast_signed())), flags) {
+        Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw((code & 0xff) << 8)),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Some(ExitStatus::from_raw(signal as i32)),
+        _ => None,
+    }
+}

@@ -12,3 +12,13 @@ pub(crate) fn ports() -> Option<u64> {
 pub(crate) fn port_is_kept(_server: IpAddr) -> Duration {
     Duration::from_secs(60)
 }
+
+/// The first of the ports for sockets that name none: only sysctl(3) tells.
+pub(crate) fn first_local_port() -> Option<u16> {
+    None
+}
+
+/// Whether a UDP socket of this machine hears broadcasts at the port: not known.
+pub(crate) fn hears_broadcasts(_port: u16) -> Option<bool> {
+    None
+}

@@ -3,10 +3,18 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
+#[cfg(feature = "client")]
+use std::{os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
 use nix::libc::{self, in_addr, in_pktinfo};
+#[cfg(feature = "client")]
+use nix::poll::{PollFd, PollTimeout};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, getsockopt};
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
+#[cfg(feature = "client")]
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+#[cfg(feature = "client")]
+use socket2::{Domain, Type};
 use socket2::{Protocol, Socket};
 
 use crate::sys::socket::{Lost, Row, STREAM_UNSENT, set};
@@ -17,6 +25,18 @@ pub(crate) const SHARE_PORT: &str = "SO_REUSEPORT";
 /// Lets other sockets with the same option have the port.
 pub(crate) fn share_port(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_port(true)
+}
+
+/// Flags of send(2): SO_NOSIGPIPE does it.
+#[cfg(feature = "client")]
+pub(crate) const SEND_FLAGS: i32 = 0;
+
+/// Opens a socket that does not block.
+#[cfg(feature = "client")]
+pub(crate) fn open(domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    let socket = Socket::new(domain, kind, Some(protocol))?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// The protocol of a socket, which the system does not tell.
@@ -71,6 +91,23 @@ pub(super) fn hop_limit(control: &ControlMessageOwned) -> Option<u8> {
 
 /// What poll(2) says of a socket that was shut down.
 pub(crate) const SHUT_DOWN: libc::c_short = libc::POLLHUP;
+
+/// Waits for at most `time`, to the next millisecond: how many descriptors are ready.
+#[cfg(feature = "client")]
+pub(crate) fn poll(watched: &mut [PollFd<'_>], time: Duration) -> nix::Result<i32> {
+    let millis = time.as_micros().div_ceil(1_000);
+    nix::poll::poll(watched, PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX))
+}
+
+/// How a child has ended, if it has. It is not waited for: its number stays its own.
+#[cfg(feature = "client")]
+pub(crate) fn ended(child: u32) -> Option<ExitStatus> {
+    let child = WaitId::Pid(Pid::from_raw(child.cast_signed())?);
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = waitid(child, options).ok()??;
+    let code = status.exit_status().map(|code| (code & 0xff) << 8);
+    code.or_else(|| status.terminating_signal()).map(ExitStatus::from_raw)
+}
 
 /// netinet/tcp.h.
 const TCP_NOTSENT_LOWAT: libc::c_int = 0x201;

@@ -16,6 +16,10 @@ pub(crate) mod process;
 pub(crate) mod service_manager;
 pub(crate) mod signals;
 pub(crate) mod socket;
+#[cfg(feature = "client")]
+pub(crate) mod timer;
+#[cfg(feature = "client")]
+pub(crate) mod tool;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -25,6 +29,8 @@ use freebsd as own;
 use macos as own;
 use mio::Interest;
 pub(crate) use own::SHUT_DOWN;
+#[cfg(feature = "client")]
+pub(crate) use own::poll;
 
 /// What is watched of a stream: urgent data are announced as others (kqueue(2)).
 pub(crate) const STREAM_INTEREST: Interest = Interest::READABLE.add(Interest::WRITABLE);

@@ -6,6 +6,8 @@ use nix::sys::socket::sockopt;
 use nix::{libc, setsockopt_impl, sockopt_impl};
 use socket2::Socket;
 
+#[cfg(feature = "client")]
+pub(crate) use super::own::open;
 pub(crate) use super::own::{SHARE_PORT, is_unacknowledged, protocol, share_port, stream_options};
 use crate::sys::Errno;
 use crate::sys::socket::Lost::{Comfort, Promise};
@@ -91,6 +93,12 @@ pub(crate) fn dropped<S>(_socket: &S) -> Option<u32> {
 #[cfg(feature = "client")]
 pub(crate) fn listen_overflows() -> u64 {
     0
+}
+
+/// The port is chosen at bind(2).
+#[cfg(feature = "client")]
+pub(crate) fn choose_port_late(_socket: &Socket) -> io::Result<()> {
+    Ok(())
 }
 
 /// A connected UDP socket fails when its peer cannot be reached, without being asked to (udp(4)).

@@ -37,6 +37,23 @@ fn count(range: &str, reserved: &str) -> Option<u64> {
     Some((last + 1).saturating_sub(first + reserved.sum::<u64>()))
 }
 
+/// The first of the ports for sockets that name none, if known.
+pub(crate) fn first_local_port() -> Option<u16> {
+    setting("ip_local_port_range")?.split_whitespace().next()?.parse().ok()
+}
+
+/// Whether a UDP socket of this machine hears what comes to the loopback's broadcast address at
+/// the port: one that is bound to every address, or to that one (proc_net(5)).
+pub(crate) fn hears_broadcasts(port: u16) -> Option<bool> {
+    let tables = ["/proc/net/udp", "/proc/net/udp6"].map(fs::read_to_string);
+    let wanted = ["00000000", "FFFFFF7F", "00000000000000000000000000000000"]
+        .map(|address| format!("{address}:{port:04X}"));
+    Some(tables.into_iter().flatten().any(|table| {
+        let mut local = table.lines().filter_map(|line| line.split_whitespace().nth(1));
+        local.any(|local| wanted.iter().any(|wanted| wanted == local))
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

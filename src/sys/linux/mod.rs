@@ -12,11 +12,20 @@ pub(crate) mod process;
 pub(crate) mod service_manager;
 pub(crate) mod signals;
 pub(crate) mod socket;
+#[cfg(feature = "client")]
+pub(crate) mod timer;
+#[cfg(feature = "client")]
+pub(crate) mod tool;
 
 use std::net::{IpAddr, Ipv6Addr};
 
+#[cfg(feature = "client")]
+use std::time::Duration;
+
 use mio::Interest;
 use nix::libc::{POLLRDHUP, c_short};
+#[cfg(feature = "client")]
+use nix::{poll::PollFd, sys::time::TimeSpec};
 
 /// What is watched of a stream: urgent data are announced alone.
 pub(crate) const STREAM_INTEREST: Interest =
@@ -27,6 +36,12 @@ pub(crate) const EVERYWHERE: &[IpAddr] = &[IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
 
 /// What poll(2) says of a socket that was shut down, for reading at least.
 pub(crate) const SHUT_DOWN: c_short = POLLRDHUP;
+
+/// Waits for at most `time`, which counts in nanoseconds: how many descriptors are ready.
+#[cfg(feature = "client")]
+pub(crate) fn poll(watched: &mut [PollFd<'_>], time: Duration) -> nix::Result<i32> {
+    nix::poll::ppoll(watched, Some(TimeSpec::from_duration(time)), None)
+}
 
 /// A field of this process's status, by its name with the colon (proc_pid_status(5)).
 fn status(name: &str) -> Option<String> {

@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
+#[cfg(feature = "client")]
+use socket2::{Domain, Type};
 use socket2::{Protocol, Socket};
 
 use crate::sys::Errno;
@@ -22,6 +24,18 @@ pub(crate) const SHARE_PORT: &str = "SO_REUSEPORT";
 /// Lets other sockets with the same option have the port.
 pub(crate) fn share_port(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_port(true)
+}
+
+/// Opens a socket that does not block.
+#[cfg(feature = "client")]
+pub(crate) fn open(domain: Domain, kind: Type, protocol: Protocol) -> io::Result<Socket> {
+    Socket::new(domain, kind.nonblocking(), Some(protocol))
+}
+
+/// Has the port be chosen at connect(2), and not at bind(2) (ip(7)).
+#[cfg(feature = "client")]
+pub(crate) fn choose_port_late(socket: &Socket) -> io::Result<()> {
+    set(socket, sockopt::IpBindAddressNoPort, &true)
 }
 
 /// The protocol of a socket, if the system tells it: Multipath TCP is TCP (RFC 8684).
