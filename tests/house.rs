@@ -176,6 +176,30 @@ fn only_sys_names_an_operating_system() {
     }
 }
 
+/// Which systems there are is asked in one place, but for the module that one of them has, and for those that are none.
+#[test]
+fn only_sys_asks_for_the_operating_system() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let states = r#"#[cfg_attr(not(target_os = "linux"), path = "no_states.rs")]"#;
+    let none =
+        r#"#[cfg(not(any(target_os = "linux", target_os = "macos", target_os = "freebsd")))]"#;
+    let exceptions = [("lib.rs", none), ("client/mod.rs", states), ("cli/mod.rs", states)];
+    let words =
+        ["target_os", "target_family", "target_vendor", "target_env", "cfg(unix", "cfg(windows"];
+    let mut found = Vec::new();
+    for (path, text) in sources("").iter().filter(|(path, _)| !path.starts_with(root.join("sys"))) {
+        let path = path.strip_prefix(&root).unwrap().to_str().unwrap();
+        let asks = |line: &&str| words.iter().any(|word| line.contains(word));
+        found.extend(
+            text.lines().filter(asks).map(|line| (path.to_owned(), line.trim().to_owned())),
+        );
+    }
+    found.sort();
+    let mut expected = exceptions.map(|(path, line)| (path.to_owned(), line.to_owned()));
+    expected.sort();
+    assert_eq!(found, expected);
+}
+
 /// A program that embeds the library has fields, not flags. In comments too, since they are its documentation.
 #[test]
 fn only_the_command_line_speaks_of_flags() {

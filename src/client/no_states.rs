@@ -14,7 +14,12 @@ impl Kernel {
     }
 
     /// Never called.
-    pub(in crate::client) fn ports_taken(&mut self, _server: SocketAddr) -> io::Result<u64> {
+    pub(in crate::client) fn not_sent(&self, _: SocketAddr, _: SocketAddr) -> io::Result<u32> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Never called.
+    pub(in crate::client) fn ports_taken(&self, _server: SocketAddr) -> io::Result<u64> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

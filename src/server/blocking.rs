@@ -524,6 +524,9 @@ impl<'a> Backlog<'a> {
                     break;
                 }
                 accepted => {
+                    let accepted = accepted.and_then(|(stream, address)| {
+                        socket::block_accepted(&stream).map(|()| (stream, address))
+                    });
                     if let (Ok((stream, _)), true) = (&accepted, self.set_accepted) {
                         // What is refused was logged for the listener.
                         reset_stream_options(&SockRef::from(stream));

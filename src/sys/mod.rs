@@ -1,6 +1,31 @@
 //! Everything that names an operating system: a file a topic, small interfaces.
 //!
-//! What differs between systems is decided here, and nowhere above.
+//! What differs between systems is decided here, and nowhere above: `linux`, and `bsd` for macOS and FreeBSD, have the
+//! same names. macOS and FreeBSD have been compiled and linked, never run. Their differences, and where they are
+//! written:
+//!
+//! - Datagrams show their destination by IP_RECVDSTADDR, not IP_PKTINFO; the reply names it by IP_SENDSRCADDR on
+//!   FreeBSD (ip(4)), by IP_PKTINFO on macOS (xnu, udp_check_pktinfo). IPv6 is the same (RFC 3542). quinn-udp, unix.rs.
+//! - An IPv6 socket refuses the options of IPv4 (ip6_ctloutput), so `::` alone cannot set the hop limit of replies
+//!   over IPv4: the default is `::` and 0.0.0.0.
+//! - Broadcasts are not marked: the addresses of the interfaces tell (getifaddrs(3)).
+//! - A send buffer holds no datagrams, it bounds their size: 9,216 bytes by default (net.inet.udp.maxdgram). macOS says
+//!   of one that just does not fit that it would block (quinn-udp, MIN_SAFE_SNDBUF). A full interface is ENOBUFS.
+//! - A buffer over kern.ipc.maxsockbuf is refused, and not reduced (setsockopt(2)); a size is shown as it was set.
+//! - SO_REUSEPORT gives all clients to one socket; SO_REUSEPORT_LB of FreeBSD distributes them (libuv, uv__sock_reuseport).
+//! - Accepted sockets inherit O_NONBLOCK (accept(2)), but not by accept4(2) of FreeBSD. mio relies on it on macOS (mio,
+//!   tcp.rs); the blocking designs set it back.
+//! - A client that is gone: accept(2) returns no address on macOS (Go, syscall_bsd.go; std says InvalidInput), setsockopt(2)
+//!   is EINVAL there, shutdown(2) ENOTCONN, and write(2) may be EPROTOTYPE (libuv, uv__try_write).
+//! - SO_NOSIGPIPE on macOS, which has no MSG_NOSIGNAL before 14; FreeBSD has both (std, mio, libuv).
+//! - kqueue(2) is edge-triggered with EV_CLEAR, and has EV_EOF in the event of the last bytes: a FIN is never alone
+//!   (mio, kqueue.rs: is_read_closed). Its timeouts count in nanoseconds, so no timerfd is needed. It has no priority
+//!   events: SO_OOBINLINE makes urgent bytes readable.
+//! - poll(2) has POLLRDHUP on FreeBSD alone; macOS has no ppoll(2), accept4(2) or SOCK_NONBLOCK.
+//! - setrlimit(2) of macOS refuses RLIM_INFINITY for open files: OPEN_MAX is the most.
+//! - Only unsafe calls tell dispositions of signals (a child tells which are ignored), what a process uses, its limits on
+//!   ports, and dropped datagrams: `load --pid`, cases of `check` about processes and columns of `compare` are left out.
+//! - Netlink, `/proc`, abstract sockets, segmentation offload, SO_BINDTODEVICE, child subreapers: Linux alone.
 
 #[cfg(not(target_os = "linux"))]
 mod bsd;

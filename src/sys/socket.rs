@@ -13,10 +13,12 @@ use super::system::socket::{
     OFF_NETWORK, SHOWN, datagram_options, foreign_datagram_options, foreign_stream_options,
     set_receive_buffer_size, set_send_buffer_size, stream_options,
 };
-pub(crate) use super::system::socket::{SHARE_PORT, is_unacknowledged, protocol, share_port};
+pub(crate) use super::system::socket::{
+    SHARE_PORT, block_accepted, is_unacknowledged, protocol, share_port,
+};
 #[cfg(feature = "client")]
 pub(crate) use super::system::socket::{
-    choose_port_late, drop_errors, listen_overflows, open, report_errors,
+    acknowledge_late, choose_port_late, drop_errors, listen_overflows, open, report_errors,
 };
 
 /// The size to ask for; the system gives at most net.core.rmem_max and net.core.wmem_max. Bursts wait in

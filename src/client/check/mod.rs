@@ -46,7 +46,6 @@ use super::harness::{STOPPED, Stop};
 use super::process::{ServerProcess, Start, Usage};
 use super::socket::{self, listens};
 use super::target::{Attempt, LONGEST_WAIT};
-use crate::error::Transport;
 use crate::error::{ParseError, Transport};
 use crate::sys::tool;
 

@@ -12,7 +12,7 @@ use crate::client::cancel::{Deadline, LOOK_AGAIN};
 use crate::client::socket;
 use crate::client::states::Kernel;
 use crate::client::target::has_overflowed;
-use crate::sys::socket::is_not_now;
+use crate::sys::socket::{acknowledge_late, is_not_now};
 use crate::units::{size, time};
 
 /// A connection to the server under test.
@@ -114,7 +114,7 @@ impl<'a> TcpClient<'a> {
         let ends = self.stream.peer_addr().and_then(|peer| Ok((peer, self.stream.local_addr()?)));
         let (peer, local) = ends.map_err(|error| Seen::error("looking it up", &error))?;
         // As in a conversation that has lasted for a while (tcp(7)).
-        let _ = SockRef::from(&self.stream).set_tcp_quickack(false);
+        acknowledge_late(&self.stream);
         self.send(bytes)?;
         let (mut reading, mut held) = (Reading::new(bytes), false);
         while !reading.done() {

@@ -1,6 +1,7 @@
 //! Options of sockets, as macOS and FreeBSD have them.
 
 use std::io;
+use std::net::TcpStream;
 
 use nix::sys::socket::sockopt;
 use nix::{libc, setsockopt_impl, sockopt_impl};
@@ -22,6 +23,11 @@ pub(crate) const OFF_NETWORK: Option<Errno> = None;
 /// The smallest buffer to ask for: more than a datagram and its control messages, since macOS says that a larger one
 /// would block, for ever (quinn-udp, MIN_SAFE_SNDBUF).
 const SMALLEST_BUFFER: usize = 128 << 10;
+
+/// Has a stream block that a listener has accepted which does not: on macOS it has inherited that (accept(2)).
+pub(crate) fn block_accepted(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nonblocking(false)
+}
 
 /// The options of a stream of another process, to be taken back.
 pub(crate) fn foreign_stream_options(socket: &Socket) -> Vec<Row> {
@@ -94,6 +100,10 @@ pub(crate) fn dropped<S>(_socket: &S) -> Option<u32> {
 pub(crate) fn listen_overflows() -> u64 {
     0
 }
+
+/// It does from the beginning (tcp(4), net.inet.tcp.delayed_ack).
+#[cfg(feature = "client")]
+pub(crate) fn acknowledge_late(_stream: &TcpStream) {}
 
 /// The port is chosen at bind(2).
 #[cfg(feature = "client")]

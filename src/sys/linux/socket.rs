@@ -1,12 +1,13 @@
 //! Options of sockets that only Linux has, and those that it sets in its own way.
 
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::AsFd;
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
 #[cfg(feature = "client")]
-use socket2::{Domain, Type};
+use socket2::{Domain, SockRef, Type};
 use socket2::{Protocol, Socket};
 
 use crate::sys::Errno;
@@ -32,10 +33,21 @@ pub(crate) fn open(domain: Domain, kind: Type, protocol: Protocol) -> io::Result
     Socket::new(domain, kind.nonblocking(), Some(protocol))
 }
 
+/// Has this side acknowledge as late as it may, as in a conversation that has lasted for a while (tcp(7)).
+#[cfg(feature = "client")]
+pub(crate) fn acknowledge_late(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_tcp_quickack(false);
+}
+
 /// Has the port be chosen at connect(2), and not at bind(2) (ip(7)).
 #[cfg(feature = "client")]
 pub(crate) fn choose_port_late(socket: &Socket) -> io::Result<()> {
     set(socket, sockopt::IpBindAddressNoPort, &true)
+}
+
+/// Has a stream block that a listener has accepted which does not: it does already (accept(2)).
+pub(crate) fn block_accepted(_stream: &TcpStream) -> io::Result<()> {
+    Ok(())
 }
 
 /// The protocol of a socket, if the system tells it: Multipath TCP is TCP (RFC 8684).
@@ -175,7 +187,7 @@ pub(crate) fn drop_errors(socket: &Socket) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::net::{Ipv4Addr, TcpListener};
 
     use super::*;
     use crate::sys::socket::{STREAM_BUFFER, set_stream_options};
