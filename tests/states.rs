@@ -402,6 +402,18 @@ fn what_is_sent_again_and_what_probes_is_told() {
     assert!(last["segments_left_out"].as_u64().unwrap() > 0, "{last:#}");
 }
 
+/// The acknowledgement of a FIN is on the wire, and lost, while the filter is there.
+#[test]
+fn a_fin_is_acknowledged_in_vain() {
+    let Some(report) = seen(evecho(&[]), &["close"]) else { return };
+    let scenario = &report["scenarios"][0];
+    for step in [2, 3] {
+        let whats = segments(scenario)[step].iter().map(|one| one["what"].as_str().unwrap());
+        let whats: Vec<_> = whats.collect();
+        assert!(whats.contains(&"FIN") && whats.contains(&"ACK"), "{step}: {scenario:#}");
+    }
+}
+
 #[test]
 fn a_syn_without_room_is_sent_again_and_dropped_again() {
     let Some(report) = seen(evecho(&[]), &["backlog"]) else { return };

@@ -115,8 +115,6 @@ pub(super) fn close(cx: &Context<'_>) -> Result<(), Stop> {
     let (own, _listener, accepted) = pair(cx)?;
     let (peer, at_server) = (own.duplicate(1)?, Filter(SockRef::from(&accepted)));
     let at_client = Filter(SockRef::from(&peer));
-    // An acknowledgement comes at once, and not when the filter is gone.
-    at_server.0.set_tcp_quickack(true).doing("TCP_QUICKACK can be set")?;
     close_first(&own, &at_client, &at_server)?;
     at_client.set()?;
     accepted.shutdown(Shutdown::Write).doing("the server may end its side")?;
@@ -141,6 +139,9 @@ fn close_first(
     })?;
     at_client.set()?;
     at_server.remove()?;
+    // The acknowledgement is delayed by up to 40 ms, and is to be lost, too. The next FIN comes after some 200 ms.
+    own.wait(&[server(1).is(CloseWait)], own.patience())?;
+    own.let_pass(Duration::from_millis(100))?;
     own.show(&Lesson {
         calls: &["what arrives at the server is not lost any more; what arrives at the client is"],
         segments: &[to_server(1, "FIN"), to_client(1, "ACK")],
