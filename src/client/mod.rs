@@ -11,6 +11,7 @@ mod histogram;
 pub mod load;
 mod message;
 mod nanoseconds;
+#[doc(hidden)]
 pub mod pattern;
 pub mod ping;
 #[doc(hidden)]

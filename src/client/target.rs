@@ -263,13 +263,13 @@ impl Error {
     }
 
     /// Whether an answer was waited for in vain.
-    pub fn is_timeout(&self) -> bool {
+    pub(super) fn is_timeout(&self) -> bool {
         let last = |tried: &Vec<Attempt>| tried.last().map(|attempt| attempt.kind);
         matches!(self, Self::Unreachable { tried, .. } if last(tried) == Some(io::ErrorKind::TimedOut))
     }
 
     /// Says how a tool failed that talked to one address by itself.
-    pub fn unreachable(
+    pub(super) fn unreachable(
         address: SocketAddr,
         transport: Transport,
         timeout: Duration,

@@ -26,7 +26,7 @@ pub struct Protocol {
     /// How the stream is cut into messages.
     pub framing: Framing,
     /// The longest frame that is served, in bytes: of a line with its line feed, of a payload without
-    /// its length. Without meaning for [`Framing::Raw`].
+    /// its length: 1 byte to 16 MiB. Without meaning for [`Framing::Raw`].
     ///
     /// A frame is served in one call, and the event loop serves no other connection meanwhile. Of letters
     /// that are not ASCII, 64 KiB (the default) take [`Upper`](super::Upper) about 1 ms, and each MiB

@@ -36,7 +36,7 @@ pub struct RunningServer {
 
 impl RunningServer {
     /// The default of [`with_drain_timeout`](RunningServer::with_drain_timeout).
-    pub const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+    const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
     pub(super) fn spawn(
         server: Server,

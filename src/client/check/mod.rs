@@ -86,16 +86,13 @@ pub struct Config {
     pub only: Vec<Filter>,
     /// The cases to leave out.
     pub skip: Vec<Filter>,
-    /// How long one case may wait, in all, for what it expects; over a day counts as a day.
+    /// How long one case may wait, in all, for what it expects; over a day counts as a day. Default: 10 s.
     pub timeout: Duration,
     /// See [`Start::supervisor`].
     pub supervisor: Vec<OsString>,
 }
 
 impl Config {
-    /// The default patience with a case.
-    pub const TIMEOUT: Duration = Duration::from_secs(10);
-
     /// Grades all of `subject` as an echo server.
     pub fn new(mut subject: Subject) -> Self {
         let transport = match &mut subject {
@@ -110,7 +107,7 @@ impl Config {
             once: false,
             only: Vec::new(),
             skip: Vec::new(),
-            timeout: Self::TIMEOUT,
+            timeout: Duration::from_secs(10),
             supervisor: Vec::new(),
         }
     }

@@ -8,7 +8,7 @@
 //! use evecho::client::Cancel;
 //! use evecho::client::compare::{self, Config, Scene, Trial};
 //!
-//! let servers = vec!["evecho=evecho --port {port}".parse()?, "socat=socat TCP-LISTEN:{port},fork PIPE".parse()?];
+//! let servers = vec!["evecho=evecho -p {port}".parse()?, "socat=socat TCP-LISTEN:{port},fork PIPE".parse()?];
 //! let trials = vec![Trial { scene: Scene::Connections, connections: 100 }];
 //! let report = compare::run(&Config::new(servers, trials), &Cancel::default(), |_| {})?;
 //! print!("{}", report.csv());

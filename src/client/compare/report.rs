@@ -168,6 +168,7 @@ impl Report {
     }
 
     /// One without measurements: for [`run`](super::run()), and for other ways to measure.
+    #[doc(hidden)]
     pub fn new(config: &Config) -> Report {
         let names = || config.contenders.iter().map(|contender| contender.name.clone());
         let cell = |trial, server| Cell { server, trial, rounds: Vec::new(), fault: None };
@@ -194,6 +195,7 @@ impl Report {
     /// # Panics
     ///
     /// When the config had no such server, or no such trial.
+    #[doc(hidden)]
     pub fn cell(&mut self, server: &str, trial: Trial) -> &mut Cell {
         let mut cells = self.cells.iter_mut();
         let found = cells.find(|cell| cell.server == server && cell.trial == trial);
