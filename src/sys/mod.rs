@@ -23,8 +23,8 @@
 //!   events: SO_OOBINLINE makes urgent bytes readable.
 //! - poll(2) has POLLRDHUP on FreeBSD alone; macOS has no ppoll(2), accept4(2) or SOCK_NONBLOCK.
 //! - setrlimit(2) of macOS refuses RLIM_INFINITY for open files: OPEN_MAX is the most.
-//! - Only unsafe calls tell dispositions of signals (a child tells which are ignored), what a process uses, its limits on
-//!   ports, and dropped datagrams: `load --pid`, cases of `check` about processes and columns of `compare` are left out.
+//! - Only unsafe calls tell dispositions of signals (a child tells which are ignored), what a process uses, the range of
+//!   local ports, and dropped datagrams: what `load`, `check` and `compare` say of these is left out.
 //! - Netlink, `/proc`, abstract sockets, segmentation offload, SO_BINDTODEVICE, child subreapers: Linux alone.
 
 #[cfg(not(target_os = "linux"))]
