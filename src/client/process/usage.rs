@@ -28,6 +28,9 @@ pub struct Usage {
     pub threads: u64,
     /// Open descriptors of all its processes. The kernel shows none of another user's.
     pub descriptors: u64,
+    /// How long its living threads were ready to run while others had the CPU, all together; zero where the
+    /// kernel does not say.
+    pub delayed: Duration,
     /// How often its living threads gave up the CPU to wait.
     pub voluntary_switches: u64,
     /// How often the CPU was taken from its living threads.
@@ -87,6 +90,7 @@ impl Usage {
         for task in tasks(pid)? {
             let Ok(status) = fs::read_to_string(task.join("status")) else { continue };
             usage.threads += 1;
+            usage.delayed += delay(&task);
             usage.voluntary_switches += number(&status, "voluntary_ctxt_switches:");
             usage.involuntary_switches += number(&status, "nonvoluntary_ctxt_switches:");
         }
@@ -95,6 +99,7 @@ impl Usage {
 
     fn add(&mut self, other: &Self) {
         self.cpu += other.cpu;
+        self.delayed += other.delayed;
         self.resident += other.resident;
         let both = self.proportional.zip(other.proportional);
         self.proportional = both.map(|(ours, theirs)| ours + theirs);
@@ -204,6 +209,14 @@ pub(super) fn children(pid: u32) -> Vec<u32> {
     lists
         .flat_map(|list| list.split(' ').filter_map(|id| id.parse().ok()).collect::<Vec<_>>())
         .collect()
+}
+
+/// How long a thread was ready to run and did not (the second number of schedstat, see
+/// Documentation/scheduler/sched-stats.rst in Linux).
+fn delay(task: &Path) -> Duration {
+    let stat = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
+    let delay = stat.split_whitespace().nth(1).and_then(|nanoseconds| nanoseconds.parse().ok());
+    Duration::from_nanos(delay.unwrap_or(0))
 }
 
 /// The number behind `label` at the start of a line; 0 when there is none.
