@@ -1,7 +1,7 @@
 //! Everything that names an operating system: a file a topic, small interfaces.
 //!
 //! What differs between systems is decided here, and nowhere above: `linux`, and `bsd` for macOS and FreeBSD, have the
-//! same names. macOS and FreeBSD have been compiled and linked, never run. Their differences, and where they are
+//! same names. macOS and FreeBSD have been compiled, never run. Their differences, and where they are
 //! written:
 //!
 //! - Datagrams show their destination by IP_RECVDSTADDR, not IP_PKTINFO; the reply names it by IP_SENDSRCADDR on
