@@ -167,6 +167,8 @@ impl<'a> Context<'a> {
                 let mut second = connect()?;
                 second.send(&bytes)?;
                 if second.wait(PollFlags::POLLIN, self.config.timeout / 2) {
+                    // What is not read would become an RST, which not every server survives.
+                    let _ = second.converse(&[], &bytes);
                     return Ok(false);
                 }
                 drop(first);
