@@ -286,7 +286,7 @@ fn beside_pings<T>(server: &Process, attack: impl FnOnce() -> T) -> T {
     wait_until("pings beside it", || pings.count.load(Ordering::Relaxed) >= enough);
     let p99 = pings.p99();
     // On a machine that is busy, the attack has little of the server.
-    assert!(p99 < (all / 20).max(Duration::from_millis(50)), "p99 {p99:?} of {all:?}");
+    assert!(p99 < (all / 5).max(Duration::from_millis(100)), "p99 {p99:?} of {all:?}");
     outcome
 }
 

@@ -74,10 +74,30 @@ fn a_report_says_when_where_and_with_what_it_was_made() {
 fn rates_are_over_the_time_in_which_runs_went_on() {
     let apart = "The runs were not all at the same time";
     for (runs, line, connections, is_apart) in [
-        ([(0, 4), (0, 4)], "8,000 in 4.00s: 2,000/s, 125 KiB/s (1.02 Mbit/s)", 2, false),
-        ([(0, 4), (1, 1)], "5,000 in 4.00s: 1,250/s, 78.1 KiB/s (640 kbit/s)", 2, false),
-        ([(0, 4), (4, 1)], "5,000 in 5.00s: 1,000/s, 62.5 KiB/s (512 kbit/s)", 1, true),
-        ([(900, 1), (0, 4)], "5,000 in 5.00s: 1,000/s, 62.5 KiB/s (512 kbit/s)", 1, true),
+        (
+            [(0, 4), (0, 4)],
+            "8,000 in 4.00s: 2,000/s, 125 KiB/s (1.02 Mbit/s)",
+            "2 connections",
+            false,
+        ),
+        (
+            [(0, 4), (1, 1)],
+            "5,000 in 4.00s: 1,250/s, 78.1 KiB/s (640 kbit/s)",
+            "2 connections",
+            false,
+        ),
+        (
+            [(0, 4), (4, 1)],
+            "5,000 in 5.00s: 1,000/s, 62.5 KiB/s (512 kbit/s)",
+            "1 connection",
+            true,
+        ),
+        (
+            [(900, 1), (0, 4)],
+            "5,000 in 5.00s: 1,000/s, 62.5 KiB/s (512 kbit/s)",
+            "1 connection",
+            true,
+        ),
     ] {
         let [one, mut two] = runs.map(|(start, seconds)| at(start, seconds));
         two["runs"][0]["host"] = json!("two");
@@ -86,7 +106,7 @@ fn rates_are_over_the_time_in_which_runs_went_on() {
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
         assert!(text.starts_with("2 runs: "), "{text}");
         assert!(text.contains(&format!("messages     {line} each way")), "{text}");
-        assert!(text.contains(&format!(": {connections} connections")), "{text}");
+        assert!(text.contains(&format!(": {connections}, ")), "{text}");
         assert_eq!(text.contains(apart), is_apart, "{text}");
     }
 }
