@@ -86,6 +86,10 @@ impl ServerCommand {
     ///
     /// When it cannot be run, ends, or does not listen within [`Start::patience`].
     pub fn start(&self, start: &Start) -> Result<ServerProcess, StartError> {
+        // A child has copies of all descriptors until it calls execve(2). Where another thread looks for a free
+        // port meanwhile, that port stays in use for as long.
+        static STARTING: Mutex<()> = Mutex::new(());
+        let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let wrong = |why| StartError { command: self.text.clone(), why };
         let port = port::free().map_err(|error| wrong(Why::Spawn(error)))?;
         let supervised = tool::SUPERVISES && !start.supervisor.is_empty();
@@ -115,6 +119,7 @@ impl ServerCommand {
             Ok((child, tail))
         };
         let (child, stderr) = spawn().map_err(|error| wrong(Why::Spawn(error)))?;
+        drop(starting);
         let address = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port);
         let (pid, cancel) = (child.id(), start.cancel.clone());
         let mut server = ServerProcess { child, pid, address, stderr, cancel };
