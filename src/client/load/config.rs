@@ -121,7 +121,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_millis(10);
 
 /// More connections than this are opened slowly from one source address: of its 28,000 ports Linux takes
 /// every other first, and when these are gone, it looks at all of them before each connection.
-pub(crate) const MOST_PER_SOURCE: u32 = 10_000;
+pub const MOST_PER_SOURCE: u32 = 10_000;
 
 impl Config {
     /// The defaults, for the server at `address`.

@@ -54,7 +54,7 @@ use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
 pub use super::pattern::Pattern;
-pub use config::{Config, Length, Mode};
+pub use config::{Config, Length, MOST_PER_SOURCE, Mode};
 pub use cost::{ClientUsage, ServerUsage};
 pub use faults::Errors;
 pub(super) use figure::{NUMBERS, TIMES};
