@@ -159,7 +159,8 @@ impl Config {
     pub fn check(&self) -> Result<(), Error> {
         let udp = self.transport == Transport::Udp;
         let ping_pong = self.mode == Mode::PingPong;
-        let binary = self.pattern == Pattern::Binary;
+        let (framed, binary) = (self.framing != Framing::Raw, self.pattern == Pattern::Binary);
+        let has_schedule = matches!(self.mode, Mode::PingPong | Mode::Churn);
         let rules = [
             (self.connections == 0, "there must be at least 1 connection"),
             (self.size == 0, "the size must be at least 1 byte"),
@@ -168,9 +169,9 @@ impl Config {
                 udp && !(HEADER..=MAX_DATAGRAM).contains(&self.size),
                 "over UDP the size must be from 16 bytes, for the sequence number, to 65507",
             ),
-            (udp && self.framing != Framing::Raw, "over UDP a datagram is a message: no framing"),
+            (udp && framed, "over UDP a datagram is a message: no framing"),
             (
-                self.framing != Framing::Raw && self.size > MAX_MAX_FRAME as usize,
+                framed && self.size > MAX_MAX_FRAME as usize,
                 "with a framing, the size must be at most 16 MiB",
             ),
             (binary && self.framing == Framing::Lines, BINARY_LINES),
@@ -179,10 +180,7 @@ impl Config {
             (self.depth > 1 && !ping_pong, "a depth over 1 is for ping-pong only"),
             (udp && !ping_pong, "over UDP the mode must be ping-pong"),
             (self.greet && (udp || !ping_pong), "to greet, the mode must be ping-pong over TCP"),
-            (
-                self.rate.is_some() && matches!(self.mode, Mode::Stream | Mode::Idle),
-                "a rate is for ping-pong and churn only",
-            ),
+            (self.rate.is_some() && !has_schedule, "a rate is for ping-pong and churn only"),
             (
                 self.rate.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)),
                 "the rate must be above 0",
@@ -204,10 +202,8 @@ impl Config {
                 "source addresses must be of the same family (IPv4 or IPv6) as the server's address",
             ),
         ];
-        rules
-            .iter()
-            .find(|(broken, _)| *broken)
-            .map_or(Ok(()), |(_, rule)| Err(Error::Invalid(rule)))
+        let broken = rules.iter().find(|(is_broken, _)| *is_broken);
+        broken.map_or(Ok(()), |(_, rule)| Err(Error::Invalid(rule)))
     }
 
     /// Adds the number of messages of another load of the same kind. What depends on when it was (the
