@@ -1,8 +1,9 @@
 //! Sessions of every framing: the input decides the protocol, the stream and its cuts.
 #![no_main]
 
-
-use evecho::protocol::{Context, Echo, Framing, Protocol, Scratch, Service, Session, Upper, Verdict};
+use evecho::protocol::{
+    Context, Echo, Framing, Protocol, Scratch, Service, Session, Upper, Verdict,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, u16, Vec<u8>, Vec<u16>)| {
@@ -10,7 +11,8 @@ fuzz_target!(|input: (u8, u16, Vec<u8>, Vec<u16>)| {
     let framing = [Framing::Raw, Framing::Lines, Framing::LengthPrefixed][choices as usize % 3];
     let once = choices & 0x10 != 0 && framing != Framing::Raw;
     let mut protocol = Protocol::default();
-    (protocol.framing, protocol.max_frame, protocol.once) = (framing, max_frame.max(1).into(), once);
+    (protocol.framing, protocol.max_frame, protocol.once) =
+        (framing, max_frame.max(1).into(), once);
     let upper = choices & 0x20 != 0;
     let reply = if upper {
         however_cut(protocol, Upper::default(), &stream, &cuts)
