@@ -29,6 +29,8 @@ pub(super) struct Run<'a> {
     timeout: u64,
     /// Nanoseconds since the run began, as of the last [`Run::look_at_clock`].
     pub(super) now: u64,
+    /// What had come by then has been taken in. A machine that is paused is no reason to give up a reply.
+    pub(super) looked: u64,
     /// Connections that were opened, and those of them that are usable.
     pub(super) opened: u32,
     pub(super) open: u32,
@@ -107,6 +109,7 @@ impl<'a> Run<'a> {
             epoch,
             timeout: units::nanoseconds(config.timeout),
             now: 0,
+            looked: 0,
             opened: 0,
             open: 0,
             out: 0,
@@ -258,7 +261,12 @@ impl<'a> Run<'a> {
 
     /// Whether more than the timeout has passed since `start`.
     pub(super) fn is_overdue(&self, start: u64) -> bool {
-        self.now.saturating_sub(start) > self.timeout
+        self.looked.saturating_sub(start) > self.timeout
+    }
+
+    /// Whether what was due at `due` comes back too late now.
+    pub(super) fn is_late(&self, due: u64) -> bool {
+        self.now.saturating_sub(due) > self.timeout
     }
 
     /// How long the parts of a connection took, as long as what was due in the measured part counts.

@@ -124,7 +124,7 @@ impl Place {
                 continue;
             }
             run.count(place, due);
-            if due.is_some_and(|due| run.is_overdue(due)) {
+            if due.is_some_and(|due| run.is_late(due)) {
                 run.faults.errors.late += 1;
                 run.faults.note(|| {
                     format!("connection {number}: message {message} came after the timeout")

@@ -299,6 +299,9 @@ impl<'r, 'a> Worker<'r, 'a> {
                 driver.ready(&mut self.run, event)?;
             }
             more = driver.turn(&mut self.run)?;
+            if !more && events.iter().count() < events.capacity() {
+                self.run.looked = now;
+            }
         }
     }
 
