@@ -123,6 +123,18 @@ impl Stop {
     }
 }
 
+/// What was seen, or why the item was not run.
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed { seen: text, .. }
+            | Self::Skipped { reason: text }
+            | Self::NotGraded { reason: text } => f.write_str(text),
+            Self::Fatal(error) => error.fmt(f),
+        }
+    }
+}
+
 /// Why items are not run any more after a [`Cancel`](super::Cancel).
 pub(super) const STOPPED: &str = "the run was stopped";
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::poll::PollFlags;
 
 use super::datagram::UdpClient;
-use super::seen::{Expecting, Seen};
+use super::seen::Expecting;
 use super::stream::TcpClient;
 use super::{Config, Error, Expected, Subject};
 use crate::client::Cancel;
@@ -163,7 +163,7 @@ impl<'a> Context<'a> {
             };
             let bytes = payload(50, 100);
             first.exchange(&bytes).map_err(|seen| seen.to_string())?;
-            let waits_for_the_first = || -> Result<bool, Seen> {
+            let waits_for_the_first = || -> Result<bool, Stop> {
                 let mut second = connect()?;
                 second.send(&bytes)?;
                 if second.wait(PollFlags::POLLIN, self.config.timeout / 2) {

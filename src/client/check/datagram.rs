@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
 
-use super::seen::Seen;
 use super::stream::{differs, left};
 use crate::client::cancel::Deadline;
+use crate::client::harness::Stop;
 use crate::client::socket;
 use crate::protocol::MAX_DATAGRAM;
 use crate::units::time;
@@ -24,7 +24,7 @@ pub(super) struct UdpClient<'a> {
 }
 
 impl<'a> UdpClient<'a> {
-    pub(super) fn to(server: SocketAddr, deadline: Deadline<'a>) -> Result<Self, Seen> {
+    pub(super) fn to(server: SocketAddr, deadline: Deadline<'a>) -> Result<Self, Stop> {
         let from: IpAddr = match server.ip() {
             // From the loopback address itself, whatever address of loopback is asked.
             ip if ip.is_loopback() && ip.is_ipv4() => Ipv4Addr::LOCALHOST.into(),
@@ -39,40 +39,44 @@ impl<'a> UdpClient<'a> {
         from: SocketAddr,
         server: SocketAddr,
         deadline: Deadline<'a>,
-    ) -> Result<Self, Seen> {
+    ) -> Result<Self, Stop> {
         let socket = socket::bind_udp(from)
-            .map_err(|error| Seen::Here(format!("cannot open a socket at {from}: {error}")))?;
+            .map_err(|error| Stop::skipped(format!("cannot open a socket at {from}: {error}")))?;
         Ok(Self { socket, server, deadline })
     }
 
     /// Its own port.
-    pub(super) fn port(&self) -> Result<u16, Seen> {
+    pub(super) fn port(&self) -> Result<u16, Stop> {
         let address = self.socket.local_addr();
-        address.map(|address| address.port()).map_err(|error| Seen::error("looking it up", &error))
+        address
+            .map(|address| address.port())
+            .map_err(|error| Stop::of_call("looking it up", &error))
     }
 
     /// Lets it send to broadcast addresses (`SO_BROADCAST`, socket(7)).
-    pub(super) fn allow_broadcast(&self) -> Result<(), Seen> {
-        self.socket.set_broadcast(true).map_err(|error| Seen::error("allowing broadcasts", &error))
+    pub(super) fn allow_broadcast(&self) -> Result<(), Stop> {
+        self.socket
+            .set_broadcast(true)
+            .map_err(|error| Stop::of_call("allowing broadcasts", &error))
     }
 
-    pub(super) fn send(&self, bytes: &[u8]) -> Result<(), Seen> {
+    pub(super) fn send(&self, bytes: &[u8]) -> Result<(), Stop> {
         let sent = self.deadline.is_ready(&self.socket, PollFlags::POLLOUT);
         let sent = sent.and_then(|_| self.socket.send_to(bytes, self.server));
-        sent.map(|_| ()).map_err(|error| Seen::error("sending a datagram", &error))
+        sent.map(|_| ()).map_err(|error| Stop::of_call("sending a datagram", &error))
     }
 
     /// The next datagram that comes before the deadline, and its sender.
-    pub(super) fn receive(&self) -> Result<(Vec<u8>, SocketAddr), Seen> {
+    pub(super) fn receive(&self) -> Result<(Vec<u8>, SocketAddr), Stop> {
         self.receive_within(left(self.deadline))?
-            .ok_or_else(|| Seen::server("no datagram came back in time"))
+            .ok_or_else(|| Stop::broken("no datagram came back in time"))
     }
 
     /// The next datagram that comes within `patience`.
     pub(super) fn receive_within(
         &self,
         patience: Duration,
-    ) -> Result<Option<(Vec<u8>, SocketAddr)>, Seen> {
+    ) -> Result<Option<(Vec<u8>, SocketAddr)>, Stop> {
         let mut buffer = vec![0; MAX_DATAGRAM + 1];
         let deadline = self.deadline.sooner(patience);
         match socket::receive(&self.socket, &mut buffer, deadline) {
@@ -80,18 +84,18 @@ impl<'a> UdpClient<'a> {
                 buffer.truncate(length);
                 (buffer, from)
             })),
-            Err(error) => Err(Seen::error("receiving a datagram", &error)),
+            Err(error) => Err(Stop::of_call("receiving a datagram", &error)),
         }
     }
 
     /// Sends one datagram that has to come back unchanged, and waits for the answer.
-    pub(super) fn exchange(&self, bytes: &[u8]) -> Result<(), Seen> {
+    pub(super) fn exchange(&self, bytes: &[u8]) -> Result<(), Stop> {
         self.converse(bytes, bytes).map(|_| ())
     }
 
     /// Sends one datagram, waits for `answer` and says where that came from. A loss on the way
     /// is made good, except on loopback, which loses nothing.
-    pub(super) fn converse(&self, sent: &[u8], answer: &[u8]) -> Result<SocketAddr, Seen> {
+    pub(super) fn converse(&self, sent: &[u8], answer: &[u8]) -> Result<SocketAddr, Stop> {
         let began = Instant::now();
         let tries = if self.server.ip().is_loopback() { 1 } else { TRIES };
         for tries_left in (1..=tries).rev() {
@@ -105,7 +109,7 @@ impl<'a> UdpClient<'a> {
 
     /// An exchange that shows whether the server serves at all: what it loses is sent again, and
     /// answers to others that had this port before are passed over.
-    pub(super) fn exchange_at_last(&self, bytes: &[u8]) -> Result<(), Seen> {
+    pub(super) fn exchange_at_last(&self, bytes: &[u8]) -> Result<(), Stop> {
         let began = Instant::now();
         for tries_left in (1..=2 * TRIES).rev() {
             self.send(bytes)?;
@@ -119,10 +123,10 @@ impl<'a> UdpClient<'a> {
         Err(self.unanswered(bytes, began))
     }
 
-    fn unanswered(&self, sent: &[u8], since: Instant) -> Seen {
+    fn unanswered(&self, sent: &[u8], since: Instant) -> Stop {
         let (count, waited) = (sent.len(), time(since.elapsed()));
         let what = format!("{count} bytes were sent and no datagram came back in {waited}");
-        Seen::overdue(what, since, self.deadline)
+        Stop::overdue(what, since, self.deadline)
     }
 
     /// The next datagram from the server or, from wherever, with the `answer`. Anything else is a
@@ -131,7 +135,7 @@ impl<'a> UdpClient<'a> {
         &self,
         answer: &[u8],
         patience: Duration,
-    ) -> Result<Option<(Vec<u8>, SocketAddr)>, Seen> {
+    ) -> Result<Option<(Vec<u8>, SocketAddr)>, Stop> {
         let until = self.deadline.sooner(patience);
         while let Some((found, from)) = self.receive_within(until.left())? {
             if from == self.server || found == answer {
@@ -146,9 +150,9 @@ impl<'a> UdpClient<'a> {
 }
 
 /// Whether a datagram is the one that was to come.
-pub(super) fn same(found: &[u8], wanted: &[u8]) -> Result<(), Seen> {
+pub(super) fn same(found: &[u8], wanted: &[u8]) -> Result<(), Stop> {
     if found.len() != wanted.len() {
-        return Err(Seen::server(format!(
+        return Err(Stop::broken(format!(
             "a datagram of {} bytes came instead of {}",
             found.len(),
             wanted.len()

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 use socket2::SockRef;
 
-use super::seen::{Seen, is_early};
+use super::seen::is_early;
 use crate::client::cancel::{Deadline, LOOK_AGAIN};
+use crate::client::harness::Stop;
 use crate::client::socket;
 use crate::client::states::Kernel;
 use crate::client::target::has_overflowed;
@@ -30,7 +31,7 @@ pub(super) enum Got {
 }
 
 impl<'a> TcpClient<'a> {
-    pub(super) fn connect(address: SocketAddr, deadline: Deadline<'a>) -> Result<Self, Seen> {
+    pub(super) fn connect(address: SocketAddr, deadline: Deadline<'a>) -> Result<Self, Stop> {
         Self::connect_with(address, None, deadline)
     }
 
@@ -39,7 +40,7 @@ impl<'a> TcpClient<'a> {
         address: SocketAddr,
         receive_buffer: Option<usize>,
         deadline: Deadline<'a>,
-    ) -> Result<Self, Seen> {
+    ) -> Result<Self, Stop> {
         let began = Instant::now();
         match socket::tcp(address, receive_buffer, deadline) {
             Ok(stream) => Ok(Self { stream, deadline }),
@@ -49,11 +50,11 @@ impl<'a> TcpClient<'a> {
                     false => "",
                 };
                 let waited = time(began.elapsed());
-                Err(Seen::server(format!(
+                Err(Stop::broken(format!(
                     "no connection to {address} came about in {waited}{full}"
                 )))
             }
-            Err(error) => Err(Seen::error(&format!("connecting to {address}"), &error)),
+            Err(error) => Err(Stop::of_call(&format!("connecting to {address}"), &error)),
         }
     }
 
@@ -82,7 +83,7 @@ impl<'a> TcpClient<'a> {
     }
 
     /// Sends `sent` and reads at the same time, until exactly `answer` has come.
-    pub(super) fn converse(&mut self, sent: &[u8], answer: &[u8]) -> Result<(), Seen> {
+    pub(super) fn converse(&mut self, sent: &[u8], answer: &[u8]) -> Result<(), Stop> {
         let mut unsent = sent;
         let mut reading = Reading::new(answer);
         while !unsent.is_empty() || !reading.done() {
@@ -104,15 +105,15 @@ impl<'a> TcpClient<'a> {
     }
 
     /// Sends bytes that have to come back unchanged, and waits for them.
-    pub(super) fn exchange(&mut self, bytes: &[u8]) -> Result<(), Seen> {
+    pub(super) fn exchange(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         self.converse(bytes, bytes)
     }
 
     /// The same, with acknowledgements as late as this side may send them; and whether the server's kernel, if it is
     /// this one, held a part of the answer back though another part had come.
-    pub(super) fn is_held_back(&mut self, bytes: &[u8], kernel: &Kernel) -> Result<bool, Seen> {
+    pub(super) fn is_held_back(&mut self, bytes: &[u8], kernel: &Kernel) -> Result<bool, Stop> {
         let ends = self.stream.peer_addr().and_then(|peer| Ok((peer, self.stream.local_addr()?)));
-        let (peer, local) = ends.map_err(|error| Seen::error("looking it up", &error))?;
+        let (peer, local) = ends.map_err(|error| Stop::of_call("looking it up", &error))?;
         // As in a conversation that has lasted for a while (tcp(7)).
         acknowledge_late(&self.stream);
         self.send(bytes)?;
@@ -132,56 +133,56 @@ impl<'a> TcpClient<'a> {
     }
 
     /// Sends all of it without reading anything.
-    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), Seen> {
+    pub(super) fn send(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         let began = Instant::now();
         let mut unsent = bytes;
         while !unsent.is_empty() {
             if !self.wait(PollFlags::POLLOUT, Duration::MAX) {
                 let (sent, all) = (bytes.len() - unsent.len(), bytes.len());
                 let waited = time(began.elapsed());
-                return Err(Seen::server(format!(
+                return Err(Stop::broken(format!(
                     "it took only {sent} of {all} bytes in {waited}"
                 )));
             }
             let written = self.write_some(unsent);
-            unsent = &unsent[written.map_err(|error| Seen::error("sending", &error))?..];
+            unsent = &unsent[written.map_err(|error| Stop::of_call("sending", &error))?..];
         }
         Ok(())
     }
 
     /// Sends of `bytes` what is taken while nothing is read, and says how much that was: stops
     /// when nothing more was taken for `patience`.
-    pub(super) fn stuff(&mut self, bytes: &[u8], patience: Duration) -> Result<usize, Seen> {
+    pub(super) fn stuff(&mut self, bytes: &[u8], patience: Duration) -> Result<usize, Stop> {
         let mut sent = 0;
         while sent < bytes.len() && self.wait(PollFlags::POLLOUT, patience) {
             let piece = &bytes[sent..bytes.len().min(sent + (64 << 10))];
-            sent += self.write_some(piece).map_err(|error| Seen::error("sending", &error))?;
+            sent += self.write_some(piece).map_err(|error| Stop::of_call("sending", &error))?;
         }
         Ok(sent)
     }
 
     /// Ends this side's stream (FIN); the other may go on.
-    pub(super) fn finish(&self) -> Result<(), Seen> {
-        self.stream.shutdown(Shutdown::Write).map_err(|error| Seen::error("half-closing", &error))
+    pub(super) fn finish(&self) -> Result<(), Stop> {
+        self.stream.shutdown(Shutdown::Write).map_err(|error| Stop::of_call("half-closing", &error))
     }
 
     /// Waits for the server to end its stream, and for nothing before that.
-    pub(super) fn expect_end(&mut self) -> Result<(), Seen> {
+    pub(super) fn expect_end(&mut self) -> Result<(), Stop> {
         let mut buffer = [0; 4096];
         let began = Instant::now();
         loop {
             if !self.wait(PollFlags::POLLIN, Duration::MAX) {
                 let waited = time(began.elapsed());
                 let what = format!("it kept the connection open, for {waited}");
-                return Err(Seen::overdue(what, began, self.deadline));
+                return Err(Stop::overdue(what, began, self.deadline));
             }
             match self.read_some(&mut buffer) {
                 Ok(Got::End) => return Ok(()),
                 Ok(Got::Nothing) => {}
                 Ok(Got::Bytes(length)) => {
-                    return Err(Seen::server(format!("{length} or more bytes too many came")));
+                    return Err(Stop::broken(format!("{length} or more bytes too many came")));
                 }
-                Err(error) => return Err(Seen::error("waiting for its end", &error)),
+                Err(error) => return Err(Stop::of_call("waiting for its end", &error)),
             }
         }
     }
@@ -213,7 +214,7 @@ impl<'a> Reading<'a> {
         self.got == self.answer.len()
     }
 
-    fn read(&mut self, client: &mut TcpClient<'_>) -> Result<(), Seen> {
+    fn read(&mut self, client: &mut TcpClient<'_>) -> Result<(), Stop> {
         match client.read_some(&mut self.buffer) {
             Ok(Got::Nothing) => Ok(()),
             Ok(Got::End) if self.done() => Ok(()),
@@ -223,7 +224,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn compare(&mut self, length: usize) -> Result<(), Seen> {
+    fn compare(&mut self, length: usize) -> Result<(), Stop> {
         let found = &self.buffer[..length];
         let wanted = &self.answer[self.got..self.answer.len().min(self.got + length)];
         // All at once, since byte by byte is slow without optimization.
@@ -236,44 +237,44 @@ impl<'a> Reading<'a> {
         }
         if found.len() > wanted.len() {
             let surplus = found.len() - wanted.len();
-            return Err(Seen::server(format!("{surplus} bytes more than expected came back")));
+            return Err(Stop::broken(format!("{surplus} bytes more than expected came back")));
         }
         self.got += length;
         self.heard = Instant::now();
         Ok(())
     }
 
-    fn stopped(&self, what: &str) -> Seen {
+    fn stopped(&self, what: &str) -> Stop {
         let (got, all) = (size(self.got as u64), size(self.answer.len() as u64));
-        Seen::server(format!("{what} after {got} of {all}"))
+        Stop::broken(format!("{what} after {got} of {all}"))
     }
 
-    fn too_late(&self, unsent: usize, deadline: Deadline<'_>) -> Seen {
+    fn too_late(&self, unsent: usize, deadline: Deadline<'_>) -> Stop {
         let (got, all) = (size(self.got as u64), size(self.answer.len() as u64));
         if is_early(self.heard, deadline) {
-            return Seen::late(&format!("{got} of {all} had come back"), deadline);
+            return Stop::late(&format!("{got} of {all} had come back"), deadline);
         }
         let not_taken = match unsent {
             0 => String::new(),
             _ => format!(", and it does not take the last {}", size(unsent as u64)),
         };
-        Seen::server(format!("it stopped answering after {got} of {all}{not_taken}"))
+        Stop::broken(format!("it stopped answering after {got} of {all}{not_taken}"))
     }
 
-    fn broken(&self, error: &io::Error) -> Seen {
+    fn broken(&self, error: &io::Error) -> Stop {
         match error.kind() {
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
                 self.stopped("it reset the connection")
             }
-            _ => Seen::error("the exchange", error),
+            _ => Stop::of_call("the exchange", error),
         }
     }
 }
 
 /// A byte that came back as another one.
-pub(super) fn differs(place: &str, found: u8, wanted: u8) -> Seen {
+pub(super) fn differs(place: &str, found: u8, wanted: u8) -> Stop {
     let upper = if found == wanted.to_ascii_uppercase() { ", in upper case" } else { "" };
-    Seen::server(format!("{place} came back as 0x{found:02x} instead of 0x{wanted:02x}{upper}"))
+    Stop::broken(format!("{place} came back as 0x{found:02x} instead of 0x{wanted:02x}{upper}"))
 }
 
 /// The time until `deadline`; a connection attempt needs some.

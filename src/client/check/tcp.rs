@@ -9,7 +9,7 @@ use nix::poll::PollFlags;
 
 use super::Need::{Lasting, Served, Tcp};
 use super::context::{Context, payload};
-use super::seen::{Expecting, Seen};
+use super::seen::Expecting;
 use super::stream::{Got, TcpClient, left};
 use super::{Case, Group, case};
 use crate::client::harness::{Stop, ensure};
@@ -93,7 +93,7 @@ pub(super) static CASES: &[Case] = &[
         .run(|cx| {
             let mut client = cx.connect()?;
             client.finish()?;
-            Ok(client.expect_end()?)
+            client.expect_end()
         }),
     case(Group::Tcp, "tcp-late-reader", &[Tcp, Lasting])
         .rule("a client that sends 16 MiB before it reads gets all of it, however long that waits")
@@ -102,7 +102,7 @@ pub(super) static CASES: &[Case] = &[
             let bytes = payload(3, OVERFLOWING);
             let mut client = cx.connect_narrow()?;
             let sent = client.stuff(&bytes, STALLED)?;
-            Ok(client.converse(&bytes[sent..], &bytes)?)
+            client.converse(&bytes[sent..], &bytes)
         }),
     case(Group::Tcp, "tcp-idle-peer", &[Tcp, Served])
         .rule("a client that says nothing does not keep others from being served")
@@ -119,7 +119,7 @@ pub(super) static CASES: &[Case] = &[
         .run(|cx| {
             let _blocked = blocked(cx)?;
             let mut client = cx.connect()?;
-            (0..20).try_for_each(|_| Ok(client.exchange(&payload(5, 1_000))?))
+            (0..20).try_for_each(|_| client.exchange(&payload(5, 1_000)))
         }),
     case(Group::Tcp, "tcp-reset", &[Tcp, Lasting, Served])
         .rule("a client that resets its connection ends that connection and no other")
@@ -288,7 +288,7 @@ pub(super) fn beside_floods<T>(
             if left(cx.deadline) <= Duration::from_millis(1) {
                 let [one, other] = last.map(size);
                 let seen = format!("one got {one}, the other {other}");
-                return Err(Seen::overdue(seen, heard, cx.deadline))
+                return Err(Stop::overdue(seen, heard, cx.deadline))
                     .expecting("two clients that flood are both answered");
             }
             cx.deadline.cancel.sleep(Duration::from_millis(1));

@@ -8,7 +8,7 @@ use std::time::Instant;
 use super::Need::{Lasting, Loopback, Tcp, Udp};
 use super::context::{Context, payload};
 use super::datagram::{UdpClient, same};
-use super::seen::{Expecting, Seen};
+use super::seen::Expecting;
 use super::stream::TcpClient;
 use super::tcp::{
     ASCII_COMES_BACK, LONGEST, REST_COMES_BACK, beside_floods, best_of_three, blocked, sibling,
@@ -33,7 +33,7 @@ pub(super) static CASES: &[Case] = &[
     case(Group::Udp, "udp-empty", &[Udp])
         .rule("a datagram without data is answered by one without data")
         .source("RFC 768, Length (\"the minimum value of the length is eight\")")
-        .run(|cx| Ok(cx.udp_client()?.exchange(&[])?)),
+        .run(|cx| cx.udp_client()?.exchange(&[])),
     case(Group::Udp, "udp-bytes", &[Udp])
         .rule("all 256 byte values come back")
         .source("RFC 862, UDP Based Echo Service")
@@ -125,7 +125,7 @@ pub(super) static CASES: &[Case] = &[
                 // Closed before it is answered: the answer meets "port unreachable".
                 cx.udp_client()?.send(&payload(number, 100))?;
             }
-            Ok(cx.udp_client()?.exchange_at_last(&payload(24, 100))?)
+            cx.udp_client()?.exchange_at_last(&payload(24, 100))
         }),
 ];
 
@@ -148,13 +148,13 @@ fn answered_once(
     cx: &Context<'_>,
     client: &UdpClient<'_>,
     mut wanted: HashMap<Vec<u8>, u32>,
-) -> Result<(), Seen> {
+) -> Result<(), Stop> {
     // Only loopback loses nothing.
     let may_be_lost = if cx.address().ip().is_loopback() { 0 } else { wanted.len() / 4 };
     let mut missing = wanted.len();
     while missing > may_be_lost {
         let Ok((found, from)) = client.receive() else {
-            return Err(Seen::server(format!("{missing} of {} never came", wanted.len())));
+            return Err(Stop::broken(format!("{missing} of {} never came", wanted.len())));
         };
         if from != cx.address() && !wanted.contains_key(&found) {
             // A late answer of another server to the socket that had this port before.
@@ -177,13 +177,13 @@ fn answered_once(
 }
 
 /// Counts an answer; false when it came before.
-fn count(wanted: &mut HashMap<Vec<u8>, u32>, found: &[u8]) -> Result<bool, Seen> {
+fn count(wanted: &mut HashMap<Vec<u8>, u32>, found: &[u8]) -> Result<bool, Stop> {
     match wanted.get_mut(found) {
-        None => Err(Seen::server("a datagram came that this socket did not send")),
+        None => Err(Stop::broken("a datagram came that this socket did not send")),
         Some(0) => {
             wanted.insert(found.to_vec(), 1);
             Ok(true)
         }
-        Some(_) => Err(Seen::server("a datagram was answered twice")),
+        Some(_) => Err(Stop::broken("a datagram was answered twice")),
     }
 }
