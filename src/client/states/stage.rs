@@ -1,7 +1,6 @@
 //! Where a scenario is played: a server, clients that are moved call by call, and the kernel, which is
 //! asked after each.
 
-use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::io::{self, Read, Write};
 use std::net::{
@@ -11,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-use super::fact::{Fact, View};
+use super::fact::{self, Fact, View, What};
 use super::kernel::Kernel;
 use super::report::{Connection, Segment, Side, State, Step};
 use super::wire::Wire;
@@ -86,27 +85,13 @@ pub(super) struct Lesson<'a> {
 }
 
 /// A segment of the client with this number.
-pub(super) const fn to_server(client: usize, what: &'static str) -> Segment {
-    Segment {
-        client,
-        from: Side::Client,
-        what: Cow::Borrowed(what),
-        at: None,
-        header: None,
-        icmp: None,
-    }
+pub(super) fn to_server(client: usize, what: &'static str) -> Segment {
+    Segment { client, from: Side::Client, what: what.into(), at: None, header: None, icmp: None }
 }
 
 /// A segment to the client with this number.
-pub(super) const fn to_client(client: usize, what: &'static str) -> Segment {
-    Segment {
-        client,
-        from: Side::Server,
-        what: Cow::Borrowed(what),
-        at: None,
-        header: None,
-        icmp: None,
-    }
+pub(super) fn to_client(client: usize, what: &'static str) -> Segment {
+    Segment { from: Side::Server, ..to_server(client, what) }
 }
 
 impl<'a> Stage<'a> {
@@ -474,7 +459,7 @@ impl<'a> Stage<'a> {
 
     /// Whether nothing comes for a while, though the server has read what it was sent.
     pub(super) fn is_silent(&self, client: usize) -> Result<bool, Stop> {
-        let comes = [super::fact::client(client).received_some()];
+        let comes = [fact::client(client, [What::ReceivedSome])];
         let (_, missing) = self.wait(&comes, QUIET)?;
         Ok(missing.is_some())
     }
@@ -498,26 +483,24 @@ impl<'a> Stage<'a> {
         Ok(View { connections, listener: listener.map_err(Stop::kernel)?.flatten() })
     }
 
-    /// Waits until all facts hold, at most for `patience`; what there is then, and the first fact that does
-    /// not hold.
+    /// Waits until all facts hold, at most for `patience`; what there is then, and what the first fact that does
+    /// not hold says of it.
     pub(super) fn wait(
         &self,
         facts: &[Fact],
         patience: Duration,
-    ) -> Result<(View, Option<Fact>), Stop> {
+    ) -> Result<(View, Option<[String; 2]>), Stop> {
         let deadline = Instant::now() + patience;
         let runs = self.runs_on();
         let mut listened = false;
         loop {
             let view = self.look()?;
-            let Some(fact) = facts.iter().find(|fact| !fact.holds(&view)) else {
-                return Ok((view, None));
-            };
+            let differs = facts.iter().find_map(|fact| fact.differs(&view));
             // Of a server that has ended nothing more is to come.
             let has_ended = runs && listened && view.listener.is_none();
             listened |= view.listener.is_some();
-            if has_ended || Instant::now() >= deadline {
-                return Ok((view, Some(*fact)));
+            if differs.is_none() || has_ended || Instant::now() >= deadline {
+                return Ok((view, differs));
             }
             self.book.pause(deadline + QUIET, Stop::stopped)?;
         }
@@ -535,10 +518,9 @@ impl<'a> Stage<'a> {
             return Err(Stop::stopped());
         }
         let (view, missing) = self.wait(lesson.facts, self.book.timeout)?;
-        if let Some(fact) = missing {
+        if let Some([fact, seen]) = missing {
             let last = lesson.calls.last().unwrap_or(&"the start");
-            let stop = Stop::failed(format!("after {last}: {fact}"), fact.seen(&view));
-            return Err(self.blamed(stop));
+            return Err(self.blamed(Stop::failed(format!("after {last}: {fact}"), seen)));
         }
         let (segments, segments_left_out) = self.segments(lesson)?;
         let step = Step {

@@ -8,7 +8,8 @@ use socket2::Socket;
 
 use super::talking::connect;
 use crate::client::harness::Stop;
-use crate::client::states::fact::{Fact, answered, client, server};
+use crate::client::states::fact::What::{Is, Received, ReceivedSome, Sent, ZeroWindow};
+use crate::client::states::fact::{Fact, answered, client, established, server};
 use crate::client::states::report::State::{
     CloseWait, Closed, Established, FinWait2, LastAck, TimeWait,
 };
@@ -24,7 +25,7 @@ pub(super) fn half_close(cx: &Context<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: shutdown(3, SHUT_WR)"],
         segments: &[to_server(1, "FIN"), to_client(1, "ACK")],
-        facts: &[client(1).is(FinWait2), client(1).sent(0), server(1).is(CloseWait), server(1).zero_window()],
+        facts: &[client(1, [Is(FinWait2), Sent(0)]), server(1, [Is(CloseWait), ZeroWindow])],
         why: "The client has ended its side, and the server's kernel has acknowledged that. The server has \
               not: first it reads what is before the FIN. It can still send, and the client can still read.",
         source: "RFC 9293, 3.6 and 3.6.1",
@@ -33,7 +34,7 @@ pub(super) fn half_close(cx: &Context<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: read(3) of a part of the answer", "server: read(4) = 0, close(4)"],
         segments: &[],
-        facts: &[client(1).is(FinWait2), server(1).is(LastAck), server(1).zero_window()],
+        facts: &[client(1, [Is(FinWait2)]), server(1, [Is(LastAck), ZeroWindow])],
         why: "The server has read everything and the FIN, has written the rest of its answer, and has \
               closed. The kernel keeps the connection without it: its FIN waits behind the bytes that \
               the client has not read.",
@@ -43,7 +44,7 @@ pub(super) fn half_close(cx: &Context<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: read(3) of all the rest, read(3) = 0"],
         segments: &[to_client(1, "bytes"), to_client(1, "FIN"), to_server(1, "ACK")],
-        facts: &[client(1).is(TimeWait), server(1).is(Closed)],
+        facts: &[client(1, [Is(TimeWait)]), server(1, [Is(Closed)])],
         why: "Every byte came back, then the FIN. TIME_WAIT is on the side that closed first: it stays to \
               acknowledge that FIN again, should the ACK be lost, and so that no old segment gets into a \
               new connection. On Linux it lasts 60 s.",
@@ -63,12 +64,8 @@ fn fill(stage: &mut Stage<'_>) -> Result<(), Stop> {
             ],
             segments: &[to_server(1, "bytes"), to_client(1, "bytes")],
             facts: &[
-                client(1).is(Established),
-                client(1).sent(0),
-                client(1).received_some(),
-                server(1).is(Established),
-                server(1).received_some(),
-                server(1).zero_window(),
+                client(1, [Is(Established), Sent(0), ReceivedSome]),
+                server(1, [Is(Established), ReceivedSome, ZeroWindow]),
             ],
             why: "The client does not read. So its receive queue is full, then the server's send queue; \
                   then the server stops to read. This keeps the server busy for the steps to come.",
@@ -79,7 +76,7 @@ fn fill(stage: &mut Stage<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: connect(3, server), write(3, ...) of 64 KiB, and no read"],
         segments: &[to_server(1, "bytes"), to_client(1, "bytes")],
-        facts: &[client(1).is(Established), client(1).sent(0), client(1).received_some()],
+        facts: &[client(1, [Is(Established), Sent(0), ReceivedSome])],
         why: "The client does not read: a part of the answer is in its receive queue.",
         source: "RFC 9293, 3.8.6",
     })
@@ -93,7 +90,7 @@ pub(super) fn server_closes(cx: &Context<'_>) -> Result<(), Stop> {
     connect(&mut stage)?;
     stage.write(1, b"hello")?;
     if !cx.is_own() {
-        let (_, open) = stage.wait(&[client(1).is(CloseWait)], SOON)?;
+        let (_, open) = stage.wait(&[client(1, [Is(CloseWait)])], SOON)?;
         if open.is_some() {
             return Err(Stop::skipped(
                 "the server does not close after its first answer: it waits for the client to close",
@@ -108,7 +105,7 @@ pub(super) fn server_closes(cx: &Context<'_>) -> Result<(), Stop> {
             to_client(1, "FIN"),
             to_server(1, "ACK"),
         ],
-        facts: &[client(1).is(CloseWait), client(1).received(6), server(1).is(FinWait2)],
+        facts: &[client(1, [Is(CloseWait), Received(6)]), server(1, [Is(FinWait2)])],
         why: "The server has closed first. The client has not noticed: the answer and the FIN, which counts \
               as one byte, wait in its receive queue.",
         source: "RFC 9293, 3.6",
@@ -120,7 +117,7 @@ pub(super) fn server_closes(cx: &Context<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: read(3) = 5, read(3) = 0"],
         segments: &[],
-        facts: &[client(1).is(CloseWait), client(1).received(0), server(1).is(FinWait2)],
+        facts: &[client(1, [Is(CloseWait), Received(0)]), server(1, [Is(FinWait2)])],
         why: "read(2) returns 0: the server will send no more. The client is in CLOSE_WAIT until it closes. \
               A program that forgets to close stays there for ever.",
         source: "RFC 9293, 3.10.3",
@@ -129,7 +126,7 @@ pub(super) fn server_closes(cx: &Context<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: close(3)"],
         segments: &[to_server(1, "FIN"), to_client(1, "ACK")],
-        facts: &[client(1).is(Closed), server(1).is(TimeWait)],
+        facts: &[client(1, [Is(Closed)]), server(1, [Is(TimeWait)])],
         why: "The client's FIN is acknowledged, and its end is gone. The server closed first, so TIME_WAIT \
               is on its side, and on its port.",
         source: "RFC 9293, 3.6",
@@ -143,9 +140,9 @@ fn bind_after_client(stage: &Stage<'_>) -> Result<(), Stop> {
     own.connect()?;
     let accepted = accept(&listener)?;
     own.close(1);
-    own.wait(&[server(1).is(CloseWait)], own.patience())?;
+    own.wait(&[server(1, [Is(CloseWait)])], own.patience())?;
     drop(accepted);
-    let facts = [client(1).is(TimeWait), server(1).is(Closed)];
+    let facts = [client(1, [Is(TimeWait)]), server(1, [Is(Closed)])];
     own.wait(&facts, own.patience())?;
     drop(listener);
     let _listener = listen(own.address, false).doing("the port can be bound again")?;
@@ -175,7 +172,7 @@ pub(super) fn time_wait(cx: &Context<'_>) -> Result<(), Stop> {
             "client: read(3) = 0, close(3)",
         ],
         segments: &[to_client(1, "FIN"), to_server(1, "ACK"), to_server(1, "FIN"), to_client(1, "ACK")],
-        facts: &CLOSED_BY_SERVER,
+        facts: &time_wait_at_server(),
         why: "The server closed first, so TIME_WAIT is on its side. The kernel keeps this connection without \
               a process: on Linux for 60 s, which cannot be changed.",
         source: "RFC 9293, 3.6.1",
@@ -186,7 +183,7 @@ pub(super) fn time_wait(cx: &Context<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["client: bind(3, the port that it had), connect(3, server) = 0", "server: accept(3) = 4"],
         segments: &[to_server(1, "SYN"), to_client(1, "SYN+ACK"), to_server(1, "ACK")],
-        facts: &[client(1).is(Established), server(1).is(Established), server(1).accepted()],
+        facts: &established(1),
         why: "The same client from the same port, within the minute: its SYN ends TIME_WAIT early. The server's \
               kernel allows this because the sequence number or the timestamp of the SYN is higher than all \
               of the old connection, so that no old segment can be taken for a new one.",
@@ -194,7 +191,9 @@ pub(super) fn time_wait(cx: &Context<'_>) -> Result<(), Stop> {
     })
 }
 
-const CLOSED_BY_SERVER: [Fact; 2] = [client(1).is(Closed), server(1).is(TimeWait)];
+fn time_wait_at_server() -> [Fact; 2] {
+    [client(1, [Is(Closed)]), server(1, [Is(TimeWait)])]
+}
 
 /// A connection that a server of our own has closed first, and the client's port.
 fn closed_by_server<'a>(stage: &Stage<'a>) -> Result<(Stage<'a>, TcpListener, Socket), Stop> {
@@ -202,9 +201,9 @@ fn closed_by_server<'a>(stage: &Stage<'a>) -> Result<(Stage<'a>, TcpListener, So
     let port = own.reserve_port()?;
     own.connect_from(&port)?;
     drop(accept(&listener)?);
-    own.wait(&[client(1).is(CloseWait)], own.patience())?;
+    own.wait(&[client(1, [Is(CloseWait)])], own.patience())?;
     own.close(1);
-    own.wait(&CLOSED_BY_SERVER, own.patience())?;
+    own.wait(&time_wait_at_server(), own.patience())?;
     Ok((own, listener, port))
 }
 
@@ -227,7 +226,7 @@ fn bind_again(own: &Stage<'_>, listener: TcpListener) -> Result<TcpListener, Sto
             "and once more: setsockopt(3, SO_REUSEADDR), bind(3, the same port) = 0",
         ],
         segments: &[],
-        facts: &CLOSED_BY_SERVER,
+        facts: &time_wait_at_server(),
         why: "TIME_WAIT keeps the port for a minute, unless both the old socket and the new one have \
               SO_REUSEADDR. That is why every server sets it.",
         source: "socket(7), SO_REUSEADDR",
@@ -244,7 +243,7 @@ pub(super) fn reset(cx: &Context<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: setsockopt(3, SO_LINGER, {1, 0}), close(3)"],
         segments: &[to_server(1, "RST")],
-        facts: &[client(1).is(Closed), server(1).is(Closed)],
+        facts: &[client(1, [Is(Closed)]), server(1, [Is(Closed)])],
         why: "close(2) with a linger time of 0 aborts: an RST and no FIN. Both ends are gone at once. There is \
               no TIME_WAIT, and what was on the way is lost.",
         source: "RFC 9293, 3.10.5; socket(7)",
@@ -262,7 +261,7 @@ pub(super) fn reset(cx: &Context<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client 2: close(4), with 5 bytes unread"],
         segments: &[to_server(2, "RST")],
-        facts: &[client(2).is(Closed), server(2).is(Closed)],
+        facts: &[client(2, [Is(Closed)]), server(2, [Is(Closed)])],
         why: "These bytes will not be read any more. A FIN would say that all is well; so the kernel sends \
               an RST, and the server learns that data was lost.",
         source: "RFC 9293, 3.6.1",
@@ -277,7 +276,7 @@ fn what_the_other_reads(stage: &Stage<'_>) -> Result<(), Stop> {
     let mut accepted = accept(&listener)?;
     own.set_linger_zero(1)?;
     own.close(1);
-    let gone = [client(1).is(Closed), server(1).is(Closed)];
+    let gone = [client(1, [Is(Closed)]), server(1, [Is(Closed)])];
     own.wait(&gone, own.patience())?;
     match accepted.read(&mut [0]) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}

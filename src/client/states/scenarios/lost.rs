@@ -9,7 +9,10 @@ use socket2::{SockFilter, SockRef};
 
 use crate::client::harness::Stop;
 use crate::client::states::Context;
-use crate::client::states::fact::{Fact, answered, client, server, waiting};
+use crate::client::states::fact::What::{
+    Is, NotAccepted, Received, ReceivedSome, Sent, SentSome, ZeroWindow,
+};
+use crate::client::states::fact::{Fact, answered, client, established, server, waiting};
 use crate::client::states::report::State::{
     CloseWait, Closed, Closing, Established, FinWait1, FinWait2, LastAck, SynRecv, SynSent,
     TimeWait,
@@ -42,7 +45,7 @@ fn pair<'a>(cx: &Context<'a>) -> Result<(Stage<'a>, TcpListener, TcpStream), Sto
     own.show(&Lesson {
         calls: &["server: listen(3, 8)", "client: connect(3, server) = 0", "server: accept(3) = 4"],
         segments: &[to_server(1, "SYN"), to_client(1, "SYN+ACK"), to_server(1, "ACK")],
-        facts: &[client(1).is(Established), server(1).is(Established), server(1).accepted()],
+        facts: &established(1),
         why: "A connection between a client and a listener of our own, so that both ends can be held still.",
         source: "RFC 9293, 3.5",
     })?;
@@ -58,7 +61,7 @@ pub(super) fn handshake(cx: &Context<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["server: listen(3, 8); what arrives is lost", "client: connect(3, server) does not return"],
         segments: &[to_server(1, "SYN")],
-        facts: &[client(1).is(SynSent), server(1).is(Closed)],
+        facts: &[client(1, [Is(SynSent)]), server(1, [Is(Closed)])],
         why: "The first segment has the bit SYN and the number from which the client counts its bytes. It is \
               lost: the client is in SYN_SENT, and the server knows nothing of it.",
         source: "RFC 9293, 3.4.1 and 3.5",
@@ -70,7 +73,7 @@ pub(super) fn handshake(cx: &Context<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["what arrives at the server is not lost any more; what arrives at the client is"],
         segments: &[to_server(1, "SYN"), to_client(1, "SYN+ACK")],
-        facts: &[client(1).is(SynSent), server(1).is(SynRecv)],
+        facts: &[client(1, [Is(SynSent)]), server(1, [Is(SynRecv)])],
         why: "After a second without an answer the client sends its SYN again. The server answers with a \
               SYN of its own, which also acknowledges that of the client. It is in SYN_RECV: it does not know \
               whether the client hears it. Nothing waits to be accepted.",
@@ -87,7 +90,7 @@ fn third_segment(own: &Stage<'_>, at_server: &Filter<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["what arrives at the client is not lost any more: connect(3, server) = 0"],
         segments: &[to_client(1, "SYN+ACK"), to_server(1, "ACK")],
-        facts: &[client(1).is(Established), server(1).is(SynRecv)],
+        facts: &[client(1, [Is(Established)]), server(1, [Is(SynRecv)])],
         why: "The server repeats its SYN+ACK. The client is ESTABLISHED and acknowledges, and this third \
               segment is lost. The two ends do not agree, and the client cannot know.",
         source: "RFC 9293, 3.5",
@@ -98,10 +101,8 @@ fn third_segment(own: &Stage<'_>, at_server: &Filter<'_>) -> Result<(), Stop> {
         calls: &["nothing is lost any more", "client: write(3, \"hello\", 5) = 5"],
         segments: &[to_server(1, "5 bytes"), to_client(1, "ACK")],
         facts: &[
-            client(1).is(Established),
-            server(1).is(Established),
-            server(1).not_accepted(),
-            server(1).received(5),
+            client(1, [Is(Established)]),
+            server(1, [Is(Established), NotAccepted, Received(5)]),
             waiting(1),
         ],
         why: "Every segment but the first has an acknowledgement, so the bytes do what the lost ACK should \
@@ -132,7 +133,7 @@ fn close_first(
     own.show(&Lesson {
         calls: &["what arrives at the server is lost", "client: shutdown(3, SHUT_WR)"],
         segments: &[to_server(1, "FIN")],
-        facts: &[client(1).is(FinWait1), server(1).is(Established)],
+        facts: &[client(1, [Is(FinWait1)]), server(1, [Is(Established)])],
         why: "The FIN says that the client will send no more. It takes a sequence number, so it can be \
               acknowledged. Until that happens the client is in FIN_WAIT1.",
         source: "RFC 9293, 3.6",
@@ -140,12 +141,12 @@ fn close_first(
     at_client.set()?;
     at_server.remove()?;
     // The acknowledgement is delayed by up to 40 ms, and is to be lost, too. The next FIN comes after some 200 ms.
-    own.wait(&[server(1).is(CloseWait)], own.patience())?;
+    own.wait(&[server(1, [Is(CloseWait)])], own.patience())?;
     own.let_pass(Duration::from_millis(100))?;
     own.show(&Lesson {
         calls: &["what arrives at the server is not lost any more; what arrives at the client is"],
         segments: &[to_server(1, "FIN"), to_client(1, "ACK")],
-        facts: &[client(1).is(FinWait1), server(1).is(CloseWait)],
+        facts: &[client(1, [Is(FinWait1)]), server(1, [Is(CloseWait)])],
         why: "The FIN is sent again, and arrives: the server is in CLOSE_WAIT, where it may still send. Its \
               acknowledgement is lost.",
         source: "RFC 9293, 3.6",
@@ -154,7 +155,7 @@ fn close_first(
     own.show(&Lesson {
         calls: &["nothing is lost any more"],
         segments: &[to_server(1, "FIN"), to_client(1, "ACK")],
-        facts: &[client(1).is(FinWait2), server(1).is(CloseWait)],
+        facts: &[client(1, [Is(FinWait2)]), server(1, [Is(CloseWait)])],
         why: "Once more, and the acknowledgement arrives. The client is in FIN_WAIT2: half of the connection \
               is closed.",
         source: "RFC 9293, 3.6",
@@ -166,7 +167,7 @@ fn close_last(own: &Stage<'_>, at_client: &Filter<'_>, at_server: &Filter<'_>) -
     own.show(&Lesson {
         calls: &["what arrives at the client is lost", "server: shutdown(4, SHUT_WR)"],
         segments: &[to_client(1, "FIN")],
-        facts: &[client(1).is(FinWait2), server(1).is(LastAck)],
+        facts: &[client(1, [Is(FinWait2)]), server(1, [Is(LastAck)])],
         why: "The server's FIN is lost. It is in LAST_ACK: only one acknowledgement is missing.",
         source: "RFC 9293, 3.6",
     })?;
@@ -175,7 +176,7 @@ fn close_last(own: &Stage<'_>, at_client: &Filter<'_>, at_server: &Filter<'_>) -
     own.show(&Lesson {
         calls: &["what arrives at the client is not lost any more; what arrives at the server is"],
         segments: &[to_client(1, "FIN"), to_server(1, "ACK")],
-        facts: &[client(1).is(TimeWait), server(1).is(LastAck)],
+        facts: &[client(1, [Is(TimeWait)]), server(1, [Is(LastAck)])],
         why: "The FIN arrives, and its acknowledgement is lost. This is what TIME_WAIT is for: the client has \
               nothing left to do, and stays to acknowledge the FIN once more.",
         source: "RFC 9293, 3.3.2",
@@ -184,7 +185,7 @@ fn close_last(own: &Stage<'_>, at_client: &Filter<'_>, at_server: &Filter<'_>) -
     own.show(&Lesson {
         calls: &["nothing is lost any more"],
         segments: &[to_client(1, "FIN"), to_server(1, "ACK")],
-        facts: &[client(1).is(TimeWait), server(1).is(Closed)],
+        facts: &[client(1, [Is(TimeWait)]), server(1, [Is(Closed)])],
         why: "The server sends its FIN again, is answered out of TIME_WAIT, and is gone. Without it, the \
               server would have been answered by an RST.",
         source: "RFC 9293, 3.10.7",
@@ -203,7 +204,7 @@ pub(super) fn closing(cx: &Context<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["what arrives at either end is lost", "client: shutdown(3, SHUT_WR)", "server: shutdown(4, SHUT_WR)"],
         segments: &[to_server(1, "FIN"), to_client(1, "FIN")],
-        facts: &[client(1).is(FinWait1), server(1).is(FinWait1)],
+        facts: &[client(1, [Is(FinWait1)]), server(1, [Is(FinWait1)])],
         why: "Both ends close at the same time, as if the two FINs had crossed on their way. Neither has heard \
               of the other's.",
         source: "RFC 9293, 3.6, figure 13",
@@ -212,7 +213,7 @@ pub(super) fn closing(cx: &Context<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["what arrives at the server is not lost any more"],
         segments: &[to_server(1, "FIN"), to_client(1, "ACK")],
-        facts: &[client(1).is(FinWait1), server(1).is(Closing)],
+        facts: &[client(1, [Is(FinWait1)]), server(1, [Is(Closing)])],
         why: "The server has the client's FIN, and no acknowledgement of its own: it is in CLOSING. In \
               FIN_WAIT2 the acknowledgement comes first; here the FIN did.",
         source: "RFC 9293, 3.6",
@@ -221,7 +222,7 @@ pub(super) fn closing(cx: &Context<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["nothing is lost any more"],
         segments: &[to_client(1, "FIN"), to_server(1, "ACK")],
-        facts: &[client(1).is(TimeWait), server(1).is(TimeWait)],
+        facts: &[client(1, [Is(TimeWait)]), server(1, [Is(TimeWait)])],
         why: "Both FINs are acknowledged. Both ends have closed first, so both are in TIME_WAIT.",
         source: "RFC 9293, 3.6",
     })
@@ -238,13 +239,7 @@ pub(super) fn retransmit(cx: &Context<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["what arrives at the client is lost", "client: write(3, \"hello\", 5) = 5"],
         segments: &[to_server(1, "5 bytes"), to_client(1, "5 bytes")],
-        facts: &[
-            client(1).sent(5),
-            client(1).received(0),
-            server(1).is(Established),
-            server(1).received(0),
-            server(1).sent(5),
-        ],
+        facts: &[client(1, [Sent(5), Received(0)]), server(1, [Is(Established), Received(0), Sent(5)])],
         why: "The bytes have arrived, and the answer is on its way; but what comes back is lost. So both \
               ends have 5 bytes that are not acknowledged, and each sends them again, with twice the wait \
               each time.",
@@ -275,7 +270,7 @@ pub(super) fn probe(cx: &Context<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["client: connect(3, server), and no read", "server: write(4, ...) until EAGAIN"],
         segments: &[to_client(1, "bytes"), to_server(1, "ACK")],
-        facts: &[client(1).received_some(), server(1).sent_some(), server(1).zero_window()],
+        facts: &[client(1, [ReceivedSome]), server(1, [SentSome, ZeroWindow])],
         why: "The window that the client offers is what its receive queue has room for. Now it is 0: the \
               server may send nothing, however much it has.",
         source: "RFC 9293, 3.8.6",
@@ -285,7 +280,7 @@ pub(super) fn probe(cx: &Context<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["nothing is called for a second"],
         segments: &[to_client(1, "probe"), to_server(1, "ACK")],
-        facts: &[client(1).received_some(), server(1).zero_window()],
+        facts: &[client(1, [ReceivedSome]), server(1, [ZeroWindow])],
         why: "The segment that opens a window may be lost, and then both ends would wait for ever. So the \
               server asks from time to time, by a segment that has to be acknowledged. A client that is alive \
               may keep its window closed as long as it likes.",
@@ -299,7 +294,7 @@ pub(super) fn probe(cx: &Context<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &[&format!("client: read(3) of all {written} bytes")],
         segments: &[to_server(1, "ACK"), to_client(1, "bytes")],
-        facts: &[client(1).received(0), server(1).sent(0)],
+        facts: &[client(1, [Received(0)]), server(1, [Sent(0)])],
         why: "The client reads: an acknowledgement with a new window lets the rest go.",
         source: "RFC 9293, 3.8.6.2.2",
     })
@@ -312,7 +307,7 @@ pub(super) fn nagle(cx: &Context<'_>) -> Result<(), Stop> {
     at_server.set()?;
     write(&accepted, b"first")?;
     write(&accepted, b"second")?;
-    let held: [Fact; 2] = [client(1).received(5), server(1).sent(11)];
+    let held: [Fact; 2] = [client(1, [Received(5)]), server(1, [Sent(11)])];
     own.show(&Lesson {
         calls: &[
             "what arrives at the server is lost, acknowledgements among it",
@@ -329,7 +324,7 @@ pub(super) fn nagle(cx: &Context<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["nothing is lost any more"],
         segments: &[to_server(1, "ACK"), to_client(1, "6 bytes")],
-        facts: &[client(1).received(11), server(1).sent(0)],
+        facts: &[client(1, [Received(11)]), server(1, [Sent(0)])],
         why: "The acknowledgement lets the second segment go.",
         source: "RFC 9293, 3.7.4",
     })?;

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::client::harness::Stop;
-use crate::client::states::fact::{Fact, client, server, waiting};
-use crate::client::states::report::State::{CloseWait, Established};
+use crate::client::states::fact::What::{Is, Received, Sent};
+use crate::client::states::fact::{client, established, not_accepted, server, waiting};
+use crate::client::states::report::State::CloseWait;
 use crate::client::states::stage::{Doing, Lesson, Stage, accept, to_client, to_server};
 use crate::client::states::{Context, Needs};
 use crate::protocol::Framing;
@@ -29,15 +30,15 @@ pub(super) fn open(cx: &Context<'_>) -> Result<(), Stop> {
 pub(super) fn connect(stage: &mut Stage<'_>) -> Result<(), Stop> {
     stage.connect()?;
     // A server that closes at once is soon past all this.
-    let closed = [client(1).is(CloseWait)];
-    if stage.wait(&ESTABLISHED, SOON)?.1.is_some() && stage.wait(&closed, SOON)?.1.is_none() {
+    let closed = [client(1, [Is(CloseWait)])];
+    if stage.wait(&established(1), SOON)?.1.is_some() && stage.wait(&closed, SOON)?.1.is_none() {
         let reason = "this server closes each connection before the client has sent anything";
         return Err(Stop::skipped(reason));
     }
     stage.show(&Lesson {
         calls: &["client: connect(3, server)", "server: accept(3) = 4"],
         segments: &[to_server(1, "SYN"), to_client(1, "SYN+ACK"), to_server(1, "ACK")],
-        facts: &ESTABLISHED,
+        facts: &established(1),
         why: "Three segments open the connection. Both ends are ESTABLISHED, and their queues are empty.",
         source: "RFC 9293, 3.5",
     })
@@ -46,9 +47,6 @@ pub(super) fn connect(stage: &mut Stage<'_>) -> Result<(), Stop> {
 /// How long a server may take to accept, or to close.
 const SOON: Duration = Duration::from_secs(1);
 
-const ESTABLISHED: [Fact; 3] =
-    [client(1).is(Established), server(1).is(Established), server(1).accepted()];
-
 /// What happens between connect and accept is too quick to be seen in a server. Here is one that is slow.
 fn before_accept(stage: &Stage<'_>) -> Result<(), Stop> {
     let (mut own, listener) = stage.own()?;
@@ -56,12 +54,7 @@ fn before_accept(stage: &Stage<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["server: listen(3, 8), and no accept yet", "client: connect(3, server) = 0"],
         segments: &[to_server(1, "SYN"), to_client(1, "SYN+ACK"), to_server(1, "ACK")],
-        facts: &[
-            client(1).is(Established),
-            server(1).is(Established),
-            server(1).not_accepted(),
-            waiting(1),
-        ],
+        facts: &[&not_accepted(1)[..], &[waiting(1)]].concat(),
         why: "The kernel has connected the client, and the server has not called accept(2). The client does not \
               notice: it could even write.",
         source: "RFC 9293, 3.5; listen(2)",
@@ -70,7 +63,7 @@ fn before_accept(stage: &Stage<'_>) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["server: accept(3) = 4"],
         segments: &[],
-        facts: &[client(1).is(Established), server(1).is(Established), server(1).accepted(), waiting(0)],
+        facts: &[&established(1)[..], &[waiting(0)]].concat(),
         why: "accept(2) takes the connection from the queue of the listener and gives it a descriptor. No \
               segment is sent, and no state changes.",
         source: "accept(2)",
@@ -95,7 +88,7 @@ fn stream(stage: &Stage<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: write(3, \"hello\", 5) = 5", "server: read(4) = 5, write(4, \"hello\", 5) = 5"],
         segments: &[to_server(1, "5 bytes"), to_client(1, "5 bytes")],
-        facts: &[client(1).received(5), client(1).sent(0), server(1).received(0), server(1).sent(0)],
+        facts: &[client(1, [Received(5), Sent(0)]), server(1, [Received(0), Sent(0)])],
         why: "The echo is back. It waits in the receive queue until the client reads it. The send queues \
               are empty, since everything is acknowledged.",
         source: "RFC 9293, 3.8",
@@ -110,7 +103,7 @@ fn stream(stage: &Stage<'_>) -> Result<(), Stop> {
             "client: write(3, \"one\", 3), write(3, \"two\", 3), write(3, \"three\", 5)",
         ],
         segments: &[to_server(1, "11 bytes"), to_client(1, "11 bytes")],
-        facts: &[client(1).received(11), client(1).sent(0), server(1).received(0), server(1).sent(0)],
+        facts: &[client(1, [Received(11), Sent(0)]), server(1, [Received(0), Sent(0)])],
         why: "Three messages were written. The receive queue has 11 bytes, and does not know of messages.",
         source: "RFC 9293, 2.2",
     })?;
@@ -122,7 +115,7 @@ fn stream(stage: &Stage<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: read(3, buffer, 100) = 11 \"onetwothree\""],
         segments: &[],
-        facts: &[client(1).received(0), server(1).received(0)],
+        facts: &[client(1, [Received(0)]), server(1, [Received(0)])],
         why: "Three writes, one read: TCP carries a stream of bytes. Where a message ends is for the two \
               programs to say, by a framing.",
         source: "RFC 9293, 2.2",
@@ -141,7 +134,7 @@ fn messages(stage: &Stage<'_>, framing: Framing) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &[&call, "server: read(4), write(4)"],
         segments: &[to_server(1, "the rest"), to_client(1, "messages")],
-        facts: &[client(1).received(all), client(1).sent(0), server(1).received(0), server(1).sent(0)],
+        facts: &[client(1, [Received(all), Sent(0)]), server(1, [Received(0), Sent(0)])],
         why: "One write had the end of a message and two more, and all three come back whole. The receive \
               queue still counts bytes.",
         source: "RFC 9293, 2.2",
@@ -151,7 +144,7 @@ fn messages(stage: &Stage<'_>, framing: Framing) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &[&call],
         segments: &[],
-        facts: &[client(1).received(all - one.len() as u32)],
+        facts: &[client(1, [Received(all - one.len() as u32)])],
         why: "The client reads up to the end of the first message. Both programs know where that is, and \
               TCP does not.",
         source: "RFC 9293, 2.2",
@@ -160,7 +153,7 @@ fn messages(stage: &Stage<'_>, framing: Framing) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: read(3), read(3)"],
         segments: &[],
-        facts: &[client(1).received(0)],
+        facts: &[client(1, [Received(0)])],
         why: "However the bytes were written, and in whatever pieces they come, three messages were sent \
               and three came back.",
         source: "RFC 9293, 2.2",
@@ -174,7 +167,7 @@ fn part_of_a_message(stage: &Stage<'_>, framing: Framing, begin: &[u8]) -> Resul
         _ => ("a frame", "as many bytes as its length says"),
     };
     stage.write(1, begin)?;
-    stage.wait(&[server(1).received(0)], stage.patience())?;
+    stage.wait(&[server(1, [Received(0)])], stage.patience())?;
     if !stage.is_silent(1)? {
         return Err(Stop::skipped(
             "the server answers before a message is whole: it has no such framing",
@@ -184,7 +177,7 @@ fn part_of_a_message(stage: &Stage<'_>, framing: Framing, begin: &[u8]) -> Resul
     stage.show(&Lesson {
         calls: &[&call, "server: read(4), and no write"],
         segments: &[to_server(1, "a part")],
-        facts: &[client(1).received(0), client(1).sent(0), server(1).received(0), server(1).sent(0)],
+        facts: &[client(1, [Received(0), Sent(0)]), server(1, [Received(0), Sent(0)])],
         why: &format!(
             "The server has read the beginning of {name}, and waits for {end}. All queues are empty: what \
              is not whole is in the memory of the server."

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use super::talking::connect;
 use crate::client::harness::Stop;
-use crate::client::states::fact::{Fact, answered, client, server, waiting};
+use crate::client::states::fact::What::{
+    Accepted, Is, NotAccepted, Received, ReceivedSome, Sent, SentAgain, SentSome, ZeroWindow,
+};
+use crate::client::states::fact::{answered, client, not_accepted, server, waiting};
 use crate::client::states::report::State::{Closed, Established, SynSent, TimeWait};
 use crate::client::states::stage::{Lesson, Stage, to_client, to_server};
 use crate::client::states::{Context, Needs};
@@ -67,12 +70,12 @@ fn serve_slow_client(stage: &mut Stage<'_>, server_name: &str) -> Result<(), Sto
 
 fn fill_backlog(cx: &Context<'_>, stage: &mut Stage<'_>, room: u32) -> Result<(), Stop> {
     let last = room as usize + 1;
-    let mut facts = vec![waiting(room), server(1).accepted()];
+    let mut facts = vec![waiting(room), server(1, [Accepted])];
     for number in 2..=last {
         stage.connect()?;
-        facts.extend(waits(number));
+        facts.extend(not_accepted(number));
         if number == 2 && !cx.is_own() {
-            let (view, _) = stage.wait(&[server(2).accepted()], SOON)?;
+            let (view, _) = stage.wait(&[server(2, [Accepted])], SOON)?;
             if view.connections[1].server.as_ref().is_some_and(|end| !end.waits_to_be_accepted()) {
                 return Err(Stop::skipped(
                     "the server accepts every client at once, so that none waits in its backlog",
@@ -93,16 +96,11 @@ fn fill_backlog(cx: &Context<'_>, stage: &mut Stage<'_>, room: u32) -> Result<()
     })
 }
 
-/// The facts that a client is connected, and not accepted.
-fn waits(number: usize) -> [Fact; 3] {
-    [client(number).is(Established), server(number).is(Established), server(number).not_accepted()]
-}
-
 fn overflow_backlog(stage: &mut Stage<'_>, room: u32) -> Result<(), Stop> {
     let overflows = listen_overflows();
     let late = stage.begin_to_connect()?;
     let call = format!("client {late}: connect({}, server), which does not return", late + 2);
-    let dropped = [client(late).is(SynSent), server(late).is(Closed), waiting(room)];
+    let dropped = [client(late, [Is(SynSent)]), server(late, [Is(Closed)]), waiting(room)];
     stage.show(&Lesson {
         calls: &[&call],
         segments: &[to_server(late, "SYN")],
@@ -111,7 +109,7 @@ fn overflow_backlog(stage: &mut Stage<'_>, room: u32) -> Result<(), Stop> {
               SYN_SENT. The SYN counts as one byte in its send queue.",
         source: "RFC 9293, 3.8.1; tcp(7), tcp_abort_on_overflow",
     })?;
-    let again = [&dropped[..], &[client(late).sent_again()]].concat();
+    let again = [&dropped[..], &[client(late, [SentAgain])]].concat();
     stage.wait(&again, stage.patience())?;
     let counts = match listen_overflows() > overflows {
         true => " It counts both (TcpExtListenOverflows).",
@@ -129,10 +127,14 @@ fn overflow_backlog(stage: &mut Stage<'_>, room: u32) -> Result<(), Stop> {
         source: "RFC 6298, 2.1; tcp(7), tcp_syn_retries; nstat(8)",
     })?;
     stage.close(1);
-    let mut facts =
-        vec![client(1).is(TimeWait), server(1).is(Closed), server(2).accepted(), waiting(room)];
+    let mut facts = vec![
+        client(1, [Is(TimeWait)]),
+        server(1, [Is(Closed)]),
+        server(2, [Accepted]),
+        waiting(room),
+    ];
     for number in 3..=late {
-        facts.extend(waits(number));
+        facts.extend(not_accepted(number));
     }
     let retried = format!("client {late}: connect({}, server) = 0", late + 2);
     stage.show(&Lesson {
@@ -167,7 +169,7 @@ fn second_client(stage: &mut Stage<'_>, design: Option<Design>) -> Result<(), St
     stage.write(2, b"hello")?;
     let blocked = match design {
         Some(design) => design == Design::Iterative,
-        None => stage.wait(&[client(2).received(5)], SOON)?.1.is_some(),
+        None => stage.wait(&[client(2, [Received(5)])], SOON)?.1.is_some(),
     };
     if blocked {
         wait_for_the_first(stage, &name)
@@ -190,7 +192,7 @@ fn be_served_beside_the_first(
     stage.show(&Lesson {
         calls: &["client 2: connect(4, server), write(4, \"hello\", 5)", &does],
         segments: &[to_server(2, "5 bytes"), to_client(2, "5 bytes")],
-        facts: &[&answered(2, 5)[..], &[client(1).is(Established)]].concat(),
+        facts: &[&answered(2, 5)[..], &[client(1, [Is(Established)])]].concat(),
         why: &format!("Client 2 is answered though client 1 is silent: {how}."),
         source: "accept(2), poll(2)",
     })
@@ -202,12 +204,8 @@ fn wait_for_the_first(stage: &mut Stage<'_>, name: &str) -> Result<(), Stop> {
         calls: &["client 2: connect(4, server), write(4, \"hello\", 5)", &does],
         segments: &[to_server(2, "5 bytes")],
         facts: &[
-            client(2).is(Established),
-            client(2).received(0),
-            client(2).sent(0),
-            server(2).is(Established),
-            server(2).not_accepted(),
-            server(2).received(5),
+            client(2, [Is(Established), Received(0), Sent(0)]),
+            server(2, [Is(Established), NotAccepted, Received(5)]),
             waiting(1),
         ],
         why: "Client 2 is connected, and its bytes have arrived and are acknowledged. The server has \
@@ -222,12 +220,10 @@ fn wait_for_the_first(stage: &mut Stage<'_>, name: &str) -> Result<(), Stop> {
         calls: &["client 1: close(3)", &goes_on],
         segments: &[to_client(2, "5 bytes")],
         facts: &[
-            client(1).is(TimeWait),
-            server(1).is(Closed),
-            client(2).received(5),
-            server(2).accepted(),
-            server(2).received(0),
-            server(2).sent(0),
+            client(1, [Is(TimeWait)]),
+            server(1, [Is(Closed)]),
+            client(2, [Received(5)]),
+            server(2, [Accepted, Received(0), Sent(0)]),
             waiting(0),
         ],
         why: "Client 1 leaves, and client 2 is answered at last. One slow client had held up all others.",
@@ -247,13 +243,8 @@ pub(super) fn window(cx: &Context<'_>) -> Result<(), Stop> {
         ],
         segments: &[],
         facts: &[
-            client(1).is(Established),
-            client(1).received_some(),
-            client(1).sent_some(),
-            server(1).is(Established),
-            server(1).received_some(),
-            server(1).sent_some(),
-            server(1).zero_window(),
+            client(1, [Is(Established), ReceivedSome, SentSome]),
+            server(1, [Is(Established), ReceivedSome, SentSome, ZeroWindow]),
         ],
         why: "The client does not read, so its receive queue fills, and it offers a window of 0. The \
               server's send queue fills; a server that bounds its memory stops to read. So its receive queue fills, \
@@ -265,14 +256,7 @@ pub(super) fn window(cx: &Context<'_>) -> Result<(), Stop> {
     stage.show(&Lesson {
         calls: &["client: read(3) until it has all that it wrote"],
         segments: &[to_server(1, "window"), to_client(1, "bytes")],
-        facts: &[
-            client(1).is(Established),
-            client(1).received(0),
-            client(1).sent(0),
-            server(1).is(Established),
-            server(1).received(0),
-            server(1).sent(0),
-        ],
+        facts: &answered(1, 0),
         why: "Each read makes room, the window opens, and everything flows again. All queues are empty, and \
               every byte came back: nothing was lost, it only had to wait.",
         source: "RFC 9293, 3.8.6",
