@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
+use etherparse::UdpHeader;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::Need::{Loopback, Start, Udp};
@@ -27,8 +28,8 @@ pub(super) static CASES: &[Case] = &[
             let (server, probe) = cx.start(None)?;
             let cx = &cx.of(&server, &probe);
             let raw = Raw::open(cx.address())?;
-            raw.see_only_loops(cx.address())?;
-            raw.forge(cx.address().port(), cx.address(), &payload(40, 50))?;
+            raw.see_only_loops()?;
+            raw.forge(cx.address().port(), &payload(40, 50))?;
             fenced(cx)?;
             // One is the forged datagram itself.
             let answers = raw.count().checked_sub(1).ok_or_else(|| {
@@ -43,7 +44,7 @@ pub(super) static CASES: &[Case] = &[
         .source("RFC 768, Source Port")
         .run(|cx| {
             let raw = Raw::open(cx.address())?;
-            (0..3).try_for_each(|number| raw.forge(0, cx.address(), &payload(number, 50)))?;
+            (0..3).try_for_each(|number| raw.forge(0, &payload(number, 50)))?;
             fenced(cx)
         }),
     case(Group::Loop, "loop-echo-port", &[Udp, Loopback])
@@ -136,44 +137,38 @@ fn fenced(cx: &Context<'_>) -> Result<(), Stop> {
     Ok(())
 }
 
-/// A raw socket, which sends UDP headers of its own making and sees all UDP to its address.
+/// A raw socket, which sends UDP headers of its own making and sees all UDP to its address: the server's.
 struct Raw {
     socket: Socket,
-    ip: IpAddr,
+    server: SocketAddr,
 }
 
 impl Raw {
-    const HEADER: usize = 8;
-
     fn open(server: SocketAddr) -> Result<Self, Stop> {
         let open = || {
             let socket = Socket::new(Domain::for_address(server), Type::RAW, Some(Protocol::UDP))?;
             socket.bind(&SocketAddr::new(server.ip(), 0).into())?;
             socket.set_nonblocking(true)?;
-            Ok(socket)
+            Ok(Self { socket, server })
         };
-        match open() {
-            Ok(socket) => Ok(Self { socket, ip: server.ip() }),
-            Err(error) => {
-                let error: io::Error = error;
-                Err(Stop::skipped(format!("forging a datagram needs root (CAP_NET_RAW): {error}")))
-            }
-        }
+        open().map_err(|error: io::Error| {
+            Stop::skipped(format!("forging a datagram needs root (CAP_NET_RAW): {error}"))
+        })
     }
 
     /// Sends a datagram that seems to come from `port` of the server's own address.
-    fn forge(&self, port: u16, server: SocketAddr, data: &[u8]) -> Result<(), Stop> {
-        let datagram = udp(self.ip, port, server, data);
-        self.socket
-            .send_to(&datagram, &SocketAddr::new(server.ip(), 0).into())
-            .map(|_| ())
+    fn forge(&self, port: u16, data: &[u8]) -> Result<(), Stop> {
+        let ip = self.server.ip();
+        let datagram = udp(ip, port, self.server.port(), data);
+        let sent = self.socket.send_to(&datagram, &SocketAddr::new(ip, 0).into());
+        sent.map(drop)
             .map_err(|error| Stop::skipped(format!("a datagram cannot be forged: {error}")))
     }
 
     /// From now on lets in only what goes from the server's port to the same port. Without a filter
     /// in the kernel, other traffic on loopback would fill the queue.
-    fn see_only_loops(&self, server: SocketAddr) -> Result<(), Stop> {
-        tool::see_only_loops(&self.socket, server)
+    fn see_only_loops(&self) -> Result<(), Stop> {
+        tool::see_only_loops(&self.socket, self.server)
             .map_err(|error| Stop::skipped(format!("loopback cannot be watched: {error}")))?;
         self.count();
         Ok(())
@@ -190,44 +185,17 @@ impl Raw {
     }
 }
 
-/// A UDP header (RFC 768) and its data. The checksum, which IPv6 demands (RFC 8200 section 8.1),
-/// is over a pseudo-header of the addresses too.
-fn udp(from: IpAddr, port: u16, to: SocketAddr, data: &[u8]) -> Vec<u8> {
-    let length = (Raw::HEADER + data.len()) as u16;
-    let mut datagram = Vec::new();
-    for word in [port, to.port(), length, 0] {
-        datagram.extend(word.to_be_bytes());
-    }
-    datagram.extend(data);
-    let mut covered = Vec::new();
-    for ip in [from, to.ip()] {
-        match ip {
-            IpAddr::V4(ip) => covered.extend(ip.octets()),
-            IpAddr::V6(ip) => covered.extend(ip.octets()),
-        }
-    }
-    covered.extend([0, 17]);
-    covered.extend(length.to_be_bytes());
-    covered.extend(&datagram);
-    let checksum = checksum(&covered);
-    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
-    datagram
-}
-
-/// The one's complement of the one's complement sum of 16-bit words (RFC 1071); all ones in
-/// place of zero, which would mean that there is none.
-fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes
-        .chunks(2)
-        .map(|word| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0)));
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    match !(sum as u16) {
-        0 => 0xffff,
-        checksum => checksum,
-    }
+/// A UDP header (RFC 768) and its data, from an address to itself. IPv6 demands the checksum (RFC 8200 section
+/// 8.1).
+fn udp(ip: IpAddr, from: u16, to: u16, data: &[u8]) -> Vec<u8> {
+    let length = (UdpHeader::LEN + data.len()) as u16;
+    let mut header = UdpHeader { source_port: from, destination_port: to, length, checksum: 0 };
+    let checksum = match ip {
+        IpAddr::V4(ip) => header.calc_checksum_ipv4_raw(ip.octets(), ip.octets(), data),
+        IpAddr::V6(ip) => header.calc_checksum_ipv6_raw(ip.octets(), ip.octets(), data),
+    };
+    header.checksum = checksum.expect("the data is short");
+    [&header.to_bytes(), data].concat()
 }
 
 #[cfg(test)]
@@ -236,21 +204,22 @@ mod tests {
 
     #[test]
     fn a_datagram_that_carries_its_checksum_sums_to_zero() {
-        for (from, to) in [("127.0.0.1", "127.0.0.1:7"), ("::1", "[::1]:7")] {
-            let from: IpAddr = from.parse().unwrap();
-            let to: SocketAddr = to.parse().unwrap();
-            let datagram = udp(from, 7, to, b"odd");
+        for ip in ["127.0.0.1", "::1"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            let datagram = udp(ip, 7, 7, b"odd");
             assert_eq!(datagram[..6], [0, 7, 0, 7, 0, 11]);
-            let mut covered = Vec::new();
-            match (from, to.ip()) {
-                (IpAddr::V4(a), IpAddr::V4(b)) => covered.extend([a.octets(), b.octets()].concat()),
-                (IpAddr::V6(a), IpAddr::V6(b)) => covered.extend([a.octets(), b.octets()].concat()),
-                _ => unreachable!(),
-            }
-            covered.extend([0, 17, 0, 11]);
-            covered.extend(&datagram);
-            // What sums to zero in one's complement has a checksum of zero, written as all ones.
-            assert_eq!(checksum(&covered), 0xffff);
+            let address = match ip {
+                IpAddr::V4(ip) => ip.octets().to_vec(),
+                IpAddr::V6(ip) => ip.octets().to_vec(),
+            };
+            // The pseudo-header of both addresses, the protocol and the length is covered, too.
+            let covered = [&address, &address, &[0, 17, 0, 11][..], &datagram].concat();
+            let words = covered
+                .chunks(2)
+                .map(|word| u32::from(word[0]) << 8 | u32::from(word.get(1).copied().unwrap_or(0)));
+            let sum: u32 = words.sum();
+            // In one's complement (RFC 1071), all ones are zero.
+            assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
         }
     }
 }
