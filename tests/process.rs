@@ -148,6 +148,15 @@ fn the_variables_of_evecho_do_not_reach_the_command() {
 }
 
 #[test]
+fn of_a_traceback_the_last_line_is_told() {
+    let script = "Traceback (most recent call last):\n  File \"server.py\", line 3, in <module>\n    listen()\n    \
+                  ~~~~~~^^\n  File \"server.py\", line 1, in listen\nOSError: the port is taken\n";
+    let command = format!("sh -c 'printf \"$0\" >&2; exit 1' '{script}' {{port}}");
+    let words = start(&command, None).unwrap_err().to_string();
+    assert!(words.ends_with("(exit status: 1); it said: OSError: the port is taken"), "{words}");
+}
+
+#[test]
 fn the_limit_of_open_files_reaches_the_command() {
     let server = start(&itself(), Some(77)).unwrap();
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.pid())).unwrap();

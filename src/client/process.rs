@@ -367,9 +367,11 @@ impl Tail {
         Cancel::default().within(LAST_WORDS).find(ended);
         let mut bytes = self.bytes.lock().unwrap_or_else(PoisonError::into_inner);
         let text = String::from_utf8_lossy(bytes.make_contiguous());
-        // Not the marks that Python puts under a line.
-        let says = |line: &&str| line.contains(char::is_alphanumeric);
-        text.lines().map(str::trim).filter(says).collect::<Vec<_>>().join("; ")
+        // Of a traceback of Python, what follows its last frame says all.
+        let frame = text.rfind("\n  File \"");
+        let of_frame = |line: &&str| frame.is_some() && (line.is_empty() || line.starts_with(' '));
+        let lines = text[frame.unwrap_or(0)..].lines().skip_while(of_frame).map(str::trim);
+        lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
     }
 }
 
