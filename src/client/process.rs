@@ -129,6 +129,14 @@ impl ServerCommand {
         }
         Ok(server)
     }
+
+    /// Why a server that had just been started is not there, if it has ended since.
+    pub(super) fn left(&self, server: &ServerProcess) -> Option<StartError> {
+        const A_MOMENT: Duration = Duration::from_millis(100);
+        const WHEN: &str = "after its first client, which was there to see whether it listens";
+        let why = Why::Ended(WHEN, server.wait(A_MOMENT)?, server.last_words());
+        Some(StartError { command: self.text.clone(), why })
+    }
 }
 
 impl FromStr for ServerCommand {
@@ -261,7 +269,7 @@ impl ServerProcess {
         };
         let found = deadline.find(|| {
             if let Some(status) = self.ended() {
-                return Some(Err(Why::Ended(status, self.last_words())));
+                return Some(Err(Why::Ended("before it listened", status, self.last_words())));
             }
             // One of both families that begins between two looks is found on IPv4 all the same.
             look(v4).or_else(|| look(v6).map(|v6| look(v4).unwrap_or(v6))).map(Ok)
@@ -299,7 +307,7 @@ pub struct StartError {
 #[derive(Debug)]
 enum Why {
     Spawn(io::Error),
-    Ended(ExitStatus, String),
+    Ended(&'static str, ExitStatus, String),
     Silent(Option<Transport>, Duration, String),
     Stopped,
 }
@@ -310,9 +318,7 @@ impl fmt::Display for StartError {
         match why {
             Why::Spawn(error) => return write!(f, "cannot start '{command}': {error}"),
             Why::Stopped => return write!(f, "stopped before '{command}' listened"),
-            Why::Ended(status, _) => {
-                write!(f, "'{command}' ended before it listened ({status})")?;
-            }
+            Why::Ended(when, status, _) => write!(f, "'{command}' ended {when} ({status})")?,
             Why::Silent(transport, patience, _) => {
                 let name = transport.map_or("TCP or UDP", Transport::name);
                 let patience = units::time(*patience);
@@ -323,7 +329,7 @@ impl fmt::Display for StartError {
             }
         }
         match why {
-            Why::Ended(_, words) | Why::Silent(_, _, words) if !words.is_empty() => {
+            Why::Ended(_, _, words) | Why::Silent(_, _, words) if !words.is_empty() => {
                 write!(f, "; it said: {words}")
             }
             _ => write!(f, "; it said nothing: run it by hand to see why"),
@@ -370,8 +376,10 @@ impl Tail {
         // Of a traceback of Python, what follows its last frame says all.
         let frame = text.rfind("\n  File \"");
         let of_frame = |line: &&str| frame.is_some() && (line.is_empty() || line.starts_with(' '));
+        // Not the marks that programs put under a line.
+        let says = |line: &&str| line.contains(char::is_alphanumeric);
         let lines = text[frame.unwrap_or(0)..].lines().skip_while(of_frame).map(str::trim);
-        lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+        lines.filter(says).collect::<Vec<_>>().join("; ")
     }
 }
 

@@ -12,15 +12,18 @@ mod network;
 #[path = "../common/tool.rs"]
 mod tool;
 
-use std::io;
-use std::net::{TcpListener, UdpSocket};
-use std::process::{Command, Output};
+use std::io::{self, Read};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::AsFd;
+use std::process::{self, Command, Output};
 use std::thread;
 use std::time::Duration;
 
 use evecho::client::Cancel;
 use evecho::client::check::{self, CaseReport, Config, Expected, Outcome, Report, Subject};
 use evecho::client::process::ServerCommand;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, SockFilter, Socket, Type};
 
 use self::double::{Double, Fault};
 use self::tool::{dead_host, refused_port};
@@ -434,7 +437,7 @@ fn what_is_not_there_is_skipped_with_the_reason() {
 fn a_process_of_this_machine_is_looked_at() {
     // The double lives in this very process, whose other tests use CPU: how the case ends is open.
     let server = Double::start(Fault::None, false).to_string();
-    let pid = std::process::id().to_string();
+    let pid = process::id().to_string();
     let (_, text) =
         evecho(&["check", &server, "--pid", &pid, "--only", "process-idle,process-sig"]);
     assert!(!text.contains("--pid"), "{text}");
@@ -476,6 +479,41 @@ fn a_server_that_is_gone_is_told_once() {
     let tcp = check::cases().filter(|case| case.name.starts_with("tcp")).count();
     let summary = format!(": 0 passed, 1 failed, 1 skipped, {} not graded", tcp - 1);
     assert!(text.contains(&summary), "{text}");
+}
+
+/// A server that ends with the client that looks whether it listens: no other gets into its queue.
+#[test]
+#[allow(clippy::print_stderr, reason = "it is what the server says")]
+fn as_one_that_leaves() {
+    let Ok(port) = std::env::var("LEAVES_AT") else { return };
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap())).into()).unwrap();
+    listener.listen(0).unwrap();
+    let mut watched = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
+    poll(&mut watched, PollTimeout::NONE).unwrap();
+    // The queue is full. When its only client has left it, what else arrives is dropped (BPF_RET: 0 bytes are kept).
+    listener.attach_filter(&[SockFilter::new(0x06, 0, 0, 0)]).unwrap();
+    let (mut first, _) = listener.accept().unwrap();
+    drop(listener);
+    let _ = first.read(&mut [0]);
+    eprintln!("enough");
+    process::exit(7);
+}
+
+#[test]
+fn a_server_that_ends_before_the_first_case_is_told_once() {
+    let program = std::env::current_exe().unwrap();
+    let server = format!(
+        "env LEAVES_AT={{port}} '{}' --exact as_one_that_leaves --nocapture",
+        program.display()
+    );
+    let (output, text) = evecho(&["check", "--start", &server, "--tcp-only"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), text.as_str()), (Some(1), ""), "{error}");
+    let how =
+        "ended after its first client, which was there to see whether it listens (exit status: 7)";
+    assert!(error.contains(how) && error.ends_with("; it said: enough\n"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
 }
 
 #[test]

@@ -43,7 +43,7 @@ use self::stream::TcpClient;
 use super::Cancel;
 use super::cancel::Deadline;
 use super::harness::{STOPPED, Stop};
-use super::process::{ServerProcess, Start, Usage};
+use super::process::{ServerCommand, ServerProcess, Start, StartError, Usage};
 use super::socket::{self, listens};
 use super::target::{Attempt, LONGEST_WAIT};
 use crate::error::{ParseError, Transport};
@@ -460,9 +460,9 @@ impl<'a> Grader<'a> {
                 (Probe::target(target, config, cancel)?, None)
             }
             Subject::Command(command) => {
-                let start = config.start(config.awaited(), cancel);
-                let server = command.start(&start).map_err(Error::Start)?;
-                (Probe::started(server.address(), config, cancel), Some(server))
+                let started = start(command, config, config.awaited(), cancel);
+                let (probe, server) = started.map_err(Error::Start)?;
+                (probe, Some(server))
             }
         };
         let (lost, served) = (Lost::default(), OnceLock::new());
@@ -541,11 +541,8 @@ impl<'a> Grader<'a> {
             words if words.is_empty() => format!("it ended ({status}) and said nothing"),
             words => format!("it ended ({status}) and said: {words}"),
         };
-        match command.start(&self.config.start(Some(transport), self.cancel)) {
-            Ok(server) => {
-                self.probe = Probe::started(server.address(), self.config, self.cancel);
-                self.server = Some(server);
-            }
+        match start(command, self.config, Some(transport), self.cancel) {
+            Ok((probe, server)) => (self.probe, self.server) = (probe, Some(server)),
             Err(error) => self.lost = Lost::all(&format!("it cannot be started again: {error}")),
         }
         // Some end when the case's clients leave, which have seen something else before.
@@ -560,6 +557,19 @@ impl<'a> Grader<'a> {
             _ => Outcome::Failed { expected: LASTS.to_owned(), seen: ended },
         })
     }
+}
+
+/// A fresh server, and what is known about it.
+fn start(
+    command: &ServerCommand,
+    config: &Config,
+    transport: Option<Transport>,
+    cancel: &Cancel,
+) -> Result<(Probe, ServerProcess), StartError> {
+    let server = command.start(&config.start(transport, cancel))?;
+    let probe = Probe::started(server.address(), config, cancel);
+    let left = if probe.tcp || probe.udp { None } else { command.left(&server) };
+    left.map_or(Ok((probe, server)), Err)
 }
 
 const BOTH: [Transport; 2] = [Transport::Tcp, Transport::Udp];
