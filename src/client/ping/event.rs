@@ -93,19 +93,10 @@ pub enum Reason {
     Failed,
 }
 
+/// As in JSON.
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Timeout => "timeout",
-            Self::Refused => "refused",
-            Self::Reset => "reset",
-            Self::Closed => "closed",
-            Self::Unreachable => "unreachable",
-            Self::Unresolved => "unresolved",
-            Self::Corrupt => "corrupt",
-            Self::Cut => "cut",
-            Self::Failed => "failed",
-        })
+        self.serialize(f)
     }
 }
 

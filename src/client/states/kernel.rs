@@ -21,8 +21,8 @@ use super::report::{End, Listener, State};
 
 /// More than the kernel puts into one part of an answer (NLMSG_GOODSIZE).
 const ROOM: usize = 32 << 10;
-/// Any cookie will do (INET_DIAG_NOCOOKIE).
-const ANY: [u8; 8] = [0xff; 8];
+const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const ANY_V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// The kernel's sockets of this network namespace.
 pub(in crate::client) struct Kernel {
@@ -77,14 +77,7 @@ impl Kernel {
             SocketAddr::V6(address) => address.scope_id(),
             SocketAddr::V4(_) => 0,
         };
-        let id = SocketId {
-            source_port: local.port(),
-            destination_port: peer.port(),
-            source_address: local.ip().to_canonical(),
-            destination_address: peer.ip().to_canonical(),
-            interface_id: zone,
-            cookie: ANY,
-        };
+        let id = SocketId { interface_id: zone, ..between(local, peer) };
         match self.ask(NLM_F_REQUEST, StateFlags::all(), extensions, id) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(vec![]),
             answers => answers,
@@ -94,15 +87,9 @@ impl Kernel {
     /// What listens at an address, on it alone or on all.
     pub(super) fn listener(&self, address: SocketAddr) -> io::Result<Option<Listener>> {
         let mut found = None;
-        for any in [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)] {
-            let id = SocketId {
-                source_port: address.port(),
-                destination_port: 0,
-                source_address: any,
-                destination_address: any,
-                interface_id: 0,
-                cookie: ANY,
-            };
+        for any in [ANY_V4, ANY_V6] {
+            let local = SocketAddr::new(any, address.port());
+            let id = between(local, SocketAddr::new(any, 0));
             let answers = self.dump(StateFlags::LISTEN, id)?;
             let headers = answers.iter().map(|answer| &answer.header);
             for answer in headers.filter(|answer| listens_at(answer, address)) {
@@ -118,18 +105,9 @@ impl Kernel {
     /// How many TCP sockets of this side are connected to `server`, or were in the last minute (TIME_WAIT): each
     /// has a local port.
     pub(in crate::client) fn ports_taken(&self, server: SocketAddr) -> io::Result<u64> {
-        let any = match server {
-            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-        };
-        let id = SocketId {
-            source_port: 0,
-            destination_port: server.port(),
-            source_address: any,
-            destination_address: any,
-            interface_id: 0,
-            cookie: ANY,
-        };
+        let any = if server.is_ipv4() { ANY_V4 } else { ANY_V6 };
+        let peer = SocketAddr::new(any, server.port());
+        let id = between(SocketAddr::new(any, 0), peer);
         let answers = self.dump(StateFlags::all(), id)?;
         let to_server = answers.iter().filter(|answer| {
             answer.header.socket_id.destination_address.to_canonical() == server.ip().to_canonical()
@@ -178,6 +156,19 @@ impl Kernel {
                 received => return received.map(|_| part),
             }
         }
+    }
+}
+
+/// The socket with these ends; an address of all, or a port of 0, is any.
+fn between(local: SocketAddr, peer: SocketAddr) -> SocketId {
+    SocketId {
+        source_port: local.port(),
+        destination_port: peer.port(),
+        source_address: local.ip().to_canonical(),
+        destination_address: peer.ip().to_canonical(),
+        interface_id: 0,
+        // Any cookie will do (INET_DIAG_NOCOOKIE).
+        cookie: [0xff; 8],
     }
 }
 

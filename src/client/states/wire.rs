@@ -121,6 +121,10 @@ impl Wire {
         let (from, to, headers) = addresses(packet.net.as_ref()?)?;
         let place = |from, to| self.place(from, to, clients);
         let (mut header, mut icmp) = (None, None);
+        let mut of_icmp = |kind, code, quoted: &[u8]| {
+            icmp = Some(Icmp { kind, code });
+            about(quoted, place).map(|(client, side)| (client, side, "ICMP".into()))
+        };
         let (client, side, what) = match packet.transport.as_ref()? {
             TransportSlice::Tcp(tcp) => {
                 let (client, side) =
@@ -134,16 +138,8 @@ impl Wire {
                     place((from, udp.source_port()), (to, udp.destination_port()))?;
                 (client, side, bytes_of(length.saturating_sub(headers + UDP_HEADER) as u32))
             }
-            TransportSlice::Icmpv4(message) => {
-                icmp = Some(Icmp { kind: message.type_u8(), code: message.code_u8() });
-                let (client, side) = about(message.payload(), place)?;
-                (client, side, "ICMP".into())
-            }
-            TransportSlice::Icmpv6(message) => {
-                icmp = Some(Icmp { kind: message.type_u8(), code: message.code_u8() });
-                let (client, side) = about(message.payload(), place)?;
-                (client, side, "ICMP".into())
-            }
+            TransportSlice::Icmpv4(one) => of_icmp(one.type_u8(), one.code_u8(), one.payload())?,
+            TransportSlice::Icmpv6(one) => of_icmp(one.type_u8(), one.code_u8(), one.payload())?,
             TransportSlice::Igmp(_) => return None,
         };
         let began = self.began.get().unwrap_or(at);
