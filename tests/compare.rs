@@ -31,7 +31,7 @@ fn as_server() {
         }
         let (mut stream, wrong) = (stream.unwrap(), wrong.clone());
         thread::spawn(move || {
-            let mut room = [0; 4096];
+            let mut room = vec![0; if wrong == "parts" { 16 } else { 4096 }];
             while let Ok(length @ 1..) = stream.read(&mut room) {
                 match wrong.as_str() {
                     "die" => std::process::exit(3),
@@ -282,6 +282,18 @@ fn the_memory_of_several_processes_counts_shared_pages_once() {
     let sentence =
         "Memory of several processes is the sum of their Pss: pages that they share count once";
     assert!(table.contains(sentence), "{table}");
+}
+
+#[test]
+fn what_nagle_and_delayed_acknowledgements_cost_is_named() {
+    let (parts, whole) = (peer("parts", "parts"), peer("whole", "echo"));
+    let flags = ["-r", "1", "-t", "400ms", "-c", "1", "--no-scenes", "--timeout", "20s"];
+    let output = compare(&flags).args(["--peer", &parts, "--peer", &whole]).output().unwrap();
+    let table = text(&output);
+    let remark =
+        "\nparts: the answer to 64 B is written in parts, and waits for an acknowledgement";
+    assert!(table.contains(remark) && table.contains("set TCP_NODELAY"), "{table}");
+    assert!(!table.contains("\nwhole: "), "{table}");
 }
 
 #[test]

@@ -235,6 +235,7 @@ fn describe(report: &Report) -> String {
         }
     }
     text += &memory(report);
+    text += &remarks(report);
     text += &orders(report);
     if report.machine.busy_cpus > BUSY {
         let _ = write!(
@@ -333,6 +334,16 @@ fn memory(report: &Report) -> String {
         Some(_) => "Pss: pages that they share count once",
     };
     format!("\nMemory of several processes is the sum of their {sentence}.\n")
+}
+
+/// Why messages of servers take long, once for each.
+fn remarks(report: &Report) -> String {
+    let remark = |server: &Contender| {
+        let cells = report.cells.iter().filter(|cell| cell.server == server.name);
+        let remark = cells.flat_map(|cell| &cell.rounds).find_map(|m| m.remark.as_ref())?;
+        Some(format!("\n{}: {remark}.\n", server.name))
+    };
+    report.servers.iter().filter_map(remark).collect()
 }
 
 /// Who answered more than whom, as far as every round says the same.

@@ -49,6 +49,7 @@ use super::target::{Attempt, LONGEST_WAIT};
 use crate::error::{ParseError, Transport};
 use crate::sys::tool;
 
+pub(super) use self::tcp::remark_on_nagle;
 pub use super::harness::{Error, Outcome, Subject};
 
 /// Every case, in the order in which they run.

@@ -12,6 +12,7 @@ use super::context::{Context, payload};
 use super::seen::Expecting;
 use super::stream::{Got, TcpClient, left};
 use super::{Case, Group, case};
+use crate::client::cancel::Deadline;
 use crate::client::harness::{Stop, ensure};
 use crate::client::states::Kernel;
 use crate::units::{size, time};
@@ -63,7 +64,13 @@ pub(super) static CASES: &[Case] = &[
             }
             client.converse(&[], &bytes).expecting("what was sent in pieces comes back whole")?;
             drop(client);
-            remark_on_nagle(cx)
+            for length in [100, 4_000] {
+                if let Some(remark) = remark_on_nagle(cx.address(), length, cx.deadline)? {
+                    cx.remark(remark);
+                    break;
+                }
+            }
+            Ok(())
         }),
     case(Group::Tcp, "tcp-half-close", &[Tcp, Lasting])
         .rule("after the client's FIN everything that it sent is still returned, then a FIN")
@@ -205,27 +212,28 @@ pub(super) const ASCII_COMES_BACK: &str = "the values of ASCII, 0 to 127, come b
 pub(super) const REST_COMES_BACK: &str =
     "those from 128 come back, too, as those of ASCII did: bytes need not be text";
 
-/// Names the reason why a message of a few bytes may take 40 ms.
-fn remark_on_nagle(cx: &Context<'_>) -> Result<(), Stop> {
-    let Ok(kernel) = Kernel::open() else { return Ok(()) };
-    for length in [100, 4_000] {
-        let (mut client, bytes) = (cx.connect()?, payload(11, length));
-        let mut held = 0;
-        for _ in 0..30 {
-            held += u32::from(client.is_held_back(&bytes, &kernel)?);
-            if held == 3 {
-                cx.remark(format!(
-                    "the answer to {} is written in parts, and waits for an acknowledgement that \
-                     this side may delay by 40 ms: Nagle's algorithm (RFC 9293 section 3.7.4) \
-                     meets delayed acknowledgements (RFC 1122 section 4.2.3.2); set TCP_NODELAY, \
-                     or answer in one write; `evecho states nagle` shows it",
-                    size(length as u64)
-                ));
-                return Ok(());
-            }
+/// Names the reason why a message of this length may take 40 ms.
+pub(in crate::client) fn remark_on_nagle(
+    address: SocketAddr,
+    length: usize,
+    deadline: Deadline<'_>,
+) -> Result<Option<String>, Stop> {
+    let Ok(kernel) = Kernel::open() else { return Ok(None) };
+    let (mut client, bytes) = (TcpClient::connect(address, deadline)?, payload(11, length));
+    let mut held = 0;
+    for _ in 0..30 {
+        held += u32::from(client.is_held_back(&bytes, &kernel)?);
+        if held == 3 {
+            return Ok(Some(format!(
+                "the answer to {} is written in parts, and waits for an acknowledgement that \
+                 this side may delay by 40 ms: Nagle's algorithm (RFC 9293 section 3.7.4) \
+                 meets delayed acknowledgements (RFC 1122 section 4.2.3.2); set TCP_NODELAY, \
+                 or answer in one write; `evecho states nagle` shows it",
+                size(length as u64)
+            )));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// A writer that could send nothing for this long is held by back-pressure.

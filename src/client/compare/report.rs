@@ -94,6 +94,9 @@ pub struct Measurement {
     /// What it did while its idle connections were silent, where there were such.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub silence: Option<Silence>,
+    /// Why its messages take long, where that is known to be no work.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remark: Option<String>,
 }
 
 /// What a server did while no client said anything.

@@ -10,6 +10,7 @@ use super::report::{Measurement, Silence};
 use super::{Config, Contender, Scene, Trial};
 use crate::client::Cancel;
 use crate::client::cancel::Deadline;
+use crate::client::check::remark_on_nagle;
 use crate::client::load::{self, Length, Mode, Watch};
 use crate::client::pattern::Alphabet::Letters;
 use crate::client::process::{ServerProcess, Start, StartError, Usage};
@@ -23,6 +24,9 @@ use crate::units::{count, grouped};
 const SILENCE: Duration = Duration::from_millis(300);
 /// A slow client is stuck when it could not send for so long.
 const STUCK: Duration = Duration::from_millis(20);
+
+/// A median so long, in microseconds, may be that of a delayed acknowledgement, which takes 40 ms.
+const DELAYED: f64 = 20e3;
 
 /// A server that closes its connections as it dies is dead after this time, also on a busy machine.
 const DYING: Duration = Duration::from_secs(1);
@@ -118,7 +122,14 @@ fn measure_server(
         let is_end = report.errors.closed > 0 || report.errors.failed > 0;
         return Ok(Err(Fault { sentence, is_end }));
     }
-    Ok(measurement(&watch, &report, silence).ok_or_else(|| Fault::or_end(GONE)))
+    let mut measurement = measurement(&watch, &report, silence);
+    if let Some(measured) = measurement.as_mut().filter(|measured| measured.p50_us >= DELAYED)
+        && config.transport == Transport::Tcp
+    {
+        let deadline = cancel.within(config.timeout);
+        measured.remark = remark_on_nagle(server.address(), config.size, deadline).ok().flatten();
+    }
+    Ok(measurement.ok_or_else(|| Fault::or_end(GONE)))
 }
 
 /// The load of a trial, beside what its [`crowd`] does.
@@ -202,6 +213,7 @@ fn measurement(
         memory_kind: memory.kind,
         processes: after.processes as f64,
         silence,
+        remark: None,
     })
 }
 
