@@ -15,7 +15,7 @@ use super::kernel::Kernel;
 use super::report::{Connection, Segment, Side, State, Step};
 use super::wire::Wire;
 use super::{ENDED, Progress};
-use crate::client::cancel::LOOK_AGAIN;
+use crate::client::cancel::{Deadline, LOOK_AGAIN};
 use crate::client::harness::Stop;
 use crate::client::pattern::Alphabet;
 use crate::client::process::ServerProcess;
@@ -153,6 +153,11 @@ impl<'a> Stage<'a> {
         self.book.timeout
     }
 
+    /// A deadline from now on.
+    pub(super) fn within(&self, patience: Duration) -> Deadline<'a> {
+        self.book.cancel.within(patience)
+    }
+
     // ---- calls
 
     /// connect(2), and waits until it has returned; the number of the client.
@@ -169,8 +174,7 @@ impl<'a> Stage<'a> {
         if self.single && !self.clients.is_empty() {
             return Err(Stop::skipped("this server serves a single client"));
         }
-        let deadline = self.book.cancel.within(self.book.timeout);
-        let stream = socket::tcp(self.address, receive_buffer, deadline);
+        let stream = socket::tcp(self.address, receive_buffer, self.within(self.patience()));
         let stream = stream.doing("the server accepts a connection");
         self.enter(stream.map_err(|stop| self.blamed(stop))?)
     }
@@ -202,8 +206,7 @@ impl<'a> Stage<'a> {
     pub(super) fn connect_from(&mut self, port: &Socket) -> Result<(), Stop> {
         let local = port.local_addr().doing("a socket has an address")?;
         let local = local.as_socket().expect("it was bound to one of IP");
-        let deadline = self.book.cancel.within(self.book.timeout);
-        let stream = socket::tcp_from(local, self.address, deadline);
+        let stream = socket::tcp_from(local, self.address, self.within(self.patience()));
         self.clients.clear();
         self.enter(stream.doing("the server accepts a connection from this port")?).map(drop)
     }
@@ -224,13 +227,9 @@ impl<'a> Stage<'a> {
         Ok(())
     }
 
-    fn socket(&self, client: usize) -> &TcpStream {
+    /// The socket of a client.
+    pub(super) fn socket(&self, client: usize) -> &TcpStream {
         self.clients[client - 1].socket.as_ref().expect("a scenario does not use what it closed")
-    }
-
-    /// The socket of a client once more, for options that outlast its closing.
-    pub(super) fn duplicate(&self, client: usize) -> Result<TcpStream, Stop> {
-        self.socket(client).try_clone().doing("a descriptor can be duplicated")
     }
 
     /// write(2), of what fits at once.
@@ -549,7 +548,7 @@ impl Drop for Stage<'_> {
         if !self.runs_on() {
             return;
         }
-        let deadline = self.book.cancel.within(SOON);
+        let deadline = self.within(SOON);
         for mut socket in self.clients.iter().filter_map(|client| client.socket.as_ref()) {
             let _ = socket.shutdown(Shutdown::Write);
             let mut rest = deadline.reader(&mut socket);

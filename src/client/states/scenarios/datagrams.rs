@@ -38,28 +38,22 @@ pub(super) fn udp(cx: &Context<'_>) -> Result<(), Stop> {
               states to see.",
         source: "RFC 768; udp(7), connect(2)",
     })?;
-    exchange(cx, &stage, &client, &server)?;
+    exchange(&stage, &client, &server)?;
     drop(server);
-    let unreachable = Unreachable::over(stage.address);
-    refused(cx, &stage, &client, &unreachable)?;
-    unconnected(cx, &mut stage, &unreachable)
+    refused(&stage, &client)?;
+    unconnected(&mut stage)
 }
 
 /// Three datagrams and their replies.
-fn exchange(
-    cx: &Context<'_>,
-    stage: &Stage<'_>,
-    client: &UdpSocket,
-    server: &UdpSocket,
-) -> Result<(), Stop> {
+fn exchange(stage: &Stage<'_>, client: &UdpSocket, server: &UdpSocket) -> Result<(), Stop> {
     let messages = [&b"one"[..], b"two", b"three"];
     for message in messages {
         client.send(message).doing("a client may send a datagram")?;
-        let (received, from) = receive(cx, server)?.doing("the server may receive")?;
+        let (received, from) = receive(stage, server)?.doing("the server may receive")?;
         server.send_to(&received, from).doing("the server may send a reply")?;
     }
     for message in messages {
-        let (reply, _) = receive(cx, client)?.doing("a client may receive")?;
+        let (reply, _) = receive(stage, client)?.doing("a client may receive")?;
         if reply != message {
             let seen = format!("'{}'", reply.escape_ascii());
             return Err(Stop::failed("each reply is a datagram of its own", seen));
@@ -87,14 +81,10 @@ fn exchange(
 }
 
 /// A port that no socket has any more.
-fn refused(
-    cx: &Context<'_>,
-    stage: &Stage<'_>,
-    client: &UdpSocket,
-    unreachable: &Unreachable,
-) -> Result<(), Stop> {
+fn refused(stage: &Stage<'_>, client: &UdpSocket) -> Result<(), Stop> {
+    let unreachable = Unreachable::over(stage.address);
     client.send(b"hello").doing("a client may send a datagram")?;
-    let deadline = cx.book.cancel.within(cx.book.timeout);
+    let deadline = stage.within(stage.patience());
     if !deadline.is_ready(client, PollFlags::POLLIN).doing("a socket can be waited for")? {
         let dropped = "no ICMP message came back: a firewall may have dropped it";
         return Err(Stop::skipped(dropped));
@@ -109,7 +99,7 @@ fn refused(
         ),
         source: unreachable.source,
     })?;
-    assert_refused(cx, client)?;
+    assert_refused(stage, client)?;
     stage.show(&Lesson {
         calls: &["client 1: recv(3) = -1 ECONNREFUSED"],
         segments: &[],
@@ -122,17 +112,12 @@ fn refused(
 }
 
 /// A client that sends without being connected.
-fn unconnected(
-    cx: &Context<'_>,
-    stage: &mut Stage<'_>,
-    unreachable: &Unreachable,
-) -> Result<(), Stop> {
+fn unconnected(stage: &mut Stage<'_>) -> Result<(), Stop> {
     let client = socket::bind_udp(SocketAddr::new(stage.address.ip(), 0));
     let client = client.doing("a client gets a port")?;
     stage.enter_udp(&client)?;
     client.send_to(b"hello", stage.address).doing("a client may send a datagram")?;
-    let deadline = cx.book.cancel.within(QUIET);
-    match socket::receive(&client, &mut [0; 100], deadline) {
+    match socket::receive(&client, &mut [0; 100], stage.within(QUIET)) {
         Ok(None) => {}
         other => return Err(Stop::failed("recvfrom(2) does not return", format!("{other:?}"))),
     }
@@ -147,20 +132,16 @@ fn unconnected(
               which. So the kernel drops the same message here. Without a timeout the client waits for ever.",
         source: "RFC 1122, 4.1.3.3; udp(7)",
     })?;
-    with_errors(cx, stage, &client, unreachable)
+    with_errors(stage, &client)
 }
 
 /// The same client, which asks for errors.
-fn with_errors(
-    cx: &Context<'_>,
-    stage: &Stage<'_>,
-    client: &UdpSocket,
-    unreachable: &Unreachable,
-) -> Result<(), Stop> {
+fn with_errors(stage: &Stage<'_>, client: &UdpSocket) -> Result<(), Stop> {
+    let unreachable = Unreachable::over(stage.address);
     report_errors(&SockRef::from(client), stage.address.is_ipv6())
         .doing("IP_RECVERR can be set")?;
     client.send_to(b"hello", stage.address).doing("a client may send a datagram")?;
-    assert_refused(cx, client)?;
+    assert_refused(stage, client)?;
     let kept = reported(client).doing("the error can be read")?;
     if kept != Some((unreachable.kind, unreachable.code)) {
         return Err(Stop::failed(unreachable.to_string(), format!("{kept:?}")));
@@ -214,23 +195,21 @@ impl fmt::Display for Unreachable {
 
 /// The next datagram and its sender, or the error of the socket. It fails when nothing comes.
 fn receive(
-    cx: &Context<'_>,
+    stage: &Stage<'_>,
     socket: &UdpSocket,
 ) -> Result<io::Result<(Vec<u8>, SocketAddr)>, Stop> {
     let mut buffer = [0; 100];
-    let deadline = cx.book.cancel.within(cx.book.timeout);
-    match socket::receive(socket, &mut buffer, deadline).transpose() {
-        Some(received) => Ok(received.map(|(length, from)| (buffer[..length].to_vec(), from))),
-        None => Err(Stop::failed(
-            "a datagram arrives",
-            format!("nothing came in {}", time(cx.book.timeout)),
-        )),
-    }
+    let received = socket::receive(socket, &mut buffer, stage.within(stage.patience()));
+    let received = received.transpose().ok_or_else(|| {
+        let seen = format!("nothing came in {}", time(stage.patience()));
+        Stop::failed("a datagram arrives", seen)
+    })?;
+    Ok(received.map(|(length, from)| (buffer[..length].to_vec(), from)))
 }
 
 /// Fails when the next call on a socket does not return ECONNREFUSED.
-fn assert_refused(cx: &Context<'_>, socket: &UdpSocket) -> Result<(), Stop> {
-    match receive(cx, socket)? {
+fn assert_refused(stage: &Stage<'_>, socket: &UdpSocket) -> Result<(), Stop> {
+    match receive(stage, socket)? {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
         other => Err(Stop::failed("the next call returns ECONNREFUSED", format!("{other:?}"))),
     }

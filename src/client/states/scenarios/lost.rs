@@ -3,9 +3,10 @@
 
 use std::io::Write;
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use socket2::{SockFilter, SockRef};
+use socket2::{SockFilter, SockRef, Socket};
 
 use crate::client::harness::Stop;
 use crate::client::states::Context;
@@ -23,9 +24,13 @@ use crate::units::time;
 
 /// A filter at one end of a connection, or at a listener, that drops every segment that arrives there (socket(7),
 /// SO_ATTACH_FILTER).
-struct Filter<'a>(SockRef<'a>);
+struct Filter(Socket);
 
-impl Filter<'_> {
+impl Filter {
+    fn at(socket: &impl AsFd) -> Result<Self, Stop> {
+        SockRef::from(socket).try_clone().map(Self).doing("a descriptor can be duplicated")
+    }
+
     fn set(&self) -> Result<(), Stop> {
         /// BPF_RET: this many bytes of a packet are kept.
         const RETURN: u16 = 0x06;
@@ -55,7 +60,7 @@ fn pair<'a>(cx: &Context<'a>) -> Result<(Stage<'a>, TcpListener, TcpStream), Sto
 /// `handshake`
 pub(super) fn handshake(cx: &Context<'_>) -> Result<(), Stop> {
     let (mut own, listener) = cx.any_stage(&cx.needs())?.own()?;
-    let at_server = Filter(SockRef::from(&listener));
+    let at_server = Filter::at(&listener)?;
     at_server.set()?;
     own.begin_to_connect()?;
     own.show(&Lesson {
@@ -66,8 +71,7 @@ pub(super) fn handshake(cx: &Context<'_>) -> Result<(), Stop> {
               lost: the client is in SYN_SENT, and the server knows nothing of it.",
         source: "RFC 9293, 3.4.1 and 3.5",
     })?;
-    let peer = own.duplicate(1)?;
-    let at_client = Filter(SockRef::from(&peer));
+    let at_client = Filter::at(own.socket(1))?;
     at_client.set()?;
     at_server.remove()?;
     own.show(&Lesson {
@@ -86,7 +90,7 @@ pub(super) fn handshake(cx: &Context<'_>) -> Result<(), Stop> {
 }
 
 /// The acknowledgement of a handshake: it is lost, and the first bytes stand in for it.
-fn third_segment(own: &Stage<'_>, at_server: &Filter<'_>) -> Result<(), Stop> {
+fn third_segment(own: &Stage<'_>, at_server: &Filter) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["what arrives at the client is not lost any more: connect(3, server) = 0"],
         segments: &[to_client(1, "SYN+ACK"), to_server(1, "ACK")],
@@ -114,8 +118,7 @@ fn third_segment(own: &Stage<'_>, at_server: &Filter<'_>) -> Result<(), Stop> {
 /// `close`
 pub(super) fn close(cx: &Context<'_>) -> Result<(), Stop> {
     let (own, _listener, accepted) = pair(cx)?;
-    let (peer, at_server) = (own.duplicate(1)?, Filter(SockRef::from(&accepted)));
-    let at_client = Filter(SockRef::from(&peer));
+    let (at_client, at_server) = (Filter::at(own.socket(1))?, Filter::at(&accepted)?);
     close_first(&own, &at_client, &at_server)?;
     at_client.set()?;
     accepted.shutdown(Shutdown::Write).doing("the server may end its side")?;
@@ -123,11 +126,7 @@ pub(super) fn close(cx: &Context<'_>) -> Result<(), Stop> {
 }
 
 /// The client's FIN and its acknowledgement.
-fn close_first(
-    own: &Stage<'_>,
-    at_client: &Filter<'_>,
-    at_server: &Filter<'_>,
-) -> Result<(), Stop> {
+fn close_first(own: &Stage<'_>, at_client: &Filter, at_server: &Filter) -> Result<(), Stop> {
     at_server.set()?;
     own.shut_down(1)?;
     own.show(&Lesson {
@@ -163,7 +162,7 @@ fn close_first(
 }
 
 /// The server's FIN, which is sent already and lost, and its acknowledgement.
-fn close_last(own: &Stage<'_>, at_client: &Filter<'_>, at_server: &Filter<'_>) -> Result<(), Stop> {
+fn close_last(own: &Stage<'_>, at_client: &Filter, at_server: &Filter) -> Result<(), Stop> {
     own.show(&Lesson {
         calls: &["what arrives at the client is lost", "server: shutdown(4, SHUT_WR)"],
         segments: &[to_client(1, "FIN")],
@@ -195,8 +194,7 @@ fn close_last(own: &Stage<'_>, at_client: &Filter<'_>, at_server: &Filter<'_>) -
 /// `closing`
 pub(super) fn closing(cx: &Context<'_>) -> Result<(), Stop> {
     let (own, _listener, accepted) = pair(cx)?;
-    let (peer, at_server) = (own.duplicate(1)?, Filter(SockRef::from(&accepted)));
-    let at_client = Filter(SockRef::from(&peer));
+    let (at_client, at_server) = (Filter::at(own.socket(1))?, Filter::at(&accepted)?);
     at_server.set()?;
     at_client.set()?;
     own.shut_down(1)?;
@@ -232,8 +230,7 @@ pub(super) fn closing(cx: &Context<'_>) -> Result<(), Stop> {
 pub(super) fn retransmit(cx: &Context<'_>) -> Result<(), Stop> {
     let mut stage = cx.stage(&cx.needs_raw()?)?;
     connect(&mut stage)?;
-    let peer = stage.duplicate(1)?;
-    let at_client = Filter(SockRef::from(&peer));
+    let at_client = Filter::at(stage.socket(1))?;
     at_client.set()?;
     stage.write(1, b"hello")?;
     stage.show(&Lesson {
@@ -303,7 +300,7 @@ pub(super) fn probe(cx: &Context<'_>) -> Result<(), Stop> {
 /// `nagle`
 pub(super) fn nagle(cx: &Context<'_>) -> Result<(), Stop> {
     let (own, _listener, accepted) = pair(cx)?;
-    let at_server = Filter(SockRef::from(&accepted));
+    let at_server = Filter::at(&accepted)?;
     at_server.set()?;
     write(&accepted, b"first")?;
     write(&accepted, b"second")?;
