@@ -31,8 +31,6 @@ const DELAYED: f64 = 20e3;
 /// A server that closes its connections as it dies is dead after this time, also on a busy machine.
 const DYING: Duration = Duration::from_secs(1);
 
-const GONE: &str = "its process is gone";
-
 /// What was measured, or why it could not be: a sentence without a full stop, which says nothing
 /// about the server when the run was cancelled.
 pub(super) type TrialResult = Result<Measurement, String>;
@@ -48,29 +46,22 @@ pub(super) fn measure(
         Ok(server) => server,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let result = measure_server(config, &server, trial, cancel)?;
-    Ok(result.map_err(|Fault { sentence, is_end }| match is_end {
-        true => blame(&server, sentence),
-        false => sentence,
-    }))
+    match measure_server(config, &server, trial, cancel) {
+        Ok(measurement) => Ok(Ok(measurement)),
+        Err(Fault::OfServer(sentence)) => Ok(Err(sentence)),
+        Err(Fault::OrEnd(sentence)) => Ok(Err(blame(&server, sentence))),
+        Err(Fault::OfLoad(error)) => Err(error),
+    }
 }
 
-/// What a server did wrong.
-struct Fault {
-    sentence: String,
-    /// Whether the end of its process may be behind it. Of what comes after any other fault, clients that leave
-    /// are the cause.
-    is_end: bool,
-}
-
-impl Fault {
-    fn of_server(sentence: String) -> Self {
-        Self { sentence, is_end: false }
-    }
-
-    fn or_end(sentence: impl Into<String>) -> Self {
-        Self { sentence: sentence.into(), is_end: true }
-    }
+/// Why a server was not measured.
+enum Fault {
+    /// What it did wrong. Of what comes after that, clients that leave are the cause.
+    OfServer(String),
+    /// The same, and the end of its process may be behind it.
+    OrEnd(String),
+    /// The load could not be put on it.
+    OfLoad(load::Error),
 }
 
 pub(super) fn start(
@@ -92,44 +83,44 @@ fn measure_server(
     server: &ServerProcess,
     trial: Trial,
     cancel: &Cancel,
-) -> Result<Result<Measurement, Fault>, load::Error> {
-    let (_clients, silence) = match crowd(trial, server, config.timeout, cancel) {
-        Ok(crowd) => crowd,
-        Err(fault) => return Ok(Err(fault)),
-    };
+) -> Result<Measurement, Fault> {
+    let (_clients, silence) = crowd(trial, server, config.timeout, cancel)?;
     let load = load_of(config, trial, server.address());
     let overflows = listen_overflows();
     let watch = Watch::new(server.pid()).or_else(|error| Watch::blind(server.pid(), error));
-    let Ok(mut watch) = watch else { return Ok(Err(Fault::or_end(GONE))) };
-    let report = match load::run(&load, cancel, |progress| watch.look(progress)) {
-        Ok(report) => report,
-        Err(load::Error::Unreachable { error, opened, asked, wrong }) => {
-            let sentence = match wrong {
-                Some(wrong) => fails(&wrong),
-                None if error.is_timeout() => answers(opened, asked),
-                None => error.fact().to_string(),
-            };
-            return Ok(Err(Fault { sentence, is_end: !error.is_timeout() }));
-        }
-        Err(error) => return Err(error),
-    };
+    let gone = || Fault::OrEnd("its process is gone".to_owned());
+    let mut watch = watch.map_err(|_| gone())?;
+    let report = load::run(&load, cancel, |progress| watch.look(progress)).map_err(unreached)?;
     if report.stopped {
-        return Ok(Err(Fault::or_end(report.ended.unwrap_or_else(|| "stopped".to_owned()))));
+        return Err(Fault::OrEnd(report.ended.unwrap_or_else(|| "stopped".to_owned())));
     }
     if let Some(fault) = fault_of(&report) {
         let is_full = trial.scene == Scene::Short && listen_overflows() > overflows;
         let sentence = if is_full { format!("{fault}; {FULL_QUEUE}") } else { fault };
-        let is_end = report.errors.closed > 0 || report.errors.failed > 0;
-        return Ok(Err(Fault { sentence, is_end }));
+        let may_be_end = report.errors.closed > 0 || report.errors.failed > 0;
+        return Err(if may_be_end { Fault::OrEnd } else { Fault::OfServer }(sentence));
     }
-    let mut measurement = measurement(&watch, &report, silence);
-    if let Some(measured) = measurement.as_mut().filter(|measured| measured.p50_us >= DELAYED)
-        && config.transport == Transport::Tcp
-    {
+    let mut measurement = measurement(&watch, &report, silence).ok_or_else(gone)?;
+    if config.transport == Transport::Tcp && measurement.p50_us >= DELAYED {
         let deadline = cancel.within(config.timeout);
-        measured.remark = remark_on_nagle(server.address(), config.size, deadline).ok().flatten();
+        let remark = remark_on_nagle(server.address(), config.size, deadline);
+        measurement.remark = remark.ok().flatten();
     }
-    Ok(measurement.ok_or_else(|| Fault::or_end(GONE)))
+    Ok(measurement)
+}
+
+/// Why no load was put on a server.
+fn unreached(error: load::Error) -> Fault {
+    let load::Error::Unreachable { error, opened, asked, wrong } = error else {
+        return Fault::OfLoad(error);
+    };
+    let is_late = error.is_timeout();
+    let sentence = match wrong {
+        Some(wrong) => fails(&wrong),
+        None if is_late => answers(opened, asked),
+        None => error.fact().to_string(),
+    };
+    if is_late { Fault::OfServer(sentence) } else { Fault::OrEnd(sentence) }
 }
 
 /// The load of a trial, beside what its [`crowd`] does.
@@ -234,7 +225,7 @@ fn crowd(
         Scene::Slow => {
             let client = stuck_client(address, cancel.within(timeout));
             Ok((
-                vec![client.map_err(|error| Fault::or_end(format!("the slow client: {error}")))?],
+                vec![client.map_err(|error| Fault::OrEnd(format!("the slow client: {error}")))?],
                 None,
             ))
         }
@@ -242,14 +233,14 @@ fn crowd(
             let clients = (0..connections).map(|index| {
                 let client = greeted_client(address, index, cancel.within(timeout));
                 client.map_err(|error| match error.kind() {
-                    ErrorKind::TimedOut => Fault::of_server(answers(index, connections)),
-                    _ => Fault::or_end(format!("idle connection {}: {error}", index + 1)),
+                    ErrorKind::TimedOut => Fault::OfServer(answers(index, connections)),
+                    _ => Fault::OrEnd(format!("idle connection {}: {error}", index + 1)),
                 })
             });
             let clients = clients.collect::<Result<_, _>>()?;
             match watch_silence(server.pid(), cancel) {
                 Err(error) if error.kind() == ErrorKind::Unsupported => Ok((clients, None)),
-                Err(error) => Err(Fault::or_end(error.to_string())),
+                Err(error) => Err(Fault::OrEnd(error.to_string())),
                 Ok(silence) => Ok((clients, Some(silence))),
             }
         }
