@@ -221,10 +221,12 @@ impl<'a> Context<'a> {
         exchange.expecting("a new client is answered")
     }
 
-    /// What the server uses now.
+    /// What the server uses now, or that it is gone.
     pub(super) fn usage(&self) -> Result<Usage, Stop> {
         let pid = self.pid.expect("the case needs the process");
-        usage_of(pid)
+        Usage::of(pid).map_err(|error| {
+            Stop::failed("the server goes on serving", format!("process {pid}: {error}"))
+        })
     }
 
     /// The same view of another, fresh server.
@@ -247,13 +249,6 @@ impl<'a> Context<'a> {
         let probe = Probe { address, sibling: loopback_sibling(address), ..self.probe.clone() };
         Ok((server, probe))
     }
-}
-
-/// What a process uses, or that it is gone.
-fn usage_of(pid: u32) -> Result<Usage, Stop> {
-    Usage::of(pid).map_err(|error| {
-        Stop::failed("the server goes on serving", format!("process {pid}: {error}"))
-    })
 }
 
 /// `length` bytes that differ from place to place and from stream to stream, none of them a small letter,

@@ -231,7 +231,9 @@ fn crowd(
         }
         Scene::Idle => {
             let clients = (0..connections).map(|index| {
-                let client = greeted_client(address, index, cancel.within(timeout));
+                let deadline = cancel.within(timeout);
+                let client = socket::tcp(address, None, deadline)
+                    .and_then(|mut client| exchange(&mut client, index, deadline).map(|()| client));
                 client.map_err(|error| match error.kind() {
                     ErrorKind::TimedOut => Fault::OfServer(answers(index, connections)),
                     _ => Fault::OrEnd(format!("idle connection {}: {error}", index + 1)),
@@ -257,17 +259,6 @@ fn stuck_client(address: SocketAddr, deadline: Deadline<'_>) -> io::Result<TcpSt
             _ => {}
         }
     }
-    Ok(client)
-}
-
-/// A client that has had one message answered.
-fn greeted_client(
-    address: SocketAddr,
-    index: u32,
-    deadline: Deadline<'_>,
-) -> io::Result<TcpStream> {
-    let mut client = socket::tcp(address, None, deadline)?;
-    exchange(&mut client, index, deadline)?;
     Ok(client)
 }
 

@@ -150,15 +150,11 @@ impl fmt::Display for Memory {
 
 /// The CPU time of all threads of one process, those that have ended too, in nanoseconds.
 fn cpu(pid: u32) -> io::Result<Duration> {
-    tool::cpu_time(pid).map_err(not_found)
-}
-
-/// The kernel says EINVAL of a clock whose process is gone.
-fn not_found(errno: Errno) -> io::Error {
-    match errno {
+    tool::cpu_time(pid).map_err(|errno| match errno {
+        // The clock of a process that is gone.
         Errno::EINVAL => Errno::ESRCH.into(),
         other => other.into(),
-    }
+    })
 }
 
 /// What proc_pid_stat(5) tells.
