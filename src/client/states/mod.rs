@@ -122,6 +122,17 @@ pub struct Scenario {
     play: fn(&Context<'_>) -> Result<(), Stop>,
 }
 
+/// The head of a scenario; what it shows follows.
+const fn scenario(name: &'static str, play: fn(&Context<'_>) -> Result<(), Stop>) -> Scenario {
+    Scenario { name, about: "", play }
+}
+
+impl Scenario {
+    const fn about(self, about: &'static str) -> Self {
+        Self { about, ..self }
+    }
+}
+
 /// What a run has come to.
 #[derive(Debug)]
 #[non_exhaustive]
