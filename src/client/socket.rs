@@ -92,14 +92,14 @@ pub(super) fn send_from(socket: &Socket, source: IpAddr) -> io::Result<()> {
 
 /// What packets leave this machine with; by default, what the system chooses.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Origin {
+pub(super) struct SourceOptions {
     /// Their source address.
     pub(super) source: Option<IpAddr>,
     /// Their code point (DSCP), 0 to 63.
     pub(super) dscp: Option<u8>,
 }
 
-impl Origin {
+impl SourceOptions {
     /// A socket that is connected to `address` or, over TCP, about to be.
     fn connect(self, address: SocketAddr, transport: Transport) -> io::Result<Socket> {
         let socket = new(address, transport).map_err(|error| explained(Call::Socket, error))?;
@@ -167,7 +167,7 @@ pub(super) fn tcp_from(
 
 /// A UDP socket with a port of its own that is connected to `address`.
 pub(super) fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
-    Origin::default().connect(address, Transport::Udp).map(UdpSocket::from)
+    SourceOptions::default().connect(address, Transport::Udp).map(UdpSocket::from)
 }
 
 /// A UDP socket that is bound to `from`; with port 0, to a port that is free.
@@ -260,8 +260,8 @@ impl Target {
         timeout: Duration,
         cancel: &Cancel,
     ) -> Result<(TcpStream, SocketAddr), Error> {
-        let origin = Origin::default();
-        let (socket, peer) = self.connect(Transport::Tcp, origin, timeout, cancel)?;
+        let options = SourceOptions::default();
+        let (socket, peer) = self.connect(Transport::Tcp, options, timeout, cancel)?;
         Ok((socket.into(), peer))
     }
 
@@ -269,15 +269,15 @@ impl Target {
     pub(super) fn connect(
         &self,
         transport: Transport,
-        origin: Origin,
+        options: SourceOptions,
         timeout: Duration,
         cancel: &Cancel,
     ) -> Result<(Socket, SocketAddr), Error> {
         self.try_each(transport, timeout, cancel, |address, deadline, single| {
             if transport == Transport::Udp && !single {
-                await_echo(&origin.connect(address, transport)?.into(), deadline)?;
+                await_echo(&options.connect(address, transport)?.into(), deadline)?;
             }
-            let socket = origin.connect(address, transport)?;
+            let socket = options.connect(address, transport)?;
             if transport == Transport::Tcp {
                 established(&socket, deadline)?;
             }
@@ -319,12 +319,12 @@ mod tests {
     const LONG: Duration = Duration::from_secs(20);
 
     #[test]
-    fn sockets_leave_with_their_origin() {
+    fn sockets_leave_as_their_options_say() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let source = "127.0.0.9".parse().unwrap();
-        let origin = Origin { source: Some(source), dscp: Some(46) };
+        let options = SourceOptions { source: Some(source), dscp: Some(46) };
         for transport in [Transport::Tcp, Transport::Udp] {
-            let socket = origin.connect(listener.local_addr().unwrap(), transport).unwrap();
+            let socket = options.connect(listener.local_addr().unwrap(), transport).unwrap();
             let local = socket.local_addr().unwrap().as_socket().unwrap();
             assert_eq!((local.ip(), socket.tos_v4().unwrap()), (source, 46 << 2));
         }

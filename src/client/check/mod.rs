@@ -461,7 +461,7 @@ impl<'a> Grader<'a> {
                 (Probe::target(target, config, cancel)?, None)
             }
             Subject::Command(command) => {
-                let started = start(command, config, config.awaited(), cancel);
+                let started = fresh_server(command, config, config.awaited(), cancel);
                 let (probe, server) = started.map_err(Error::Start)?;
                 (probe, Some(server))
             }
@@ -542,7 +542,7 @@ impl<'a> Grader<'a> {
             words if words.is_empty() => format!("it ended ({status}) and said nothing"),
             words => format!("it ended ({status}) and said: {words}"),
         };
-        match start(command, self.config, Some(transport), self.cancel) {
+        match fresh_server(command, self.config, Some(transport), self.cancel) {
             Ok((probe, server)) => (self.probe, self.server) = (probe, Some(server)),
             Err(error) => self.lost = Lost::all(&format!("it cannot be started again: {error}")),
         }
@@ -561,7 +561,7 @@ impl<'a> Grader<'a> {
 }
 
 /// A fresh server, and what is known about it.
-fn start(
+fn fresh_server(
     command: &ServerCommand,
     config: &Config,
     transport: Option<Transport>,

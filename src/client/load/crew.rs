@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::config::{Config, Mode};
 use super::faults::Errors;
-use super::ports::{Ports, Watch};
+use super::ports::{PortCount, Ports};
 use super::report::{Counts, Interval, Phase, Progress};
 use super::series::Series;
 use crate::client::Cancel;
@@ -56,12 +56,12 @@ struct State {
     /// Of all that are over.
     total: Counts,
     series: Series,
-    ports: Option<Watch>,
+    ports: Option<PortCount>,
 }
 
 impl<'a> Crew<'a> {
     pub(super) fn new(config: &'a Config, cancel: &'a Cancel, threads: usize) -> Self {
-        let ports = Watch::new(config);
+        let ports = PortCount::new(config);
         Self {
             config,
             epoch: Instant::now(),
@@ -181,7 +181,7 @@ impl<'a> Crew<'a> {
 
     /// The most local ports that were taken at one time.
     pub(super) fn ports(&self) -> Option<Ports> {
-        self.lock().ports.as_ref().map(|watch| watch.most)
+        self.lock().ports.as_ref().map(|count| count.most)
     }
 
     /// Notes what a thread has done so far.
@@ -212,7 +212,7 @@ impl<'a> Crew<'a> {
         };
         let over = if self.config.mode == Mode::Churn { progress.messages } else { 0 };
         let open = progress.opened.into();
-        progress.ports = state.ports.as_mut().map(|watch| watch.look(elapsed, open, over));
+        progress.ports = state.ports.as_mut().map(|count| count.look(elapsed, open, over));
         drop(state);
         while let Some((interval, so_far)) = self.next_interval(measured) {
             (progress.interval, progress.so_far) = (Some(interval), Some(so_far));

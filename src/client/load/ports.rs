@@ -36,7 +36,7 @@ impl Ports {
 
 /// Counts the ports that a run takes.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct PortCount {
     all: u64,
     /// Those that were taken when the run began.
     before: u64,
@@ -48,7 +48,7 @@ pub(super) struct Watch {
     pub(super) most: Ports,
 }
 
-impl Watch {
+impl PortCount {
     /// `None` over UDP, and where the number of ports is not known.
     pub(super) fn new(config: &Config) -> Option<Self> {
         if config.transport == Transport::Udp {
@@ -93,16 +93,16 @@ mod tests {
     fn ports_are_taken_until_their_time_is_over() {
         let kept = Duration::from_secs(60);
         let (all, over) = (1_000, VecDeque::from([(Duration::ZERO, 0)]));
-        let mut watch = Watch { all, before: 100, kept, over, most: Ports { all, taken: 100 } };
+        let mut count = PortCount { all, before: 100, kept, over, most: Ports { all, taken: 100 } };
         // 5 a second.
-        let taken = |watch: &mut Watch, second: u64| {
-            watch.look(Duration::from_secs(second), 10, second * 5).taken
+        let taken = |count: &mut PortCount, second: u64| {
+            count.look(Duration::from_secs(second), 10, second * 5).taken
         };
-        assert_eq!(taken(&mut watch, 0), 110);
-        let until = [1, 2, 59, 60, 61, 120, 200].map(|second| taken(&mut watch, second));
+        assert_eq!(taken(&mut count, 0), 110);
+        let until = [1, 2, 59, 60, 61, 120, 200].map(|second| taken(&mut count, second));
         // Those of before the run are free again after 60 s, and so are its own.
         assert_eq!(until, [115, 120, 405, 310, 310, 310, 410]);
-        assert_eq!(watch.most.taken, 410);
+        assert_eq!(count.most.taken, 410);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use socket2::Socket;
 
 use super::Config;
 use crate::client::Cancel;
-use crate::client::socket::Origin;
+use crate::client::socket::SourceOptions;
 use crate::client::target::{self, Family};
 use crate::error::Transport;
 use crate::protocol::{FrameError, Framing, MAX_DATAGRAM, Protocol};
@@ -51,8 +51,8 @@ impl Link {
         let &Config { ref target, transport, source, dscp, .. } = config;
         let family = source.map(|source| if source.is_ipv4() { Family::V4 } else { Family::V6 });
         let target = family.map_or(target.clone(), |family| target.clone().with_family(family));
-        let origin = Origin { source, dscp };
-        let (socket, peer) = target.connect(transport, origin, patience, cancel)?;
+        let options = SourceOptions { source, dscp };
+        let (socket, peer) = target.connect(transport, options, patience, cancel)?;
         let framing = if transport == Transport::Tcp { config.framing } else { Framing::Raw };
         if transport == Transport::Udp {
             // Without them, some losses are timeouts that could be told to be something else.
