@@ -16,11 +16,6 @@ impl Moment {
     pub(crate) fn nanos(self) -> u64 {
         self.0
     }
-
-    /// The time from `earlier` to here; zero when `earlier` is not earlier.
-    pub(crate) fn since(self, earlier: Moment) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
-    }
 }
 
 impl Add<Duration> for Moment {
@@ -31,11 +26,12 @@ impl Add<Duration> for Moment {
     }
 }
 
+/// The time from the earlier one; zero when that is not earlier.
 impl Sub for Moment {
     type Output = Duration;
 
     fn sub(self, earlier: Moment) -> Duration {
-        self.since(earlier)
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 

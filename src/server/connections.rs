@@ -49,7 +49,12 @@ pub(crate) const SWEEP_GAP: Duration = Duration::from_millis(10);
 
 /// All TCP connections of an event loop.
 pub(crate) struct Connections<L: Listener, V> {
-    acceptor: Acceptor<L>,
+    /// None is one that is gone.
+    listeners: Vec<Option<ReadyListener<L>>>,
+    /// The listener that is asked first in this pass.
+    first: usize,
+    /// Whether accept has stopped.
+    pause: Option<Pause>,
     admission: Admission,
     make_service: Box<dyn FnMut() -> V>,
     slab: Slab<Connection<L::Stream, V>>,
@@ -64,22 +69,13 @@ pub(crate) struct Connections<L: Listener, V> {
     scratch: Scratch,
 }
 
-/// The listeners, and whether they are asked.
-struct Acceptor<L> {
-    /// None is one that is gone.
-    listeners: Vec<Option<ReadyListener<L>>>,
-    pause: Option<Pause>,
-    /// The listener that is asked first in this pass.
-    first: usize,
-}
-
 struct ReadyListener<L> {
     inner: L,
     /// Clients may be waiting in the backlog.
     ready: bool,
 }
 
-/// Accept has stopped. The edge that announced the backlog is gone, so this has to be remembered.
+/// Why accept has stopped. The edge that announced the backlog is gone, so this has to be remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pause {
     /// Until a slot frees.
@@ -100,7 +96,9 @@ impl<L: Listener, V: Service> Connections<L, V> {
         let listeners =
             listeners.into_iter().map(|inner| Some(ReadyListener { inner, ready: false }));
         Connections {
-            acceptor: Acceptor { listeners: listeners.collect(), pause: None, first: 0 },
+            listeners: listeners.collect(),
+            first: 0,
+            pause: None,
             admission: Admission::new(&shared.rules, shared.stats.clone()),
             make_service: Box::new(make_service),
             slab: Slab::new(),
@@ -116,7 +114,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
 
     /// An event says that clients wait in a listener's backlog.
     pub(crate) fn hint_backlog(&mut self, listener: usize) {
-        if let Some(Some(listener)) = self.acceptor.listeners.get_mut(listener) {
+        if let Some(Some(listener)) = self.listeners.get_mut(listener) {
             listener.ready = true;
         }
     }
@@ -139,13 +137,13 @@ impl<L: Listener, V: Service> Connections<L, V> {
 
     /// Whether there is something to do at once.
     pub(crate) fn can_act(&self) -> bool {
-        let can_accept = || self.acceptor.listeners.iter().flatten().any(|listener| listener.ready);
-        !self.ready.is_empty() || (self.acceptor.pause.is_none() && can_accept())
+        let can_accept = || self.listeners.iter().flatten().any(|listener| listener.ready);
+        !self.ready.is_empty() || (self.pause.is_none() && can_accept())
     }
 
     /// When a pass is due even if no event comes.
     pub(crate) fn deadline(&self) -> Option<Moment> {
-        let retry = match self.acceptor.pause {
+        let retry = match self.pause {
             Some(Pause::Starved { retry_at }) => Some(retry_at),
             _ => None,
         };
@@ -171,12 +169,12 @@ impl<L: Listener, V: Service> Connections<L, V> {
             }
         }
         self.scratch.trim();
-        self.shared.stats.accept_paused.store(self.acceptor.pause.is_some(), Ordering::Relaxed);
+        self.shared.stats.accept_paused.store(self.pause.is_some(), Ordering::Relaxed);
     }
 
     /// Accepts what waits in the backlog, as far as it is not endless, and nothing after that.
     pub(crate) fn take_backlog(&mut self, now: Moment) {
-        self.acceptor.listeners.iter_mut().flatten().for_each(|listener| listener.ready = true);
+        self.listeners.iter_mut().flatten().for_each(|listener| listener.ready = true);
         for _ in 0..LAST_ACCEPT_PASSES {
             self.accept(now);
         }
@@ -184,8 +182,8 @@ impl<L: Listener, V: Service> Connections<L, V> {
 
     /// Stops accepting. Open connections may finish.
     pub(crate) fn close_listeners(&mut self) {
-        self.acceptor.listeners.clear();
-        self.acceptor.pause = None;
+        self.listeners.clear();
+        self.pause = None;
     }
 
     /// Closes our side of every connection, once what it is owed is sent. Before that, each ready connection
@@ -217,19 +215,19 @@ impl<L: Listener, V: Service> Connections<L, V> {
     // ---- accept
 
     fn accept(&mut self, now: Moment) {
-        if let Some(Pause::Starved { retry_at }) = self.acceptor.pause
+        if let Some(Pause::Starved { retry_at }) = self.pause
             && now >= retry_at
         {
-            self.acceptor.pause = None;
+            self.pause = None;
         }
         let mut budget = self.accepts_per_pass();
-        let count = self.acceptor.listeners.len();
+        let count = self.listeners.len();
         // Each goes first in its turn, so that a flood at one does not shut out the others.
-        self.acceptor.first = (self.acceptor.first + 1) % count.max(1);
-        for index in (self.acceptor.first..count).chain(0..self.acceptor.first) {
+        self.first = (self.first + 1) % count.max(1);
+        for index in (self.first..count).chain(0..self.first) {
             while budget > 0
-                && self.acceptor.pause.is_none()
-                && self.acceptor.listeners[index].as_ref().is_some_and(|listener| listener.ready)
+                && self.pause.is_none()
+                && self.listeners[index].as_ref().is_some_and(|listener| listener.ready)
             {
                 budget -= 1;
                 self.accept_one(index, now);
@@ -253,7 +251,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
     fn accept_one(&mut self, index: usize, now: Moment) {
         let open = self.slab.len();
         if self.is_full() && !self.shared.rules.newcomers_first {
-            self.acceptor.pause = Some(Pause::Full);
+            self.pause = Some(Pause::Full);
             return self.admission.pause(Lack::Slots(self.shared.rules.max_set_by), open, now);
         }
         if self.reserve_slot().is_err() {
@@ -261,13 +259,13 @@ impl<L: Listener, V: Service> Connections<L, V> {
             let error = ErrorKind::OutOfMemory.into();
             return self.admission.pause(Lack::Resources(&error), open, now);
         }
-        let Some(listener) = &mut self.acceptor.listeners[index] else { return };
+        let Some(listener) = &mut self.listeners[index] else { return };
         match listener.inner.accept() {
             Ok((stream, address)) => self.admit(index, stream, address.into(), now),
             Err(error) if is_lasting_for_accept(&error) => {
                 let address = listener.inner.local_addr();
                 note_gone(Transport::Tcp, address, &error, &self.shared.stats);
-                self.acceptor.listeners[index] = None;
+                self.listeners[index] = None;
             }
             Err(error) => match self.admission.judge(&error, open, now) {
                 AcceptError::Empty => {
@@ -285,7 +283,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
     }
 
     fn pause_starved(&mut self, now: Moment) {
-        self.acceptor.pause = Some(Pause::Starved { retry_at: now + ACCEPT_RETRY });
+        self.pause = Some(Pause::Starved { retry_at: now + ACCEPT_RETRY });
     }
 
     /// Makes sure that there is memory to serve one more.
@@ -315,7 +313,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
         let generation = self.last_generation;
         let entry = self.slab.vacant_entry();
         let id = ConnectionId { slot: slot(entry.key()), generation };
-        let listener = self.acceptor.listeners[index].as_mut().expect("it has just accepted");
+        let listener = self.listeners[index].as_mut().expect("it has just accepted");
         if let Err(error) = listener.inner.register(&mut stream, id) {
             drop(stream);
             self.admission.not_registered(peer, &error, self.slab.len(), now);
@@ -404,7 +402,7 @@ impl<L: Listener, V: Service> Connections<L, V> {
         summary.log();
         reason.counter(&self.shared.stats).increment();
         // Its descriptor and its slot are free with it.
-        self.acceptor.pause = None;
+        self.pause = None;
     }
 
     // ---- deadlines
