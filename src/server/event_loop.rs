@@ -51,9 +51,8 @@ const STREAMS: usize = Token::SOCKETS;
 /// the upper half 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
-    Wake,
-    Signal,
-    Interfaces,
+    /// A handle, signals or interfaces.
+    Shutdown(mio::Token),
     Listener(usize),
     Datagrams(usize),
     Connection(ConnectionId),
@@ -70,9 +69,7 @@ impl Token {
 impl From<Token> for mio::Token {
     fn from(token: Token) -> Self {
         mio::Token(match token {
-            Token::Wake => shutdown::WAKE.0,
-            Token::Signal => shutdown::SIGNAL.0,
-            Token::Interfaces => shutdown::INTERFACES.0,
+            Token::Shutdown(token) => token.0,
             Token::Listener(index) => Token::SOCKETS + index,
             Token::Datagrams(index) => 2 * Token::SOCKETS + index,
             Token::MonitorListener => 3 * Token::SOCKETS,
@@ -90,9 +87,7 @@ impl From<mio::Token> for Token {
     fn from(mio::Token(token): mio::Token) -> Self {
         let (generation, slot) = ((token >> 32) as u32, token as u32);
         match (generation, token / Token::SOCKETS) {
-            (0, 0) if token == shutdown::WAKE.0 => Token::Wake,
-            (0, 0) if token == shutdown::SIGNAL.0 => Token::Signal,
-            (0, 0) => Token::Interfaces,
+            (0, 0) => Token::Shutdown(mio::Token(token)),
             (0, 1) => Token::Listener(token - Token::SOCKETS),
             (0, 2) => Token::Datagrams(token - 2 * Token::SOCKETS),
             (0, _) => Token::MonitorListener,
@@ -399,18 +394,9 @@ impl<V: Service> EventLoop<V> {
                     );
                     self.connections.hint_backlog(index);
                 }
-                Token::Signal => {
-                    trace_ready("signal", "a signal has come");
-                    self.shutdown.take_signals();
-                }
-                Token::Interfaces => {
-                    trace_ready("interfaces", "network interfaces have changed");
-                    self.shutdown.check_interfaces();
-                }
-                // What it has to say is the stage.
-                Token::Wake => trace_ready("handle", "another thread has woken the loop"),
+                Token::Shutdown(token) => self.shutdown.take_event(token),
                 Token::MonitorListener => {
-                    trace_ready("monitor", "clients wait at the port for monitors");
+                    shutdown::trace_ready("monitor", "clients wait at the port for monitors");
                     if let Some(Monitors { connections, .. }) = &mut self.monitors {
                         connections.hint_backlog(0);
                     }
@@ -483,10 +469,6 @@ fn monitors(poll: &Poll, listener: std::net::TcpListener, handle: Handle) -> io:
     Ok(Monitors { connections, count_pass })
 }
 
-fn trace_ready(what: &'static str, sentence: &str) {
-    trace!(event = "ready", what = what; "event: {sentence}");
-}
-
 fn trace_socket_ready(index: usize, readiness: Readiness) {
     trace!(
         event = "ready",
@@ -517,9 +499,8 @@ mod tests {
     fn tokens_come_back_from_mio_as_they_went() {
         let connection = |slot, generation| Token::Connection(ConnectionId { slot, generation });
         for token in [
-            Token::Wake,
-            Token::Signal,
-            Token::Interfaces,
+            Token::Shutdown(mio::Token(0)),
+            Token::Shutdown(mio::Token(2)),
             Token::Listener(0),
             Token::Listener(Token::SOCKETS - 1),
             Token::Datagrams(0),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use log::{error, info, warn};
+use log::{error, info, trace, warn};
 use mio::{Events, Poll, Token, Waker};
 
 use super::clock::{Moment, round_up};
@@ -19,11 +19,11 @@ use crate::sys::signals::{Request, Signals};
 use crate::units;
 
 /// The token of a handle that has something to say.
-pub(super) const WAKE: Token = Token(0);
+const WAKE: Token = Token(0);
 /// The token of signals.
-pub(super) const SIGNAL: Token = Token(1);
+const SIGNAL: Token = Token(1);
 /// The token of network interfaces, of which some have changed.
-pub(super) const INTERFACES: Token = Token(2);
+const INTERFACES: Token = Token(2);
 
 /// The log target of the counters that a signal asked for: shown at every level.
 const REPORT_TARGET: &str = "evecho::report";
@@ -276,8 +276,25 @@ impl Shutdown {
         [self.next_at, notifier].into_iter().flatten().min()
     }
 
+    /// Takes an event of a handle, of signals or of interfaces.
+    pub(super) fn take_event(&mut self, token: Token) {
+        match token {
+            SIGNAL => {
+                trace_ready("signal", "a signal has come");
+                self.take_signals();
+            }
+            INTERFACES => {
+                trace_ready("interfaces", "network interfaces have changed");
+                // Sockets whose interface has been removed are shut down.
+                self.interfaces.iter_mut().for_each(Interfaces::shut_down_removed);
+            }
+            // What it has to say is the stage.
+            _ => trace_ready("handle", "another thread has woken the loop"),
+        }
+    }
+
     /// Does what the signals that have come ask for.
-    pub(super) fn take_signals(&mut self) {
+    fn take_signals(&mut self) {
         for request in self.signals.iter_mut().flat_map(Signals::requests) {
             match request {
                 Request::Report => {
@@ -297,13 +314,6 @@ impl Shutdown {
         }
     }
 
-    /// Shuts down the sockets whose interface has been removed.
-    pub(super) fn check_interfaces(&mut self) {
-        if let Some(interfaces) = &mut self.interfaces {
-            interfaces.shut_down_removed();
-        }
-    }
-
     /// Waits for signals and handles, for a thread that does nothing else, until the deadline or for
     /// `most`.
     pub(super) fn wait(
@@ -315,13 +325,7 @@ impl Shutdown {
     ) -> io::Result<()> {
         let timeout = self.deadline().map_or(most, |at| most.min(at - now));
         self::poll(poll, events, Some(timeout))?;
-        for event in events.iter() {
-            match event.token() {
-                SIGNAL => self.take_signals(),
-                INTERFACES => self.check_interfaces(),
-                _ => {}
-            }
-        }
+        events.iter().for_each(|event| self.take_event(event.token()));
         Ok(())
     }
 
@@ -376,6 +380,11 @@ impl Drop for Shutdown {
     fn drop(&mut self) {
         self.handle.raise(Stage::Over);
     }
+}
+
+/// Tells of an event of something that there is once.
+pub(super) fn trace_ready(what: &'static str, sentence: &str) {
+    trace!(event = "ready", what = what; "event: {sentence}");
 }
 
 /// Waits for events, up to `timeout`. A signal that interrupts the wait ends it without any.
