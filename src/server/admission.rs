@@ -37,18 +37,24 @@ pub(crate) struct Rules {
 }
 
 impl Rules {
-    /// The rules of a config, with no more connections than the limit on open files allows now.
+    /// The rules of a config, with no more connections than its design and the limit on open files allow now.
     pub(super) fn of(config: &Config) -> Self {
         let limits = &config.limits;
         let wanted = limits.max_connections.map_or(usize::MAX, NonZeroUsize::get);
-        let possible = limits::files_left().saturating_sub(config.spare_files()).max(1);
-        // An id has 31 bits for the slot.
-        let max_connections = wanted.min(possible).min(i32::MAX as usize);
-        let from_config = wanted == max_connections;
+        let of_design = match config.design {
+            // An id has 31 bits for the slot.
+            Design::EventLoop => (i32::MAX as usize, MaxSetBy::Design),
+            Design::Threaded => (limits::threads(), MaxSetBy::Threads),
+            Design::Iterative => (1, MaxSetBy::Design),
+        };
+        // Of those that allow as many, the first is named.
+        let all = [(wanted, MaxSetBy::Config), of_design, (possible(config), MaxSetBy::OpenFiles)];
+        let least = all.into_iter().min_by_key(|(most, _)| *most);
+        let (max_connections, max_set_by) = least.expect("there are three");
         Rules {
             protocol: config.protocol,
             max_connections,
-            max_set_by: if from_config { MaxSetBy::Config } else { MaxSetBy::OpenFiles },
+            max_set_by,
             peers: "clients",
             per_source_connections: limits.per_source_connections,
             idle_timeout: limits.idle_timeout,
@@ -57,14 +63,11 @@ impl Rules {
             newcomers_first: false,
         }
     }
+}
 
-    /// The same rules with no more than `max` connections.
-    pub(super) fn at_most(self, max: usize, set_by: MaxSetBy) -> Self {
-        if self.max_connections <= max {
-            return self;
-        }
-        Rules { max_connections: max, max_set_by: set_by, ..self }
-    }
+/// The most connections that the limit on open files allows now.
+pub(super) fn possible(config: &Config) -> usize {
+    limits::files_left().saturating_sub(config.spare_files()).max(1)
 }
 
 /// How long accept pauses for lack of descriptors or memory, unless a connection closes before.
@@ -208,21 +211,21 @@ mod tests {
     }
 
     #[test]
-    fn the_config_or_the_open_files_set_the_limit() {
+    fn the_config_the_design_or_the_open_files_set_the_limit() {
         let mut config = Config::default();
-        assert_eq!(Rules::of(&config).max_set_by, MaxSetBy::OpenFiles);
-        config.limits.max_connections = NonZeroUsize::new(1);
-        let rules = Rules::of(&config);
-        assert_eq!((rules.max_connections, rules.max_set_by), (1, MaxSetBy::Config));
-    }
-
-    #[test]
-    fn a_design_may_allow_fewer_connections_than_the_config() {
-        for (most, expected) in
-            [(8, (8, MaxSetBy::Threads)), (9, (9, MaxSetBy::Config)), (10, (9, MaxSetBy::Config))]
-        {
-            let rules = rules(0).at_most(most, MaxSetBy::Threads);
-            assert_eq!((rules.max_connections, rules.max_set_by), expected);
+        let mut limit = |design, wanted| {
+            config.design = design;
+            config.limits.max_connections = NonZeroUsize::new(wanted);
+            let Rules { max_connections, max_set_by, .. } = Rules::of(&config);
+            (max_connections, max_set_by)
+        };
+        assert_eq!(limit(Design::EventLoop, 0).1, MaxSetBy::OpenFiles);
+        let threads = limit(Design::Threaded, 0);
+        assert!(threads.0 <= limits::threads() && threads.1 != MaxSetBy::Config);
+        assert_eq!(limit(Design::Iterative, 0), (1, MaxSetBy::Design));
+        assert_eq!(limit(Design::Iterative, 2), (1, MaxSetBy::Design));
+        for design in [Design::EventLoop, Design::Threaded, Design::Iterative] {
+            assert_eq!(limit(design, 1), (1, MaxSetBy::Config));
         }
     }
 

@@ -1,5 +1,6 @@
 //! The first lines of the log: what is bound, which clients can reach it, and limits that the system reduces.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -7,8 +8,10 @@ use std::net::SocketAddr;
 use log::error;
 use log::{info, warn};
 
-use super::admission::Rules;
-use super::budget;
+use super::Server;
+#[cfg(feature = "daemon")]
+use super::reach;
+use super::{admission, budget};
 use crate::config::{Config, Design};
 #[cfg(feature = "daemon")]
 use crate::error::BindError;
@@ -16,9 +19,30 @@ use crate::error::{Setting, Transport};
 use crate::sys::limits::MemoryLimit;
 use crate::units;
 
+/// Logs what is served and what it is served without, and keeps the status for the service manager.
+pub(super) fn first_lines(server: &mut Server) {
+    impairments(&server.config);
+    let status = listening(&server.config, &server.addresses, server.reach);
+    server.shutdown.set_status(status);
+    let mut seen = HashSet::new();
+    for (address, refused) in &server.sockets.refused {
+        // TCP and UDP may lack the same.
+        if seen.insert((address, refused.what)) {
+            refused.log(address);
+        }
+    }
+    reduced_limits(&server.config);
+    #[cfg(feature = "daemon")]
+    match (&server.monitor, server.metrics_addr()) {
+        (Some(Err(error)), _) => not_monitoring(error),
+        (Some(Ok(listener)), Some(address)) => monitoring(address, reach::reach_of(listener)),
+        _ => {}
+    }
+}
+
 /// Warns that replies are impaired on purpose. Logged first, so that such a server is not taken for a
 /// healthy one.
-pub(super) fn impairments(config: &Config) {
+fn impairments(config: &Config) {
     let impairments = &config.impairments;
     let (false, Some(seed)) = (impairments.is_none(), impairments.seed) else { return };
     let hidden = config.serves(Transport::Tcp) && impairments.hidden_by_tcp().next().is_some();
@@ -37,7 +61,7 @@ pub(super) fn impairments(config: &Config) {
 
 /// Logs what is served at these addresses, and which clients can reach them. Returns the sentence, which is
 /// the status for a service manager.
-pub(super) fn listening(config: &Config, addresses: &[SocketAddr], reach: &str) -> String {
+fn listening(config: &Config, addresses: &[SocketAddr], reach: &str) -> String {
     let transport = config.transport.map_or("TCP and UDP", Transport::name);
     let design = config.design;
     let texts: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
@@ -59,7 +83,7 @@ pub(super) fn listening(config: &Config, addresses: &[SocketAddr], reach: &str) 
 
 /// Logs the address of the port for monitors.
 #[cfg(feature = "daemon")]
-pub(super) fn monitoring(address: SocketAddr, reach: &str) {
+fn monitoring(address: SocketAddr, reach: &str) {
     info!(
         event = "monitoring",
         address:%,
@@ -70,7 +94,7 @@ pub(super) fn monitoring(address: SocketAddr, reach: &str) {
 
 /// Logs why monitors are not served. Clients are: monitors take nothing from them.
 #[cfg(feature = "daemon")]
-pub(super) fn not_monitoring(error: &BindError) {
+fn not_monitoring(error: &BindError) {
     error!(
         event = "not_monitoring",
         address:% = error.address,
@@ -98,7 +122,7 @@ pub(super) fn reduced_limits(config: &Config) {
         log_reduced(Setting::MaxBuffered, wanted, possible, sentence);
     }
     let Some(wanted) = config.limits.max_connections else { return };
-    let possible = Rules::of(config).max_connections;
+    let possible = admission::possible(config);
     let sentence = format_args!(
         "the limit on open files allows {possible} connections, not {wanted}: raise it, as with ulimit -n"
     );

@@ -13,31 +13,33 @@
 //! kernel's scheduler, not the server, decides which client is served next.
 
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
+use std::mem::take;
 use std::net::{Shutdown as Direction, SocketAddr, TcpListener, TcpStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, Builder, Scope};
 use std::time::Duration;
 
 use log::trace;
-use mio::{Events, Poll};
+use mio::Events;
 use slab::Slab;
 use socket2::SockRef;
 
 use super::Server;
 use super::admission::{ACCEPT_RETRY, AcceptError, Admission, Rules};
+use super::announce;
 use super::clock::{Clock, Moment};
 use super::ending::{self, CloseReason, LINGER_BYTES, LINGER_TIME, Summary, Traffic};
-use super::incidents::{Lack, MaxSetBy};
+use super::incidents::Lack;
 use super::netem::Netem;
 use super::peer::Peer;
 use super::shutdown::{Handle, Shutdown, Stage};
-use super::sockets::{Sockets, note_gone};
+use super::sockets::note_gone;
 use super::udp::Responder;
 use crate::error::Transport;
-use crate::protocol::{Context, Framing, Reply, Scratch, Service, Session, guarded, try_copy};
+use crate::protocol::{Context, Framing, Reply, Scratch, Service, Session, guarded};
 use crate::stats::Stats;
 use crate::sys::datagram::DatagramSocket;
 use crate::sys::socket::{self, is_lasting_for_accept, reset_stream_options, set_timeouts};
@@ -45,7 +47,7 @@ use crate::sys::wait::until_readable;
 use crate::sys::{Errno, limits};
 
 /// What a thread reads at once.
-const BUFFER: usize = 16 << 10;
+pub(super) const BUFFER: usize = 16 << 10;
 /// What a read or write fails with that has waited for as long as it may (SO_RCVTIMEO, SO_SNDTIMEO).
 const TIMED_OUT: ErrorKind = ErrorKind::WouldBlock;
 /// How often a thread looks for more of a client that has been asked to leave.
@@ -55,29 +57,23 @@ const LEAST_SPACE: u64 = 4 << 20;
 /// How often the controlling thread looks whether there is something to log.
 const REPORT_GAP: Duration = Duration::from_secs(10);
 
-/// What accept(2) returns.
-type Accepted = io::Result<(TcpStream, SocketAddr)>;
 /// What a thread of the server does until it ends.
 type Work<'a> = Box<dyn FnOnce() -> io::Result<()> + Send + 'a>;
 
-/// Runs a blocking design, which can have `most` clients and serves them with `serve`, on a thread of
-/// its own. Each UDP socket has another one. This thread only controls.
+/// Runs a blocking design, which serves clients with `serve`, on a thread of its own. Each UDP socket has
+/// another one. This thread only controls.
 pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
-    server: Server,
-    (most, set_by): (usize, MaxSetBy),
+    mut server: Server,
     make_service: F,
     serve: impl FnOnce(Backlog<'_>, F) -> io::Result<()> + Send,
 ) -> io::Result<()> {
-    let rules = Rules::of(&server.config).at_most(most, set_by);
-    let guard = &Mutex::new(server.guard());
-    let (addresses, reach) = (server.local_addrs(), server.sockets.reach());
-    let Server { config, sockets, poll, shutdown, stats, .. } = server;
-    let Sockets { listeners, datagrams, set_accepted, refused } = sockets;
-    let hand_over = config.hand_over;
-    let clients = &Clients::new(rules, stats, shutdown.handle())?;
+    let (clients, guard) = (&Clients::new(&server)?, &Mutex::new(server.guard()));
+    let (listeners, datagrams) =
+        (take(&mut server.sockets.listeners), take(&mut server.sockets.datagrams));
     let (mut works, queues) = (Vec::<(&str, Work<'_>)>::new(), datagrams.len());
+    let hand_over = server.config.hand_over;
     for (index, socket) in datagrams.into_iter().enumerate() {
-        let netem = Netem::new(&config.impairments, index, queues);
+        let netem = Netem::new(&server.config.impairments, index, queues);
         let make_service = make_service.clone();
         let work = move || {
             let socket = DatagramSocket::new(socket, false)?;
@@ -88,22 +84,13 @@ pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
         works.push(("udp", Box::new(work)));
     }
     if !listeners.is_empty() {
-        // A thread that waits for one of several cannot wait inside accept(2). Accepted streams block.
-        listeners.iter().try_for_each(|listener| SockRef::from(listener).set_nonblocking(true))?;
-        let backlog = Backlog { listeners, set_accepted, clients, hand_over, failure: None };
+        let backlog = Backlog::new(listeners, &mut server, clients)?;
         works.push(("accept", Box::new(move || serve(backlog, make_service))));
     }
     thread::scope(|scope| {
-        let announce = |shutdown: &mut Shutdown| {
-            Server::announce(&config, (&addresses, reach), &refused, shutdown)
-        };
-        let outcome = control(scope, poll, shutdown, clients, works, announce);
-        // Those that have not ended do so now.
-        let outcome = outcome.inspect_err(|_| {
-            clients.handle.abort();
-            clients.announced.call_once(|| ());
-        });
-        // Whatever the outcome: no client is waited for any longer.
+        let outcome = control(scope, &mut server, clients, works);
+        // Whatever the outcome: those that have not ended do so now, and no client is waited for any longer.
+        clients.handle.abort();
         let open = clients.wake(Stage::Over);
         clients.lock().admission.incidents.report(Moment::LAST);
         outcome.inspect(|()| Shutdown::log_cut(open))
@@ -114,18 +101,17 @@ pub(super) fn run<V: Service, F: FnMut() -> V + Clone + Send + 'static>(
 /// and the end of these threads.
 fn control<'a>(
     scope: &'a Scope<'a, '_>,
-    mut poll: Poll,
-    mut shutdown: Shutdown,
+    server: &mut Server,
     clients: &'a Clients,
     works: Vec<(&str, Work<'a>)>,
-    announce: impl FnOnce(&mut Shutdown),
 ) -> io::Result<()> {
-    let (mut events, mut threads) = (Events::with_capacity(8), works.len());
-    let (ended, outcomes) = channel();
+    let (mut left, (ended, outcomes)) = (works.len(), channel());
+    // No thread gets this lock before the first lines are logged.
+    let first_lines = clients.lock();
     for (name, work) in works {
         let ended = ended.clone();
         let work = move || {
-            clients.announced.wait();
+            drop(clients.lock());
             let panicked = |_| Err(io::Error::other("a thread of the server panicked"));
             // Where this fails, the controlling thread has ended already.
             let _ = ended.send(catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(panicked));
@@ -134,9 +120,12 @@ fn control<'a>(
         let thread = Builder::new().name(name.to_owned()).spawn_scoped(scope, work);
         thread.map_err(no_thread)?;
     }
-    clients.announced.call_once(|| announce(&mut shutdown));
+    announce::first_lines(server);
+    drop(first_lines);
+    let Server { poll, shutdown, .. } = server;
+    let mut events = Events::with_capacity(8);
     shutdown.begin(clients.clock.now());
-    while threads > 0 {
+    while left > 0 {
         let now = clients.clock.now();
         while let Some(stage) = shutdown.advance(now) {
             if stage == Stage::Over {
@@ -149,10 +138,10 @@ fn control<'a>(
         }
         clients.lock().admission.incidents.report(now);
         trace!(event = "waiting", what = "signal"; "waits for a signal, or for a thread that ends");
-        shutdown.wait(&mut poll, &mut events, now, REPORT_GAP)?;
+        shutdown.wait(poll, &mut events, now, REPORT_GAP)?;
         for outcome in outcomes.try_iter() {
             outcome?;
-            threads -= 1;
+            left -= 1;
         }
     }
     shutdown.outcome()
@@ -178,36 +167,30 @@ struct Clients {
     slots: Mutex<Slots>,
     /// A client has left, or a stage has begun.
     changed: Condvar,
-    /// The first lines are logged: the threads begin.
-    announced: Once,
-    timeouts_refused: Once,
 }
 
 struct Slots {
     streams: Slab<Arc<TcpStream>>,
     admission: Admission,
-    /// The number of the last client that was admitted.
-    last_number: u32,
     /// The other end of [`Clients::until_drain`].
     drain: Option<PipeWriter>,
 }
 
 impl Clients {
-    fn new(rules: Rules, stats: Arc<Stats>, handle: Handle) -> io::Result<Clients> {
+    fn new(server: &Server) -> io::Result<Clients> {
+        let (rules, stats) = (Rules::of(&server.config), Arc::clone(&server.stats));
         let (until_drain, drain) = io::pipe()?;
         let admission = Admission::new(&rules, Arc::clone(&stats));
-        let slots = Slots { streams: Slab::new(), admission, last_number: 0, drain: Some(drain) };
+        let slots = Slots { streams: Slab::new(), admission, drain: Some(drain) };
         Ok(Clients {
             rules,
             limited: limits::address_space_left() < u64::MAX,
             stats,
-            handle,
+            handle: server.handle(),
             clock: Clock::start(),
             until_drain,
             slots: Mutex::new(slots),
             changed: Condvar::new(),
-            announced: Once::new(),
-            timeouts_refused: Once::new(),
         })
     }
 
@@ -216,20 +199,10 @@ impl Clients {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The bytes of memory by which one client may grow, so that others still find some: an eighth of what a
-    /// limit on address space leaves.
-    fn room(&self) -> usize {
-        match self.limited {
-            true => usize::try_from(limits::address_space_left() / 8).unwrap_or(usize::MAX),
-            false => usize::MAX,
-        }
-    }
-
-    /// An error where a limit on address space leaves too little for one more client: an allocation that fails
-    /// in its thread may end the process.
-    fn lacks_memory(&self) -> Option<io::Error> {
-        let lacks = self.limited && limits::address_space_left() < LEAST_SPACE;
-        lacks.then(|| Errno::ENOMEM.into())
+    /// The bytes that a limit on address space leaves: an allocation that fails in a client's thread may end
+    /// the process.
+    fn space_left(&self) -> u64 {
+        if self.limited { limits::address_space_left() } else { u64::MAX }
     }
 
     /// Wakes all threads that a new stage concerns; how many clients there are.
@@ -251,41 +224,9 @@ impl Clients {
         drop(self.changed.wait_timeout(slots, time));
         self.stats.accept_paused.store(false, Relaxed);
     }
-
-    /// Has reads and writes wait for no longer than the idle timeout. Where the system refuses that, it is said
-    /// once.
-    fn set_timeouts(&self, stream: &TcpStream) {
-        let timeout = self.rules.idle_timeout;
-        let refused = set_timeouts(&SockRef::from(stream), timeout);
-        // The socket of a client that is gone has no options any more (macOS).
-        if let (Some(first), Some(_)) = (refused.first(), timeout)
-            && let (Ok(address), Ok(_)) = (stream.local_addr(), stream.peer_addr())
-        {
-            self.timeouts_refused.call_once(|| first.log(address));
-        }
-    }
-
-    /// Admits a client that was accepted. Otherwise says what to do: where its source has as many
-    /// connections as it may have, and where accept has failed.
-    fn admit(&self, accepted: Accepted) -> Result<Client<'_>, AcceptError> {
-        let (mut slots, since) = (self.lock(), self.clock.now());
-        let open = slots.streams.len();
-        let (stream, address) =
-            accepted.map_err(|error| slots.admission.judge(&error, open, since))?;
-        let (stream, peer) = (Arc::new(stream), Peer::from(address));
-        if !slots.admission.admit(peer, since) {
-            return Err(AcceptError::Connection);
-        }
-        slots.last_number = slots.last_number.checked_add(1).unwrap_or(1);
-        let (key, number) = (slots.streams.insert(Arc::clone(&stream)), slots.last_number);
-        trace!(event = "accepted", peer:%; "{peer}: accepted");
-        self.stats.accepted.increment();
-        let (traffic, unsent) = (Traffic::default(), 0);
-        Ok(Client { clients: self, stream, peer, key, number, traffic, unsent, since })
-    }
 }
 
-/// A client that was admitted.
+/// A client that was admitted. It is read and written as a stream, and counts what moves.
 pub(super) struct Client<'a> {
     clients: &'a Clients,
     stream: Arc<TcpStream>,
@@ -300,23 +241,13 @@ pub(super) struct Client<'a> {
     since: Moment,
 }
 
-impl Drop for Client<'_> {
-    fn drop(&mut self) {
-        let mut slots = self.clients.lock();
-        slots.streams.remove(self.key);
-        slots.admission.leave(self.peer);
-        self.clients.changed.notify_all();
-    }
-}
-
 impl Client<'_> {
     /// Serves the client to its end, however long that takes.
     pub(super) fn serve<V: Service>(mut self, make_service: impl FnOnce() -> V) {
         let Ok(service) = guarded(make_service) else { return self.end(CloseReason::Panicked) };
-        let (clients, peer) = (self.clients, self.peer);
-        let stream = Arc::clone(&self.stream);
+        let (clients, stream) = (self.clients, Arc::clone(&self.stream));
         let local = || stream.local_addr();
-        let context = Context::asking(Some(self.number), peer.into(), &local);
+        let context = Context::asking(Some(self.number), self.peer.into(), &local);
         let mut session = Session::new(clients.rules.protocol, service);
         let reason = match self.converse(&mut session, &context) {
             Ok(reason) => reason,
@@ -330,6 +261,98 @@ impl Client<'_> {
         self.end(if closed { reason } else { CloseReason::Panicked });
     }
 
+    /// Reads, replies, and writes, until we close our side. An error ends both sides at once.
+    fn converse<V: Service>(
+        &mut self,
+        session: &mut Session<V>,
+        context: &Context<'_>,
+    ) -> io::Result<CloseReason> {
+        let (clients, peer) = (self.clients, self.peer);
+        let (mut buffer, mut scratch) = ([0; BUFFER], Scratch::default());
+        let mut end = self.reply(session.open(&mut scratch, context), None)?;
+        let reason = loop {
+            if let Some(reason) = end {
+                break reason;
+            }
+            // What has come by the time we close has a reply, as far as one read takes it.
+            let is_last = clients.handle.stage() >= Stage::Closing;
+            trace!(event = "waiting", what = "bytes", peer:%; "{peer}: waits for bytes");
+            end = match self.read(&mut buffer) {
+                // No FIN: another thread has shut the stream down, since the stage began.
+                Ok(0) if clients.handle.stage() >= Stage::Closing => Some(CloseReason::Drain),
+                Ok(read) => {
+                    let (held, room) = (session.held(), clients.space_left() / 8);
+                    let reply = match &buffer[..read] {
+                        [] => session.finish(&mut scratch, context),
+                        // It may grow by a part of what is left, so that others still find some.
+                        input => session.receive(input, room as usize, &mut scratch, context),
+                    };
+                    clients.stats.buffered.fetch_add(session.held().wrapping_sub(held), Relaxed);
+                    let end = self.reply(reply, session.begun())?;
+                    end.or(is_last.then_some(CloseReason::Drain))
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => None,
+                Err(error) if error.kind() == TIMED_OUT => Some(CloseReason::Idle),
+                Err(error) => return Err(error),
+            };
+        };
+        self.close(reason).map(|()| reason)
+    }
+
+    /// Writes a reply. Where it is the last one, says why. `begun` is what the session keeps of a frame.
+    fn reply(
+        &mut self,
+        Reply { bytes, verdict }: Reply<'_>,
+        begun: Option<(usize, Framing)>,
+    ) -> io::Result<Option<CloseReason>> {
+        ending::trace_reply(&self.peer, bytes.len(), begun);
+        self.write_all(&bytes)?;
+        Ok(CloseReason::of(verdict))
+    }
+
+    /// Sends our FIN, and reads and drops what still comes, so that it cannot cause an RST that would
+    /// overtake our last bytes: for a bounded time and, once these are acknowledged, a bounded size.
+    fn close(&mut self, reason: CloseReason) -> io::Result<()> {
+        let clients = self.clients;
+        let stage = || clients.handle.stage();
+        if reason.ends_both_sides() || stage() == Stage::Over {
+            return Ok(());
+        }
+        // Where another thread has shut the other side down, the kernel has an RST for what comes after our
+        // FIN, and a read does not wait.
+        let fin_is_last = stage() == Stage::Closing;
+        if !fin_is_last {
+            self.shut_down()?;
+        }
+        let end = clients.clock.now() + LINGER_TIME;
+        let (mut buffer, mut left) = ([0; 4 << 10], LINGER_BYTES as usize);
+        while left > 0 || socket::is_unacknowledged(&*self.stream) {
+            let time = end - clients.clock.now();
+            // Without a bound, it does not wait at all.
+            if time.is_zero() || self.stream.set_read_timeout(Some(time)).is_err() {
+                break;
+            }
+            let read = match self.read(&mut buffer) {
+                Err(error) if error.kind() == TIMED_OUT => break,
+                outcome => outcome?,
+            };
+            if read == 0 {
+                if stage() != Stage::Closing || !socket::is_unacknowledged(&*self.stream) {
+                    break;
+                }
+                thread::sleep(time.min(LINGER_GAP));
+            }
+            left = left.saturating_sub(read);
+        }
+        if fin_is_last { self.shut_down() } else { Ok(()) }
+    }
+
+    fn shut_down(&self) -> io::Result<()> {
+        self.stream.shutdown(Direction::Write)?;
+        ending::trace_shutdown(&self.peer);
+        Ok(())
+    }
+
     /// It is over: logged, gone, and counted.
     pub(super) fn end(self, reason: CloseReason) {
         let Client { clients, peer, traffic, unsent, since, .. } = self;
@@ -340,121 +363,44 @@ impl Client<'_> {
         // Counted last: a connection that counts as closed is gone, with all that it held.
         reason.counter(&clients.stats).increment();
     }
+}
 
-    /// Reads, replies, and writes, until we close our side. An error ends both sides at once.
-    fn converse<V: Service>(
-        &mut self,
-        session: &mut Session<V>,
-        context: &Context<'_>,
-    ) -> io::Result<CloseReason> {
-        let Ok(mut buffer) = try_copy(&[0; BUFFER]) else { return Ok(CloseReason::OverBudget) };
-        let mut scratch = Scratch::default();
-        let (Clients { stats, handle, .. }, peer) = (self.clients, self.peer);
-        self.clients.set_timeouts(&self.stream);
-        let mut end = self.reply(session.open(&mut scratch, context), None)?;
-        let mut is_last = false;
-        while end.is_none() && !is_last {
-            // What has come by the time we close has a reply, as far as one read takes it.
-            is_last = handle.stage() >= Stage::Closing;
-            trace!(event = "waiting", what = "bytes", peer:%; "{peer}: waits for bytes");
-            match (&*self.stream).read(&mut buffer) {
-                // No FIN: another thread has shut the stream down, since the stage began.
-                Ok(0) if handle.stage() >= Stage::Closing => break,
-                Ok(read) => {
-                    self.traffic.count_read(&peer, read, BUFFER, stats);
-                    stats.buffered.fetch_sub(session.held(), Relaxed);
-                    let reply = match &buffer[..read] {
-                        [] => session.finish(&mut scratch, context),
-                        input => session.receive(input, self.clients.room(), &mut scratch, context),
-                    };
-                    stats.buffered.fetch_add(session.held(), Relaxed);
-                    end = self.reply(reply, session.begun())?;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == TIMED_OUT => end = Some(CloseReason::Idle),
-                Err(error) => return Err(error),
-            }
-        }
-        self.close(end.unwrap_or(CloseReason::Drain))
-    }
-
-    /// Writes a reply. Where it is the last one, says why. `begun` is what the session keeps of a frame.
-    fn reply(
-        &mut self,
-        Reply { bytes, verdict }: Reply<'_>,
-        begun: Option<(usize, Framing)>,
-    ) -> io::Result<Option<CloseReason>> {
-        ending::trace_reply(&self.peer, bytes.len(), begun);
-        let (clock, start) = (self.clients.clock, self.clients.clock.now());
-        let written = self.write_all(&bytes);
-        self.traffic.count_pause(clock.now() - start);
-        written.map(|()| CloseReason::of(verdict))
-    }
-
-    /// Waits until the send buffer has taken all of it.
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let peer = self.peer;
-        self.unsent = bytes.len();
-        while self.unsent > 0 {
-            trace!(event = "waiting", what = "room", peer:%, bytes = self.unsent; "{peer}: waits for room in the send buffer");
-            match (&*self.stream).write(&bytes[bytes.len() - self.unsent..]) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(taken) => {
-                    self.traffic.count_write(&peer, taken, self.unsent, &self.clients.stats);
-                    self.unsent -= taken;
-                }
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends our FIN, and reads and drops what still comes, so that it cannot cause an RST that would
-    /// overtake our last bytes: for a bounded time and, once these are acknowledged, a bounded size.
-    fn close(&mut self, reason: CloseReason) -> io::Result<CloseReason> {
-        if reason.ends_both_sides() || self.clients.handle.stage() == Stage::Over {
-            return Ok(reason);
-        }
-        // Where another thread has shut the other side down, the kernel has an RST for what comes after our
-        // FIN, and a read does not wait.
-        let is_shut = self.clients.handle.stage() == Stage::Closing;
-        if !is_shut {
-            self.shut_down()?;
-        }
-        let end = self.clients.clock.now() + LINGER_TIME;
-        let (mut buffer, mut left) = ([0; 4 << 10], LINGER_BYTES as usize);
-        while left > 0 || socket::is_unacknowledged(&*self.stream) {
-            let time = end - self.clients.clock.now();
-            // Without a bound, it does not wait at all.
-            if time.is_zero() || self.stream.set_read_timeout(Some(time)).is_err() {
-                break;
-            }
-            let read = match (&*self.stream).read(&mut buffer) {
-                Err(error) if error.kind() == TIMED_OUT => break,
-                outcome => outcome?,
-            };
-            let is_shut = self.clients.handle.stage() == Stage::Closing;
-            if read == 0 && is_shut && socket::is_unacknowledged(&*self.stream) {
-                thread::sleep(time.min(LINGER_GAP));
-                continue;
-            }
+impl Read for Client<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = (&*self.stream).read(buffer)?;
+        // Once we close, the end may be that of the other thread's shutdown.
+        if read > 0 || self.clients.handle.stage() < Stage::Closing {
             self.traffic.count_read(&self.peer, read, buffer.len(), &self.clients.stats);
-            if read == 0 {
-                break;
-            }
-            left = left.saturating_sub(read);
         }
-        if is_shut {
-            self.shut_down()?;
-        }
-        Ok(reason)
+        Ok(read)
+    }
+}
+
+impl Write for Client<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let (Clients { clock, stats, .. }, peer) = (self.clients, self.peer);
+        self.unsent = bytes.len();
+        trace!(event = "waiting", what = "room", peer:%, bytes = self.unsent; "{peer}: waits for room in the send buffer");
+        let start = clock.now();
+        let outcome = (&*self.stream).write(bytes);
+        self.traffic.count_pause(clock.now() - start);
+        let taken = outcome?;
+        self.traffic.count_write(&peer, taken, self.unsent, stats);
+        self.unsent -= taken;
+        Ok(taken)
     }
 
-    fn shut_down(&self) -> io::Result<()> {
-        self.stream.shutdown(Direction::Write)?;
-        ending::trace_shutdown(&self.peer);
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+impl Drop for Client<'_> {
+    fn drop(&mut self) {
+        let mut slots = self.clients.lock();
+        slots.streams.remove(self.key);
+        slots.admission.leave(self.peer);
+        self.clients.changed.notify_all();
     }
 }
 
@@ -466,6 +412,8 @@ pub(super) struct Backlog<'a> {
     /// Whether what they accept lacks their options.
     set_accepted: bool,
     clients: &'a Clients,
+    /// The number of the last client that was admitted.
+    last_number: u32,
     /// What waits here when the drain begins is left to the next server.
     hand_over: bool,
     /// What has failed after accept(2), and is dealt with as if that had.
@@ -473,6 +421,23 @@ pub(super) struct Backlog<'a> {
 }
 
 impl<'a> Backlog<'a> {
+    fn new(
+        listeners: Vec<TcpListener>,
+        server: &mut Server,
+        clients: &'a Clients,
+    ) -> io::Result<Self> {
+        let (set_accepted, hand_over) = (server.sockets.set_accepted, server.config.hand_over);
+        for listener in &listeners {
+            // A thread that waits for one of several cannot wait inside accept(2). Accepted streams block.
+            SockRef::from(listener).set_nonblocking(true)?;
+            let refused = set_timeouts(&SockRef::from(listener), clients.rules.idle_timeout);
+            if let (Ok(address), Some(_)) = (listener.local_addr(), clients.rules.idle_timeout) {
+                server.sockets.refused.extend(refused.into_iter().map(|one| (address, one)));
+            }
+        }
+        Ok(Backlog { listeners, set_accepted, clients, last_number: 0, hand_over, failure: None })
+    }
+
     /// Waits for the next client, when there is a slot for it; `None` when no more are to be served.
     pub(super) fn accept(&mut self) -> io::Result<Option<Client<'a>>> {
         let clients = self.clients;
@@ -487,21 +452,27 @@ impl<'a> Backlog<'a> {
                 continue;
             }
             drop(slots);
-            let failure = self.failure.take().or_else(|| clients.lacks_memory());
-            let accepted = failure.map_or_else(|| self.try_accept(), Err);
-            if self.listeners.is_empty() {
-                break;
-            }
-            match clients.admit(accepted) {
-                Ok(client) => return Ok(Some(client)),
-                Err(AcceptError::Connection) => {}
+            let accepted = match self.failure.take() {
+                Some(error) => Err(error),
+                None if clients.space_left() < LEAST_SPACE => Err(Errno::ENOMEM.into()),
+                None => self.try_accept(),
+            };
+            let error = match accepted.map(|accepted| self.admit(accepted)) {
+                Ok(None) => continue,
+                Ok(client) => return Ok(client),
+                Err(_) if self.listeners.is_empty() => break,
+                Err(error) => error,
+            };
+            let verdict = clients.lock().admission.judge(&error, open, now);
+            match verdict {
+                AcceptError::Connection => {}
                 // The backlog is empty, or would have to wait: what comes now is too late.
-                Err(_) if clients.handle.stage() >= Stage::Draining => break,
-                Err(AcceptError::Starved) => {
+                _ if clients.handle.stage() >= Stage::Draining => break,
+                AcceptError::Starved => {
                     trace!(event = "waiting", what = "resources"; "waits for a client to leave, or for another try");
                     clients.pause(clients.lock(), ACCEPT_RETRY);
                 }
-                Err(AcceptError::Empty) => {
+                AcceptError::Empty => {
                     trace!(event = "waiting", what = "client"; "waits for the next client");
                     until_readable(&self.listeners, &clients.until_drain, None)?;
                 }
@@ -511,7 +482,7 @@ impl<'a> Backlog<'a> {
     }
 
     /// Takes a client from the next listener that has one. One that fails for good is gone.
-    fn try_accept(&mut self) -> Accepted {
+    fn try_accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         for _ in 0..self.listeners.len() {
             self.listeners.rotate_left(1);
             match self.listeners[0].accept() {
@@ -524,17 +495,33 @@ impl<'a> Backlog<'a> {
                     break;
                 }
                 accepted => {
-                    let accepted = accepted.and_then(|(stream, address)| {
-                        socket::block_accepted(&stream).map(|()| (stream, address))
-                    });
-                    if let (Ok((stream, _)), true) = (&accepted, self.set_accepted) {
-                        // What is refused was logged for the listener.
-                        reset_stream_options(&SockRef::from(stream));
+                    let (stream, address) = accepted?;
+                    socket::block_accepted(&stream)?;
+                    // What is refused of these was logged for the listener.
+                    if self.set_accepted {
+                        reset_stream_options(&SockRef::from(&stream));
                     }
-                    return accepted;
+                    set_timeouts(&SockRef::from(&stream), self.clients.rules.idle_timeout);
+                    return Ok((stream, address));
                 }
             }
         }
         Err(ErrorKind::WouldBlock.into())
+    }
+
+    /// Admits a client, unless its source has as many connections as it may have.
+    fn admit(&mut self, (stream, address): (TcpStream, SocketAddr)) -> Option<Client<'a>> {
+        let (clients, peer) = (self.clients, Peer::from(address));
+        let (mut slots, since) = (clients.lock(), clients.clock.now());
+        if !slots.admission.admit(peer, since) {
+            return None;
+        }
+        self.last_number = self.last_number.checked_add(1).unwrap_or(1);
+        let (stream, number) = (Arc::new(stream), self.last_number);
+        let key = slots.streams.insert(Arc::clone(&stream));
+        trace!(event = "accepted", peer:%; "{peer}: accepted");
+        clients.stats.accepted.increment();
+        let (traffic, unsent) = (Traffic::default(), 0);
+        Some(Client { clients, stream, peer, key, number, traffic, unsent, since })
     }
 }

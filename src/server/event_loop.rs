@@ -15,6 +15,7 @@ use socket2::SockRef;
 
 use super::Server;
 use super::admission::Rules;
+use super::announce;
 use super::clock::{Clock, Moment};
 use super::connection::{self, Readiness, Shared};
 use super::connections::{self, Connections};
@@ -193,9 +194,10 @@ struct EventLoop<V> {
 
 /// Runs the server. `make_service` makes the service of each conversation.
 pub(super) fn run<V: Service + 'static>(
-    server: Server,
+    mut server: Server,
     make_service: impl FnMut() -> V + Clone + 'static,
 ) -> io::Result<()> {
+    announce::first_lines(&mut server);
     EventLoop::new(server, make_service)?.run()
 }
 

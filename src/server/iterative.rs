@@ -14,7 +14,6 @@ use std::io;
 
 use super::Server;
 use super::blocking;
-use super::incidents::MaxSetBy;
 use crate::protocol::Service;
 
 /// Runs the server: serves one client after the other.
@@ -22,7 +21,7 @@ pub(super) fn run<V: Service>(
     server: Server,
     make_service: impl FnMut() -> V + Clone + Send + 'static,
 ) -> io::Result<()> {
-    blocking::run(server, (1, MaxSetBy::Design), make_service, |mut backlog, mut make_service| {
+    blocking::run(server, make_service, |mut backlog, mut make_service| {
         while let Some(client) = backlog.accept()? {
             client.serve(&mut make_service);
         }

@@ -31,7 +31,6 @@ mod udp;
 pub use running::RunningServer;
 pub use shutdown::Handle;
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 #[cfg(feature = "daemon")]
 use std::net::TcpListener;
@@ -42,7 +41,6 @@ use socket2::SockRef;
 
 use self::admission::Rules;
 use self::guard::Guard;
-use self::incidents::MaxSetBy;
 use self::reach::Local;
 use self::shutdown::Shutdown;
 use self::sockets::Sockets;
@@ -53,9 +51,8 @@ use crate::error::{AdoptError, Error, Transport};
 use crate::protocol::{Echo, Service};
 use crate::random;
 use crate::stats::Stats;
+use crate::sys::OwnedFd;
 use crate::sys::cause::{self, Call};
-use crate::sys::socket::Refused;
-use crate::sys::{OwnedFd, limits};
 
 /// A server with bound sockets. Clients that connect wait in the backlog until it runs.
 ///
@@ -79,6 +76,9 @@ use crate::sys::{OwnedFd, limits};
 pub struct Server {
     config: Config,
     sockets: Sockets,
+    /// The addresses of the sockets, and which clients can reach them.
+    addresses: Vec<SocketAddr>,
+    reach: &'static str,
     #[cfg(feature = "daemon")]
     monitor: Option<Result<TcpListener, BindError>>,
     poll: Poll,
@@ -186,18 +186,10 @@ impl Server {
             config.check()?;
             locals = inherited.iter().filter_map(Local::of).collect();
         }
-        let mut seen = HashSet::new();
-        let addresses = locals.iter().map(|local| local.address);
-        let addresses = addresses.filter(|address| seen.insert(*address)).collect();
         announce::reduced_limits(&config);
-        let rules = match config.design {
-            Design::EventLoop => Rules::of(&config),
-            Design::Threaded => Rules::of(&config).at_most(limits::threads(), MaxSetBy::Threads),
-            Design::Iterative => Rules::of(&config).at_most(1, MaxSetBy::Design),
-        };
-        let Rules { max_connections, max_buffered, .. } = rules;
+        let Rules { max_connections, max_buffered, .. } = Rules::of(&config);
         Ok(Preview {
-            addresses,
+            addresses: reach::addresses(&locals),
             reach: reach::reach(&locals),
             #[cfg(feature = "daemon")]
             metrics_reach: config.metrics.map(|at| reach::reach(&[Local::everything(at)])),
@@ -218,11 +210,14 @@ impl Server {
         let poll = Poll::new().map_err(failed)?;
         let shutdown = Shutdown::new(&poll, &config, Arc::clone(&stats)).map_err(failed)?;
         let sockets = sockets(&mut config)?;
+        let locals: Vec<_> = sockets.each().filter_map(Local::of).collect();
         #[cfg(feature = "daemon")]
         let monitor = config.metrics.map(|address| sockets::bind_monitor(address, &sockets));
         Ok(Server {
             config,
             sockets,
+            addresses: reach::addresses(&locals),
+            reach: reach::reach(&locals),
             #[cfg(feature = "daemon")]
             monitor,
             poll,
@@ -233,10 +228,7 @@ impl Server {
 
     /// The addresses that are bound, TCP before UDP. One that both have is listed once.
     pub fn local_addrs(&self) -> Vec<SocketAddr> {
-        let tcp = self.sockets.listeners.iter().filter_map(|socket| socket.local_addr().ok());
-        let udp = self.sockets.datagrams.iter().filter_map(|socket| socket.local_addr().ok());
-        let mut seen = HashSet::new();
-        tcp.chain(udp).filter(|&address| seen.insert(address)).collect()
+        self.addresses.clone()
     }
 
     /// The address of the port for monitors: [`Config::metrics`], with the port that was picked. None where
@@ -296,20 +288,7 @@ impl Server {
         self.shutdown.watch(&self.sockets, &self.poll);
         let stats = Arc::clone(&self.stats);
         match self.config.design {
-            Design::EventLoop => {
-                let (addresses, reach) = (self.local_addrs(), self.sockets.reach());
-                let refused = &self.sockets.refused;
-                Server::announce(&self.config, (&addresses, reach), refused, &mut self.shutdown);
-                #[cfg(feature = "daemon")]
-                match (&self.monitor, self.metrics_addr()) {
-                    (Some(Err(error)), _) => announce::not_monitoring(error),
-                    (Some(Ok(listener)), Some(address)) => {
-                        announce::monitoring(address, reach::reach_of(listener));
-                    }
-                    _ => {}
-                }
-                event_loop::run(self, make_service)
-            }
+            Design::EventLoop => event_loop::run(self, make_service),
             Design::Threaded => threaded::run(self, make_service),
             Design::Iterative => iterative::run(self, make_service),
         }
@@ -361,26 +340,6 @@ impl Server {
         F: FnMut() -> V + Clone + Send + 'static,
     {
         RunningServer::spawn(self, |server| server.run_each(make_service))
-    }
-
-    /// Logs what is served at these addresses and what it is served without, and keeps the status for the
-    /// service manager.
-    fn announce(
-        config: &Config,
-        (addresses, reach): (&[SocketAddr], &str),
-        refused: &[(SocketAddr, Refused)],
-        shutdown: &mut Shutdown,
-    ) {
-        announce::impairments(config);
-        shutdown.set_status(announce::listening(config, addresses, reach));
-        let mut seen = HashSet::new();
-        for (address, refused) in refused {
-            // TCP and UDP may lack the same.
-            if seen.insert((address, refused.what)) {
-                refused.log(address);
-            }
-        }
-        announce::reduced_limits(config);
     }
 
     /// The guard of the ports of the config, and of our own.

@@ -1,5 +1,6 @@
 //! The addresses that bound sockets have, and which clients can reach them.
 
+use std::collections::HashSet;
 #[cfg(feature = "daemon")]
 use std::net::TcpListener;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -44,6 +45,12 @@ impl Local {
         let same_port = self.address.port() == other.address.port();
         self.address == other.address || shared && wide && same_port
     }
+}
+
+/// The addresses, each once.
+pub(super) fn addresses(locals: &[Local]) -> Vec<SocketAddr> {
+    let mut seen = HashSet::new();
+    locals.iter().map(|local| local.address).filter(|address| seen.insert(*address)).collect()
 }
 
 /// Which clients can reach a listener.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use log::error;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::reach::{self, Local};
+use super::reach::Local;
 use crate::address::BindAddress;
 use crate::config::Config;
 use crate::error::{AdoptError, BindError, Setting, Transport};
@@ -305,11 +305,6 @@ impl Sockets {
             Transport::Tcp => self.listeners.iter().filter_map(Local::of).collect(),
             Transport::Udp => self.datagrams.iter().filter_map(Local::of).collect(),
         }
-    }
-
-    /// Which clients can reach the server.
-    pub(crate) fn reach(&self) -> &'static str {
-        reach::reach(&[Transport::Tcp, Transport::Udp].map(|one| self.locals(one)).concat())
     }
 }
 

@@ -19,22 +19,19 @@ use log::trace;
 use super::Server;
 use super::blocking;
 use super::ending::CloseReason;
-use super::incidents::MaxSetBy;
 use crate::protocol::{Service, guarded};
-use crate::sys::limits;
 
-/// The stack of a client's thread, instead of the usual 2 MiB. The built-in services, with every log
-/// line and without optimisation, need 16 KiB; the rest is for services of other makes. Only what is
-/// touched takes memory.
-const STACK: usize = 128 << 10;
+/// The stack of a client's thread, instead of the usual 2 MiB: its buffer, and 128 KiB. The built-in services,
+/// with every log line and without optimisation, need 16 KiB; the rest is for services of other makes. Only
+/// what is touched takes memory.
+const STACK: usize = blocking::BUFFER + (128 << 10);
 
 /// Runs the server: serves each client on a thread of its own, and waits for all of them in the end.
 pub(super) fn run<V: Service>(
     server: Server,
     make_service: impl FnMut() -> V + Clone + Send + 'static,
 ) -> io::Result<()> {
-    let most = (limits::threads(), MaxSetBy::Threads);
-    blocking::run(server, most, make_service, |mut backlog, make_service| {
+    blocking::run(server, make_service, |mut backlog, make_service| {
         thread::scope(|scope| {
             while let Some(client) = backlog.accept()? {
                 let Ok(make_service) = guarded(|| make_service.clone()) else {
