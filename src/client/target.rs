@@ -290,8 +290,8 @@ pub struct Attempt {
     pub kind: io::ErrorKind,
     /// The rest of the sentence that the address begins.
     reason: String,
-    /// Whether the server is on this machine, and queues of listeners have been full.
-    overflowed: bool,
+    /// What to do about it.
+    advice: &'static str,
 }
 
 /// What to say of a server on this machine that lets connections wait for TCP to try again.
@@ -321,49 +321,41 @@ impl Attempt {
     ) -> Self {
         use io::ErrorKind::{
             AddrInUse, ConnectionRefused, HostUnreachable, InvalidInput, NetworkUnreachable,
-            PermissionDenied,
+            PermissionDenied, TimedOut,
         };
+        const SERVER: &str = "is a server running there, and on that port?";
+        const WAY: &str = "check the host, the port and any firewall on the way";
+        const ROUTE: &str = "check the address and the route to it";
+        const PORTS: &str = "use more source addresses, or wait: TCP keeps a port for a minute after its connection";
         let is_unreachable = is_unreachable(error);
-        let reason = match error.kind() {
+        let (reason, advice) = match error.kind() {
             ConnectionRefused if transport == Transport::Udp => {
-                ": nothing listens on that UDP port (ICMP port unreachable)".to_owned()
+                (": nothing listens on that UDP port (ICMP port unreachable)".to_owned(), SERVER)
             }
-            ConnectionRefused => " refused the connection".to_owned(),
-            io::ErrorKind::TimedOut => {
-                format!(" did not answer within {}", units::time(timeout))
+            ConnectionRefused => (" refused the connection".to_owned(), SERVER),
+            TimedOut => {
+                let is_full = transport == Transport::Tcp && has_overflowed(address);
+                let reason = format!(" did not answer within {}", units::time(timeout));
+                (reason, if is_full { FULL_QUEUE } else { WAY })
             }
             InvalidInput if is_without_zone(address) => {
-                " needs its interface, as in fe80::1%eth0".to_owned()
+                (" needs its interface, as in fe80::1%eth0".to_owned(), ROUTE)
             }
             // A route of the type blackhole gives EINVAL, and of the type prohibit EACCES (ip-route(8)).
             HostUnreachable | NetworkUnreachable | InvalidInput => {
-                " cannot be reached from here".to_owned()
+                (" cannot be reached from here".to_owned(), ROUTE)
             }
             PermissionDenied if is_unreachable => {
-                " cannot be reached: this machine forbids it (a route, a firewall, \
-                                  a sandbox, or a broadcast address)"
-                    .to_owned()
+                let reason = " cannot be reached: this machine forbids it (a route, a firewall, \
+                              a sandbox, or a broadcast address)";
+                (reason.to_owned(), ROUTE)
             }
-            AddrInUse => format!(" cannot be connected to: {error}"),
-            _ if is_unreachable => format!(" cannot be reached from here ({error})"),
-            _ => format!(" failed ({error})"),
+            AddrInUse => (format!(" cannot be connected to: {error}"), PORTS),
+            _ if is_unreachable => (format!(" cannot be reached from here ({error})"), ROUTE),
+            _ => (format!(" failed ({error})"), ROUTE),
         };
         let kind = if is_unreachable { HostUnreachable } else { error.kind() };
-        let is_silent = transport == Transport::Tcp && kind == io::ErrorKind::TimedOut;
-        Self { address, kind, reason, overflowed: is_silent && has_overflowed(address) }
-    }
-
-    fn advice(&self) -> &'static str {
-        use io::ErrorKind::{AddrInUse, ConnectionRefused, TimedOut};
-        match self.kind {
-            ConnectionRefused => "is a server running there, and on that port?",
-            TimedOut if self.overflowed => FULL_QUEUE,
-            TimedOut => "check the host, the port and any firewall on the way",
-            AddrInUse => {
-                "use more source addresses, or wait: TCP keeps a port for a minute after its connection"
-            }
-            _ => "check the address and the route to it",
-        }
+        Self { address, kind, reason, advice }
     }
 }
 
@@ -383,7 +375,7 @@ impl fmt::Display for Error {
         let advice = match self {
             Self::Unknown { .. } => "check the name or give an address",
             Self::NoThread { .. } => "raise the limit on processes, or give an address",
-            Self::Unreachable { tried, .. } => tried.last().map_or("", Attempt::advice),
+            Self::Unreachable { tried, .. } => tried.last().map_or("", |attempt| attempt.advice),
             Self::Stopped(_) => return self.fact().fmt(f),
         };
         write!(f, "{}; {advice}", self.fact())
