@@ -334,12 +334,23 @@ mod tests {
     fn listening_is_told_from_refusing() {
         let cancel = Cancel::default();
         let listens = |address, transport| listens(address, transport, cancel.within(LONG));
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        assert!(listens(tcp.local_addr().unwrap(), Transport::Tcp));
-        assert!(!listens(tcp.local_addr().unwrap(), Transport::Udp));
-        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        assert!(listens(udp.local_addr().unwrap(), Transport::Udp));
-        assert!(!listens(udp.local_addr().unwrap(), Transport::Tcp));
+        // Both have the port, so that it is no other test's.
+        let (tcp, udp) = loop {
+            let tcp = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            tcp.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+            let address = tcp.local_addr().unwrap().as_socket().unwrap();
+            if let Ok(udp) = UdpSocket::bind(address) {
+                break (tcp, udp);
+            }
+        };
+        let address = udp.local_addr().unwrap();
+        assert!(listens(address, Transport::Udp));
+        assert!(!listens(address, Transport::Tcp));
+        tcp.listen(1).unwrap();
+        // Connected to itself, it takes nothing from others.
+        udp.connect(address).unwrap();
+        assert!(listens(address, Transport::Tcp));
+        assert!(!listens(address, Transport::Udp));
     }
 
     #[test]

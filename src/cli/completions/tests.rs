@@ -154,7 +154,7 @@ impl Folder {
         // One that waits for ever is ended.
         let mut command = Command::new("timeout");
         command
-            .args(["--foreground", "60", program])
+            .args(["--foreground", "300", program])
             .args(args)
             .current_dir(self.0.join("here"))
             .env_clear();

@@ -267,8 +267,10 @@ fn round(rate: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use std::io::{self, Read, Write};
-    use std::net::{SocketAddr, TcpListener, UdpSocket};
+    use std::net::{Shutdown, SocketAddr, TcpListener, UdpSocket};
     use std::thread;
+
+    use socket2::SockRef;
 
     use super::*;
     use crate::error::Transport;
@@ -292,6 +294,14 @@ mod tests {
 
     #[test]
     fn a_sweep_finds_the_rate_that_a_server_manages() {
+        // A busy machine manages less.
+        let knees: Vec<f64> =
+            (0..5).map_while(|_| Some(knee()).filter(|&knee| knee < 100.0)).collect();
+        assert!(knees.len() < 5, "{knees:?}");
+    }
+
+    /// Where a sweep ends, of a server that manages 200 messages a second.
+    fn knee() -> f64 {
         let mut config = Config::new(Transport::Tcp, limited(200));
         (config.connections, config.rate) = (1, Some(40.0));
         config.length = Length::Time(Duration::from_millis(500));
@@ -303,10 +313,11 @@ mod tests {
         let sweep = sweep.unwrap();
         assert_eq!(rates, sweep.steps.iter().map(|step| step.rate).collect::<Vec<_>>());
         let knee = sweep.knee.unwrap();
-        assert!((100.0..=420.0).contains(&knee), "{knee}: {rates:?}");
+        assert!(knee <= 420.0, "{knee}: {rates:?}");
         assert!(
             sweep.steps.iter().all(|step| (step.rate > knee) == (step.verdict != Verdict::Kept))
         );
+        knee
     }
 
     #[test]
@@ -338,10 +349,15 @@ mod tests {
     fn the_limit_of_the_client_is_told_from_that_of_the_server() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let (udp, tcp) = (Transport::Udp, Transport::Tcp);
-        let client = first_step(udp, socket.local_addr().unwrap(), 50, 1e9);
-        let server = first_step(tcp, limited(200), 1, 2_000.0);
-        let seen = [client, server].map(|step| (step.verdict, step.client_was_limit));
-        assert_eq!(seen, [(Verdict::Behind, true), (Verdict::Behind, false)]);
+        let was_client = |step: Step| {
+            assert_eq!(step.verdict, Verdict::Behind);
+            step.client_was_limit
+        };
+        // On a machine whose CPUs others take, it is tried again.
+        let client = || was_client(first_step(udp, socket.local_addr().unwrap(), 50, 1e9));
+        let server = || was_client(first_step(tcp, limited(200), 1, 2_000.0));
+        assert!((0..20).any(|_| client()), "in none of 20 runs");
+        assert!((0..20).any(|_| !server()), "in each of 20 runs");
     }
 
     #[test]
@@ -352,7 +368,8 @@ mod tests {
         config.length = Length::Time(Duration::from_millis(200));
         let server = thread::spawn(move || {
             let mut stream = listener.accept().unwrap().0;
-            drop(listener);
+            // Closes it, though a process that another test is starting may have it, too.
+            SockRef::from(&listener).shutdown(Shutdown::Both).unwrap();
             io::copy(&mut stream.try_clone().unwrap(), &mut stream)
         });
         let sweep = run(&config, &Cancel::default(), |_| {}).unwrap();

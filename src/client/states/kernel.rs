@@ -244,7 +244,9 @@ fn listens_at(answer: &InetResponseHeader, address: SocketAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{Shutdown, TcpListener, TcpStream};
+
+    use socket2::SockRef;
 
     use super::*;
 
@@ -270,10 +272,13 @@ mod tests {
             let (accepted, _) = listener.accept().unwrap();
             let end = kernel.end(peer, local).unwrap();
             assert!(!end.waits_to_be_accepted(), "{bind}: {end}");
-            drop((client, accepted));
+            // At once, though a process that another test is starting may have them, too.
+            for stream in [client, accepted] {
+                stream.shutdown(Shutdown::Both).unwrap();
+            }
             assert_eq!(kernel.end(local, peer).unwrap().state, State::TimeWait, "{bind}");
             assert_eq!(kernel.end(peer, local).unwrap(), End::CLOSED, "{bind}");
-            drop(listener);
+            SockRef::from(&listener).shutdown(Shutdown::Both).unwrap();
             assert_eq!(kernel.listener(peer).unwrap(), None, "{bind}");
         }
     }
