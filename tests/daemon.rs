@@ -79,13 +79,19 @@ fn binds_exactly_what_is_named() {
 
 #[test]
 fn one_transport_only() {
-    let tcp = Daemon::start(&["--tcp-only", "--bind", "127.0.0.1"]);
-    assert_echo(&tcp.connect());
-    drop(UdpSocket::bind((LOCALHOST, tcp.port)).expect("the UDP port is free"));
-    let udp = Daemon::start(&["--udp-only", "--bind", "127.0.0.1"]);
-    assert_datagram(&udp.udp(), b"hello");
-    let refused = TcpStream::connect((LOCALHOST, udp.port)).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    let udp_is_free = || {
+        let tcp = Daemon::start(&["--tcp-only", "--bind", "127.0.0.1"]);
+        assert_echo(&tcp.connect());
+        UdpSocket::bind((LOCALHOST, tcp.port)).is_ok()
+    };
+    let tcp_is_free = || {
+        let udp = Daemon::start(&["--udp-only", "--bind", "127.0.0.1"]);
+        assert_datagram(&udp.udp(), b"hello");
+        let refused = TcpStream::connect((LOCALHOST, udp.port)).err();
+        refused.is_some_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+    };
+    // The other port of the same number may be another test's, by chance.
+    assert!((0..3).any(|_| udp_is_free()) && (0..3).any(|_| tcp_is_free()));
 }
 
 #[test]
@@ -706,7 +712,7 @@ fn a_second_signal_ends_the_delay_of_a_drain_at_once() {
 
 #[test]
 fn a_client_that_never_reads_costs_little_and_loses_nothing() {
-    const TOTAL: usize = 256 << 20;
+    const TOTAL: usize = 64 << 20;
     let daemon = Daemon::start(&[]);
     let mut client = daemon.connect();
     assert_echo(&client);
@@ -714,6 +720,7 @@ fn a_client_that_never_reads_costs_little_and_loses_nothing() {
     let mut writer = client.try_clone().unwrap();
     // Byte n is n modulo 251: any loss shifts the rest.
     let block: Vec<u8> = (0..251 * 1024).map(|n| (n % 251) as u8).collect();
+    let expected = block.clone();
     writer.set_nonblocking(true).unwrap();
     let mut sent = 0;
     let mut fill = |until: Instant| {
@@ -746,16 +753,13 @@ fn a_client_that_never_reads_costs_little_and_loses_nothing() {
         }
         writer.shutdown(Shutdown::Write).unwrap();
     });
-    let (mut received, mut buffer) = (0, vec![0; 1 << 20]);
+    let (mut received, mut buffer) = (0, vec![0; 128 << 10]);
     loop {
         let length = client.read(&mut buffer).unwrap();
         if length == 0 {
             break;
         }
-        let right = buffer[..length]
-            .iter()
-            .enumerate()
-            .all(|(n, &byte)| byte == ((received + n) % 251) as u8);
+        let right = buffer[..length] == expected[received % 251..][..length];
         assert!(right, "wrong bytes after {received}");
         received += length;
     }

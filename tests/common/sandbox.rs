@@ -4,14 +4,15 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::process::Command;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 
 /// Becomes a program with a filter. Its rules are triples: the name of a call, its first argument or
 /// "any", and the error that it returns.
 const FILTER: &str = r#"
-import ctypes, os, platform, struct, sys
-at = ["x86_64", "aarch64"].index(platform.machine())
+import ctypes, os, struct, sys
+at = ["x86_64", "aarch64"].index(os.uname().machine)
 numbers = {"socket": (41, 198), "bind": (49, 200), "listen": (50, 201), "accept4": (288, 242),
     "epoll_create1": (291, 20), "epoll_ctl": (233, 21)}
 code, rules = [], sys.argv[1].split()
@@ -45,10 +46,13 @@ pub(crate) fn refusing(refused: &[Refused]) -> Option<Command> {
     let rules = rules.collect::<Vec<_>>().join(" ");
     let filter = |program: &str| {
         let mut command = Command::new("python3");
-        command.args(["-c", FILTER, &rules, program]);
+        // Starts faster without what is installed beside it.
+        command.args(["-I", "-S", "-c", FILTER, &rules, program]);
         command
     };
-    if !filter("/bin/true").output().is_ok_and(|run| run.status.success()) {
+    static IS_POSSIBLE: OnceLock<bool> = OnceLock::new();
+    let try_it = || filter("/bin/true").output().is_ok_and(|run| run.status.success());
+    if !IS_POSSIBLE.get_or_init(try_it) {
         println!("skipped, since python3 cannot set a filter here");
         return None;
     }
