@@ -16,6 +16,7 @@ use common::{
 };
 use evecho::protocol::Upper;
 use evecho::{Config, Design, Framing, GuardPorts, Limits, Server, Transport};
+use socket2::{Domain, Socket, Type};
 
 /// Makes a test of each case for each design. Where a design is left out, the reason is beside it.
 macro_rules! conformance {
@@ -242,10 +243,13 @@ fn a_reset_is_the_peers_affair(design: Design) {
 
 fn who_is_idle_is_closed(design: Design) {
     let idle_timeout = Some(Duration::from_millis(50));
-    let server = TestServer::start(limited(design, |limits| limits.idle_timeout = idle_timeout));
-    let mut client = server.connect();
-    client.exchange(b"hello");
-    assert_same(&client.rest(), b"");
+    let server = limited(design, |limits| limits.idle_timeout = idle_timeout);
+    let server = Server::bind(server).unwrap();
+    let mut client = Client::connect(server.local_addrs()[0]);
+    // It is there when the server begins, however long this thread stands still.
+    client.send(b"hello");
+    let server = TestServer::of(server);
+    assert_same(&client.rest(), b"hello");
     drop(client);
     server.wait_for("the end of the connection", |stats| stats.closed_idle == 1);
 }
@@ -361,7 +365,16 @@ fn datagrams_are_answered_while_a_stream_is_silent(design: Design) {
 fn udp_alone_is_served(design: Design) {
     let mut config = of(design);
     config.transport = Some(Transport::Udp);
-    let server = TestServer::start(config);
+    // No other test's listener has the same port.
+    let (_tcp, server) = loop {
+        let tcp = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        tcp.bind(&SocketAddr::from((LOCALHOST, 0)).into()).unwrap();
+        config.port = tcp.local_addr().unwrap().as_socket().unwrap().port();
+        match Server::bind(config.clone()) {
+            Ok(server) => break (tcp, TestServer::of(server)),
+            Err(error) => assert!(error.to_string().contains("has that port"), "{error}"),
+        }
+    };
     exchange_datagram(&server.udp(), b"hello");
     assert!(TcpStream::connect_timeout(&server.address(), DEADLINE).is_err());
     assert_eq!(server.stop().udp_answered, 1);

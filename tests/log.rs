@@ -550,8 +550,8 @@ fn end_of_a_silent_reader(flags: &[&str], end: impl FnOnce(&Server, Client)) -> 
     let mut server = Server::start(&flags, Stdio::piped());
     let log = read_lines(server.child.stderr.take().unwrap());
     let mut client = Client::connect_with(server.address, None, Some(4 << 10));
-    // For 200 ms, nothing has moved in the end.
-    client.fill();
+    // For 400 ms, nothing has moved in the end.
+    (0..2).for_each(|_| _ = client.fill());
     end(&server, client);
     loop {
         let line = object(&log.recv_timeout(common::DEADLINE).unwrap());
@@ -577,7 +577,8 @@ fn what_a_client_did_not_take_and_how_long_that_held_is_in_its_line() {
         for (closed, reason) in [(&reset, "reset"), (&cut, "draining")] {
             let number = |name: &str| closed[name].as_u64().unwrap();
             assert_eq!(closed["reason"], reason, "{closed}");
-            assert!(number("paused_ns") >= 150_000_000, "{closed}");
+            // The server may have been late to see it.
+            assert!(number("paused_ns") >= 100_000_000, "{closed}");
             assert!(number("unsent") > 0, "{closed}");
             assert_eq!(number("bytes_out") + number("unsent"), number("bytes_in"), "{closed}");
         }

@@ -322,12 +322,15 @@ fn neighbours_that_do_not_exist_stop_nobody() {
             scope.spawn(move || {
                 let Some(networks) = Networks::new(&format!("arp{sources}")) else { return };
                 let server = Server::start(&networks, 0, PORT, &["--no-udp-offload"]);
-                let result = networks.play(1, "as_neighbours", &format!("{sources} {burst}"));
-                let numbers: Vec<u64> = result.split(' ').map(|n| n.parse().unwrap()).collect();
-                let [during, of, after, of_after] = numbers[..] else { panic!("{result}") };
-                // A busy machine answers some of them late. A server that waits for neighbours answers hardly any.
-                assert!(during * 100 >= of * 80, "{during} of {of} answered, {sources} sources");
-                assert_eq!(after, of_after, "answered after the attack, {sources} sources");
+                let are_answered = || {
+                    let result = networks.play(1, "as_neighbours", &format!("{sources} {burst}"));
+                    let numbers: Vec<u64> = result.split(' ').map(|n| n.parse().unwrap()).collect();
+                    let [during, of, after, of_after] = numbers[..] else { panic!("{result}") };
+                    println!("{during} of {of} answered, and then {after} of {of_after}");
+                    during * 100 >= of * 80 && after == of_after
+                };
+                // A server that waits for neighbours answers hardly any. A busy machine answers some of them late.
+                assert!((0..5).any(|_| are_answered()), "{sources} sources");
                 assert!(server.counter("udp_received") > 0);
             });
         }
@@ -546,11 +549,16 @@ fn a_full_table_of_time_wait_is_told() {
 fn a_load_that_meets_the_limit_of_the_server_is_told_of_it() {
     let Some(networks) = Networks::new("limit") else { return };
     let _server = Server::start(&networks, 0, PORT, &[]);
-    let (stdout, stderr, code) = evecho(&networks, &format!("load {SERVER} -u -r 40k -t 1s"));
-    assert_eq!(code, Some(1), "{stdout}{stderr}");
     let said = "If it is an evecho server, it answers 10,000 datagrams a second to each remote source: \
                 --udp-rate on the server changes that, and 0 is no limit.";
-    assert!(stdout.contains(" lost") && stdout.contains(said), "{stdout}");
+    let is_told = || {
+        let (stdout, stderr, code) = evecho(&networks, &format!("load {SERVER} -u -r 40k -t 1s"));
+        assert_eq!(code, Some(1), "{stdout}{stderr}");
+        assert!(stdout.contains(" lost"), "{stdout}");
+        stdout.contains(said)
+    };
+    // A machine that is busy may not get so far as that limit.
+    assert!((0..10).any(|_| is_told()));
 }
 
 /// As behind a NAT that keeps the way of a port that it knows, after the server has moved: from some moment on, no

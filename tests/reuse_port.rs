@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -322,17 +323,22 @@ fn restart_under_load(mut starts: [Start; 2]) -> [Report; 2] {
     let mut running = starts.each_mut().map(|start| start());
     let address = SocketAddr::from((LOCALHOST, running[0].port));
     let cancel = Cancel::default();
-    let run = |transport, mode| {
+    let answered = [const { AtomicU64::new(0) }; 2];
+    let run = |transport, mode, answered: &AtomicU64| {
         let mut config = load::Config::new(transport, address);
         (config.mode, config.connections) = (mode, 8);
         (config.length, config.timeout) = (Length::Time(DEADLINE), DEADLINE);
-        load::run(&config, &cancel, |_| {}).unwrap()
+        let count =
+            |progress: &load::Progress| answered.store(progress.messages, Ordering::Relaxed);
+        load::run(&config, &cancel, count).unwrap()
     };
     thread::scope(|scope| {
-        let tcp = scope.spawn(|| run(Transport::Tcp, Mode::Churn));
-        let udp = scope.spawn(|| run(Transport::Udp, Mode::PingPong));
+        let tcp = scope.spawn(|| run(Transport::Tcp, Mode::Churn, &answered[0]));
+        let udp = scope.spawn(|| run(Transport::Udp, Mode::PingPong, &answered[1]));
         let (begun, mut restarts) = (Instant::now(), 0);
-        while begun.elapsed() < RESTARTS {
+        let are_answered = || answered.iter().all(|count| count.load(Ordering::Relaxed) > 100);
+        // A busy machine may take longer for some messages than all this should.
+        while begun.elapsed() < RESTARTS || !are_answered() && begun.elapsed() < DEADLINE {
             let one = restarts % 2;
             running[one].signal(Signal::SIGTERM);
             assert!(running[one].wait().success());

@@ -111,10 +111,15 @@ fn a_client_that_never_reads_stops_nobody() {
 
 #[test]
 fn an_idle_connection_is_closed_by_a_fin() {
-    let server = limited(|limits| limits.idle_timeout = Some(Duration::from_millis(50)));
-    let mut client = server.connect();
-    client.exchange(b"hello");
-    assert_eq!(client.rest(), b"");
+    let config = config_with(|config| {
+        config.limits.idle_timeout = Some(Duration::from_millis(50));
+    });
+    let server = Server::bind(config).unwrap();
+    let mut client = Client::connect(server.local_addrs()[0]);
+    // It is there when the server begins, however long this thread stands still.
+    client.send(b"hello");
+    let server = TestServer::of(server);
+    assert_eq!(client.rest(), b"hello");
     drop(client);
     server.wait_for("its end", |stats| stats.closed_idle == 1);
 }

@@ -70,6 +70,23 @@ fn lasting() -> Outcomes {
     all_but(&["server-closes", "backlog"])
 }
 
+/// What is concluded from what does not come for a second or two, a machine that stands still can spoil: one of a few
+/// runs has to say all this, with this exit code.
+#[track_caller]
+fn assert_said_in_one(run: impl Fn() -> Outcome, code: i32, parts: &[&str]) {
+    let says = |outcome: &Outcome| {
+        outcome.code == Some(code) && parts.iter().all(|part| outcome.text().contains(part))
+    };
+    let mut outcome = run();
+    for _ in 0..4 {
+        if says(&outcome) {
+            return;
+        }
+        outcome = run();
+    }
+    assert!(says(&outcome), "not {parts:?}, code {code}: {:?} {}", outcome.code, outcome.text());
+}
+
 // ---- servers
 
 #[test]
@@ -194,11 +211,9 @@ fn the_servers_of_courses_are_shown_for_what_they_are() {
         ),
     ] {
         let Some(server) = Server::python(&program) else { return };
-        let outcome = states(&[&server.address, shown, "echo"]);
-        assert_eq!(outcome.code, Some(0), "{outcome:?}");
-        let text = outcome.text();
-        assert!(text.contains(&format!("{shown}: shown")), "{text}");
-        assert!(text.contains(&format!("echo: not shown: {reason}")), "{text}");
+        let (shown_is, echo_is) = (format!("{shown}: shown"), format!("echo: not shown: {reason}"));
+        let run = || states(&[&server.address, shown, "echo"]);
+        assert_said_in_one(run, 0, &[&shown_is, &echo_is]);
     }
 }
 
@@ -225,9 +240,8 @@ fn servers_that_do_something_else_are_told() {
         ("c.close()", "echo", closes),
     ] {
         let Some(server) = Server::python(&courses::tcp(serve)) else { return };
-        let outcome = states(&[&server.address, scenario]);
         let expected = format!("{scenario}: not shown: {reason}");
-        assert!(outcome.text().contains(&expected), "{outcome:?}");
+        assert_said_in_one(|| states(&[&server.address, scenario]), 1, &[&expected]);
     }
     for (serve, seen) in [
         ("c.sendall(2 * c.recv(4096)); c.recv(1); c.close()", "'hellohello'"),
@@ -238,25 +252,23 @@ fn servers_that_do_something_else_are_told() {
         ("kept = c", "it does not read"),
     ] {
         let Some(server) = Server::python(&courses::tcp(serve)) else { return };
-        let outcome = states(&[&server.address, "retransmit"]);
         let expected = "retransmit: FAILED\n  expected: the server answers 'hello' with 'hello'\n";
-        let text = outcome.text();
-        assert!(text.contains(&format!("{expected}  seen:     {seen}")), "{serve}: {outcome:?}");
+        let expected = format!("{expected}  seen:     {seen}");
+        assert_said_in_one(|| states(&[&server.address, "retransmit"]), 1, &[&expected]);
     }
 }
 
 /// A server for a single client, which is the one that finds it.
 #[test]
 fn a_server_for_a_single_client_is_not_blamed() {
-    let Some(server) = Server::python(&courses::tcp("c.recv(1); sys.exit()")) else { return };
-    let outcome = states(&[&server.address, "handshake", "echo"]);
-    assert_eq!(outcome.code, Some(1), "{outcome:?}");
-    let text = outcome.text();
-    assert!(
-        text.contains("echo: not shown: the server has ended after its first client"),
-        "{text}"
-    );
-    assert!(text.contains("0 shown, 0 failed, 2 not shown"), "{text}");
+    let once = courses::tcp("s.close(); c.recv(1); sys.exit()");
+    let Some(_) = Server::python(&once) else { return };
+    let ended = "echo: not shown: the server has ended after its first client";
+    let run = || {
+        let server = Server::python(&once).unwrap();
+        states(&[&server.address, "handshake", "echo"])
+    };
+    assert_said_in_one(run, 1, &[ended, "0 shown, 0 failed, 2 not shown"]);
     // Where it is started for each scenario, the first client is that of the scenario.
     let program = concat!(env!("CARGO_TARGET_TMPDIR"), "/single.py");
     std::fs::write(program, courses::tcp("s.close(); echo(c); sys.exit()")).unwrap();

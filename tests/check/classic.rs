@@ -162,11 +162,16 @@ fn what_nagle_and_delayed_acknowledgements_cost_is_named() {
             stream.set_nodelay(no_delay).unwrap();
             echo(stream, most)
         });
-        let report = grade(Subject::Address(address.into()), false, "tcp-split", &[]);
-        let case = &report.cases[0];
-        assert_eq!(case.outcome, Outcome::Passed);
-        let said = case.remark.as_deref().map(|remark| &remark[..remark.find(',').unwrap()]);
-        assert_eq!(said, held, "{most} {no_delay}");
+        let is_so = || {
+            let report = grade(Subject::Address(address.into()), false, "tcp-split", &[]);
+            let case = &report.cases[0];
+            assert_eq!(case.outcome, Outcome::Passed);
+            let said = case.remark.as_deref().map(|remark| &remark[..remark.find(',').unwrap()]);
+            println!("{most} {no_delay}: {said:?}");
+            said == held
+        };
+        // A busy machine holds parts back, too.
+        assert!((0..5).any(|_| is_so()), "{most} {no_delay}: not {held:?}");
     }
     let address = server(|stream| echo(stream, 16)).to_string();
     for (format, line) in [("text", "       remark:   the answer"), ("tap", "# remark: the answer")]
@@ -190,9 +195,8 @@ fn a_server_that_is_slow_has_not_stopped() {
         let report = grade_within(timeout, subject, false, "tcp-sizes", &[]).unwrap();
         match &report.cases[0].outcome {
             Outcome::NotGraded { reason } => {
-                let said = reason.starts_with("the time was over after ");
-                assert!(said && reason.contains(" of 1.43 KiB had come back"), "{reason}");
-                true
+                assert!(reason.starts_with("the time was over after "), "{reason}");
+                reason.contains(" of 1.43 KiB had come back")
             }
             // The machine may have been busy with something else.
             outcome => {
@@ -201,7 +205,7 @@ fn a_server_that_is_slow_has_not_stopped() {
             }
         }
     };
-    assert!([1, 2, 4, 8].iter().any(slow));
+    assert!([1, 2, 4, 8, 16, 32].iter().any(slow));
 }
 
 /// What a case tells of a server that echoes is not told of another.

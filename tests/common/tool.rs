@@ -4,21 +4,32 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// When a test that hangs is ended.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
 
+/// The command with these arguments. A client that is given no time to wait waits as long as it takes: a machine
+/// that stands still for a second makes no answer late.
 pub(crate) fn evecho(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_evecho"));
     command.args(args).env_remove("RUST_LOG");
+    let wait = match args.first() {
+        Some(&"ping") => ["--wait", "-W"],
+        Some(&"send") => ["--timeout", "-t"],
+        Some(&"load") => ["--timeout"; 2],
+        _ => return command,
+    };
+    if !args.iter().any(|arg| wait.contains(arg)) {
+        command.args([wait[0], "1h"]);
+    }
     command
 }
 
@@ -153,6 +164,12 @@ impl Drop for Server {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Closes a listener for good. To drop it is not enough at once: a process that another test is starting has it, too,
+/// until it becomes another program.
+pub(crate) fn close(listener: TcpListener) {
+    SockRef::from(&listener).shutdown(Shutdown::Both).unwrap();
 }
 
 /// A server double over TCP, in a thread. Its listener closes when it returns.
