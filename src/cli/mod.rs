@@ -11,8 +11,6 @@ mod environment;
 mod figure;
 mod load;
 mod log;
-#[cfg(test)]
-mod manual;
 mod merge;
 mod output;
 mod ping;
@@ -195,18 +193,4 @@ fn flag_at_sigusr1() -> std::io::Result<Arc<AtomicBool>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use super::*;
-
-    #[test]
-    fn each_setting_of_the_library_has_a_flag() {
-        let command = Cli::command();
-        let flags: HashSet<&str> =
-            command.get_arguments().filter_map(|argument| argument.get_long()).collect();
-        for setting in evecho::Setting::ALL {
-            assert!(flags.contains(&*flag(setting.field())), "no flag sets {setting}");
-        }
-    }
-}
+mod tests;

@@ -11,9 +11,9 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 use snapbox::{Data, assert_data_eq};
 
-use super::Cli;
+use crate::cli::Cli;
 
-const REFERENCE: &str = include_str!("../../docs/reference.md");
+const REFERENCE: &str = include_str!("../../../docs/reference.md");
 const VERSION: &str = concat!("evecho ", env!("CARGO_PKG_VERSION"));
 
 /// A command line, and what it does.
@@ -365,7 +365,7 @@ fn the_examples_are_command_lines() {
 
 #[test]
 fn the_page_written_by_hand_has_all_framings_and_services() {
-    let page = include_str!("../../man/evecho-protocol.7");
+    let page = include_str!("../../../man/evecho-protocol.7");
     let server = Cli::command();
     let argument = |long: &str| server.get_arguments().find(|arg| arg.get_long() == Some(long));
     for flag in ["framing", "service"] {
