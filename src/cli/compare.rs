@@ -54,7 +54,7 @@ pub(crate) struct Args {
     udp: bool,
     /// Bytes in each message
     #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = units::size)]
-    size: u64,
+    size: usize,
     /// Messages in flight on each lasting connection
     #[arg(short, long, value_name = "NUMBER", default_value = "1", value_parser = units::depth)]
     depth: u16,
@@ -153,7 +153,7 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
     config.transport = if args.udp { Transport::Udp } else { Transport::Tcp };
     config.rounds = args.rounds;
     config.time = args.time;
-    config.size = usize::try_from(args.size).unwrap_or(usize::MAX);
+    config.size = args.size;
     config.depth = args.depth;
     config.timeout = args.timeout;
     config.supervisor = supervise::words()?;

@@ -55,7 +55,7 @@ pub(crate) struct Args {
     connections: u32,
     /// Bytes in each message; in stream mode, in each write [default: 64, in stream mode 64k]
     #[arg(short, long, value_name = "SIZE", value_parser = units::size)]
-    size: Option<u64>,
+    size: Option<usize>,
     /// How the end of a message is marked in a TCP stream [default: raw]
     #[arg(short, long, value_enum)]
     framing: Option<FramingArg>,
@@ -228,7 +228,7 @@ impl Args {
             ModeArg::Idle => Mode::Idle,
         };
         config.size = match (self.size, config.mode) {
-            (Some(size), _) => usize::try_from(size).unwrap_or(usize::MAX),
+            (Some(size), _) => size,
             (None, Mode::Stream) => 64 << 10,
             (None, _) => config.size,
         };

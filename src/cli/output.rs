@@ -32,8 +32,8 @@ pub(super) fn choose_colours() {
 pub(super) struct Output<W = Stdout> {
     inner: W,
     closed: bool,
-    /// How it went to write while a run goes on.
-    followed: io::Result<()>,
+    /// How it went to write while a run went on.
+    reported: io::Result<()>,
 }
 
 impl Output {
@@ -46,12 +46,24 @@ impl Output {
 impl<W: Write> Output<W> {
     /// A writer that ends in standard output, such as a stream that knows about colours.
     pub(super) fn new(inner: W) -> Self {
-        Self { inner, closed: false, followed: Ok(()) }
+        Self { inner, closed: false, reported: Ok(()) }
     }
 
     /// Whether the reader has gone.
     pub(super) fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// Writes while a run goes on, until something cannot be written: [`Self::conclude`] tells.
+    pub(super) fn report(&mut self, write: impl FnOnce(&mut Self) -> io::Result<()>) {
+        if self.reported.is_ok() {
+            self.reported = write(self);
+        }
+    }
+
+    /// Whether something could not be written while a run went on.
+    pub(super) fn has_failed(&self) -> bool {
+        self.reported.is_err()
     }
 
     /// Writes what a run has come to. When that cannot be written, or is not read any more, the run is
@@ -61,10 +73,8 @@ impl<W: Write> Output<W> {
         cancel: &Cancel,
         write: impl FnOnce(&mut Self) -> io::Result<()>,
     ) {
-        if self.followed.is_ok() {
-            self.followed = write(self);
-        }
-        if self.closed || self.followed.is_err() {
+        self.report(write);
+        if self.closed || self.has_failed() {
             cancel.cancel();
         }
     }
@@ -74,7 +84,7 @@ impl<W: Write> Output<W> {
         &mut self,
         write: impl FnOnce(&mut Self) -> io::Result<()>,
     ) -> io::Result<()> {
-        std::mem::replace(&mut self.followed, Ok(()))?;
+        std::mem::replace(&mut self.reported, Ok(()))?;
         write(self)
     }
 
@@ -137,6 +147,11 @@ fn in_time<T>(mut write: impl FnMut() -> io::Result<T>) -> io::Result<T> {
             written => return written,
         }
     }
+}
+
+/// A value as a line of JSON.
+pub(super) fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("reports have string keys and no failing parts")
 }
 
 /// Writes a sentence for people to standard error. A failure has nowhere to be reported.

@@ -1,6 +1,6 @@
 //! `evecho ping`: round-trip times, as `ping(8)` shows them, and a health check.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,7 +12,7 @@ use clap::error::ErrorKind;
 use serde::Serialize;
 
 use super::figure::Figure;
-use super::output::{Output, complain, sentence};
+use super::output::{Output, complain, json, sentence};
 use super::serve::FramingArg;
 use super::{CommandResult, TargetArgs, check_source, flag_at_sigusr1, units, usage};
 use evecho::client::Cancel;
@@ -118,10 +118,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 fn size(text: &str) -> Result<Size, String> {
     let bytes = units::size(text)?;
-    usize::try_from(bytes)
-        .ok()
-        .and_then(Size::new)
-        .ok_or_else(|| format!("a ping has {} to {} bytes", Size::MIN, Size::MAX))
+    Size::new(bytes).ok_or_else(|| format!("a ping has {} to {} bytes", Size::MIN, Size::MAX))
 }
 
 /// The code points that have names (RFC 8622, 2474, 2597, 5865, 3246), beside the classes.
@@ -195,7 +192,6 @@ fn ping(args: Args) -> CommandResult {
         headed: false,
         trouble: None,
         start: Instant::now(),
-        written: Ok(()),
     };
     let config = printer.config.clone();
     config.source.map_or(Ok(()), check_source)?;
@@ -212,7 +208,7 @@ fn ping(args: Args) -> CommandResult {
         figure.write(&ping::svg(&config, &summary))?;
     }
     let unread = printer.is_unread();
-    printer.written?;
+    printer.output.conclude(|_| Ok(()))?;
     if config.is_met_by(&summary) {
         return Ok(ExitCode::SUCCESS);
     }
@@ -257,8 +253,6 @@ struct Printer {
     /// What failed last.
     trouble: Option<(Reason, String)>,
     start: Instant,
-    /// How writing went; a reader that went away is a clean end.
-    written: io::Result<()>,
 }
 
 impl Printer {
@@ -284,7 +278,7 @@ impl Printer {
 
     /// Ends a run that has no end once its output is closed; any other comes to its verdict.
     fn cancel_unread(&self, cancel: &Cancel) {
-        if self.is_unread() || self.written.is_err() {
+        if self.is_unread() || self.output.has_failed() {
             cancel.cancel();
         }
     }
@@ -295,9 +289,7 @@ impl Printer {
     }
 
     fn write(&mut self, text: &str) {
-        if self.written.is_ok() {
-            self.written = writeln!(self.output, "{text}");
-        }
+        self.output.report(|output| writeln!(output, "{text}"));
     }
 
     fn describe(&mut self, event: &Event) {
@@ -391,10 +383,6 @@ struct SummaryLine<'a> {
     target: String,
     #[serde(flatten)]
     summary: &'a Summary,
-}
-
-fn json(value: &impl Serialize) -> String {
-    serde_json::to_string(value).expect("these types have string keys and no failing parts")
 }
 
 fn describe_summary(summary: &Summary, elapsed: Duration) -> String {

@@ -117,7 +117,7 @@ struct ConversationArgs {
     framing: FramingArg,
     /// Longest frame that is served: a longer one ends the connection
     #[arg(long, value_name = "SIZE", env = "EVECHO_MAX_FRAME", default_value = "64k", value_parser = units::size)]
-    max_frame: u64,
+    max_frame: usize,
     /// Reply to the first message of a connection, then close it
     #[arg(long, env = "EVECHO_ONCE")]
     once: bool,
@@ -160,7 +160,7 @@ struct LimitArgs {
     /// complete. A connection that needs more when nothing is left is closed. In the other designs each client has
     /// a buffer of 16 KiB and at most one frame, and their sum is bounded by --max-connections alone.
     #[arg(long, value_name = "SIZE", env = "EVECHO_MAX_BUFFERED", default_value = "64m", value_parser = units::size)]
-    max_buffered: u64,
+    max_buffered: usize,
     /// Most UDP replies per second to one remote IPv4 address or IPv6 /64; 0 is no limit
     #[arg(long, value_name = "N", env = "EVECHO_UDP_RATE", default_value_t = 10_000, value_parser = units::limit)]
     udp_rate: u32,
@@ -442,7 +442,7 @@ fn config(args: Args, environment: &Environment) -> Config {
     config.limits.idle_timeout = Some(limits.idle_timeout).filter(|time| !time.is_zero());
     config.limits.drain_delay = limits.drain_delay;
     config.limits.drain_timeout = limits.drain_timeout;
-    config.limits.max_buffered = usize::try_from(limits.max_buffered).unwrap_or(usize::MAX);
+    config.limits.max_buffered = limits.max_buffered;
     config.limits.udp_rate = NonZeroU32::new(limits.udp_rate);
     config.limits.guard_ports = limits.guard_ports;
     let ImpairmentArgs { loss, delay, jitter, duplicate, reorder, corrupt, seed } = impairments;

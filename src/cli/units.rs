@@ -7,14 +7,19 @@ use std::time::Duration;
 
 use evecho::client::target::LONGEST_WAIT;
 
+/// A whole number.
+pub(crate) trait Number:
+    FromStr + PartialOrd + Display + Copy + Send + Sync + 'static
+{
+}
+
+impl<T: FromStr + PartialOrd + Display + Copy + Send + Sync + 'static> Number for T {}
+
 /// Parses a whole number within these bounds.
-pub(crate) fn number<T>(
+pub(crate) fn number<T: Number>(
     least: T,
     most: T,
-) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
-where
-    T: FromStr + PartialOrd + Display + Copy + Send + Sync + 'static,
-{
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
     move |text| match text.parse() {
         Ok(number) if least <= number && number <= most => Ok(number),
         _ => Err(format!("give a whole number from {least} to {most}")),
@@ -22,13 +27,10 @@ where
 }
 
 /// Parses how many there are of something: the same, alone or with `k`, `m` or `g` (powers of 1,000).
-pub(crate) fn count<T>(
+pub(crate) fn count<T: Number>(
     least: T,
     most: T,
-) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
-where
-    T: FromStr + PartialOrd + Display + Copy + Send + Sync + 'static,
-{
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
     move |text| {
         let number = number(least, most)(expanded(text).as_deref().unwrap_or(text));
         number.map_err(|error| error + ", like 100 or 10k")
@@ -87,8 +89,9 @@ pub(crate) fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Parses a size in bytes: a number, alone or with `k`, `m` or `g` (powers of 1,024).
-pub(crate) fn size(text: &str) -> Result<u64, String> {
+/// Parses a size in bytes: a number, alone or with `k`, `m` or `g` (powers of 1,024). What is longer than any size
+/// is the longest.
+pub(crate) fn size(text: &str) -> Result<usize, String> {
     let no_size = || "a size is a number of bytes, like 4096, 64k or 1.5m".to_owned();
     let (number, power) = scaled(text.trim().trim_end_matches(['b', 'B', 'i']));
     let is_plain = number.bytes().all(|digit| digit.is_ascii_digit() || digit == b'.');
@@ -99,7 +102,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         _ if bytes >= u64::MAX as f64 => {
             Err("that is too large; give a size like 4096, 64k or 1.5m".to_owned())
         }
-        _ => Ok(bytes as u64),
+        _ => Ok(bytes as usize),
     }
 }
 

@@ -10,7 +10,7 @@ use evecho::units::{count, grouped, milliseconds, rounded};
 use serde::Serialize;
 
 use crate::cli::flag_at_sigusr1;
-use crate::cli::output::{Output, complain};
+use crate::cli::output::{self, Output, complain};
 use crate::cli::progress::ProgressLine;
 
 use super::text::low_ports;
@@ -28,7 +28,6 @@ pub(super) struct Status<'a> {
     warned: bool,
     /// The report so far is asked for.
     asked: Arc<AtomicBool>,
-    written: io::Result<()>,
     output: Output,
 }
 
@@ -40,16 +39,17 @@ impl<'a> Status<'a> {
     pub(super) fn new(config: &'a Config, intervals: bool, json: bool) -> io::Result<Self> {
         let asked = flag_at_sigusr1()?;
         let (line, output) = (ProgressLine::new(), Output::plain());
-        let (shown, warned, written) = (None, false, Ok(()));
-        Ok(Self { config, intervals, json, line, shown, warned, asked, written, output })
+        let (shown, warned) = (None, false);
+        Ok(Self { config, intervals, json, line, shown, warned, asked, output })
     }
 
     pub(super) fn hear(&mut self, progress: &Progress) {
         if let Some(interval) = progress.interval.filter(|_| self.intervals) {
             let text = if self.json { json("interval", &interval) } else { describe(&interval) };
-            if self.written.is_ok() {
-                self.written = writeln!(self.output, "{text}").and_then(|()| self.output.flush());
-            }
+            self.output.report(|output| {
+                writeln!(output, "{text}")?;
+                output.flush()
+            });
         }
         if let Some(ports) = progress.ports.filter(Ports::are_low)
             && !std::mem::replace(&mut self.warned, true)
@@ -97,7 +97,7 @@ impl<'a> Status<'a> {
     /// Takes the line back, and tells how writing went.
     pub(super) fn end(mut self) -> io::Result<()> {
         self.line.clear();
-        self.written
+        self.output.conclude(|_| Ok(()))
     }
 }
 
@@ -109,8 +109,7 @@ pub(super) fn json(event: &'static str, value: &impl Serialize) -> String {
         #[serde(flatten)]
         value: &'a T,
     }
-    serde_json::to_string(&Line { event, value })
-        .expect("reports have string keys and no failing parts")
+    output::json(&Line { event, value })
 }
 
 /// An interval in a line of fixed columns and units, which fits on 80 columns.
