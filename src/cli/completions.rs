@@ -4,7 +4,6 @@
 //! can be. The script of bash is written here: that of clap_complete knows no arguments without a flag and
 //! no `--flag=value`, and offers files for every value that it does not know.
 
-use std::fmt::Write as _;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -218,65 +217,62 @@ complete -F _evecho evecho
 fn bash(mut command: Command) -> String {
     command.build();
     let names: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
-    let (mut table, mut values) = (String::new(), String::new());
-    for command in [&command].into_iter().chain(command.get_subcommands()) {
-        // The server has no name.
-        let name = command.get_name().trim_start_matches("evecho");
-        describe_for_bash(name, command, &names, &mut table, &mut values);
-    }
+    let commands = [&command].into_iter().chain(command.get_subcommands());
+    let lines = commands.map(|command| (bash_line(command, &names), bash_values(command)));
+    let (table, values): (String, String) = lines.unzip();
     BASH.replace("COMMANDS", &names.join(" | "))
         .replace("        TABLE\n", &table)
         .replace("        VALUES\n", &values)
 }
 
-/// Adds the lines of a command to the tables of the script.
-fn describe_for_bash(
-    name: &str,
-    command: &Command,
-    names: &[&str],
-    table: &mut String,
-    values: &mut String,
-) {
-    let spellings = |arg: &Arg| -> Vec<String> {
-        let short = arg.get_short().map(|short| format!("-{short}"));
-        short.into_iter().chain(arg.get_long().map(|long| format!("--{long}"))).collect()
-    };
-    let (mut flags, mut takes) = (Vec::new(), Vec::new());
-    for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
-        flags.extend(spellings(arg));
-        if !arg.get_action().takes_values() {
-            continue;
+/// The name of a command in the script. The server has none.
+fn bash_name(command: &Command) -> &str {
+    command.get_name().trim_start_matches("evecho")
+}
+
+fn spellings(arg: &Arg) -> Vec<String> {
+    let short = arg.get_short().map(|short| format!("-{short}"));
+    short.into_iter().chain(arg.get_long().map(|long| format!("--{long}"))).collect()
+}
+
+/// The flags of a command, those that take a value, and what its arguments without a flag can be.
+fn bash_line(command: &Command, names: &[&str]) -> String {
+    let (name, names) = (bash_name(command), names.join(" "));
+    let flags = command.get_arguments().flat_map(spellings).collect::<Vec<_>>().join(" ");
+    let takes = command.get_opts().flat_map(spellings).collect::<Vec<_>>().join(" ");
+    let takes_several = |arg: &Arg| arg.get_num_args().is_some_and(|args| args.max_values() > 1);
+    let positionals: Vec<&Arg> = command.get_positionals().collect();
+    let offer = |arg: &Arg| Offer::of(arg).bash();
+    let (first, more) = match (name, &positionals[..]) {
+        ("", _) => (format!("-W '{flags} {names}'"), format!("-W '{flags}'")),
+        ("help", _) => (format!("-W '{names}'"), String::new()),
+        // Only flags are possible.
+        (_, []) => (format!("-W '{flags}'"), String::new()),
+        (_, [first, ..]) if takes_several(first) => (offer(first), offer(first)),
+        (_, [first, more @ ..]) => {
+            (offer(first), more.first().map_or_else(String::new, |arg| offer(arg)))
         }
-        takes.extend(spellings(arg));
+    };
+    format!(
+        "        '{name}')\n            flags='{flags}'\n            takes='{takes}'\n            \
+         first=({first}) more=({more}) ;;\n"
+    )
+}
+
+/// What the values of a command's flags can be.
+fn bash_values(command: &Command) -> String {
+    let name = bash_name(command);
+    let mut values = String::new();
+    for arg in command.get_opts() {
         let offer = Offer::of(arg).bash();
         if !offer.is_empty() {
             let cases: Vec<_> =
                 spellings(arg).iter().map(|flag| format!("'{name} {flag}'")).collect();
             let list = arg.get_value_delimiter().map_or("", |_| " list=1");
-            let cases = cases.join(" | ");
-            let _ = writeln!(values, "        {cases}) offer=({offer}){list} ;;");
+            values += &format!("        {}) offer=({offer}){list} ;;\n", cases.join(" | "));
         }
     }
-    let flags = flags.join(" ");
-    let mut positionals = command.get_positionals();
-    let offered = |arg: Option<&Arg>| arg.map(|arg| Offer::of(arg).bash());
-    let (first, more) = match (name, positionals.next()) {
-        ("", _) => (format!("-W '{flags} {}'", names.join(" ")), format!("-W '{flags}'")),
-        ("help", _) => (format!("-W '{}'", names.join(" ")), String::new()),
-        // Only flags are possible.
-        (_, None) => (format!("-W '{flags}'"), String::new()),
-        (_, Some(arg)) if arg.get_num_args().is_some_and(|number| number.max_values() > 1) => {
-            (Offer::of(arg).bash(), Offer::of(arg).bash())
-        }
-        (_, arg) => {
-            (offered(arg).unwrap_or_default(), offered(positionals.next()).unwrap_or_default())
-        }
-    };
-    let _ = writeln!(
-        table,
-        "        '{name}')\n            flags='{flags}'\n            takes='{}'\n            first=({first}) more=({more}) ;;",
-        takes.join(" ")
-    );
+    values
 }
 
 #[cfg(test)]
