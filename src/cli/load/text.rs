@@ -1,7 +1,6 @@
 //! The report of a load, for people.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
 use evecho::client::load::{Config, Latency, Length, Mode, Origin, Ports, Report};
@@ -13,33 +12,43 @@ use humantime::format_rfc3339_seconds;
 /// The report for people.
 pub(super) fn describe(report: &Report, target: &Target) -> String {
     let mut text = headline(report, target);
-    let duration = report.duration.as_secs_f64();
+    for (name, value) in rows(report) {
+        text += &format!("\n  {name:<13}{value}");
+    }
+    for remark in remarks(report) {
+        text += &format!("\n  {remark}");
+    }
+    text + "\n"
+}
+
+fn rows(report: &Report) -> Vec<(&'static str, String)> {
     let what = if report.config.mode == Mode::Churn { "connections" } else { "messages" };
-    text += &format!("\n  {:<13}{} in {duration:.2}s", what, grouped(report.messages));
-    if report.config.mode != Mode::Idle && report.messages > 0 {
-        let (rate, bytes) = (rounded(report.rate), report.bytes as f64 / duration);
-        text += &format!(": {rate}/s, {} ({}) each way", throughput(bytes), bit_rate(bytes));
-    }
-    text += &describe_shares(report).unwrap_or_default();
-    if let Some(latency) = &report.latency {
-        text += &format!("\n  {:<13}{}", "latency", describe_latency(latency));
-    }
+    let mut rows = vec![(what, describe_messages(report))];
+    rows.extend(describe_shares(report).map(|shares| ("each", shares)));
+    let latency = |name, latency| (name, describe_latency(latency));
+    rows.extend(report.latency.as_ref().map(|all| latency("latency", all)));
     for (name, part) in [
         ("connecting", &report.connecting),
         ("exchange", &report.exchange),
         ("sent late", &report.send_delay),
     ] {
-        if let Some(part) = part {
-            text += &format!("\n  {name:<13}{}", describe_latency(&part.latency));
-        }
+        rows.extend(part.as_ref().map(|part| latency(name, &part.latency)));
     }
-    text += &format!("\n  {:<13}{}", "errors", describe_errors(report));
-    text += &format!("\n  {:<13}{}\n", "measured", describe_runs(&report.runs));
-    text += &describe_cost(report);
-    for remark in remarks(report) {
-        text += &format!("  {remark}\n");
+    rows.push(("errors", describe_errors(report)));
+    rows.push(("measured", describe_runs(&report.runs)));
+    rows.extend(describe_client(report).map(|client| ("client", client)));
+    rows.extend(describe_server(report).map(|server| ("server", server)));
+    rows
+}
+
+fn describe_messages(report: &Report) -> String {
+    let duration = report.duration.as_secs_f64();
+    let text = format!("{} in {duration:.2}s", grouped(report.messages));
+    if report.config.mode == Mode::Idle || report.messages == 0 {
+        return text;
     }
-    text
+    let (rate, bytes) = (rounded(report.rate), report.bytes as f64 / duration);
+    format!("{text}: {rate}/s, {} ({}) each way", throughput(bytes), bit_rate(bytes))
 }
 
 /// What was asked for: the load, a colon, and its measures.
@@ -110,7 +119,7 @@ fn describe_shares(report: &Report) -> Option<String> {
     }
     let [slowest, mean, fastest] =
         [slowest, report.rate / f64::from(connections.max(1)), fastest].map(rounded);
-    Some(format!("\n  {:<13}{slowest}/s to {fastest}/s, mean {mean}/s", "each"))
+    Some(format!("{slowest}/s to {fastest}/s, mean {mean}/s"))
 }
 
 fn describe_latency(latency: &Latency) -> String {
@@ -126,30 +135,24 @@ fn describe_latency(latency: &Latency) -> String {
     text
 }
 
-/// What the client and the server needed.
-fn describe_cost(report: &Report) -> String {
-    let mut text = String::new();
-    if let Some(client) = &report.client {
-        let (all, busiest) = (client.cpu_share * 100.0, client.busiest_thread * 100.0);
-        let _ = writeln!(
-            text,
-            "  {:<13}{all:.0} % of a CPU; its busiest thread had work for {busiest:.0} % of the time",
-            "client"
-        );
-        if client.was_limit {
-            text +=
-                "  The client was the limit: give it more --threads, or load from more machines.\n";
-        }
-    }
-    if let Some(server) = &report.server {
-        let (all, each) = (server.cpu_share * 100.0, time(server.cpu_per_message));
-        let _ = writeln!(
-            text,
-            "  {:<13}{all:.0} % of a CPU, {each} a message, memory {}: process {}",
-            "server", server.memory, server.pid
-        );
-    }
-    text
+/// What the client needed.
+fn describe_client(report: &Report) -> Option<String> {
+    let client = report.client.as_ref()?;
+    let (all, busiest) = (client.cpu_share * 100.0, client.busiest_thread * 100.0);
+    let limit = match client.was_limit {
+        true => "\n  The client was the limit: give it more --threads, or load from more machines.",
+        false => "",
+    };
+    Some(format!(
+        "{all:.0} % of a CPU; its busiest thread had work for {busiest:.0} % of the time{limit}"
+    ))
+}
+
+fn describe_server(report: &Report) -> Option<String> {
+    let server = report.server.as_ref()?;
+    let (all, each) = (server.cpu_share * 100.0, time(server.cpu_per_message));
+    let (memory, pid) = (&server.memory, server.pid);
+    Some(format!("{all:.0} % of a CPU, {each} a message, memory {memory}: process {pid}"))
 }
 
 fn describe_errors(report: &Report) -> String {
