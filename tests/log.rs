@@ -371,13 +371,25 @@ fn a_terminal_that_stops_background_jobs_does_not_stop_the_server() {
 
 /// A client without its answer may have sent a part of a message.
 #[test]
-fn what_is_kept_of_a_line_or_frame_is_logged() {
+fn what_is_kept_of_a_message_is_logged() {
     for design in ["event-loop", "threaded", "iterative"] {
-        for (framing, [beginning, rest], kept) in [
-            ("lines", [&b"hello"[..], b"\n"], "keeps 5 bytes of a line until its line feed comes"),
-            ("length", [b"\0\0\0\x03x", b"yz"], "keeps 5 bytes of a frame until the rest comes"),
+        for (framing, service, [beginning, rest], kept) in [
+            (
+                "lines",
+                "echo",
+                [&b"HELLO"[..], b"\n"],
+                "keeps 5 bytes of a line until its line feed comes",
+            ),
+            (
+                "length",
+                "echo",
+                [b"\0\0\0\x03x", b"yz"],
+                "keeps 5 bytes of a frame until the rest comes",
+            ),
+            // A part of a character that is the same in upper case.
+            ("raw", "upper", [b"\xe6\xbc", b"\xa2"], "keeps 2 bytes of the stream until more come"),
         ] {
-            let flags = ["-vv", "--design", design, "--framing", framing];
+            let flags = ["-vv", "--design", design, "--framing", framing, "--service", service];
             let mut server = Server::start(&flags, Stdio::piped());
             let log = read_lines(server.child.stderr.take().unwrap());
             let mut client = Client::connect(server.address);
@@ -390,7 +402,7 @@ fn what_is_kept_of_a_line_or_frame_is_logged() {
             client.expect_end();
             assert_eq!(server.terminate().code(), Some(0));
             let more = log.iter().filter(|line| line.contains("keeps")).count();
-            assert_eq!(more, 0, "{design}, {framing}");
+            assert_eq!(more, 0, "{design}, {framing}, {service}");
         }
     }
 }

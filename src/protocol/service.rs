@@ -171,6 +171,11 @@ pub trait Service {
         context: &Context<'_>,
     ) -> Flow;
 
+    /// The number of bytes of an unframed stream that it keeps until more come. The log shows it.
+    fn kept(&self) -> usize {
+        0
+    }
+
     /// Ends a stream that broke its framing. Replies are the last that the peer gets.
     fn broken(&mut self, error: FrameError, replies: &mut Replies<'_>, context: &Context<'_>) {
         let _ = (error, replies, context);
@@ -194,6 +199,10 @@ impl<V: Service + ?Sized> Service for Box<V> {
         context: &Context<'_>,
     ) -> Flow {
         (**self).serve(message, replies, context)
+    }
+
+    fn kept(&self) -> usize {
+        (**self).kept()
     }
 
     fn broken(&mut self, error: FrameError, replies: &mut Replies<'_>, context: &Context<'_>) {

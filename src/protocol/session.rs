@@ -139,9 +139,10 @@ impl<V: Service> Session<V> {
         self.begun.as_deref().map_or(0, |[begun]| size_of::<Vec<u8>>() + begun.capacity())
     }
 
-    /// The bytes of a frame whose end has not come, and where its end is sought.
+    /// The bytes of a frame whose end has not come, or those that the service keeps, and where the end is sought.
     pub(crate) fn begun(&self) -> Option<(usize, Framing)> {
-        self.begun.as_deref().map(|[begun]| (begun.len(), self.protocol.framing))
+        let kept = self.begun.as_deref().map_or_else(|| self.service.kept(), |[begun]| begun.len());
+        (kept > 0).then_some((kept, self.protocol.framing))
     }
 
     /// Serves the frame at `at`, or keeps the beginning that has come; `at` is then behind it.

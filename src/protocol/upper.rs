@@ -17,9 +17,16 @@ impl Service for Upper {
         match message {
             Message::Whole(bytes) => upper(bytes, replies),
             Message::Chunk(bytes) => self.chunk(bytes, replies),
-            Message::End => replies.send(self.carry()),
+            Message::End => {
+                replies.send(self.carry());
+                self.carried = 0;
+            }
         }
         Flow::Continue
+    }
+
+    fn kept(&self) -> usize {
+        self.carried.into()
     }
 }
 

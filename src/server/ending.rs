@@ -185,7 +185,7 @@ impl Traffic {
     }
 }
 
-/// Logs the length of a reply, where there is one, and of what the session keeps of a line or frame.
+/// Logs the length of a reply, where there is one, and of what the session keeps of a line, frame or character.
 pub(crate) fn trace_reply(peer: &Peer, bytes: usize, begun: Option<(usize, Framing)>) {
     if bytes > 0 {
         trace!(event = "answered", peer:%, bytes = bytes; "{peer}: the reply has {}", count(bytes, "byte"));
@@ -193,6 +193,7 @@ pub(crate) fn trace_reply(peer: &Peer, bytes: usize, begun: Option<(usize, Frami
     if let Some((bytes, framing)) = begun {
         let end = match framing {
             Framing::Lines => "a line until its line feed comes",
+            Framing::Raw => "the stream until more come",
             _ => "a frame until the rest comes",
         };
         trace!(event = "kept", peer:%, bytes = bytes; "{peer}: keeps {} of {end}", count(bytes, "byte"));
