@@ -23,9 +23,9 @@ _evecho() {
             takes='--pid --start --only --skip --timeout --format'
             first=(-A hostname) more=() ;;
         'compare')
-            flags='--design --peer -c --connections -u --udp -s --size -d --depth -r --rounds -t --time --no-scenes --timeout -o --output -h --help'
+            flags='--design --peer -c --connections -u --udp -s --size --upper -d --depth -r --rounds -t --time --no-scenes --timeout -o --output -h --help'
             takes='--design --peer -c --connections -s --size -d --depth -r --rounds -t --time --timeout -o --output'
-            first=(-W '--design --peer -c --connections -u --udp -s --size -d --depth -r --rounds -t --time --no-scenes --timeout -o --output -h --help') more=() ;;
+            first=(-W '--design --peer -c --connections -u --udp -s --size --upper -d --depth -r --rounds -t --time --no-scenes --timeout -o --output -h --help') more=() ;;
         'completions')
             flags='-h --help'
             takes=''

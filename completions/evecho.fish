@@ -184,6 +184,7 @@ complete -c evecho -n "__fish_evecho_using_subcommand compare" -s t -l time -d '
 complete -c evecho -n "__fish_evecho_using_subcommand compare" -l timeout -d 'How long a reply, or the start of a server, may take' -r -f
 complete -c evecho -n "__fish_evecho_using_subcommand compare" -s o -l output -d 'Write compare.svg, compare.csv and compare.json into this directory, and waits.svg: which of six clients waits for which, where one is slow' -r -f -a "(__fish_complete_directories (commandline -ct | string replace -r '^-[^=]*=' ''))"
 complete -c evecho -n "__fish_evecho_using_subcommand compare" -s u -l udp -d 'Compare over UDP, with a socket for each connection, and leave out the other measurements'
+complete -c evecho -n "__fish_evecho_using_subcommand compare" -l upper -d 'Compare servers that answer in upper case: those of evecho with --service upper'
 complete -c evecho -n "__fish_evecho_using_subcommand compare" -l no-scenes -d 'Leave out the other measurements: with a slow client, idle clients, short connections'
 complete -c evecho -n "__fish_evecho_using_subcommand compare" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c evecho -n "__fish_evecho_using_subcommand completions" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -315,6 +315,29 @@ fn peers_alone_are_compared_over_udp() {
 }
 
 #[test]
+fn upper_case_is_compared() {
+    let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("upper");
+    let same = peer("same", "echo");
+    let output = compare(&["-r", "1", "-t", "200ms", "-c", "1", "--upper", "--peer", &same, "-o"])
+        .arg(&directory)
+        .args(["--design", "event-loop,threaded"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let table = text(&output);
+    assert!(table.starts_with("64-byte messages over TCP, answered in upper case, "), "{table}");
+    for trial in ["1 connection", "one client among 1,000 idle ones"] {
+        assert!(row(&table, trial, "event-loop").contains(" MiB"), "{table}");
+        assert!(row(&table, trial, "same").contains("came back as"), "{table}");
+    }
+    let json = fs::read_to_string(directory.join("compare.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["upper"], true);
+    let fault = |server: usize| &json["waits"][server]["clients"][5]["fault"];
+    assert!(fault(0).is_null() && fault(2).is_string(), "{}", json["waits"]);
+}
+
+#[test]
 fn what_cannot_be_compared_is_one_sentence() {
     let taken = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("taken");
     fs::create_dir_all(taken.join("compare.csv")).unwrap();

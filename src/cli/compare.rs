@@ -1,5 +1,6 @@
 //! `evecho compare`: the three designs, and any other echo server, under the same load.
 
+use std::collections::HashSet;
 use std::env;
 use std::fmt::{Display, Write as _};
 use std::fs;
@@ -55,6 +56,9 @@ pub(crate) struct Args {
     /// Bytes in each message
     #[arg(short, long, value_name = "SIZE", default_value = "64", value_parser = units::size)]
     size: usize,
+    /// Compare servers that answer in upper case: those of evecho with --service upper
+    #[arg(long)]
+    upper: bool,
     /// Messages in flight on each lasting connection
     #[arg(short, long, value_name = "NUMBER", default_value = "1", value_parser = units::depth)]
     depth: u16,
@@ -113,39 +117,12 @@ pub(crate) fn run(args: Args) -> CommandResult {
     Ok(ExitCode::from(u8::from(report.stopped || !report.measured_all())))
 }
 
-fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
-    let program = supervise::program()?;
-    let mut contenders = Vec::new();
-    for design in args.design {
-        let design = Design::from(design);
-        let command =
-            format!("{program} --port {{port}} --bind 127.0.0.1 --quiet --design {design}");
-        let mut contender = Contender::new(design.to_string(), command.parse()?);
-        contender.version = Some(env!("CARGO_PKG_VERSION").to_owned());
-        contenders.push(contender);
-    }
-    contenders.extend(args.peer);
-    if contenders.is_empty() {
-        let sentence = "there is no server to compare: give a --design or a --peer";
-        usage(Some("compare"), ErrorKind::MissingRequiredArgument, sentence);
-    }
-    for (index, contender) in contenders.iter().enumerate() {
-        if contenders[..index].iter().any(|other| other.name == contender.name) {
-            usage(
-                Some("compare"),
-                ErrorKind::ValueValidation,
-                &format!(
-                    "two servers are called '{}': give each a name of its own",
-                    contender.name
-                ),
-            );
-        }
-    }
-    let mut connections = args.connections;
-    connections.sort_unstable();
-    connections.dedup();
+fn config(mut args: Args) -> Result<Config, Box<dyn std::error::Error>> {
+    let contenders = contenders(&args)?;
+    args.connections.sort_unstable();
+    args.connections.dedup();
     let plain = |connections| Trial { scene: Scene::Connections, connections };
-    let mut trials: Vec<Trial> = connections.into_iter().map(plain).collect();
+    let mut trials: Vec<Trial> = args.connections.into_iter().map(plain).collect();
     if !args.no_scenes && !args.udp {
         trials.extend(SCENES);
     }
@@ -154,10 +131,39 @@ fn config(args: Args) -> Result<Config, Box<dyn std::error::Error>> {
     config.rounds = args.rounds;
     config.time = args.time;
     config.size = args.size;
+    config.upper = args.upper;
     config.depth = args.depth;
     config.timeout = args.timeout;
     config.supervisor = supervise::words()?;
     Ok(config)
+}
+
+/// The designs and the peers, each with a name of its own.
+fn contenders(args: &Args) -> Result<Vec<Contender>, Box<dyn std::error::Error>> {
+    let program = supervise::program()?;
+    let service = if args.upper { " --service upper" } else { "" };
+    let mut contenders = Vec::new();
+    for &design in &args.design {
+        let design = Design::from(design);
+        let command = format!(
+            "{program} --port {{port}} --bind 127.0.0.1 --quiet{service} --design {design}"
+        );
+        let mut contender = Contender::new(design.to_string(), command.parse()?);
+        contender.version = Some(env!("CARGO_PKG_VERSION").to_owned());
+        contenders.push(contender);
+    }
+    contenders.extend(args.peer.iter().cloned());
+    if contenders.is_empty() {
+        let sentence = "there is no server to compare: give a --design or a --peer";
+        usage(Some("compare"), ErrorKind::MissingRequiredArgument, sentence);
+    }
+    let mut names = HashSet::new();
+    if let Some(twice) = contenders.iter().find(|contender| !names.insert(&contender.name)) {
+        let sentence =
+            format!("two servers are called '{}': give each a name of its own", twice.name);
+        usage(Some("compare"), ErrorKind::ValueValidation, &sentence);
+    }
+    Ok(contenders)
 }
 
 /// Says how far the comparison is: in a line that changes, or else in a line for each round.
@@ -263,10 +269,11 @@ fn heading(report: &Report, name: usize) -> String {
         true => "; the median, and ± half of the spread",
         false => "",
     };
+    let answers = if report.upper { ", answered in upper case" } else { "" };
     let over = columns(["messages", "p50", "p99", "CPU per", "switches", "", ""]);
     let under = columns(["per second", "", "", "message", "/message", "threads", "memory"]);
     format!(
-        "{size}-byte messages over {}, {depth} in flight on each connection. Rounds: {rounds}, of {time} \
+        "{size}-byte messages over {}{answers}, {depth} in flight on each connection. Rounds: {rounds}, of {time} \
          each{spread}.\n{}, {}, {} MiB, {}, evecho {}; the client shares the \
          machine.\n\n{}\n{}\n",
         transport.name(),

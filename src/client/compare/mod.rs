@@ -34,6 +34,7 @@ pub use figure::svg;
 pub use report::{Cell, Machine, Measurement, Report, Silence, Spread};
 pub use waits::{Visit, Waits, waits, waits_svg};
 
+use super::pattern::{Alphabet, Pattern};
 use super::process::ServerCommand;
 use super::{Cancel, load};
 use crate::error::{ParseError, Transport};
@@ -139,6 +140,8 @@ pub struct Config {
     pub warmup: Duration,
     /// Bytes in a message: at least 1. Default: 64.
     pub size: usize,
+    /// Whether the servers answer in upper case. Default: no, the same bytes.
+    pub upper: bool,
     /// Messages in flight on each connection that stays: at least 1. Default: 1.
     pub depth: u16,
     /// How long a reply, or the start of a server, may take. A connection that finds the server's queue
@@ -159,10 +162,16 @@ impl Config {
             time: Duration::from_millis(400),
             warmup: Duration::from_millis(150),
             size: 64,
+            upper: false,
             depth: 1,
             timeout: Duration::from_secs(3),
             supervisor: Vec::new(),
         }
+    }
+
+    /// The bytes of replies to messages of text.
+    fn replies(&self) -> Alphabet {
+        Pattern::Text.replies(self.upper)
     }
 }
 

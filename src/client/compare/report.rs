@@ -27,6 +27,8 @@ pub struct Report {
     pub seconds: f64,
     /// Bytes in a message.
     pub size: usize,
+    /// Whether the servers were to answer in upper case.
+    pub upper: bool,
     /// Messages in flight on each connection.
     pub depth: u16,
     /// The servers and how they were started, in the order of the table.
@@ -186,6 +188,7 @@ impl Report {
             rounds: config.rounds,
             seconds: config.time.as_secs_f64(),
             size: config.size,
+            upper: config.upper,
             depth: config.depth,
             servers: config.contenders.clone(),
             cells: cells.collect(),

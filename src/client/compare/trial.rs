@@ -12,7 +12,7 @@ use crate::client::Cancel;
 use crate::client::cancel::Deadline;
 use crate::client::check::remark_on_nagle;
 use crate::client::load::{self, Length, Mode, Watch};
-use crate::client::pattern::Alphabet::Letters;
+use crate::client::pattern::Alphabet::{self, Letters};
 use crate::client::process::{ServerProcess, Start, StartError, Usage};
 use crate::client::socket;
 use crate::client::target::FULL_QUEUE;
@@ -84,7 +84,7 @@ fn measure_server(
     trial: Trial,
     cancel: &Cancel,
 ) -> Result<Measurement, Fault> {
-    let (_clients, silence) = crowd(trial, server, config.timeout, cancel)?;
+    let (_clients, silence) = crowd(trial, server, config, cancel)?;
     let load = load_of(config, trial, server.address());
     let overflows = listen_overflows();
     let watch = Watch::new(server.pid()).or_else(|error| Watch::blind(server.pid(), error));
@@ -127,6 +127,7 @@ fn unreached(error: load::Error) -> Fault {
 fn load_of(config: &Config, trial: Trial, address: SocketAddr) -> load::Config {
     let mut load = load::Config::new(config.transport, address);
     load.size = config.size;
+    load.upper = config.upper;
     load.length = Length::Time(config.time);
     load.warmup = config.warmup;
     load.timeout = config.timeout;
@@ -216,14 +217,14 @@ fn switches(usage: &Usage) -> u64 {
 fn crowd(
     trial: Trial,
     server: &ServerProcess,
-    timeout: Duration,
+    config: &Config,
     cancel: &Cancel,
 ) -> Result<(Vec<TcpStream>, Option<Silence>), Fault> {
     let (address, connections) = (server.address(), trial.connections);
     match trial.scene {
         Scene::Connections | Scene::Short => Ok((vec![], None)),
         Scene::Slow => {
-            let client = stuck_client(address, cancel.within(timeout));
+            let client = stuck_client(address, cancel.within(config.timeout));
             Ok((
                 vec![client.map_err(|error| Fault::OrEnd(format!("the slow client: {error}")))?],
                 None,
@@ -231,9 +232,10 @@ fn crowd(
         }
         Scene::Idle => {
             let clients = (0..connections).map(|index| {
-                let deadline = cancel.within(timeout);
-                let client = socket::tcp(address, None, deadline)
-                    .and_then(|mut client| exchange(&mut client, index, deadline).map(|()| client));
+                let deadline = cancel.within(config.timeout);
+                let client = socket::tcp(address, None, deadline).and_then(|mut client| {
+                    exchange(&mut client, index, config.replies(), deadline).map(|()| client)
+                });
                 client.map_err(|error| match error.kind() {
                     ErrorKind::TimedOut => Fault::OfServer(answers(index, connections)),
                     _ => Fault::OrEnd(format!("idle connection {}: {error}", index + 1)),
@@ -266,13 +268,14 @@ fn stuck_client(address: SocketAddr, deadline: Deadline<'_>) -> io::Result<TcpSt
 pub(super) fn exchange(
     client: &mut TcpStream,
     index: u32,
+    replies: Alphabet,
     deadline: Deadline<'_>,
 ) -> io::Result<()> {
     client.write_all(Letters.slice(index, 0, 64))?;
     let mut answer = Vec::with_capacity(64);
     let read = deadline.reader(&*client).take(64).read_to_end(&mut answer);
     // Wrong bytes say more than the lack of others.
-    Letters.verify(index, 0, &answer).map_err(io::Error::other)?;
+    replies.verify(index, 0, &answer).map_err(io::Error::other)?;
     match read? {
         64 => Ok(()),
         _ => Err(ErrorKind::UnexpectedEof.into()),

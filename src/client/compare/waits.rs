@@ -65,7 +65,7 @@ fn wait(config: &Config, contender: &Contender, cancel: &Cancel) -> Waits {
     let patience = config.timeout.saturating_add(config.time.saturating_mul(2));
     let clients = start(config, contender, cancel).map_err(|error| error.to_string());
     let clients = clients.and_then(|server| {
-        let visits = visits(server.address(), config.time / MESSAGES, cancel.within(patience));
+        let visits = visits(config, server.address(), cancel.within(patience));
         visits.map_err(|error| format!("no thread for a client: {error}"))
     });
     let fault = clients.as_ref().err().cloned();
@@ -73,13 +73,13 @@ fn wait(config: &Config, contender: &Contender, cancel: &Cancel) -> Waits {
 }
 
 /// All connect in order before one of them sends, so that the slow one is the first in the server's queue.
-fn visits(address: SocketAddr, pause: Duration, deadline: Deadline<'_>) -> io::Result<Vec<Visit>> {
-    let begin = Instant::now();
+fn visits(config: &Config, address: SocketAddr, deadline: Deadline<'_>) -> io::Result<Vec<Visit>> {
+    let (pause, begin) = (config.time / MESSAGES, Instant::now());
     let streams = CLIENTS.map(|_| socket::begin_tcp(address, None));
     thread::scope(|scope| {
         let visits = streams.into_iter().zip(0..).map(|(stream, index)| {
             let pause = if index == 0 { pause } else { pause / SLOWER };
-            let visit = move || visit(stream, index, pause, begin, deadline);
+            let visit = move || visit(config, stream, index, pause, begin, deadline);
             thread::Builder::new().spawn_scoped(scope, visit)
         });
         let visits = visits.collect::<io::Result<Vec<_>>>()?;
@@ -88,6 +88,7 @@ fn visits(address: SocketAddr, pause: Duration, deadline: Deadline<'_>) -> io::R
 }
 
 fn visit(
+    config: &Config,
     stream: io::Result<TcpStream>,
     index: u32,
     pause: Duration,
@@ -100,7 +101,7 @@ fn visit(
             return Err(ErrorKind::TimedOut.into());
         }
         for _ in 0..MESSAGES {
-            exchange(&mut stream, index, deadline)?;
+            exchange(&mut stream, index, config.replies(), deadline)?;
             replies.push(begin.elapsed().as_secs_f64());
             deadline.cancel.sleep(pause);
         }
