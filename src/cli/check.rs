@@ -24,7 +24,7 @@ use super::{CommandResult, FamilyArgs, supervise, transport, units};
 /// answering when the time was over. The exit code is 0 when cases passed and none failed, 1 when
 /// one failed, was not graded, or all were skipped, and 2 on usage.
 ///
-/// Some cases measure, so nobody else should use the server at the time. Cases that look at its process
+/// Some cases measure, so no other client should use the server at the time. Cases that look at its process
 /// need --pid or --start. Cases that forge datagrams need root, and a server on loopback.
 #[derive(clap::Args)]
 #[command(override_usage = "evecho check [OPTIONS] <HOST[:PORT]>\n       \

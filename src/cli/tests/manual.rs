@@ -32,7 +32,10 @@ const PAGES: [Page; 9] = [
     Page {
         name: "evecho",
         examples: &[
-            ("evecho", "Serve TCP and UDP on port 12000, for everyone who reaches this machine."),
+            (
+                "evecho",
+                "Serve TCP and UDP on port 12000, for any client that reaches this machine.",
+            ),
             ("evecho --bind 127.0.0.1 --bind ::1", "Serve this machine only."),
             (
                 "evecho --framing lines --idle-timeout 5m",
@@ -165,8 +168,8 @@ Sizes are in bytes: 4096, 64k, 1m. Times are in seconds, or have a unit: 0.2, 50
 const SIGNALS: [(&str, &str); 2] = [
     (
         "SIGTERM, SIGINT, SIGHUP",
-        "Drain: accept no new clients, answer what was received, and let those who are connected finish. In the \
-         last quarter of --drain-timeout (at most 2 s) ask those who are still here to leave, then cut them off. A \
+        "Drain: accept no new clients, answer what was received, and let connected clients finish. In the last \
+         quarter of --drain-timeout (at most 2 s) close the server's side of those that are left, then cut them off. A \
          second signal ends the server at once. SIGHUP and SIGINT are ignored where they were ignored at the start, as \
          under nohup(1) and in the background of a script. Without a terminal SIGHUP ends nothing: the server logs that \
          settings are read at the start only, and that its log, on standard error, has no file to open again.",
