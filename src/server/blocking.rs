@@ -39,7 +39,7 @@ use super::shutdown::{Handle, Shutdown, Stage};
 use super::sockets::note_gone;
 use super::udp::Responder;
 use crate::error::Transport;
-use crate::protocol::{Context, Framing, Reply, Scratch, Service, Session, guarded};
+use crate::protocol::{Context, Framing, Reply, Scratch, Service, Session, guarded, try_copy};
 use crate::stats::Stats;
 use crate::sys::datagram::DatagramSocket;
 use crate::sys::socket::{self, is_lasting_for_accept, reset_stream_options, set_timeouts};
@@ -47,7 +47,7 @@ use crate::sys::wait::until_readable;
 use crate::sys::{Errno, limits};
 
 /// What a thread reads at once.
-pub(super) const BUFFER: usize = 16 << 10;
+const BUFFER: usize = 16 << 10;
 /// What a read or write fails with that has waited for as long as it may (SO_RCVTIMEO, SO_SNDTIMEO).
 const TIMED_OUT: ErrorKind = ErrorKind::WouldBlock;
 /// How often a thread looks for more of a client that has been asked to leave.
@@ -268,7 +268,9 @@ impl Client<'_> {
         context: &Context<'_>,
     ) -> io::Result<CloseReason> {
         let (clients, peer) = (self.clients, self.peer);
-        let (mut buffer, mut scratch) = ([0; BUFFER], Scratch::default());
+        // Not on the stack, which the kernel takes back from a thread that ends.
+        let Ok(mut buffer) = try_copy(&[0; BUFFER]) else { return Ok(CloseReason::OverBudget) };
+        let mut scratch = Scratch::default();
         let mut end = self.reply(session.open(&mut scratch, context), None)?;
         let reason = loop {
             if let Some(reason) = end {

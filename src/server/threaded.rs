@@ -21,10 +21,10 @@ use super::blocking;
 use super::ending::CloseReason;
 use crate::protocol::{Service, guarded};
 
-/// The stack of a client's thread, instead of the usual 2 MiB: its buffer, and 128 KiB. The built-in services,
-/// with every log line and without optimisation, need 16 KiB; the rest is for services of other makes. Only
-/// what is touched takes memory.
-const STACK: usize = blocking::BUFFER + (128 << 10);
+/// The stack of a client's thread, instead of the usual 2 MiB. The built-in services, with every log
+/// line and without optimisation, need 16 KiB; the rest is for services of other makes. Only what is
+/// touched takes memory.
+const STACK: usize = 128 << 10;
 
 /// Runs the server: serves each client on a thread of its own, and waits for all of them in the end.
 pub(super) fn run<V: Service>(
