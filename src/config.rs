@@ -69,8 +69,8 @@ pub struct Config {
     /// Whether the server takes signals for itself, from being bound until it ends or is dropped:
     /// SIGTERM, SIGINT and SIGHUP drain it, a second one of them ends it at once, SIGUSR1 logs all
     /// counters. SIGHUP and SIGINT are left alone where they are ignored (nohup(1), a job in the background of
-    /// a script), and without a terminal SIGHUP only logs that nothing is reloaded. Default: no, since signals
-    /// belong to the process.
+    /// a script), which only Linux tells, and without a terminal SIGHUP only logs that nothing is reloaded. Default:
+    /// no, since signals belong to the process.
     ///
     /// Afterwards a signal does what it did before: a handler of yours that was there is still
     /// called, and where there was none the signal ends the process again. Do not install a handler

@@ -39,7 +39,7 @@ pub struct Cancel {
 impl Cancel {
     /// One that SIGINT, SIGTERM and SIGHUP cancel from now on. A second signal ends the process at
     /// once, with 128 and its number as the exit code. SIGHUP is left alone where it is ignored, as
-    /// under nohup(1).
+    /// under nohup(1), which only Linux tells.
     ///
     /// # Errors
     ///

@@ -58,7 +58,7 @@ impl Signals {
     /// Takes the signals. Each is an event for `token` from then on.
     pub(crate) fn take(registry: &Registry, token: Token) -> io::Result<Self> {
         let mut taken = taken();
-        let [ignored, caught] = dispositions(&[SIGTERM, SIGUSR1, SIGINT, SIGHUP]);
+        let [ignored, caught] = dispositions();
         let mut wanted = vec![SIGTERM, SIGUSR1];
         wanted.extend([SIGINT, SIGHUP].into_iter().filter(|&signal| !is_in(ignored, signal)));
         let pending = hold_back(&wanted, || {
@@ -132,10 +132,10 @@ pub(crate) fn hold_back<T>(
     installed
 }
 
-/// Whether the process ignores the signal.
+/// Whether the process is known to ignore the signal.
 #[cfg(feature = "client")]
 pub(crate) fn is_ignored(signal: c_int) -> bool {
-    is_in(dispositions(&[signal])[0], signal)
+    is_in(dispositions()[0], signal)
 }
 
 /// Whether a mask has the signal's bit.
