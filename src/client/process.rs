@@ -29,7 +29,7 @@ use super::Cancel;
 use super::cancel::Deadline;
 use super::socket::listens;
 use crate::error::{ParseError, Transport};
-use crate::sys::tool;
+use crate::sys::{tool, wait};
 use crate::units;
 
 pub use supervise::supervise;
@@ -231,7 +231,7 @@ impl ServerProcess {
     /// How it ended, when it has.
     pub fn ended(&self) -> Option<ExitStatus> {
         // Until the status is taken, no other process gets the number, and the process group is ours to signal.
-        tool::ended(self.child.id())
+        wait::ended(self.child.id())
     }
 
     /// Sends SIGTERM to the process (not to its children) and waits until it has ended. `None`

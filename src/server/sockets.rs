@@ -15,7 +15,7 @@ use crate::sys::OwnedFd;
 use crate::sys::cause::{self, Call, Remedy, Situation};
 use crate::sys::socket::{
     Lost::{Comfort, Promise},
-    Refused, SHARE_PORT, is_listening, listen, protocol, reset_datagram_options,
+    Refused, SHARE_PORT, SHARES_WHEN_BOUND, is_listening, listen, protocol, reset_datagram_options,
     reset_stream_options, set_datagram_options, set_stream_options, share_port,
 };
 
@@ -188,8 +188,8 @@ impl Wanted {
         outcome.map(Some).map_err(|failed| self.refused(&own(), failed))
     }
 
-    /// A port that the system picks is shared only once it is bound: it would otherwise pick one that
-    /// another server shares already.
+    /// A port that the system picks is shared only once it is bound, where that can be: it would otherwise pick one
+    /// that another server shares already.
     fn open(&self) -> Result<Bound, (Call, io::Error)> {
         let address = self.address;
         let failed = |call| move |error| (call, error);
@@ -204,18 +204,19 @@ impl Wanted {
             let outcome = socket.set_only_v6(self.ipv4 != Ipv4::Included);
             without.extend(Refused::of([("IPV6_V6ONLY", lost, outcome)]));
         }
+        let late = self.picked && SHARES_WHEN_BOUND;
         let share = |now| {
             let share = self.reuse_port && now;
             let outcome = if share { share_port(&socket) } else { Ok(()) };
             Refused::of([(SHARE_PORT, Promise("no other process shares the port"), outcome)])
         };
-        without.extend(share(!self.picked));
+        without.extend(share(!late));
         without.extend(match is_tcp {
             true => set_listener_options(&socket),
             false => set_datagram_options(&socket, address.is_ipv6()),
         });
         socket.bind(&address.into()).map_err(failed(Call::Bind))?;
-        without.extend(share(self.picked));
+        without.extend(share(late));
         let address = Local::of(&socket).map_or(address, |local| local.address);
         Ok(Bound { socket, address, without })
     }

@@ -14,7 +14,7 @@ use super::system::socket::{
     set_receive_buffer_size, set_send_buffer_size, stream_options,
 };
 pub(crate) use super::system::socket::{
-    SHARE_PORT, block_accepted, is_unacknowledged, protocol, share_port,
+    SHARE_PORT, SHARES_WHEN_BOUND, block_accepted, is_unacknowledged, protocol, share_port,
 };
 #[cfg(feature = "client")]
 pub(crate) use super::system::socket::{

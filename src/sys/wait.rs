@@ -1,8 +1,11 @@
-//! Waiting for several descriptors in a thread that has nothing else to do (poll(2)).
+//! Waiting for several descriptors in a thread that has nothing else to do (poll(2)), and how a child has ended
+//! (waitid(2)).
 
 use std::io::{self, PipeReader};
 use std::os::fd::AsFd;
 use std::time::Duration;
+#[cfg(feature = "client")]
+use std::{os::unix::process::ExitStatusExt, process::ExitStatus};
 
 use nix::poll::{self, PollFd, PollFlags, PollTimeout};
 
@@ -46,4 +49,30 @@ pub(crate) fn until_readable<S: AsFd>(
         Err(Errno::EINTR) => Ok(Woken::default()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// How a child has ended, if it has. It is not waited for: its number stays its own.
+#[cfg(all(feature = "client", not(target_os = "macos")))]
+pub(crate) fn ended(child: u32) -> Option<ExitStatus> {
+    use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+    use nix::unistd::Pid;
+
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    match waitid(Id::Pid(Pid::from_raw(child.cast_signed())), flags) {
+        Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw((code & 0xff) << 8)),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Some(ExitStatus::from_raw(signal as i32)),
+        _ => None,
+    }
+}
+
+/// The same by rustix, since nix has no waitid(2) for macOS.
+#[cfg(all(feature = "client", target_os = "macos"))]
+pub(crate) fn ended(child: u32) -> Option<ExitStatus> {
+    use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+
+    let child = WaitId::Pid(Pid::from_raw(child.cast_signed())?);
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let status = waitid(child, options).ok()??;
+    let code = status.exit_status().map(|code| (code & 0xff) << 8);
+    code.or_else(|| status.terminating_signal()).map(ExitStatus::from_raw)
 }

@@ -4,18 +4,14 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 #[cfg(feature = "client")]
-use std::{os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+use std::time::Duration;
 
 use nix::libc::{self, in_addr};
 #[cfg(feature = "client")]
 use nix::poll::PollFd;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned};
 #[cfg(feature = "client")]
-use nix::{
-    sys::time::TimeSpec,
-    sys::wait::{Id, WaitPidFlag, WaitStatus, waitid},
-    unistd::Pid,
-};
+use nix::sys::time::TimeSpec;
 #[cfg(feature = "client")]
 use socket2::{Domain, Type};
 use socket2::{Protocol, Socket};
@@ -24,6 +20,10 @@ use crate::sys::socket::{Lost, Row};
 
 /// The option that lets sockets share a port, and the kernel distribute clients among them (setsockopt(2)).
 pub(crate) const SHARE_PORT: &str = "SO_REUSEPORT_LB";
+
+/// Whether a socket that is bound can still be made to share its port: it joins the others at bind(2)
+/// (in_pcbinslbgrouphash).
+pub(crate) const SHARES_WHEN_BOUND: bool = false;
 
 /// Lets other sockets with the same option have the port.
 pub(crate) fn share_port(socket: &Socket) -> io::Result<()> {
@@ -82,15 +82,4 @@ pub(crate) const SHUT_DOWN: libc::c_short = libc::POLLRDHUP;
 #[cfg(feature = "client")]
 pub(crate) fn poll(watched: &mut [PollFd<'_>], time: Duration) -> nix::Result<i32> {
     nix::poll::ppoll(watched, Some(TimeSpec::from_duration(time)), None)
-}
-
-/// How a child has ended, if it has. It is not waited for: its number stays its own.
-#[cfg(feature = "client")]
-pub(crate) fn ended(child: u32) -> Option<ExitStatus> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    match waitid(Id::Pid(Pid::from_raw(child.cast_signed())), flags) {
-        Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw((code & 0xff) << 8)),
-        Ok(WaitStatus::Signaled(_, signal, _)) => Some(ExitStatus::from_raw(signal as i32)),
-        _ => None,
-    }
 }

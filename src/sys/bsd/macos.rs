@@ -4,15 +4,13 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd;
 #[cfg(feature = "client")]
-use std::{os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+use std::time::Duration;
 
 use nix::libc::{self, in_addr, in_pktinfo};
 #[cfg(feature = "client")]
 use nix::poll::{PollFd, PollTimeout};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, getsockopt};
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
-#[cfg(feature = "client")]
-use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 #[cfg(feature = "client")]
 use socket2::{Domain, Type};
 use socket2::{Protocol, Socket};
@@ -21,6 +19,9 @@ use crate::sys::socket::{Lost, Row, STREAM_UNSENT, set};
 
 /// The option that lets sockets share a port: the kernel gives all clients to one of them.
 pub(crate) const SHARE_PORT: &str = "SO_REUSEPORT";
+
+/// Whether a socket that is bound can still be made to share its port: the next bind(2) asks for the option (in_pcbbind).
+pub(crate) const SHARES_WHEN_BOUND: bool = true;
 
 /// Lets other sockets with the same option have the port.
 pub(crate) fn share_port(socket: &Socket) -> io::Result<()> {
@@ -97,16 +98,6 @@ pub(crate) const SHUT_DOWN: libc::c_short = libc::POLLHUP;
 pub(crate) fn poll(watched: &mut [PollFd<'_>], time: Duration) -> nix::Result<i32> {
     let millis = time.as_micros().div_ceil(1_000);
     nix::poll::poll(watched, PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX))
-}
-
-/// How a child has ended, if it has. It is not waited for: its number stays its own.
-#[cfg(feature = "client")]
-pub(crate) fn ended(child: u32) -> Option<ExitStatus> {
-    let child = WaitId::Pid(Pid::from_raw(child.cast_signed())?);
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    let status = waitid(child, options).ok()??;
-    let code = status.exit_status().map(|code| (code & 0xff) << 8);
-    code.or_else(|| status.terminating_signal()).map(ExitStatus::from_raw)
 }
 
 /// netinet/tcp.h.

@@ -9,7 +9,9 @@ use socket2::Socket;
 
 #[cfg(feature = "client")]
 pub(crate) use super::own::open;
-pub(crate) use super::own::{SHARE_PORT, is_unacknowledged, protocol, share_port, stream_options};
+pub(crate) use super::own::{
+    SHARE_PORT, SHARES_WHEN_BOUND, is_unacknowledged, protocol, share_port, stream_options,
+};
 use crate::sys::Errno;
 use crate::sys::socket::Lost::{Comfort, Promise};
 use crate::sys::socket::{NO_ADDRESS, NO_HOP_LIMIT, REPLY_HOP_LIMIT, Row, USUAL_HOP_LIMIT, set};

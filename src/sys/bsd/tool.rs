@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use socket2::Socket;
 
-pub(crate) use super::own::{SEND_FLAGS, ended};
+pub(crate) use super::own::SEND_FLAGS;
 
 /// Whether descendants of a child are found, in whatever process group, so that one can end them all: a tool that is
 /// killed leaves its server behind.

@@ -22,6 +22,9 @@ pub(crate) const SHOWN: usize = 2;
 /// The option that lets sockets share a port, and the kernel distribute clients among them (socket(7)).
 pub(crate) const SHARE_PORT: &str = "SO_REUSEPORT";
 
+/// Whether a socket that is bound can still be made to share its port.
+pub(crate) const SHARES_WHEN_BOUND: bool = true;
+
 /// Lets other sockets with the same option have the port.
 pub(crate) fn share_port(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_port(true)

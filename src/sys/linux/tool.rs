@@ -3,15 +3,12 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use nix::libc::MSG_NOSIGNAL;
 use nix::sys::prctl::set_child_subreaper;
 #[cfg(feature = "cli")]
 use nix::sys::prctl::{get_timerslack, set_timerslack};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::time::ClockId;
 use nix::unistd::Pid;
 use socket2::{SockFilter, Socket};
@@ -47,16 +44,6 @@ pub(crate) fn tells_of_processes() -> io::Result<()> {
 pub(crate) fn cpu_time(pid: u32) -> nix::Result<Duration> {
     let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid.cast_signed()))?;
     Ok(clock.now()?.into())
-}
-
-/// How a child has ended, if it has. It is not waited for: its number stays its own.
-pub(crate) fn ended(child: u32) -> Option<ExitStatus> {
-    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-    match waitid(Id::Pid(Pid::from_raw(child.cast_signed())), flags) {
-        Ok(WaitStatus::Exited(_, code)) => Some(ExitStatus::from_raw((code & 0xff) << 8)),
-        Ok(WaitStatus::Signaled(_, signal, _)) => Some(ExitStatus::from_raw(signal as i32)),
-        _ => None,
-    }
 }
 
 /// The name of the CPUs; empty where it is not known.
