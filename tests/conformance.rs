@@ -382,7 +382,7 @@ fn udp_alone_is_served(design: Design) {
 
 fn both_addresses_are_served(design: Design) {
     let mut config = of(design);
-    config.bind = vec![LOCALHOST.into(), Ipv4Addr::new(127, 0, 0, 5).into()];
+    config.bind = vec![LOCALHOST.into(), Ipv4Addr::new(127, 0, 0, 2).into()];
     let server = TestServer::start(config);
     assert_eq!(server.local_addrs().len(), 2);
     for _ in 0..2 {

@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, ChildStderr, Command};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use tool::{Outcome, Server, evecho, finish, run, tcp_session, udp_double};
 
@@ -445,6 +445,7 @@ fn a_source_address_of_another_machine_is_told() {
 }
 
 /// Waits until a process has a handler for a signal.
+#[cfg(target_os = "linux")]
 fn wait_for_handler(pid: Pid, signal: Signal) {
     let path = format!("/proc/{pid}/status");
     let catches = || {
@@ -459,6 +460,7 @@ fn wait_for_handler(pid: Pid, signal: Signal) {
     }
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_signal_that_is_meant_for_servers_ends_no_client() {
     let (silent, _server) = tcp_session(|stream| stream);
@@ -479,5 +481,19 @@ fn a_signal_that_is_meant_for_servers_ends_no_client() {
         drop(input);
         let outcome = finish(child);
         assert_ne!(outcome.code, None, "{args:?} was ended by a signal: {outcome:?}");
+    }
+}
+
+#[test]
+fn a_signal_that_the_parent_process_blocked_ends_a_command() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let blocked = SigSet::from(signal);
+        // A child keeps the mask of the thread that starts it (execve(2)).
+        blocked.thread_block().unwrap();
+        let child = tool::spawn(evecho(&["merge", "-"]));
+        blocked.thread_unblock().unwrap();
+        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        let outcome = finish(child);
+        assert!(outcome.stderr.contains("was read to its end"), "{signal}: {outcome:?}");
     }
 }

@@ -2,14 +2,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
-use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(target_os = "linux")]
+use std::{io::Write, thread, time::Instant};
 
 use nix::errno::Errno;
-use nix::sys::prctl::set_timerslack;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 
@@ -696,6 +696,7 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_second_signal_ends_the_delay_of_a_drain_at_once() {
     let mut daemon = Daemon::start(&["--drain-delay", "1h"]);
@@ -710,6 +711,7 @@ fn a_second_signal_ends_the_delay_of_a_drain_at_once() {
 
 // ---- limits
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_client_that_never_reads_costs_little_and_loses_nothing() {
     const TOTAL: usize = 64 << 20;
@@ -768,11 +770,13 @@ fn a_client_that_never_reads_costs_little_and_loses_nothing() {
     assert!(daemon.resident() - before < 1024, "{} KiB", daemon.resident() - before);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn out_of_descriptors_the_backlog_waits() {
     ["event-loop", "threaded"].into_iter().for_each(run_out_of_descriptors);
 }
 
+#[cfg(target_os = "linux")]
 fn run_out_of_descriptors(design: &str) {
     let script = format!(
         "ulimit -n 32 && exec '{}' -p 0 -v --bind 127.0.0.1 --design {design}",
@@ -795,6 +799,7 @@ fn run_out_of_descriptors(design: &str) {
     assert!(!log.iter().any(|line| line.contains("backlog")), "one line per episode: {log:?}");
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_lasting_error_of_accept_makes_nobody_spin() {
     for design in DESIGNS {
@@ -964,6 +969,7 @@ fn a_full_server_names_the_limit_that_it_was_given() {
     }
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn thousands_of_idle_connections_cost_next_to_nothing() {
     evecho::raise_open_file_limit().unwrap();
@@ -1029,6 +1035,7 @@ fn signals_of_timers_limits_and_descriptors_end_no_server() {
     }
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn an_interrupt_is_ignored_where_it_was() {
     // What a shell without job control does for what it starts in the background.
@@ -1044,8 +1051,11 @@ fn an_interrupt_is_ignored_where_it_was() {
     assert_eq!(daemon.wait().code(), Some(0));
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn timers_are_in_time_whatever_slack_the_parent_process_has() {
+    use nix::sys::prctl::set_timerslack;
+
     // A child has that of the thread that starts it, here 18 minutes.
     set_timerslack(u64::MAX >> 24).unwrap();
     let daemon = Daemon::start(&["--bind", "127.0.0.1", "--delay", "10ms"]);

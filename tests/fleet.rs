@@ -2,6 +2,7 @@
 //! `packaging/` as they are. Each part has a network of its own: in the middle the balancer and its
 //! clients, and a cable to each server. This needs root and Debian's packages; elsewhere it says what is
 //! missing.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;

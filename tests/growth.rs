@@ -1,4 +1,5 @@
 //! The bench of growth reads the files of `/proc` right, and starts as many servers as it needs.
+#![cfg(target_os = "linux")]
 #![allow(dead_code, reason = "the tests are those of the bench's modules")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 

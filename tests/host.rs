@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
-#[cfg(feature = "cli")]
+#[cfg(all(feature = "cli", target_os = "linux"))]
 #[path = "common/manager.rs"]
 mod manager;
 #[cfg(feature = "cli")]
@@ -18,13 +18,11 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
 use common::{DEADLINE, TestServer, config_with, wait_until};
 use evecho::{Config, Server};
-#[cfg(feature = "cli")]
+#[cfg(all(feature = "cli", target_os = "linux"))]
 use manager::Manager;
 #[cfg(feature = "cli")]
 use network::in_network;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::pty::openpty;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, rlim_t, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -160,7 +158,8 @@ fn a_part() {
 /// Its server may have no more clients than leave descriptors to it.
 fn has_files_of_its_own() {
     const LIMIT: u64 = 100;
-    setrlimit(Resource::RLIMIT_NOFILE, LIMIT, LIMIT).unwrap();
+    let limit = LIMIT as rlim_t;
+    setrlimit(Resource::RLIMIT_NOFILE, limit, limit).unwrap();
     let open = || File::open("/dev/null").unwrap();
     let before: Vec<File> = (0..30).map(|_| open()).collect();
     let server = TestServer::start(config_with(|config| config.limits.spare_files = 20));
@@ -217,9 +216,12 @@ fn a_handler_that_was_there_before_is_called_afterwards() {
     assert_eq!(process.ended().code(), Some(0));
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_hangup_of_the_terminal_drains_a_server() {
-    let terminal = openpty(None, None).unwrap();
+    use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+    let terminal = nix::pty::openpty(None, None).unwrap();
     fcntl(&terminal.master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
     let mut login = Command::new("env");
     login.args(["--default-signal", "setsid", "--ctty"]).arg(env::current_exe().unwrap());
@@ -229,6 +231,7 @@ fn a_hangup_of_the_terminal_drains_a_server() {
     assert_eq!(process.ended().code(), Some(0));
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_hangup_is_ignored_where_it_was() {
     let mut nohup = Command::new("sh");
@@ -241,13 +244,14 @@ fn a_hangup_is_ignored_where_it_was() {
 }
 
 /// Whether a process catches a signal (proc_pid_status(5)).
+#[cfg(target_os = "linux")]
 fn catches(pid: u32, signal: Signal) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
     u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1
 }
 
-#[cfg(feature = "cli")]
+#[cfg(all(feature = "cli", target_os = "linux"))]
 #[test]
 fn a_quiet_server_answers_who_asks_for_its_counters() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_evecho"));

@@ -1,5 +1,6 @@
 //! The `evecho` process under what the world outside can do to it: it is stopped and resumed, flooded,
 //! starved of memory, never read. Whoever behaves is served all the while.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;

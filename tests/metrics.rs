@@ -448,6 +448,7 @@ fn silent_and_slow_monitors_shut_out_nobody() {
     drop(silent);
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn monitors_that_wait_cost_no_cpu() {
     let monitored = Monitored::start(&[]);

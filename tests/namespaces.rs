@@ -1,5 +1,6 @@
 //! What needs a network: loops, routes, neighbours, broadcasts and links, in network namespaces of the
 //! tests' own. They need root; elsewhere each says why it is skipped.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::env;

@@ -1,5 +1,6 @@
 //! Servers that a tool starts: they are waited for, looked at, and never left behind.
 
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod common;

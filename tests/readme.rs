@@ -1,5 +1,6 @@
 //! What the documents say is so: their commands work in the order in which they stand, the table of flags
 //! is complete, and the files they name exist.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stderr, reason = "a test that lacks a program says so")]
 

@@ -1,6 +1,7 @@
 //! Several processes on one port (`--reuse-port`): which of them serves which client, and what becomes of
 //! connections that wait for a process that goes. Where a setting of the kernel decides, in a network
 //! namespace; where there can be none, the test says why it is skipped.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::{BTreeMap, BTreeSet};

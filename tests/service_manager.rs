@@ -1,4 +1,5 @@
 //! The `evecho` process under a service manager: what it reports, and sockets that it inherits.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::ffi::OsString;

@@ -1,5 +1,6 @@
 //! `evecho states`: every scenario, against every design and against servers of others.
 
+#![cfg(target_os = "linux")]
 #![allow(clippy::print_stderr, reason = "a test that lacks a right says so")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 

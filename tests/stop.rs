@@ -1,6 +1,7 @@
 //! One way to stop: whatever a command does or waits for, SIGINT, SIGTERM and SIGHUP end it with the
 //! report of what it had, and whatever ends it, nothing that it has started is left.
 
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;
@@ -18,7 +19,7 @@ use std::thread;
 
 use common::{children, lives, wait_until};
 use nix::pty::openpty;
-use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 use tool::{Server, dead_host, evecho, finish};
@@ -374,20 +375,6 @@ fn killed_a_command_leaves_nothing() {
         child.kill().unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
         wait_until("what it started is gone", || !started.iter().any(|&pid| lives(pid)));
-    }
-}
-
-#[test]
-fn a_signal_that_the_parent_process_blocked_ends_a_command() {
-    for signal in SIGNALS {
-        let blocked = SigSet::from(signal);
-        // A child keeps the mask of the thread that starts it (execve(2)).
-        blocked.thread_block().unwrap();
-        let child = tool::spawn(evecho(&["merge", "-"]));
-        blocked.thread_unblock().unwrap();
-        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
-        let outcome = finish(child);
-        assert!(outcome.stderr.contains("was read to its end"), "{signal}: {outcome:?}");
     }
 }
 

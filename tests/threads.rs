@@ -1,5 +1,6 @@
 //! The threads of the threaded design: one for each client, gone when it leaves. Alone in its process,
 //! so that all threads are this server's.
+#![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod common;

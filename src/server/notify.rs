@@ -112,8 +112,9 @@ impl Notifier {
 
 #[cfg(test)]
 mod tests {
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    use std::os::unix::net::UnixDatagram;
+    use std::path::PathBuf;
+    use std::{env, fs, process};
 
     use super::*;
 
@@ -121,21 +122,34 @@ mod tests {
         Moment::default() + Duration::from_millis(millis)
     }
 
-    /// A service manager, and a notifier for it.
-    fn pair(name: &str, watchdog: Option<Duration>) -> (UnixDatagram, Notifier) {
-        let name = format!("evecho-{name}-{}", std::process::id());
-        let address = SocketAddr::from_abstract_name(&name).unwrap();
-        let socket = UnixDatagram::bind_addr(&address).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let manager = ServiceManager { watchdog, ..ServiceManager::new(format!("@{name}")) };
-        let mut notifier = Notifier::new(&manager);
-        notifier.status = "serving".to_owned();
-        (socket, notifier)
+    /// A service manager.
+    struct Manager {
+        socket: UnixDatagram,
+        path: PathBuf,
     }
 
-    fn heard(socket: &UnixDatagram) -> Option<String> {
+    impl Drop for Manager {
+        fn drop(&mut self) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+
+    /// A service manager, and a notifier for it.
+    fn pair(name: &str, watchdog: Option<Duration>) -> (Manager, Notifier) {
+        let path = env::temp_dir().join(format!("evecho-{name}-{}", process::id()));
+        // An earlier process with this number may have been killed.
+        let _ = fs::remove_file(&path);
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let manager = ServiceManager { watchdog, ..ServiceManager::new(&path) };
+        let mut notifier = Notifier::new(&manager);
+        notifier.status = "serving".to_owned();
+        (Manager { socket, path }, notifier)
+    }
+
+    fn heard(manager: &Manager) -> Option<String> {
         let mut buffer = [0; 1_000];
-        let length = socket.recv(&mut buffer).ok()?;
+        let length = manager.socket.recv(&mut buffer).ok()?;
         Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
 
@@ -160,8 +174,7 @@ mod tests {
         let (manager, mut notifier) = pair("full", Some(Duration::from_millis(20)));
         let other = UnixDatagram::unbound().unwrap();
         other.set_nonblocking(true).unwrap();
-        let address = manager.local_addr().unwrap();
-        while other.send_to_addr(b"from others", &address).is_ok() {}
+        while other.send_to(b"from others", &manager.path).is_ok() {}
         notifier.ready(at(0));
         for now in 0..99 {
             notifier.turn(at(now));

@@ -9,7 +9,6 @@ use std::thread;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{setsockopt, sockopt};
 use socket2::SockRef;
 
 /// What a double does wrong.
@@ -437,7 +436,10 @@ fn speaker(fault: Fault, socket: &UdpSocket, home: &UdpSocket) -> io::Result<Udp
     match fault {
         Fault::OtherPort => UdpSocket::bind((own.ip(), 0)),
         Fault::OtherAddress if own.is_ipv4() => home.try_clone(),
+        #[cfg(target_os = "linux")]
         Fault::DiesOfRefusal if own.is_ipv4() => {
+            use nix::sys::socket::{setsockopt, sockopt};
+
             setsockopt(socket, sockopt::Ipv4RecvErr, &true)?;
             socket.try_clone()
         }

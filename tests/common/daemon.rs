@@ -142,12 +142,6 @@ impl Daemon {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }
 
-    /// Stops it by SIGSTOP, and waits until it stands still.
-    pub(crate) fn freeze(&self) {
-        self.signal(Signal::SIGSTOP);
-        wait_until("the server stands still", || self.proc("status").contains("State:\tT"));
-    }
-
     pub(crate) fn wait(&mut self) -> ExitStatus {
         let end = Instant::now() + DEADLINE;
         loop {
@@ -165,7 +159,11 @@ impl Daemon {
         assert!(self.wait().success());
         self.log.iter().collect()
     }
+}
 
+/// What `/proc` tells of it.
+#[cfg(target_os = "linux")]
+impl Daemon {
     pub(crate) fn proc(&self, file: &str) -> String {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
     }
@@ -193,6 +191,12 @@ impl Daemon {
                 (cpu, since) = (self.cpu(), Instant::now());
             }
         }
+    }
+
+    /// Stops it by SIGSTOP, and waits until it stands still.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        wait_until("the server stands still", || self.proc("status").contains("State:\tT"));
     }
 }
 

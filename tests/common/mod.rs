@@ -246,6 +246,7 @@ pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
 }
 
 /// The children of a process.
+#[cfg(target_os = "linux")]
 pub fn children(pid: u32) -> Vec<u32> {
     let path = format!("/proc/{pid}/task/{pid}/children");
     let list = std::fs::read_to_string(path).unwrap_or_default();
@@ -253,6 +254,7 @@ pub fn children(pid: u32) -> Vec<u32> {
 }
 
 /// Whether a process is there; one that nobody has waited for is dead all the same.
+#[cfg(target_os = "linux")]
 pub fn lives(pid: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     !matches!(stat.rsplit_once(") ").map(|(_, rest)| &rest[..1]), None | Some("Z" | "X"))
