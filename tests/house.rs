@@ -135,7 +135,7 @@ fn nothing_imports_from_the_floors_above() {
     do_not_import(&["protocol", "sys", "error"], &["config"]);
     do_not_import(&["sys", "error"], &["protocol"]);
     do_not_import(&["client"], &["server", "cli"]);
-    do_not_name(&["server", "protocol", "sys", "client"], &["clap::", "env_filter::"]);
+    do_not_name(&["server", "protocol", "sys", "client"], &["clap::", "env_logger::"]);
 }
 
 /// Siblings, whether files or folders, of which one imports another, and that one the first, by whatever detour.

@@ -4,7 +4,9 @@
 //! a line says how many as soon as lines can be written again. Where anything else helps, there is no thread
 //! for it ([`StandardError`]): what was kept is written before the next line, and at the end by [`flush`].
 //!
-//! A record with a field `setting` names its flag, or variable, at the end of the line.
+//! A record with a field `setting` names its flag, or variable, at the end of the line. Lines are formatted by
+//! `env_logger`, which writes them into a [`KeptLines`]; a different [`Format`] is a different
+//! `env_logger::Logger`.
 
 use std::env;
 use std::fmt;
@@ -14,23 +16,19 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anstream::{AutoStream, ColorChoice};
-use anstyle::{AnsiColor, Style};
-use env_filter::Filter;
-use evecho::Setting;
-use humantime::{format_rfc3339_micros, format_rfc3339_seconds};
+use env_logger::fmt::Formatter;
 use log::kv::{self, Key, Value, VisitSource, VisitValue};
 use log::{Level, LevelFilter, Log, Metadata, Record, error, warn};
 use nix::errno::Errno;
 use nix::libc::{O_NOCTTY, O_NONBLOCK, PIPE_BUF, STDERR_FILENO};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
+use serde::Serializer;
 use serde::ser::SerializeMap;
-use serde::{Serialize, Serializer};
 
 use super::environment::Environment;
 use super::flag;
@@ -61,16 +59,40 @@ pub(super) enum Format {
 /// Logs to standard error from here on, from `level` up unless `RUST_LOG` says otherwise. Settings are named as
 /// in this environment.
 pub(super) fn start(level: LevelFilter, format: Format, environment: &Environment) {
-    let (filter, unread) = filter(level);
-    log::set_max_level(filter.filter());
-    log::set_boxed_logger(Box::new(Logger {
-        filter,
-        format,
+    let kept = SharedLines::new(StandardError::open());
+    let mut builder = env_logger::Builder::new();
+    builder
+        // The report that a signal asked for is shown at every level.
+        .filter_module("evecho::report", LevelFilter::Info)
+        .write_style(anstream::AutoStream::choice(&io::stderr()).into())
+        .format_target(false)
+        .target(env_logger::Target::Pipe(Box::new(kept.clone())));
+    // env_logger complains about RUST_LOG on standard error, as text: in other formats it is a line of ours.
+    let unread = match format {
+        Format::Text => None,
+        _ => unreadable_filter(),
+    };
+    if unread.is_none() && env::var_os("RUST_LOG").is_some_and(|filter| !filter.is_empty()) {
+        builder.filter_level(level).parse_default_env();
+    } else {
+        // Traces of libraries are for their authors.
+        builder.filter_level(level.min(LevelFilter::Info)).filter_module("evecho", level);
+    }
+    match format {
         // Steps are microseconds apart.
-        has_micros: level == LevelFilter::Trace,
-        has_colours: AutoStream::choice(&io::stderr()) != ColorChoice::Never,
+        Format::Text if level == LevelFilter::Trace => _ = builder.format_timestamp_micros(),
+        Format::Text => {}
+        Format::Journal => _ = builder.format(write_for_journald),
+        Format::Json => _ = builder.format(write_json),
+    }
+    let names_threads = format != Format::Json;
+    let format = builder.build();
+    log::set_max_level(format.filter());
+    log::set_boxed_logger(Box::new(Logger {
+        format,
+        names_threads,
         environment: environment.clone(),
-        lines: Mutex::new(KeptLines::new(StandardError::open())),
+        kept,
     }))
     .expect("the log is started once, by the command that serves");
     if let Some(error) = unread {
@@ -78,50 +100,43 @@ pub(super) fn start(level: LevelFilter, format: Format, environment: &Environmen
     }
 }
 
-/// What is logged, and what is wrong with `RUST_LOG`.
-fn filter(level: LevelFilter) -> (Filter, Option<env_filter::ParseError>) {
-    let mut filter = env_filter::Builder::new();
-    // The report that a signal asked for is shown at every level.
-    filter.filter_module("evecho::report", LevelFilter::Info);
-    let asked = env::var("RUST_LOG").unwrap_or_default();
-    let unread = filter.filter_level(level).try_parse(&asked).err();
-    if asked.is_empty() || unread.is_some() {
-        // Traces of libraries are for their authors.
-        filter.filter_level(level.min(LevelFilter::Info)).filter_module("evecho", level);
-    }
-    (filter.build(), unread)
-}
-
-/// The name of this thread, unless it is the main thread.
-fn thread_name() -> Option<String> {
-    thread::current().name().filter(|&name| name != "main").map(str::to_owned)
+/// What is wrong with `RUST_LOG`.
+fn unreadable_filter() -> Option<env_filter::ParseError> {
+    let filter = env::var("RUST_LOG").ok()?;
+    env_filter::Builder::new().try_parse(&filter).err()
 }
 
 /// The level in front of each line, as the priorities of syslog(3).
-fn write_for_journald(line: &mut Vec<u8>, level: Level, message: &str) -> io::Result<()> {
-    let priority = match level {
+fn write_for_journald(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let priority = match record.level() {
         Level::Error => 3,
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
     };
+    let message = record.args().to_string();
     message.lines().try_for_each(|text| writeln!(line, "<{priority}>{text}"))
+}
+
+/// Calls `act` with the name of this thread, unless it is the main thread.
+fn with_thread_name<T>(act: impl FnOnce(Option<&str>) -> T) -> T {
+    let thread = thread::current();
+    act(thread.name().filter(|&name| name != "main"))
 }
 
 /// Fields of every line. Those of an event have other names.
 const OF_EACH_LINE: [&str; 4] = ["time", "level", "message", "thread"];
 
-fn write_json(line: &mut Vec<u8>, record: &Record<'_>, message: &str) -> io::Result<()> {
-    let time = format_rfc3339_micros(SystemTime::now()).to_string();
+fn write_json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+    let time = line.timestamp_micros().to_string();
     let level = record.level().as_str().to_ascii_lowercase();
+    let message = record.args().to_string();
     let mut json = serde_json::Serializer::new(&mut *line);
     let mut object = json.serialize_map(None)?;
-    for (name, text) in OF_EACH_LINE.into_iter().zip([&time, &level, message]) {
-        object.serialize_entry(name, text)?;
+    for (name, text) in OF_EACH_LINE.into_iter().zip([time, level, message]) {
+        object.serialize_entry(name, &text)?;
     }
-    if let Some(name) = thread_name() {
-        object.serialize_entry("thread", &name)?;
-    }
+    with_thread_name(|name| name.map_or(Ok(()), |name| object.serialize_entry("thread", name)))?;
     record.key_values().visit(&mut Fields(&mut object)).map_err(io::Error::other)?;
     object.end()?;
     writeln!(line)
@@ -132,49 +147,54 @@ struct Fields<'a, M>(&'a mut M);
 
 impl<'kvs, M: SerializeMap> VisitSource<'kvs> for Fields<'_, M> {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
-        if OF_EACH_LINE.contains(&key.as_str()) {
+        let json = json(value);
+        if json.is_null() || OF_EACH_LINE.contains(&key.as_str()) {
             return Ok(());
         }
-        value.visit(Field { name: key.as_str(), object: self.0 })
+        self.0.serialize_entry(key.as_str(), &json).map_err(|_| kv::Error::from(fmt::Error))
     }
 }
 
-/// A field on its way into an object. What is neither a number nor a truth value is text.
-struct Field<'a, M> {
-    name: &'a str,
-    object: &'a mut M,
-}
-
-impl<M: SerializeMap> Field<'_, M> {
-    fn add(&mut self, value: impl Serialize) -> Result<(), kv::Error> {
-        self.object.serialize_entry(self.name, &value).map_err(|_| kv::Error::from(fmt::Error))
+/// The value of a field. What is neither a number nor a truth value is text.
+fn json(value: Value<'_>) -> serde_json::Value {
+    let mut json = serde_json::Value::Null;
+    match value.visit(Json(&mut json)) {
+        Ok(()) => json,
+        Err(_) => serde_json::Value::Null,
     }
 }
 
-impl<'v, M: SerializeMap> VisitValue<'v> for Field<'_, M> {
+struct Json<'a>(&'a mut serde_json::Value);
+
+impl<'v> VisitValue<'v> for Json<'_> {
     fn visit_any(&mut self, value: Value<'_>) -> Result<(), kv::Error> {
-        self.add(value.to_string())
+        *self.0 = value.to_string().into();
+        Ok(())
     }
 
-    /// What is not known is left out.
     fn visit_null(&mut self) -> Result<(), kv::Error> {
+        *self.0 = serde_json::Value::Null;
         Ok(())
     }
 
     fn visit_u64(&mut self, value: u64) -> Result<(), kv::Error> {
-        self.add(value)
+        *self.0 = value.into();
+        Ok(())
     }
 
     fn visit_i64(&mut self, value: i64) -> Result<(), kv::Error> {
-        self.add(value)
+        *self.0 = value.into();
+        Ok(())
     }
 
     fn visit_f64(&mut self, value: f64) -> Result<(), kv::Error> {
-        self.add(value)
+        *self.0 = value.into();
+        Ok(())
     }
 
     fn visit_bool(&mut self, value: bool) -> Result<(), kv::Error> {
-        self.add(value)
+        *self.0 = value.into();
+        Ok(())
     }
 }
 
@@ -194,65 +214,35 @@ pub(super) fn complain(sentence: &str) {
 
 /// Formats records into lines, and says how many were dropped.
 struct Logger {
-    filter: Filter,
-    format: Format,
-    /// Of [`Format::Text`].
-    has_micros: bool,
-    has_colours: bool,
+    format: env_logger::Logger,
+    /// Whether a message begins with its thread's name.
+    names_threads: bool,
     environment: Environment,
-    /// What threads log into.
-    lines: Mutex<KeptLines<StandardError>>,
+    kept: SharedLines,
 }
 
 impl Logger {
-    fn lines(&self) -> MutexGuard<'_, KeptLines<StandardError>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The message of a record, with the name of the thread before it and the flag, or variable, of its
     /// setting behind it.
     fn message(&self, record: &Record<'_>) -> String {
-        let mut message = match thread_name().filter(|_| self.format != Format::Json) {
+        let mut message = with_thread_name(|name| match name.filter(|_| self.names_threads) {
             Some(name) => format!("{name}: {}", record.args()),
             None => record.args().to_string(),
-        };
-        let field = record.key_values().get(Key::from("setting")).map(|field| field.to_string());
-        let is_named = |setting: &&Setting| field.as_deref() == Some(setting.field());
-        if let Some(setting) = Setting::ALL.iter().find(is_named) {
-            message += &format!(" ({})", self.environment.name(&flag(setting.field())));
+        });
+        let setting = record.key_values().get(Key::from("setting")).map(json);
+        if let Some(serde_json::Value::String(field)) = setting {
+            message += &format!(" ({})", self.environment.name(&flag(&field)));
         }
         message
     }
 
-    /// The time, the level and the message, of which further lines are indented.
-    fn write_text(&self, line: &mut Vec<u8>, level: Level, message: &str) -> io::Result<()> {
-        let now = SystemTime::now();
-        let time = match self.has_micros {
-            true => format_rfc3339_micros(now),
-            false => format_rfc3339_seconds(now),
-        };
-        let colour = match level {
-            Level::Error => AnsiColor::Red.on_default().bold(),
-            Level::Warn => AnsiColor::Yellow.on_default(),
-            Level::Info => AnsiColor::Green.on_default(),
-            Level::Debug => AnsiColor::Blue.on_default(),
-            Level::Trace => AnsiColor::Cyan.on_default(),
-        };
-        let [dim, colour] = match self.has_colours {
-            true => [AnsiColor::BrightBlack.on_default(), colour],
-            false => [Style::new(); 2],
-        };
-        let message = message.replace('\n', "\n    ");
-        writeln!(line, "{dim}[{dim:#}{time} {colour}{level:<5}{colour:#}{dim}]{dim:#} {message}")
-    }
-
     /// Writes what was kept. If that was everything, a line says how many others were dropped.
     fn catch_up(&self) {
-        let dropped = self.lines().catch_up();
+        let dropped = self.kept.lock().catch_up();
         if dropped > 0 {
             // An error, so that it is logged at every level at which a line can be dropped.
             error!(
-                logger: self,
+                logger: self.format,
                 event = "lines_dropped",
                 lines = dropped;
                 "{dropped} lines of this log were dropped: they could not be written"
@@ -263,30 +253,53 @@ impl Logger {
 
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        self.filter.enabled(metadata)
+        self.format.enabled(metadata)
     }
 
     fn log(&self, record: &Record<'_>) {
-        if !self.filter.matches(record) {
-            return;
-        }
-        self.catch_up();
-        let (level, message) = (record.level(), self.message(record));
-        let mut line = Vec::new();
-        let written = match self.format {
-            Format::Text => self.write_text(&mut line, level, &message),
-            Format::Journal => write_for_journald(&mut line, level, &message),
-            Format::Json => write_json(&mut line, record, &message),
-        };
-        if written.is_ok() {
-            self.lines().push(&line);
+        if self.format.matches(record) {
+            self.catch_up();
+            let message = self.message(record);
+            self.format.log(
+                &Record::builder()
+                    .metadata(record.metadata().clone())
+                    .args(format_args!("{message}"))
+                    .key_values(&record.key_values())
+                    .build(),
+            );
         }
     }
 
     fn flush(&self) {
         self.catch_up();
         // It cannot fail.
-        let _ = self.lines().output.flush();
+        let _ = self.kept.lock().output.flush();
+    }
+}
+
+/// The lines that threads log into.
+#[derive(Clone)]
+struct SharedLines(Arc<Mutex<KeptLines<StandardError>>>);
+
+impl SharedLines {
+    fn new(output: StandardError) -> Self {
+        SharedLines(Arc::new(Mutex::new(KeptLines::new(output))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, KeptLines<StandardError>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes one whole line in each write, which is how `env_logger` writes.
+impl Write for SharedLines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.lock().push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
