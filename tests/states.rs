@@ -11,6 +11,7 @@ mod tool;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use serde_json::Value;
 use snapbox::{Data, assert_data_eq};
@@ -86,6 +87,12 @@ fn assert_said_in_one(run: impl Fn() -> Outcome, code: i32, parts: &[&str]) {
         outcome = run();
     }
     assert!(says(&outcome), "not {parts:?}, code {code}: {:?} {}", outcome.code, outcome.text());
+}
+
+/// Tries all of these at the same time: mostly, they wait.
+fn beside<T: Send>(all: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {
+    let test = &test;
+    thread::scope(|scope| all.into_iter().for_each(|one| drop(scope.spawn(move || test(one)))));
 }
 
 // ---- servers
@@ -185,7 +192,7 @@ fn a_server_in_python_shows_what_it_is_made_for() {
 fn the_servers_of_courses_are_shown_for_what_they_are() {
     let programs =
         [courses::decoding("16", courses::ECHO), courses::decoding("1024", courses::UPPER)];
-    for program in programs {
+    beside(programs, |program| {
         let Some(server) = Server::python(&program) else { return };
         let mut expected = all_but(&["server-closes"]);
         // An RST is an error that they do not handle, and their end.
@@ -198,11 +205,11 @@ fn the_servers_of_courses_are_shown_for_what_they_are() {
         assert_eq!(outcomes.collect::<Vec<_>>(), expected, "{program}: {}", outcome.text());
         let seen = report["scenarios"][SCENARIOS.len() - 1]["seen"].as_str().unwrap();
         assert!(seen.contains("has ended"), "{seen}");
-    }
+    });
     let once = courses::once("data.decode().upper().encode()");
     let greets = courses::tcp("c.sendall(b'welcome'); echo(c)");
     let lines = courses::tcp("[c.sendall(line) for line in c.makefile('rb')]; c.close()");
-    for (program, shown, reason) in [
+    let others = [
         (once, "server-closes", "this server closes after its first answer"),
         (greets, "open", "this server sends 'welcome' before the client has sent anything"),
         (
@@ -210,12 +217,13 @@ fn the_servers_of_courses_are_shown_for_what_they_are() {
             "open",
             "this server does not answer 'hello' within 2 s: it waits for the end of a line",
         ),
-    ] {
+    ];
+    beside(others, |(program, shown, reason)| {
         let Some(server) = Server::python(&program) else { return };
         let (shown_is, echo_is) = (format!("{shown}: shown"), format!("echo: not shown: {reason}"));
         let run = || states(&[&server.address, shown, "echo"]);
         assert_said_in_one(run, 0, &[&shown_is, &echo_is]);
-    }
+    });
 }
 
 #[test]
@@ -236,27 +244,29 @@ fn a_server_that_ends_is_blamed_for_what_it_ended_with() {
 fn servers_that_do_something_else_are_told() {
     let reads = "this server reads, and does not answer";
     let closes = "this server closes each connection before the client has sent anything";
-    for (serve, scenario, reason) in [
+    let silent = [
         ("[0 for _ in iter(lambda: c.recv(4096), b'')]; c.close()", "echo", reads),
         ("c.close()", "echo", closes),
-    ] {
+    ];
+    beside(silent, |(serve, scenario, reason)| {
         let Some(server) = Server::python(&courses::tcp(serve)) else { return };
         let expected = format!("{scenario}: not shown: {reason}");
         assert_said_in_one(|| states(&[&server.address, scenario]), 1, &[&expected]);
-    }
-    for (serve, seen) in [
+    });
+    let wrong = [
         ("c.sendall(2 * c.recv(4096)); c.recv(1); c.close()", "'hellohello'"),
         ("c.sendall(c.recv(4096) + b'!'); c.recv(1); c.close()", "'hello!'"),
         ("c.sendall(c.recv(4096)[:2]); c.recv(1); c.close()", "'he'"),
         ("c.recv(4096); c.close()", "it closes"),
         ("c.recv(2); c.close()", "it resets"),
         ("kept = c", "it does not read"),
-    ] {
+    ];
+    beside(wrong, |(serve, seen)| {
         let Some(server) = Server::python(&courses::tcp(serve)) else { return };
         let expected = "retransmit: FAILED\n  expected: the server answers 'hello' with 'hello'\n";
         let expected = format!("{expected}  seen:     {seen}");
         assert_said_in_one(|| states(&[&server.address, "retransmit"]), 1, &[&expected]);
-    }
+    });
 }
 
 /// A server for a single client, which is the one that finds it.
@@ -586,7 +596,7 @@ fn neutral(text: &str) -> String {
 
 #[test]
 fn the_text_is_what_it_was() {
-    for scenario in SCENARIOS {
+    beside(SCENARIOS, |scenario| {
         let outcome = states(&[scenario, "--segments=never"]);
         assert_eq!(outcome.code, Some(0), "{outcome:?}");
         let path = format!("{}/tests/states/{scenario}.txt", env!("CARGO_MANIFEST_DIR"));
@@ -595,7 +605,7 @@ fn the_text_is_what_it_was() {
         let text = outcome.text().replace(unsure, "1 ESTABLISHED          ");
         assert_data_eq!(neutral(&text), Data::read_from(path.as_ref(), None).raw());
         assert!(outcome.text().lines().all(|line| line.chars().count() <= 100));
-    }
+    });
     for framing in ["lines", "length"] {
         let outcome = states(&["echo", "--framing", framing, "--segments=never"]);
         let path = format!("{}/tests/states/echo-{framing}.txt", env!("CARGO_MANIFEST_DIR"));
