@@ -180,10 +180,12 @@ fn socat_with_a_program_shows_what_it_is_made_for() {
 
 #[test]
 fn a_server_in_python_shows_what_it_is_made_for() {
-    let Some(iterative) = Server::python(&courses::tcp("echo(c)")) else { return };
-    assert_outcomes(&[&iterative.address], &all_but(&["server-closes"]));
-    let Some(threads) = Server::python(&courses::threaded()) else { return };
-    assert_outcomes(&[&threads.address], &lasting());
+    let lasting =
+        [(courses::tcp("echo(c)"), all_but(&["server-closes"])), (courses::threaded(), lasting())];
+    beside(lasting, |(program, expected)| {
+        let Some(server) = Server::python(&program) else { return };
+        assert_outcomes(&[&server.address], &expected);
+    });
     let Some(once) = Server::python(&courses::once("data")) else { return };
     assert_outcomes(&[&once.address, "server-closes"], &[("server-closes", "shown")]);
 }
@@ -275,11 +277,11 @@ fn a_server_for_a_single_client_is_not_blamed() {
     let once = courses::tcp("s.close(); c.recv(1); sys.exit()");
     let Some(_) = Server::python(&once) else { return };
     let ended = "echo: not shown: the server has ended after its first client";
-    let run = || {
+    let handshake = || {
         let server = Server::python(&once).unwrap();
         states(&[&server.address, "handshake", "echo"])
     };
-    assert_said_in_one(run, 1, &[ended, "0 shown, 0 failed, 2 not shown"]);
+    assert_said_in_one(handshake, 1, &[ended, "0 shown, 0 failed, 2 not shown"]);
     // Where it is started for each scenario, the first client is that of the scenario.
     let program = concat!(env!("CARGO_TARGET_TMPDIR"), "/single.py");
     std::fs::write(program, courses::tcp("s.close(); echo(c); sys.exit()")).unwrap();
@@ -291,9 +293,9 @@ fn a_server_for_a_single_client_is_not_blamed() {
     assert!(text.contains("3 shown, 0 failed, 1 not shown"), "{text}");
     // One that an RST ends has nothing to do with that.
     std::fs::write(program, courses::decoding("16", courses::ECHO)).unwrap();
-    let outcome = states(&["--start", &command, "reset"]);
-    let text = outcome.text();
-    assert!(text.contains("reset: FAILED") && text.contains("; the server has ended"), "{text}");
+    // All of this time is waited for the end of the connection.
+    let reset = || run(&["states", "--timeout", "5s", "--start", &command, "reset"], b"");
+    assert_said_in_one(reset, 1, &["reset: FAILED", "; the server has ended"]);
 }
 
 #[test]
