@@ -279,7 +279,7 @@ fn passes_all(command: &str) {
 /// A server that keeps these rules, graded as a user does it.
 fn passes(command: &str, more: &[&str]) {
     let (output, text) = evecho(
-        &[&["check", "--format", "json", "--timeout", "120s", "--start", command], more].concat(),
+        &[&["check", "--format", "json", "--timeout", "60s", "--start", command], more].concat(),
     );
     let report: serde_json::Value = serde_json::from_str(&text).unwrap();
     for case in report["cases"].as_array().unwrap() {
