@@ -105,7 +105,7 @@ fn a_server_that_answers_once_has_its_mode() {
     assert_says(&server, "load @ -c 1 -m churn -n 5 --upper", 0, &["errors       none"]);
     let said = ["1 closed", "the server had closed its connections", "load it with --mode churn"];
     assert_says(&server, "load @ -c 1 -n 5 --upper", 1, &said);
-    assert_says(&server, "ping @ -c 3 -i 1ms -W 30 --upper", 0, &["3 sent, 3 received"]);
+    assert_says(&server, "ping @ -c 3 -i 1s -W 30 --upper", 0, &["3 sent, 3 received"]);
     assert_eq!(assert_says(&server, "send @ one", 0, &[]).text(), "ONE\n");
     // It closes with the second message unread, or before that comes.
     assert_says(&server, "send @ one two", 1, &[" the connection after "]);
