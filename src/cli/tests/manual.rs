@@ -170,9 +170,10 @@ const SIGNALS: [(&str, &str); 2] = [
         "SIGTERM, SIGINT, SIGHUP",
         "Drain: accept no new clients, answer what was received, and let connected clients finish. In the last \
          quarter of --drain-timeout (at most 2 s) close the server's side of those that are left, then cut them off. A \
-         second signal ends the server at once. SIGHUP and SIGINT are ignored where they were ignored at the start, as \
-         under nohup(1) and in the background of a script. Without a terminal SIGHUP ends nothing: the server logs that \
-         settings are read at the start only, and that its log, on standard error, has no file to open again.",
+         second signal ends the server at once. On Linux, SIGHUP and SIGINT are ignored where they were ignored at \
+         the start, as under nohup(1) and in the background of a script. Without a terminal SIGHUP ends nothing: the \
+         server logs that settings are read at the start only, and that its log, on standard error, has no file to open \
+         again.",
     ),
     ("SIGUSR1", "Log all counters and gauges in one line, with --quiet too."),
 ];
