@@ -176,13 +176,11 @@ impl Guard {
         Guard { ports, rate: rate.map(RateLimit::new) }
     }
 
-    /// Decides whether a datagram from `peer` is answered.
-    pub(crate) fn admit(
-        &mut self,
-        peer: Peer,
-        received: &Received,
-        now: Moment,
-    ) -> Result<(), Refusal> {
+    /// Decides whether what was received from `peer` may be answered.
+    pub(crate) fn admit(&self, peer: Peer, received: &Received) -> Result<(), Refusal> {
+        if received.truncated {
+            return Err(Refusal::Truncated);
+        }
         if received.to_group {
             return Err(Refusal::NotToUsAlone);
         }
@@ -195,6 +193,11 @@ impl Guard {
         if !peer.is_unicast() {
             return Err(Refusal::NotUnicast);
         }
+        Ok(())
+    }
+
+    /// Decides whether one datagram of that is answered: its source may have reached its limit.
+    pub(crate) fn admit_datagram(&mut self, peer: Peer, now: Moment) -> Result<(), Refusal> {
         let admitted = self.rate_of(peer).is_none_or(|rate| rate.admit(peer.source(), now));
         if admitted { Ok(()) } else { Err(Refusal::Rate) }
     }
@@ -316,8 +319,8 @@ mod tests {
 
     #[test]
     fn replies_and_datagrams_to_a_group_are_not_answered() {
-        let mut guard = Guard::new(vec![], None);
-        let mut admit = |received| guard.admit(peer("192.0.2.1:9"), &received, Moment::default());
+        let guard = Guard::new(vec![], None);
+        let admit = |received| guard.admit(peer("192.0.2.1:9"), &received);
         for hops in [0, 1, 64, 128, 201, 255] {
             assert_eq!(admit(received(Some(hops))), Ok(()), "{hops}");
         }
@@ -326,6 +329,8 @@ mod tests {
         }
         let broadcast = Received { to_group: true, ..received(Some(64)) };
         assert_eq!(admit(broadcast), Err(Refusal::NotToUsAlone));
+        let cut = Received { truncated: true, ..received(Some(64)) };
+        assert_eq!(admit(cut), Err(Refusal::Truncated));
     }
 
     #[test]
@@ -372,8 +377,8 @@ mod tests {
 
     #[test]
     fn loops_are_not_begun() {
-        let mut guard = Guard::new(vec![12000, 7, 0, 19], None);
-        let mut admit = |address| guard.admit(peer(address), &received(None), Moment::default());
+        let guard = Guard::new(vec![12000, 7, 0, 19], None);
+        let admit = |address| guard.admit(peer(address), &received(None));
         for address in ["127.0.0.1:12000", "192.0.2.1:7", "192.0.2.1:0", "[::ffff:192.0.2.1]:19"] {
             assert_eq!(admit(address), Err(Refusal::Port), "{address}");
         }
@@ -390,7 +395,7 @@ mod tests {
         let mut guard = Guard::new(vec![], NonZeroU32::new(1));
         let mut admitted = |address| {
             (0..10)
-                .filter(|_| guard.admit(peer(address), &received(None), Moment::default()).is_ok())
+                .filter(|_| guard.admit_datagram(peer(address), Moment::default()).is_ok())
                 .count()
         };
         assert_eq!(admitted("127.0.0.2:9999"), 10);

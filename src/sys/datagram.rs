@@ -23,7 +23,8 @@ const DISCARD: u16 = 9;
 /// asked for others, such as times.
 const CONTROL: usize = 512;
 
-/// After how many bytes, the kernel's own included, it looks what was dropped: no queue of ours is that short.
+/// After how many bytes, the kernel's own included, it looks what was dropped: no queue of ours is that short,
+/// and one that was empty in between was never full.
 const LOOK_EVERY: usize = 64 << 10;
 /// Bytes that the kernel needs for a datagram besides its own, at least.
 const OVERHEAD: usize = 512;
@@ -96,7 +97,7 @@ pub(crate) struct DatagramSocket {
     half_buffer: usize,
     /// How many datagrams the kernel had dropped at the last look. It wraps.
     dropped: u32,
-    /// Bytes received since the last look, with the kernel's own.
+    /// Bytes received since the last look, or since the queue was empty, with the kernel's own.
     unseen: usize,
     /// Buffer for the control messages of a receive.
     control: Vec<u8>,
@@ -161,7 +162,7 @@ impl AsFd for DatagramSocket {
 
 impl Socket for DatagramSocket {
     fn receive(&mut self, buffer: &mut [u8]) -> Result<Received, Errno> {
-        let DatagramSocket { socket, control, control_data, .. } = self;
+        let DatagramSocket { socket, control, control_data, unseen, .. } = self;
         let received = try_io(socket, || {
             let mut buffer = [IoSliceMut::new(buffer)];
             let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
@@ -175,6 +176,10 @@ impl Socket for DatagramSocket {
         });
         let mut received = received.map_err(|error| match error {
             Errno::ECONNABORTED if has_lost_port(socket) => Errno::ESHUTDOWN,
+            Errno::EAGAIN => {
+                *unseen = 0;
+                Errno::EAGAIN
+            }
             error => error,
         })?;
         if !self.wildcard {

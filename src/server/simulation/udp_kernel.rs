@@ -369,22 +369,18 @@ impl UdpWorld {
         let came_joined = requests.len() > 1;
         self.tally.received += requests.len() as u64;
         self.tally.bytes_in += bytes.len() as u64;
-        if received.truncated {
-            self.tally.truncated += requests.len() as u64;
+        let peer = Peer::from(route.peer);
+        if let Err(refusal) = self.oracle.admit(peer, received) {
+            let truncated = refusal == Refusal::Truncated;
+            let tally = &mut self.tally;
+            *(if truncated { &mut tally.truncated } else { &mut tally.guarded }) +=
+                requests.len() as u64;
             return;
         }
-        let peer = Peer::from(route.peer);
         for request in requests {
-            match self.oracle.admit(peer, received, self.now) {
-                Ok(()) => {}
-                Err(Refusal::Rate) => {
-                    self.tally.limited += 1;
-                    continue;
-                }
-                Err(_) => {
-                    self.tally.guarded += 1;
-                    continue;
-                }
+            if self.oracle.admit_datagram(peer, self.now).is_err() {
+                self.tally.limited += 1;
+                continue;
             }
             let mut paid = request.len();
             for bytes in replies(request) {

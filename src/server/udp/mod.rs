@@ -232,14 +232,12 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
         let bytes = &buffer[start..start + received.length];
         let (route, is_run, mut dropped) = (received.route, received.is_run(), 0);
         responder.serve(received, bytes, guard, now, |reply, request| {
-            let is_piece = std::ptr::eq(reply, &raw const bytes[request.clone()]);
-            if queue.reserve(if is_piece { 0 } else { reply.len() }).is_err() {
-                dropped += 1;
-            } else if is_piece {
-                queue.push_received(start + request.start..start + request.end, route, is_run);
+            let pushed = if std::ptr::eq(reply, &raw const bytes[request.clone()]) {
+                queue.push_received(start + request.start..start + request.end, route, is_run)
             } else {
-                queue.push_written(reply, route, is_run);
-            }
+                queue.push_written(reply, route, is_run)
+            };
+            dropped += usize::from(pushed.is_err());
         });
         if dropped > 0 {
             responder.note_dropped(&route, dropped, now);
@@ -253,9 +251,8 @@ impl<S: Socket, V: Service> Endpoint<S, V> {
                 return;
             }
             let Some(Delayed { route, bytes, .. }) = self.responder.take_due(now) else { return };
-            match self.queue.reserve(bytes.len()) {
-                Ok(()) => self.queue.push_written(&bytes, route, false),
-                Err(_) => self.responder.note_dropped(&route, 1, now),
+            if self.queue.push_written(&bytes, route, false).is_err() {
+                self.responder.note_dropped(&route, 1, now);
             }
         }
     }

@@ -84,15 +84,14 @@ impl<V: Service> Responder<V> {
         if received.missed > 0 {
             self.errors.note_missed(received.missed, &self.stats, now);
         }
-        if received.truncated {
-            let count = received.count();
-            return self.refusals.note(Refusal::Truncated, peer, count, &self.stats, now);
+        if let Err(refusal) = guard.admit(peer, received) {
+            return self.refusals.note(refusal, peer, received.count(), &self.stats, now);
         }
         for place in received.datagrams(0) {
             let request = &bytes[place.clone()];
             let send = |reply: &[u8]| send(reply, place.clone());
             let served = guard
-                .admit(peer, received, now)
+                .admit_datagram(peer, now)
                 .and_then(|()| self.reply(request, peer, received.route, guard, now, send));
             if let Err(refusal) = served {
                 self.refusals.note(refusal, peer, 1, &self.stats, now);

@@ -112,49 +112,61 @@ impl SendQueue {
         self.written.len() >= BUFFER
     }
 
-    /// Appends a reply that is a piece of what was received.
-    pub(super) fn push_received(&mut self, bytes: Range<usize>, route: Route, came_joined: bool) {
-        self.push(Buffer::Received, bytes, route, came_joined);
+    /// Appends a reply that is a piece of what was received, if there is memory for it.
+    pub(super) fn push_received(
+        &mut self,
+        bytes: Range<usize>,
+        route: Route,
+        came_joined: bool,
+    ) -> Result<(), TryReserveError> {
+        self.push(Buffer::Received, bytes, route, came_joined)
     }
 
-    /// Makes sure that there is memory for one more reply, of so many bytes that are not received ones.
-    pub(super) fn reserve(&mut self, written: usize) -> Result<(), TryReserveError> {
-        self.written.try_reserve(written)?;
-        self.pieces.try_reserve(1)?;
-        self.runs.try_reserve(1)
-    }
-
-    /// Appends a reply of these bytes.
-    pub(super) fn push_written(&mut self, bytes: &[u8], route: Route, came_joined: bool) {
+    /// Appends a reply of these bytes, if there is memory for it.
+    pub(super) fn push_written(
+        &mut self,
+        bytes: &[u8],
+        route: Route,
+        came_joined: bool,
+    ) -> Result<(), TryReserveError> {
         let start = self.written.len();
+        self.written.try_reserve(bytes.len())?;
         self.written.extend_from_slice(bytes);
-        let bytes = start..self.written.len();
-        self.push(Buffer::Written, bytes, route, came_joined);
+        self.push(Buffer::Written, start..start + bytes.len(), route, came_joined)
     }
 
     /// Appends a reply: to the latest run for its peer, where it fits that.
-    fn push(&mut self, buffer: Buffer, bytes: Range<usize>, route: Route, came_joined: bool) {
+    fn push(
+        &mut self,
+        buffer: Buffer,
+        bytes: Range<usize>,
+        route: Route,
+        came_joined: bool,
+    ) -> Result<(), TryReserveError> {
         let (length, new) = (bytes.len(), self.pieces.len());
         let latest = &mut self.latest[usize::from(route.peer.port()) % PEERS];
-        match self.runs.get_mut(*latest) {
-            Some(run) if run.may_grow_by(length, &route, came_joined) => {
-                run.length += length;
-                run.count += 1;
-                let last = &mut self.pieces[run.last];
-                if last.buffer == buffer && last.bytes.end == bytes.start {
-                    last.bytes.end = bytes.end;
-                    return;
-                }
-                last.next = new;
+        let run = self.runs.get_mut(*latest);
+        if let Some(run) = run.filter(|run| run.may_grow_by(length, &route, came_joined)) {
+            let last = &mut self.pieces[run.last];
+            if last.buffer == buffer && last.bytes.end == bytes.start {
+                last.bytes.end = bytes.end;
+            } else {
+                self.pieces.try_reserve(1)?;
+                self.pieces[run.last].next = new;
+                self.pieces.push(Piece { buffer, bytes, next: new });
                 run.last = new;
             }
-            _ => {
-                *latest = self.runs.len();
-                let (segment, count, first, last) = (length, 1, new, new);
-                self.runs.push(Run { route, came_joined, segment, length, count, first, last });
-            }
+            run.length += length;
+            run.count += 1;
+            return Ok(());
         }
+        self.pieces.try_reserve(1)?;
+        self.runs.try_reserve(1)?;
+        *latest = self.runs.len();
+        let (segment, count, first, last) = (length, 1, new, new);
         self.pieces.push(Piece { buffer, bytes, next: new });
+        self.runs.push(Run { route, came_joined, segment, length, count, first, last });
+        Ok(())
     }
 
     /// Returns what is to leave next: a whole run where its route takes that, else one reply.
@@ -394,7 +406,7 @@ mod tests {
                 for port in 1..=peers {
                     let peer = SocketAddrV4::new([192, 0, 2, 1].into(), port).into();
                     let route = Route { peer, local: None, interface: 0 };
-                    queue.push_received(0..length, route, false);
+                    queue.push_received(0..length, route, false).unwrap();
                 }
             }
             let fit = MAX_SEGMENTS.min(MAX_DATAGRAM / length);
@@ -410,7 +422,9 @@ mod tests {
     /// Whether two replies to this host leave in one call.
     fn joins(queue: &mut SendQueue, host: u32, now: Moment) -> bool {
         queue.clear();
-        (0..2).for_each(|index| queue.push_received(index..index + 1, route(host, 9), false));
+        for index in 0..2 {
+            queue.push_received(index..index + 1, route(host, 9), false).unwrap();
+        }
         queue.next_call(now).is_some_and(|call| call.count == 2)
     }
 

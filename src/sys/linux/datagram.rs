@@ -64,10 +64,10 @@ impl ControlData {
             }
         };
         let segments = segment.as_ref().map(ControlMessage::UdpGsoSegments);
-        let to = SockaddrStorage::from(route.peer);
+        let to = [Some(SockaddrStorage::from(route.peer))];
         let ControlData { headers: [bare, segmented, routed, both], has_sendmmsg } = self;
         let mut send = |headers, controls: &[ControlMessage<'_>]| {
-            send_one(socket, headers, pieces, controls, to, has_sendmmsg)
+            send_one(socket, headers, pieces, controls, &to, has_sendmmsg)
         };
         match (from, segments) {
             (None, None) => send(bare, &[]),
@@ -117,13 +117,13 @@ fn send_one(
     headers: &mut MultiHeaders<SockaddrStorage>,
     pieces: &[IoSlice<'_>],
     controls: &[ControlMessage<'_>],
-    to: SockaddrStorage,
+    to: &[Option<SockaddrStorage>; 1],
     has_sendmmsg: &mut Option<bool>,
 ) -> nix::Result<()> {
     let (fd, flags) = (socket.as_raw_fd(), MsgFlags::empty());
     let mut refused = Errno::ENOSYS;
     if *has_sendmmsg != Some(false) {
-        let sent = sendmmsg(fd, headers, &[pieces], [Some(to)], controls, flags).map(drop);
+        let sent = sendmmsg(fd, headers, &[pieces], to, controls, flags).map(drop);
         match (*has_sendmmsg, sent) {
             (None, Err(error @ (Errno::ENOSYS | Errno::EPERM | Errno::EACCES))) => refused = error,
             _ => {
@@ -132,7 +132,7 @@ fn send_one(
             }
         }
     }
-    sendmsg(fd, pieces, controls, flags, Some(&to))?;
+    sendmsg(fd, pieces, controls, flags, to[0].as_ref())?;
     if has_sendmmsg.replace(false).is_none()
         && let Ok(address) = socket.local_addr()
     {
