@@ -16,7 +16,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 
-use common::{DEADLINE, TestServer, config_with, wait_until};
+use common::{DEADLINE, TestServer, config_with, wait_until, with_default_signals};
 use evecho::{Config, Server};
 #[cfg(all(feature = "cli", target_os = "linux"))]
 use manager::Manager;
@@ -41,10 +41,8 @@ struct Process {
 
 impl Process {
     fn playing(part: &str) -> Process {
-        // Where tests run in the background, signals may be ignored (signal(7): it is inherited).
-        let mut command = Command::new("env");
-        command.arg("--default-signal").arg(env::current_exe().unwrap());
-        Process::playing_under(part, command)
+        let command = Command::new(env::current_exe().unwrap());
+        Process::playing_under(part, with_default_signals(command))
     }
 
     fn playing_under(part: &str, command: Command) -> Process {
@@ -223,8 +221,9 @@ fn a_hangup_of_the_terminal_drains_a_server() {
 
     let terminal = nix::pty::openpty(None, None).unwrap();
     fcntl(&terminal.master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
-    let mut login = Command::new("env");
-    login.args(["--default-signal", "setsid", "--ctty"]).arg(env::current_exe().unwrap());
+    let mut login = Command::new("setsid");
+    login.arg("--ctty").arg(env::current_exe().unwrap());
+    let mut login = with_default_signals(login);
     login.stdin(terminal.slave);
     let process = Process::playing_under("runs", login);
     drop(terminal.master);

@@ -15,7 +15,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
-use common::{Client, LOCALHOST, wait_until};
+use common::{Client, LOCALHOST, wait_until, with_default_signals};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
@@ -714,10 +714,11 @@ fn a_unit_of_systemd_is_told_the_variable_of_a_setting() {
 #[test]
 fn a_hangup_without_a_terminal_reloads_nothing_and_ends_nothing() {
     for design in ["event-loop", "threaded", "iterative"] {
-        let mut daemon = Command::new("env");
-        daemon.args(["--default-signal", "setsid", env!("CARGO_BIN_EXE_evecho"), "--port", "0"]);
-        daemon.args(["--bind", "127.0.0.1", "--design", design]).stderr(Stdio::piped());
-        let mut child = daemon.spawn().unwrap();
+        let mut daemon = Command::new("setsid");
+        daemon.args([env!("CARGO_BIN_EXE_evecho"), "--port", "0"]);
+        daemon.args(["--bind", "127.0.0.1", "--design", design]);
+        let mut daemon = with_default_signals(daemon);
+        let mut child = daemon.stderr(Stdio::piped()).spawn().unwrap();
         let lines = read_lines(child.stderr.take().unwrap());
         let said = |text: &str| lines.iter().find(|line| line.contains(text)).expect(text);
         said("listening on");

@@ -22,7 +22,7 @@ use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
-use tool::{Server, dead_host, evecho, finish};
+use tool::{Server, dead_host, evecho, finish, with_default_signals};
 
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
@@ -89,7 +89,7 @@ struct Running {
 impl Running {
     fn start(case: &Case, signal: Signal, as_process_1: bool) -> Running {
         let args: Vec<&str> = case.args.iter().map(String::as_str).collect();
-        let mut command = evecho(&args);
+        let mut command = with_default_signals(evecho(&args));
         if as_process_1 {
             let inner = command;
             command = Command::new("unshare");
@@ -343,7 +343,7 @@ fn a_second_signal_ends_a_command_at_once_and_leaves_nothing() {
     for signal in SIGNALS {
         // It can write no line of its report.
         let (_reader, writer) = full();
-        let mut check = evecho(&["check", "--start", &command]);
+        let mut check = with_default_signals(evecho(&["check", "--start", &command]));
         let mut child = check.stdout(writer).stderr(Stdio::null()).spawn().unwrap();
         let pid = child.id();
         let runs = |name| descendants(pid).into_iter().any(|pid| comm(pid) == name);
@@ -394,7 +394,7 @@ fn a_signal_that_comes_while_its_handler_is_installed_is_not_lost() {
     for signal in SIGNALS {
         let mut command = strace();
         command.args([env!("CARGO_BIN_EXE_evecho"), "merge", "-"]);
-        let child = tool::spawn(command);
+        let child = tool::spawn(with_default_signals(command));
         // Strace tries its means with children of its own before.
         let traced = || children(child.id()).into_iter().find(|&pid| comm(pid) == "evecho");
         wait_until("it catches the signal", || traced().is_some_and(|pid| catches(pid, signal)));

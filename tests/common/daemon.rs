@@ -3,6 +3,8 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+#[path = "signals.rs"]
+mod signals;
 #[path = "wait.rs"]
 mod wait;
 
@@ -17,6 +19,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+pub(crate) use signals::with_default_signals;
 pub(crate) use wait::{DEADLINE, wait_until};
 
 pub(crate) const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -30,7 +33,7 @@ pub(crate) fn evecho() -> Command {
     for name in ["RUST_LOG", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS"] {
         command.env_remove(name);
     }
-    command
+    with_default_signals(command)
 }
 
 /// The command of a server of which some system calls fail, as strace(1) says: `setsockopt:error=EPERM`.

@@ -7,6 +7,7 @@
 )]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod signals;
 mod wait;
 
 use std::io::{ErrorKind, Read, Write};
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use evecho::{Config, RunningServer, Server, Service, Snapshot};
 use socket2::{Domain, SockRef, Socket, Type};
 
+pub(crate) use signals::with_default_signals;
 pub use wait::{DEADLINE, wait_until};
 
 pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);

@@ -1,7 +1,11 @@
 //! Runs `evecho` and the servers that it talks to: its own, others, and doubles in a thread.
 
-#![allow(dead_code, reason = "each test file uses a part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+#[allow(clippy::duplicate_mod, reason = "some tests use both helpers")]
+#[path = "signals.rs"]
+mod signals;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,6 +16,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
+
+pub(crate) use signals::{is_ignored, with_default_signals};
 
 /// When a test that hangs is ended.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(300);

@@ -102,6 +102,10 @@ impl Probe {
 
 /// How long an answer over UDP may take before the first case.
 const SILENCE: Duration = Duration::from_secs(1);
+/// How often a first client is answered before a second one counts as passed over.
+const PASSED_OVER: u32 = 25;
+/// How long the second one may take each time.
+const LOOK: Duration = Duration::from_millis(40);
 
 /// The same port of the same machine's loopback in the other family.
 fn loopback_sibling(address: SocketAddr) -> Option<SocketAddr> {
@@ -152,8 +156,9 @@ impl<'a> Context<'a> {
         let _ = self.remark.set(remark);
     }
 
-    /// Whether a second TCP client is answered while a first is connected: not so where it is answered as soon as the
-    /// first has left. Or why not even the first is answered. It is asked once.
+    /// Whether a second TCP client is answered while a first is connected: not so where the first is answered many
+    /// times meanwhile, and the second as soon as the first has left. Or why not even the first is answered. It is
+    /// asked once.
     pub(super) fn served(&self) -> &Result<bool, String> {
         self.served.get_or_init(|| {
             let deadline = self.deadline.cancel.within(self.config.timeout);
@@ -166,10 +171,14 @@ impl<'a> Context<'a> {
             let waits_for_the_first = || -> Result<bool, Stop> {
                 let mut second = connect()?;
                 second.send(&bytes)?;
-                if second.wait(PollFlags::POLLIN, self.config.timeout / 2) {
-                    // What is not read would become an RST, which not every server survives.
-                    let _ = second.converse(&[], &bytes);
-                    return Ok(false);
+                let look = (self.config.timeout / 2 / PASSED_OVER).min(LOOK);
+                for _ in 0..PASSED_OVER {
+                    if second.wait(PollFlags::POLLIN, look) {
+                        // What is not read would become an RST, which not every server survives.
+                        let _ = second.converse(&[], &bytes);
+                        return Ok(false);
+                    }
+                    first.exchange(&bytes[..10])?;
                 }
                 drop(first);
                 second.converse(&[], &bytes).map(|()| true)

@@ -321,11 +321,11 @@ mod tests {
         let mut queue = SendQueue::new(true);
         // What an earlier turn has left behind.
         for ((buffer, bytes), route, came_joined) in pushed.iter().rev() {
-            queue.push(*buffer, bytes.clone(), *route, *came_joined);
+            queue.push(*buffer, bytes.clone(), *route, *came_joined).unwrap();
         }
         queue.clear();
         for ((buffer, bytes), route, came_joined) in pushed {
-            queue.push(*buffer, bytes.clone(), *route, *came_joined);
+            queue.push(*buffer, bytes.clone(), *route, *came_joined).unwrap();
         }
         queue
     }
