@@ -3,6 +3,8 @@
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use nix::{getsockopt_impl, libc, setsockopt_impl, sockopt_impl};
@@ -142,17 +144,31 @@ sockopt_impl!(
     MemInfo, GetOnly, libc::SOL_SOCKET, libc::SO_MEMINFO, [u32; 9]
 );
 
+/// What the kernel says of the memory of a socket. None where that is cut short, as by QEMU's user-mode emulation,
+/// of which nix makes a panic: it is asked no more.
+fn memory(socket: &impl AsFd) -> Option<[u32; 9]> {
+    static IS_CUT_SHORT: AtomicBool = AtomicBool::new(false);
+    if IS_CUT_SHORT.load(Ordering::Relaxed) {
+        return None;
+    }
+    let memory = catch_unwind(AssertUnwindSafe(|| getsockopt(socket, MemInfo).ok()));
+    memory.unwrap_or_else(|_| {
+        IS_CUT_SHORT.store(true, Ordering::Relaxed);
+        None
+    })
+}
+
 /// How many datagrams the kernel has dropped, for want of room in the queue of a socket. It wraps.
 pub(crate) fn dropped(socket: &impl AsFd) -> Option<u32> {
     const SK_MEMINFO_DROPS: usize = 8;
-    getsockopt(socket, MemInfo).ok().map(|memory| memory[SK_MEMINFO_DROPS])
+    memory(socket).map(|memory| memory[SK_MEMINFO_DROPS])
 }
 
 /// Whether the send queue of a stream holds something: the peer has not acknowledged all that was sent, our
 /// FIN included.
 pub(crate) fn is_unacknowledged(stream: &impl AsFd) -> bool {
     const SK_MEMINFO_WMEM_QUEUED: usize = 5;
-    getsockopt(stream, MemInfo).is_ok_and(|memory| memory[SK_MEMINFO_WMEM_QUEUED] > 0)
+    memory(stream).is_some_and(|memory| memory[SK_MEMINFO_WMEM_QUEUED] > 0)
 }
 
 /// How often a connection found the queue of a listener in this network namespace full, so far, and had
