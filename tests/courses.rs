@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 
 use courses::{ECHO, UPPER, decoding, tcp, udp};
-use tool::{Outcome, Server, run};
+use tool::{Outcome, Server, beside, run};
 
 /// A thread for each client, which decodes what it reads.
 fn threaded() -> String {
@@ -136,7 +136,7 @@ fn they_are_compared_with_a_true_verdict() {
     // It says whether there is a python3.
     let Some(_) = Server::python(&udp(TEXT)) else { return };
     let wrong = "fails: connection 0: byte 0 came back as 0x";
-    for (name, program, flags, [one, two]) in [
+    let programs = [
         (
             "iterative",
             decoding("16", ECHO),
@@ -149,7 +149,8 @@ fn they_are_compared_with_a_true_verdict() {
         // Fewer bytes than were sent, and wrong ones.
         ("short", decoding("1024", "c.sendall(b'no')"), "", [wrong; 2]),
         ("udp", udp(TEXT), " -u", [" MiB"; 2]),
-    ] {
+    ];
+    beside(programs, |(name, program, flags, [one, two])| {
         let is_true = || {
             let rows = compared(name, &program, flags);
             println!("{name}: {rows:#?}");
@@ -157,5 +158,5 @@ fn they_are_compared_with_a_true_verdict() {
         };
         // A machine that stands still answers too late.
         assert!((0..4).any(|_| is_true()), "{name}");
-    }
+    });
 }

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
-use tool::{DEADLINE, cargo, example};
+use tool::{DEADLINE, beside, cargo, example};
 
 /// The repository.
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -24,9 +24,9 @@ const EVECHO: &str = env!("CARGO_BIN_EXE_evecho");
 const INSTALL: &str = "cargo install --path . --locked && ";
 /// Each of its sections stands for itself, and begins with `evecho`.
 const QUESTIONS: &str = "docs/learn.md";
+const TOUR: &str = "docs/tour.md";
 /// The documents whose commands are followed.
-const FOLLOWED: [&str; 5] =
-    ["README.md", "docs/reference.md", QUESTIONS, "docs/measure.md", "docs/tour.md"];
+const FOLLOWED: [&str; 5] = ["README.md", "docs/reference.md", QUESTIONS, "docs/measure.md", TOUR];
 /// The port that the documents speak of; here servers take a free one.
 const PORT: &str = "12000";
 
@@ -77,7 +77,7 @@ fn the_guide_for_operators_is_short_and_names_what_there_is() {
 
 #[test]
 fn the_commands_for_learners_work_from_the_top() {
-    Newcomer::new("learn").follow(QUESTIONS);
+    follow_parts("learn", QUESTIONS);
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn the_commands_for_those_who_measure_work_from_the_top() {
 
 #[test]
 fn the_commands_of_the_tour_work_and_print_what_it_says() {
-    Newcomer::new("tour").follow("docs/tour.md");
+    follow_parts("tour", TOUR);
 }
 
 /// What `evecho check` says of the reader's own servers is what the table of the tour says.
@@ -97,13 +97,13 @@ fn the_table_of_the_tour_is_what_check_says() {
         eprintln!("not tested: python3 is not installed");
         return;
     }
-    let newcomer = Newcomer::new("tour-table");
-    newcomer.save_programs("docs/tour.md");
-    let tour = read("docs/tour.md");
+    let tour = read(TOUR);
     let (_, table) = tour.split_once("\n| rule of `evecho check` |").unwrap();
     let rows: Vec<Vec<&str>> =
         table.lines().take_while(|line| line.contains('|')).map(cells).collect();
-    for (column, program) in rows[0].iter().enumerate() {
+    beside(rows[0].iter().enumerate(), |(column, program)| {
+        let newcomer = Newcomer::new(&format!("tour-table-{column}"));
+        newcomer.save_programs(TOUR);
         for (told, timeout, verdict) in [("fails", "5s", "not ok"), ("", "30s", "ok")] {
             let rows = rows[2..].iter().filter(|row| row[column + 1] == told);
             let rules: Vec<&str> = rows.map(|row| row[0].split('`').nth(1).unwrap()).collect();
@@ -122,7 +122,20 @@ fn the_table_of_the_tour_is_what_check_says() {
                 expected.map(|(index, rule)| format!("{verdict} {} - {rule}", index + 1));
             assert_eq!(verdicts, expected.collect::<Vec<_>>(), "{program}: {}", outcome.text());
         }
+    });
+}
+
+/// Follows a document whose servers have no need of what stands before they start: each of its parts is for a
+/// newcomer of its own, at the same time.
+fn follow_parts(name: &str, document: &str) {
+    let (mut commands, mut parts) = (commands(document), Vec::new());
+    while let Some(begin) = commands.iter().rposition(|typed| starts_server(&typed.command)) {
+        parts.push((begin, commands.split_off(begin)));
     }
+    assert!(commands.is_empty() && !parts.is_empty(), "{document} begins with a server");
+    beside(parts, |(begin, part)| {
+        Newcomer::new(&format!("{name}-{begin}")).type_in(document, part);
+    });
 }
 
 /// The cells of a row of a table.
@@ -175,9 +188,14 @@ impl Newcomer {
     }
 
     fn follow(&mut self, document: &str) {
-        self.save_programs(document);
         let commands = commands(document);
         assert!(!commands.is_empty(), "{document} has no commands");
+        self.type_in(document, commands);
+    }
+
+    /// Types some of the commands of a document.
+    fn type_in(&mut self, document: &str, commands: Vec<Typed>) {
+        self.save_programs(document);
         for Typed { command, printed, line } in commands {
             eprintln!("{document}:{line}: {command}");
             if command.is_empty() {
@@ -873,7 +891,7 @@ fn the_files_that_documents_name_exist() {
 /// Where the tour says "`name` in `file`", the file defines it.
 #[test]
 fn the_tour_names_what_is_in_the_source() {
-    let tour = read("docs/tour.md");
+    let tour = read(TOUR);
     let pairs = tour.match_indices("` in `src/").map(|(at, _)| {
         let (_, name) = tour[..at].rsplit_once('`').unwrap();
         (name, tour[at + 6..].split('`').next().unwrap())

@@ -11,11 +11,10 @@ mod tool;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
-use std::thread;
 
 use serde_json::Value;
 use snapbox::{Data, assert_data_eq};
-use tool::{Outcome, Server, assert_wrong_usage, evecho, finish, refused_port, run, spawn};
+use tool::{Outcome, Server, assert_wrong_usage, beside, evecho, finish, refused_port, run, spawn};
 
 const SCENARIOS: [&str; 16] = [
     "handshake",
@@ -89,12 +88,6 @@ fn assert_said_in_one(run: impl Fn() -> Outcome, code: i32, parts: &[&str]) {
     assert!(says(&outcome), "not {parts:?}, code {code}: {:?} {}", outcome.code, outcome.text());
 }
 
-/// Tries all of these at the same time: mostly, they wait.
-fn beside<T: Send>(all: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {
-    let test = &test;
-    thread::scope(|scope| all.into_iter().for_each(|one| drop(scope.spawn(move || test(one)))));
-}
-
 // ---- servers
 
 #[test]
@@ -132,6 +125,10 @@ fn a_server_that_runs_shows_what_it_is_made_for() {
     assert_outcomes(&[&server.address], &lasting());
     let raw = ("echo", "not shown");
     assert_outcomes(&[&server.address, "echo", "--framing", "lines"], &[raw]);
+}
+
+#[test]
+fn a_server_that_runs_shows_its_settings() {
     let once = Server::evecho(&["--once"]);
     assert_outcomes(&[&once.address, "server-closes"], &[("server-closes", "shown")]);
     let lines = Server::evecho(&["--framing", "lines"]);
@@ -180,14 +177,15 @@ fn socat_with_a_program_shows_what_it_is_made_for() {
 
 #[test]
 fn a_server_in_python_shows_what_it_is_made_for() {
-    let lasting =
-        [(courses::tcp("echo(c)"), all_but(&["server-closes"])), (courses::threaded(), lasting())];
-    beside(lasting, |(program, expected)| {
+    let servers = [
+        (courses::tcp("echo(c)"), &[][..], all_but(&["server-closes"]).to_vec()),
+        (courses::threaded(), &[], lasting().to_vec()),
+        (courses::once("data"), &["server-closes"], vec![("server-closes", "shown")]),
+    ];
+    beside(servers, |(program, shown, expected)| {
         let Some(server) = Server::python(&program) else { return };
-        assert_outcomes(&[&server.address], &expected);
+        assert_outcomes(&[&[&*server.address], shown].concat(), &expected);
     });
-    let Some(once) = Server::python(&courses::once("data")) else { return };
-    assert_outcomes(&[&once.address, "server-closes"], &[("server-closes", "shown")]);
 }
 
 #[test]
@@ -208,6 +206,10 @@ fn the_servers_of_courses_are_shown_for_what_they_are() {
         let seen = report["scenarios"][SCENARIOS.len() - 1]["seen"].as_str().unwrap();
         assert!(seen.contains("has ended"), "{seen}");
     });
+}
+
+#[test]
+fn the_servers_of_courses_are_shown_for_what_they_do_at_once() {
     let once = courses::once("data.decode().upper().encode()");
     let greets = courses::tcp("c.sendall(b'welcome'); echo(c)");
     let lines = courses::tcp("[c.sendall(line) for line in c.makefile('rb')]; c.close()");

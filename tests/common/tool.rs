@@ -249,3 +249,9 @@ pub(crate) fn cargo(arguments: &[&str]) -> Command {
     cargo.args(arguments).args(["--locked", "--offline"]).current_dir(env!("CARGO_MANIFEST_DIR"));
     cargo
 }
+
+/// Tries all of these at the same time: mostly, they wait.
+pub(crate) fn beside<T: Send>(all: impl IntoIterator<Item = T>, test: impl Fn(T) + Sync) {
+    let test = &test;
+    thread::scope(|scope| all.into_iter().for_each(|one| drop(scope.spawn(move || test(one)))));
+}
