@@ -126,13 +126,14 @@ fn the_table_of_the_tour_is_what_check_says() {
 }
 
 /// Follows a document whose servers have no need of what stands before they start: each of its parts is for a
-/// newcomer of its own, at the same time.
+/// newcomer of its own, at the same time. So is what stands before the first.
 fn follow_parts(name: &str, document: &str) {
     let (mut commands, mut parts) = (commands(document), Vec::new());
     while let Some(begin) = commands.iter().rposition(|typed| starts_server(&typed.command)) {
         parts.push((begin, commands.split_off(begin)));
     }
-    assert!(commands.is_empty() && !parts.is_empty(), "{document} begins with a server");
+    assert!(!parts.is_empty(), "{document} starts a server");
+    parts.push((0, commands));
     beside(parts, |(begin, part)| {
         Newcomer::new(&format!("{name}-{begin}")).type_in(document, part);
     });

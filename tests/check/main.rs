@@ -12,11 +12,11 @@ mod network;
 #[path = "../common/tool.rs"]
 mod tool;
 
-use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::process::{Command, Output};
 use std::thread;
 use std::time::Duration;
+use std::{io, iter};
 
 use evecho::client::Cancel;
 use evecho::client::check::{self, Config, Expected, Outcome, Report, Subject};
@@ -176,7 +176,8 @@ fn fails(row: &Row, upper: bool, subject: Subject, timeout: Duration) -> Result<
     let report = report.map_err(|error| error.to_string())?;
     let [case] = &report.cases[..] else { panic!("{name} is one case") };
     match &case.outcome {
-        Outcome::Passed => panic!("{row:?}: it passed"),
+        // A busy machine may bring together what was sent apart.
+        Outcome::Passed => Err("it passed".to_owned()),
         Outcome::Failed { seen: found, .. } if found.contains(seen) => Ok(()),
         Outcome::Skipped { reason } if may_be_skipped(case.name) => {
             println!("{name} was skipped: {reason}");
@@ -636,8 +637,8 @@ fn what_is_not_reached_is_not_said_to_be_absent() {
 
 #[test]
 fn why_a_transport_is_not_graded_is_said() {
-    let (_refusing, refused) = refused_port();
-    let udp = UdpSocket::bind(&refused).unwrap();
+    let for_both = |port: (_, String)| UdpSocket::bind(&port.1).ok().map(|udp| (port, udp));
+    let ((_refusing, refused), udp) = iter::repeat_with(refused_port).find_map(for_both).unwrap();
     let only = "tcp-bytes,udp-sizes";
     let (_, text) = evecho(&["check", &refused, "--only", only, "--timeout", "1s"]);
     assert!(text.contains(&format!("no TCP: {refused} refused the connection")), "{text}");
