@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::outlet::STUCK_FOR;
 use super::*;
-use crate::protocol::{Echo, Flow, MAX_DATAGRAM, service_fn};
+use crate::protocol::{Context, Echo, Flow, MAX_DATAGRAM, Message, Replies, service_fn};
 use crate::sys::datagram::Route;
 
 fn responder<V: Service>(make_service: impl FnMut() -> V + 'static) -> Responder<V> {
@@ -137,6 +137,29 @@ fn a_turn_takes_a_batch_of_what_an_ethernet_carries() {
     bench.turn(Duration::ZERO);
     assert_eq!((bench.left(), bench.sent()), (0, (BATCH + 1) * 1_400));
     assert!(!bench.endpoint.can_act());
+}
+
+/// Its reply leaves, and its panic is counted.
+#[test]
+fn a_service_that_panics_as_it_ends_has_replied() {
+    struct PanicsAtEnd;
+    impl Service for PanicsAtEnd {
+        fn serve(&mut self, _: Message<'_>, replies: &mut Replies<'_>, _: &Context<'_>) -> Flow {
+            replies.echo();
+            Flow::Continue
+        }
+
+        fn close(&mut self, _: &Context<'_>) {
+            panic!("as it ends");
+        }
+    }
+    let (mut responder, mut guard) = (responder(|| PanicsAtEnd), Guard::new(vec![], None));
+    let received = Received::new(5, ([192, 0, 2, 1], 5).into());
+    let mut replies = Vec::new();
+    responder.serve(&received, b"hello", &mut guard, Moment::default(), |reply, _| {
+        replies.extend_from_slice(reply);
+    });
+    assert_eq!((&*replies, responder.stats.snapshot().udp_panics), (&b"hello"[..], 1));
 }
 
 #[test]
