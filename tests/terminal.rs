@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Read;
 
 use nix::pty::{Winsize, openpty};
-use tool::Server;
+use tool::{Server, beside};
 
 /// What a command writes on a terminal of this kind and width.
 fn on_terminal(term: Option<&str>, columns: u16, arguments: &[&str]) -> String {
@@ -65,7 +65,7 @@ fn a_line_of_progress_is_no_wider_than_the_terminal() {
 fn a_terminal_that_cannot_rewrite_a_line_gets_plain_ones() {
     let server = Server::evecho(&[]);
     let address = &server.address[..];
-    for term in [Some("dumb"), Some(""), None] {
+    beside([Some("dumb"), Some(""), None], |term| {
         for arguments in [
             &["load", address, "-c", "2", "-t", "700ms"][..],
             &["load", address, "-c", "2", "-t", "200ms", "--every", "50ms"],
@@ -79,5 +79,5 @@ fn a_terminal_that_cannot_rewrite_a_line_gets_plain_ones() {
             assert!(!lines.is_empty(), "{term:?}, {arguments:?}");
             assert!(!lines.contains(['\x1b', '\r']), "{term:?}, {arguments:?}: {screen:?}");
         }
-    }
+    });
 }

@@ -103,7 +103,7 @@ impl Probe {
 /// How long an answer over UDP may take before the first case.
 const SILENCE: Duration = Duration::from_secs(1);
 /// How often a first client is answered before a second one counts as passed over.
-const PASSED_OVER: u32 = 25;
+const PASSED_OVER: u32 = 50;
 /// How long the second one may take each time.
 const LOOK: Duration = Duration::from_millis(40);
 
