@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use super::outlet::STUCK_FOR;
 use super::*;
+use crate::impairments::Impairments;
 use crate::protocol::{Context, Echo, Flow, MAX_DATAGRAM, Message, Replies, service_fn};
+use crate::server::netem::Netem;
 use crate::sys::datagram::Route;
 
 fn responder<V: Service>(make_service: impl FnMut() -> V + 'static) -> Responder<V> {
@@ -100,8 +102,12 @@ impl Bench {
     }
 
     fn with(script: Script) -> Self {
+        Bench::of(script, responder(|| Echo))
+    }
+
+    fn of(script: Script, responder: Responder<Echo>) -> Self {
         let script = Scripted(Rc::new(RefCell::new(script)));
-        let mut endpoint = Endpoint::new(script.clone(), responder(|| Echo));
+        let mut endpoint = Endpoint::new(script.clone(), responder);
         endpoint.hint(true, true);
         Bench { script, endpoint, guard: Guard::new(vec![], None) }
     }
@@ -285,6 +291,22 @@ fn a_missing_neighbour_has_no_reserve() {
     bench.serve(&[], MAX_WAIT + Neighbours::MEMORY);
     bench.serve(&[], MAX_WAIT + Neighbours::MEMORY);
     assert_eq!((bench.stats().udp_answered, bench.stats().udp_dropped), (3, 1));
+}
+
+/// What is delayed on purpose holds up nothing that comes before it is due, and leaves before what comes then.
+#[test]
+fn a_delay_is_that_of_each_reply() {
+    let delay = Duration::from_millis(10);
+    let netem = Netem::new(&Impairments { delay, ..Impairments::default() }, 0, 1);
+    let responder = Responder::new(|| Echo, None, netem, Arc::default());
+    let mut bench = Bench::of(Script { without_offload: true, ..Script::default() }, responder);
+    for (at, sent) in [(0, 0), (4, 0), (10, 1), (13, 1), (14, 2), (20, 3), (30, 6)] {
+        bench.arrive(5, 1);
+        bench.endpoint.hint(true, false);
+        bench.turn(Duration::from_millis(at));
+        bench.turn(Duration::from_millis(at));
+        assert_eq!((bench.sent(), bench.left()), (sent, 0), "after {at} ms");
+    }
 }
 
 #[test]
