@@ -882,6 +882,23 @@ fn each_option_may_be_refused_alone() {
     }
 }
 
+/// A signal interrupts a read that waits for a bounded time, whatever its handler says (signal(7)): also of a
+/// connection that lingers.
+#[test]
+fn an_interrupted_read_ends_no_connection() {
+    for design in ["event-loop", "threaded", "iterative"] {
+        let Some(mut command) = failing("recvfrom:error=EINTR:when=1+2") else { return };
+        let flags = ["--port", "0", "-v", "--tcp-only", "--once", "--design", design];
+        let daemon = Daemon::spawn(command.args(flags));
+        let client = TcpStream::connect((LOCALHOST, daemon.port)).unwrap();
+        assert_echo(&client);
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(read_to_end(&client), b"");
+        daemon.wait_for("closed by us: the service was done");
+        daemon.stop();
+    }
+}
+
 /// A sandbox that is older than sendmmsg(2) lacks it, or says that it is forbidden.
 #[test]
 fn replies_leave_without_sendmmsg() {

@@ -336,6 +336,7 @@ impl Client<'_> {
             }
             let read = match self.read(&mut buffer) {
                 Err(error) if error.kind() == TIMED_OUT => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 outcome => outcome?,
             };
             if read == 0 {
