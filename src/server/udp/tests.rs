@@ -169,6 +169,16 @@ fn a_service_that_panics_as_it_ends_has_replied() {
 }
 
 #[test]
+fn what_the_kernel_dropped_is_counted() {
+    let (mut responder, mut guard) = (responder(|| Echo), Guard::new(vec![], None));
+    for (missed, all) in [(0, 0), (3, 3), (0, 3), (2, 5)] {
+        let received = Received { missed, ..Received::new(5, ([192, 0, 2, 1], 5).into()) };
+        responder.serve(&received, b"hello", &mut guard, Moment::default(), |_, _| {});
+        assert_eq!(responder.stats.snapshot().udp_missed, all);
+    }
+}
+
+#[test]
 fn a_socket_that_fails_for_good_is_gone() {
     let lasting = [Errno::EPIPE, Errno::ESHUTDOWN, Errno::EBADF, Errno::ENOTSOCK, Errno::ENOSYS];
     for error in lasting {
@@ -368,6 +378,26 @@ fn a_reply_is_as_long_as_a_datagram_can_be() {
             let too_long = endpoint.responder.stats.snapshot().udp_too_long;
             assert_eq!((script.0.borrow().sends, too_long), (sent, 1 - sent as u64), "{length}");
         }
+    }
+}
+
+/// However much a service makes of little, a turn ends with as much as the buffer has.
+#[test]
+fn a_turn_makes_no_more_than_a_buffer_of_long_replies() {
+    let script = Scripted::default();
+    let incoming = vec![(5, 1, None); BATCH].into();
+    *script.0.borrow_mut() = Script { incoming, ..Script::default() };
+    let make = || {
+        service_fn(|_, replies, _| {
+            replies.send(&[b'x'; BUFFER / 5]);
+            Flow::Continue
+        })
+    };
+    let mut endpoint = Endpoint::new(script.clone(), responder(make));
+    endpoint.hint(true, true);
+    for turn in 1..=3 {
+        endpoint.turn(&mut Guard::new(vec![], None), Moment::default());
+        assert_eq!(script.0.borrow().incoming.len(), BATCH - 5 * turn);
     }
 }
 
