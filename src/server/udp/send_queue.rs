@@ -451,7 +451,7 @@ mod tests {
         for host in 0..10_000 {
             queue.note_refused(&route(host, 1), Moment::default());
             assert!(!joins(&mut queue, host, Moment::default()));
-            assert!(queue.refused.len() <= MAX_REFUSED);
+            assert_eq!(queue.refused.len(), host as usize % MAX_REFUSED + 1);
         }
         queue.note_refused(&route(1, 1), Moment::default() + REFUSED_FOR);
         assert_eq!(queue.refused.len(), 1);
