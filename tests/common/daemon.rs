@@ -33,7 +33,7 @@ pub(crate) fn evecho() -> Command {
     for name in ["RUST_LOG", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS"] {
         command.env_remove(name);
     }
-    with_default_signals(command)
+    command
 }
 
 /// The command of a server of which some system calls fail, as strace(1) says: `setsockopt:error=EPERM`.
@@ -97,7 +97,9 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start(flags: &[&str]) -> Daemon {
-        Daemon::spawn(evecho().args(["--port", "0", "-v"]).args(flags))
+        let mut command = evecho();
+        command.args(["--port", "0", "-v"]).args(flags);
+        Daemon::spawn(&mut with_default_signals(command))
     }
 
     /// Starts a command that becomes a server, and waits for the first line of its log.
