@@ -174,12 +174,11 @@ impl Socket for DatagramSocket {
             message.cmsgs()?.for_each(|control| control_data.take(&mut received, control));
             Ok(received)
         });
+        if let Err(Errno::EAGAIN) = received {
+            *unseen = 0;
+        }
         let mut received = received.map_err(|error| match error {
             Errno::ECONNABORTED if has_lost_port(socket) => Errno::ESHUTDOWN,
-            Errno::EAGAIN => {
-                *unseen = 0;
-                Errno::EAGAIN
-            }
             error => error,
         })?;
         if !self.wildcard {
