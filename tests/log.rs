@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::cell::OnceCell;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -52,9 +53,12 @@ impl Server {
     /// Starts a command that is, or becomes, a server.
     fn spawn(command: &mut Command) -> Server {
         let child = command.args(["--port", "0", "--bind", "127.0.0.1"]).spawn().unwrap();
-        let port = || listening_port(child.id());
-        wait_until("the server listens", || port().is_some());
-        let address = (LOCALHOST, port().unwrap()).into();
+        // /proc/net/tcp leaves out a line now and then while others change: what it showed once counts.
+        let port = OnceCell::new();
+        wait_until("the server listens", || {
+            listening_port(child.id()).is_some_and(|found| port.set(found).is_ok())
+        });
+        let address = (LOCALHOST, *port.get().unwrap()).into();
         Server { child, address }
     }
 

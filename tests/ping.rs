@@ -4,6 +4,9 @@
 
 #[path = "common/network.rs"]
 mod network;
+#[cfg(target_os = "linux")]
+#[path = "common/sandbox.rs"]
+mod sandbox;
 #[path = "common/tool.rs"]
 mod tool;
 
@@ -872,6 +875,26 @@ fn serve(address: SocketAddr, replies: usize) {
             }
         }
     });
+}
+
+/// gVisor has no such option.
+#[cfg(target_os = "linux")]
+#[test]
+fn where_no_port_can_be_chosen_late_it_is_chosen_early() {
+    use nix::errno::Errno;
+    use sandbox::{BIND_ADDRESS_NO_PORT, refusing};
+
+    let server = Server::evecho(&[]);
+    let from = &["ping", &server.address, "-c", "1", "-W", "20", "--from", "127.0.0.3"][..];
+    // Its clients are on several addresses.
+    let churn = &["load", &server.address, "-c", "2", "-n", "20", "-m", "churn"];
+    for args in [from, churn] {
+        let rule = ("setsockopt", BIND_ADDRESS_NO_PORT, Errno::ENOPROTOOPT);
+        let Some(mut command) = refusing(&[rule]) else { return };
+        command.args(args);
+        let outcome = finish(tool::spawn(command));
+        assert_eq!(outcome.code, Some(0), "{args:?}: {outcome:?}");
+    }
 }
 
 #[test]

@@ -86,7 +86,7 @@ pub(super) fn sources_towards(address: SocketAddr) -> Vec<IpAddr> {
 /// Has a socket send from an address of this machine. Its port is chosen at connect, when the peer's address
 /// is known, where the system can wait so long: then only all four together have to be unique (ip(7)).
 pub(super) fn send_from(socket: &Socket, source: IpAddr) -> io::Result<()> {
-    choose_port_late(socket)?;
+    choose_port_late(socket);
     socket.bind(&SocketAddr::new(source, 0).into())
 }
 

@@ -109,9 +109,7 @@ pub(crate) fn acknowledge_late(_stream: &TcpStream) {}
 
 /// The port is chosen at bind(2).
 #[cfg(feature = "client")]
-pub(crate) fn choose_port_late(_socket: &Socket) -> io::Result<()> {
-    Ok(())
-}
+pub(crate) fn choose_port_late(_socket: &Socket) {}
 
 /// A connected UDP socket fails when its peer cannot be reached, without being asked to (udp(4)).
 #[cfg(feature = "client")]

@@ -44,10 +44,11 @@ pub(crate) fn acknowledge_late(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_tcp_quickack(false);
 }
 
-/// Has the port be chosen at connect(2), and not at bind(2) (ip(7)).
+/// Has the port be chosen at connect(2), and not at bind(2) (ip(7)). Where that cannot be, as in gVisor, bind(2)
+/// chooses it.
 #[cfg(feature = "client")]
-pub(crate) fn choose_port_late(socket: &Socket) -> io::Result<()> {
-    set(socket, sockopt::IpBindAddressNoPort, &true)
+pub(crate) fn choose_port_late(socket: &Socket) {
+    let _ = set(socket, sockopt::IpBindAddressNoPort, &true);
 }
 
 /// Has a stream block that a listener has accepted which does not: it does already (accept(2)).
