@@ -125,18 +125,32 @@ fn the_table_of_the_tour_is_what_check_says() {
     });
 }
 
-/// Follows a document whose servers have no need of what stands before they start: each of its parts is for a
-/// newcomer of its own, at the same time. So is what stands before the first.
+/// Follows a document part by part: each is for a newcomer of its own, at the same time.
 fn follow_parts(name: &str, document: &str) {
     let (mut commands, mut parts) = (commands(document), Vec::new());
-    while let Some(begin) = commands.iter().rposition(|typed| starts_server(&typed.command)) {
+    while let Some(begin) = (0..commands.len()).rfind(|&index| begins_part(&commands, index)) {
         parts.push((begin, commands.split_off(begin)));
     }
     assert!(!parts.is_empty(), "{document} starts a server");
     parts.push((0, commands));
     beside(parts, |(begin, part)| {
+        let mut before = part.iter().take_while(|typed| !starts_server(&typed.command));
+        if let Some(typed) = before.find(|typed| typed.command.contains(PORT)) {
+            panic!("{document}:{}: no server for {}", typed.line, typed.command);
+        }
         Newcomer::new(&format!("{name}-{begin}")).type_in(document, part);
     });
+}
+
+/// Whether a command needs nothing of what stands before it: it starts a server, or writes one's program, or has a
+/// server of its own that is not just written.
+fn begins_part(commands: &[Typed], index: usize) -> bool {
+    let writes = |typed: &Typed| typed.command.contains(".py > ");
+    let command = &commands[index];
+    let is_written = index > 0 && writes(&commands[index - 1]);
+    starts_server(&command.command)
+        || writes(command)
+        || command.command.contains("{port}") && !is_written
 }
 
 /// The cells of a row of a table.

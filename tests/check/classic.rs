@@ -11,7 +11,7 @@ use std::time::Duration;
 use evecho::client::check::{Outcome, Subject};
 use serde_json::Value;
 
-use super::{courses, evecho, grade, grade_within};
+use super::{evecho, grade, grade_within, programs};
 
 /// A case, how it ends, and a part of what is said then.
 type End = (&'static str, &'static str, &'static str);
@@ -66,7 +66,7 @@ fn one_client_at_a_time_and_all_is_text() {
         ("process-threads", "passed", ""),
         ("process-exhaustion", "skipped", SEVERAL),
     ];
-    assert_ends(&courses::decoding("16", courses::ECHO), &[], ends);
+    assert_ends(&programs::decoding("16", programs::ECHO), &[], ends);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_thread_for_each_client() {
         ("process-threads", "passed", ""),
         ("process-sigterm", "failed", "signal: 15"),
     ];
-    assert_ends(&courses::threaded(), &[], ends);
+    assert_ends(&programs::threaded(), &[], ends);
 }
 
 #[test]
@@ -93,14 +93,14 @@ fn datagrams() {
         ("process-idle-cpu", "passed", ""),
         ("process-sigterm", "failed", "signal: 15"),
     ];
-    assert_ends(&courses::udp("data"), &[], ends);
+    assert_ends(&programs::udp("data"), &[], ends);
     let ends = &[("udp-bytes", "failed", DECODES), ("udp-empty", "passed", "")];
-    assert_ends(&courses::udp("data.decode().upper().encode()"), &["--upper"], ends);
+    assert_ends(&programs::udp("data.decode().upper().encode()"), &["--upper"], ends);
 }
 
 #[test]
 fn upper_case() {
-    let upper = courses::decoding("1024", courses::UPPER);
+    let upper = programs::decoding("1024", programs::UPPER);
     let ends =
         &[("tcp-bytes", "failed", "byte 97 came back as 0x41 instead of 0x61, in upper case")];
     assert_ends(&upper, &[], ends);
@@ -114,7 +114,7 @@ fn upper_case() {
 
 #[test]
 fn one_message_for_each_connection() {
-    let once = courses::once("data");
+    let once = programs::once("data");
     let ends = &[
         ("tcp-split", "failed", "the connection goes on after its first message"),
         ("process-idle-cpu", "failed", "each is answered again after that"),
@@ -211,7 +211,7 @@ fn a_server_that_is_slow_has_not_stopped() {
 /// What a case tells of a server that echoes is not told of another.
 #[test]
 fn what_does_not_echo_is_blamed_for_that_alone() {
-    let lines = courses::tcp("[c.sendall(line) for line in c.makefile('rb')]; c.close()");
+    let lines = programs::tcp("[c.sendall(line) for line in c.makefile('rb')]; c.close()");
     let ends = &[
         ("tcp-bytes", "failed", "the values of ASCII, 0 to 127, come back"),
         ("tcp-half-close-empty", "passed", ""),

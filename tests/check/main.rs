@@ -4,11 +4,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod classic;
-#[path = "../common/courses.rs"]
-mod courses;
 mod double;
 #[path = "../common/network.rs"]
 mod network;
+#[path = "../common/programs.rs"]
+mod programs;
 #[path = "../common/tool.rs"]
 mod tool;
 

@@ -1,20 +1,14 @@
 //! `evecho states`: every scenario, against every design and against servers of others.
 
-#![cfg(target_os = "linux")]
-#![allow(clippy::print_stderr, reason = "a test that lacks a right says so")]
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-#[path = "common/courses.rs"]
-mod courses;
-#[path = "common/tool.rs"]
-mod tool;
-
+use crate::programs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
+use crate::tool::{
+    Outcome, Server, assert_wrong_usage, beside, evecho, finish, refused_port, run, spawn,
+};
 use serde_json::Value;
 use snapbox::{Data, assert_data_eq};
-use tool::{Outcome, Server, assert_wrong_usage, beside, evecho, finish, refused_port, run, spawn};
 
 const SCENARIOS: [&str; 16] = [
     "handshake",
@@ -178,9 +172,9 @@ fn socat_with_a_program_shows_what_it_is_made_for() {
 #[test]
 fn a_server_in_python_shows_what_it_is_made_for() {
     let servers = [
-        (courses::tcp("echo(c)"), &[][..], all_but(&["server-closes"]).to_vec()),
-        (courses::threaded(), &[], lasting().to_vec()),
-        (courses::once("data"), &["server-closes"], vec![("server-closes", "shown")]),
+        (programs::tcp("echo(c)"), &[][..], all_but(&["server-closes"]).to_vec()),
+        (programs::threaded(), &[], lasting().to_vec()),
+        (programs::once("data"), &["server-closes"], vec![("server-closes", "shown")]),
     ];
     beside(servers, |(program, shown, expected)| {
         let Some(server) = Server::python(&program) else { return };
@@ -191,7 +185,7 @@ fn a_server_in_python_shows_what_it_is_made_for() {
 #[test]
 fn the_servers_of_courses_are_shown_for_what_they_are() {
     let programs =
-        [courses::decoding("16", courses::ECHO), courses::decoding("1024", courses::UPPER)];
+        [programs::decoding("16", programs::ECHO), programs::decoding("1024", programs::UPPER)];
     beside(programs, |program| {
         let Some(server) = Server::python(&program) else { return };
         let mut expected = all_but(&["server-closes"]);
@@ -210,9 +204,9 @@ fn the_servers_of_courses_are_shown_for_what_they_are() {
 
 #[test]
 fn the_servers_of_courses_are_shown_for_what_they_do_at_once() {
-    let once = courses::once("data.decode().upper().encode()");
-    let greets = courses::tcp("c.sendall(b'welcome'); echo(c)");
-    let lines = courses::tcp("[c.sendall(line) for line in c.makefile('rb')]; c.close()");
+    let once = programs::once("data.decode().upper().encode()");
+    let greets = programs::tcp("c.sendall(b'welcome'); echo(c)");
+    let lines = programs::tcp("[c.sendall(line) for line in c.makefile('rb')]; c.close()");
     let others = [
         (once, "server-closes", "this server closes after its first answer"),
         (greets, "open", "this server sends 'welcome' before the client has sent anything"),
@@ -232,7 +226,7 @@ fn the_servers_of_courses_are_shown_for_what_they_do_at_once() {
 
 #[test]
 fn a_server_that_ends_is_blamed_for_what_it_ended_with() {
-    let Some(server) = Server::python(&courses::tcp("assert c.recv(9) != b'hello'; c.close()"))
+    let Some(server) = Server::python(&programs::tcp("assert c.recv(9) != b'hello'; c.close()"))
     else {
         return;
     };
@@ -253,7 +247,7 @@ fn servers_that_do_something_else_are_told() {
         ("c.close()", "echo", closes),
     ];
     beside(silent, |(serve, scenario, reason)| {
-        let Some(server) = Server::python(&courses::tcp(serve)) else { return };
+        let Some(server) = Server::python(&programs::tcp(serve)) else { return };
         let expected = format!("{scenario}: not shown: {reason}");
         assert_said_in_one(|| states(&[&server.address, scenario]), 1, &[&expected]);
     });
@@ -266,7 +260,7 @@ fn servers_that_do_something_else_are_told() {
         ("kept = c", "it does not read"),
     ];
     beside(wrong, |(serve, seen)| {
-        let Some(server) = Server::python(&courses::tcp(serve)) else { return };
+        let Some(server) = Server::python(&programs::tcp(serve)) else { return };
         let expected = "retransmit: FAILED\n  expected: the server answers 'hello' with 'hello'\n";
         let expected = format!("{expected}  seen:     {seen}");
         assert_said_in_one(|| states(&[&server.address, "retransmit"]), 1, &[&expected]);
@@ -276,7 +270,7 @@ fn servers_that_do_something_else_are_told() {
 /// A server for a single client, which is the one that finds it.
 #[test]
 fn a_server_for_a_single_client_is_not_blamed() {
-    let once = courses::tcp("s.close(); c.recv(1); sys.exit()");
+    let once = programs::tcp("s.close(); c.recv(1); sys.exit()");
     let Some(_) = Server::python(&once) else { return };
     let ended = "echo: not shown: the server has ended after its first client";
     let handshake = || {
@@ -286,7 +280,7 @@ fn a_server_for_a_single_client_is_not_blamed() {
     assert_said_in_one(handshake, 1, &[ended, "0 shown, 0 failed, 2 not shown"]);
     // Where it is started for each scenario, the first client is that of the scenario.
     let program = concat!(env!("CARGO_TARGET_TMPDIR"), "/single.py");
-    std::fs::write(program, courses::tcp("s.close(); echo(c); sys.exit()")).unwrap();
+    std::fs::write(program, programs::tcp("s.close(); echo(c); sys.exit()")).unwrap();
     let command = format!("python3 {program} {{port}}");
     let outcome = states(&["--start", &command, "open", "echo", "half-close", "reset"]);
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
@@ -294,7 +288,7 @@ fn a_server_for_a_single_client_is_not_blamed() {
     assert!(text.contains("reset: not shown: this server serves a single client"), "{text}");
     assert!(text.contains("3 shown, 0 failed, 1 not shown"), "{text}");
     // One that an RST ends has nothing to do with that.
-    std::fs::write(program, courses::decoding("16", courses::ECHO)).unwrap();
+    std::fs::write(program, programs::decoding("16", programs::ECHO)).unwrap();
     // All of this time is waited for the end of the connection.
     let reset = || run(&["states", "--timeout", "5s", "--start", &command, "reset"], b"");
     assert_said_in_one(reset, 1, &["reset: FAILED", "; the server has ended"]);
@@ -309,7 +303,7 @@ fn a_command_is_started_for_each_scenario() {
 
 #[test]
 fn a_server_that_does_not_echo_fails() {
-    let Some(mute) = Server::python(&courses::tcp("c.recv(4096); c.sendall(b'HOWDY')")) else {
+    let Some(mute) = Server::python(&programs::tcp("c.recv(4096); c.sendall(b'HOWDY')")) else {
         return;
     };
     let outcome = states(&[&mute.address, "backlog"]);

@@ -1,11 +1,5 @@
 //! The table of exit codes in the reference: each cell of it is tried.
 
-#![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-#[path = "common/tool.rs"]
-mod tool;
-
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -15,13 +9,15 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use crate::tool::{
+    self, Outcome, Server, evecho, finish, refused_port, run, tcp_session, udp_double,
+};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tool::{Outcome, Server, evecho, finish, refused_port, run, tcp_session, udp_double};
 
-const REFERENCE: &str = include_str!("../docs/reference.md");
+const REFERENCE: &str = include_str!("../../docs/reference.md");
 
 /// The cells of the table: what each command says of each exit code.
 fn table() -> BTreeMap<(&'static str, i32), &'static str> {

@@ -1,18 +1,10 @@
 //! The classic programs of courses, which decode what they read: what `load`, `ping`, `send` and `compare` say of them.
 
-#![allow(clippy::print_stderr, reason = "a test that lacks a program says so")]
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
-
-#[path = "common/courses.rs"]
-mod courses;
-#[path = "common/tool.rs"]
-mod tool;
-
 use std::fs;
 use std::path::Path;
 
-use courses::{ECHO, UPPER, decoding, tcp, udp};
-use tool::{Outcome, Server, beside, run};
+use crate::programs::{self, ECHO, UPPER, decoding, tcp, udp};
+use crate::tool::{Outcome, Server, beside, run};
 
 /// A thread for each client, which decodes what it reads.
 fn threaded() -> String {
@@ -101,7 +93,7 @@ fn answers_in_upper_case_are_told_and_can_be_expected() {
 
 #[test]
 fn a_server_that_answers_once_has_its_mode() {
-    let Some(server) = Server::python(&courses::once(UPPER_TEXT)) else { return };
+    let Some(server) = Server::python(&programs::once(UPPER_TEXT)) else { return };
     assert_says(&server, "load @ -c 1 -m churn -n 5 --upper", 0, &["errors       none"]);
     let said = ["1 closed", "the server had closed its connections", "load it with --mode churn"];
     assert_says(&server, "load @ -c 1 -n 5 --upper", 1, &said);
@@ -145,7 +137,7 @@ fn they_are_compared_with_a_true_verdict() {
         ),
         ("threaded", threaded(), "", [" MiB"; 2]),
         ("upper", decoding("1024", UPPER), "", [wrong; 2]),
-        ("once", courses::once(UPPER_TEXT), "", [wrong; 2]),
+        ("once", programs::once(UPPER_TEXT), "", [wrong; 2]),
         // Fewer bytes than were sent, and wrong ones.
         ("short", decoding("1024", "c.sendall(b'no')"), "", [wrong; 2]),
         ("udp", udp(TEXT), " -u", [" MiB"; 2]),

@@ -2,8 +2,6 @@
 //! `packaging/` as they are. Each part has a network of its own: in the middle the balancer and its
 //! clients, and a cable to each server. This needs root and Debian's packages; elsewhere it says what is
 //! missing.
-#![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -18,15 +16,10 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-#[path = "common/daemon.rs"]
-mod daemon;
-#[path = "common/network.rs"]
-mod network;
-
-use daemon::{
+use crate::daemon::{
     DEADLINE, Daemon, LOCALHOST, connect, evecho, pass, read_to_end, run, stderr, wait_until,
 };
-use network::play;
+use crate::network::{self, play};
 
 // ---- a network of its own
 
@@ -398,7 +391,7 @@ fn servers_are_replaced_under_load() {
     if !Part::is_run(&parts) {
         thread::scope(|scope| {
             for part in &parts {
-                scope.spawn(|| part.unshare("servers_are_replaced_under_load"));
+                scope.spawn(|| part.unshare("fleet::servers_are_replaced_under_load"));
             }
         });
     }
@@ -538,7 +531,7 @@ fn rules_hold_through_balancers() {
     ];
     if !Part::is_run(&parts) {
         // One after the other: some rules measure.
-        parts.iter().for_each(|part| part.unshare("rules_hold_through_balancers"));
+        parts.iter().for_each(|part| part.unshare("fleet::rules_hold_through_balancers"));
     }
 }
 

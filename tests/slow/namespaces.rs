@@ -1,8 +1,7 @@
 //! What needs a network: loops, routes, neighbours, broadcasts and links, in network namespaces of the
 //! tests' own. They need root; elsewhere each says why it is skipped.
-#![cfg(target_os = "linux")]
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use crate::network;
 use std::env;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
@@ -15,12 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
-#[path = "common/network.rs"]
-mod network;
-#[path = "common/wait.rs"]
-mod wait;
-
-use wait::{DEADLINE, wait_until};
+use crate::daemon::{DEADLINE, wait_until};
 
 /// A loop between two servers takes much less for a round.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -234,7 +228,7 @@ fn duel(test: &str, ports: [u16; 2]) -> Option<[(u64, u64); 2]> {
     let networks = Networks::new(test)?;
     let servers = [0, 1].map(|end: usize| Server::start(&networks, end, ports[end], &[]));
     let [to, from] = [0, 1].map(|end| SocketAddrV4::new(ADDRESSES[end], ports[end]));
-    networks.play(1, "as_forger", &format!("{from} {to}"));
+    networks.play(1, "namespaces::as_forger", &format!("{from} {to}"));
     Some(silence(&servers))
 }
 
@@ -324,7 +318,11 @@ fn neighbours_that_do_not_exist_stop_nobody() {
                 let Some(networks) = Networks::new(&format!("arp{sources}")) else { return };
                 let server = Server::start(&networks, 0, PORT, &["--no-udp-offload"]);
                 let are_answered = || {
-                    let result = networks.play(1, "as_neighbours", &format!("{sources} {burst}"));
+                    let result = networks.play(
+                        1,
+                        "namespaces::as_neighbours",
+                        &format!("{sources} {burst}"),
+                    );
                     let numbers: Vec<u64> = result.split(' ').map(|n| n.parse().unwrap()).collect();
                     let [during, of, after, of_after] = numbers[..] else { panic!("{result}") };
                     println!("{during} of {of} answered, and then {after} of {of_after}");
@@ -367,7 +365,8 @@ fn calls_for_burst(networks: &Networks, server: &Server, from: Ipv4Addr) -> u64 
     let (received, sent) = server.datagrams();
     server.signal(Signal::SIGSTOP);
     let calls = thread::scope(|scope| {
-        let client = scope.spawn(|| networks.play(1, "as_burst", &format!("{from} 40 1400")));
+        let client =
+            scope.spawn(|| networks.play(1, "namespaces::as_burst", &format!("{from} 40 1400")));
         // They are received when the server looks, so that the socket's queue is what tells.
         wait_until("the burst has come", || {
             let has_come = queued(server) >= 40 * 1_400;
@@ -477,7 +476,7 @@ fn what_is_sent_to_many_is_not_answered() {
             .collect();
         addresses.push(own);
         let addresses: Vec<String> = addresses.iter().map(SocketAddr::to_string).collect();
-        networks.play(1, "as_client", &addresses.join(" "));
+        networks.play(1, "namespaces::as_client", &addresses.join(" "));
         assert_eq!(server.counter("udp_guarded"), many.len() as u64, "{flags:?}");
         assert_eq!((server.counter("udp_answered"), server.counter("udp_errors")), (1, 0));
     }
@@ -491,7 +490,7 @@ fn a_link_local_address_answers_from_its_link() {
     let ((address, _), (_, index)) = (link_local(&networks, 0), link_local(&networks, 1));
     for flags in [&[][..], &["--bind", "::"]] {
         let server = Server::start(&networks, 0, PORT, flags);
-        networks.play(1, "as_client", &format!("[{address}%{index}]:{PORT}"));
+        networks.play(1, "namespaces::as_client", &format!("[{address}%{index}]:{PORT}"));
         assert_eq!((server.counter("udp_answered"), server.counter("udp_errors")), (1, 0));
     }
 }

@@ -1,5 +1,4 @@
 //! `evecho compare`: every server has its row, whatever it does.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -52,7 +51,9 @@ fn as_server() {
 fn peer(name: &str, does: &str) -> String {
     let program = std::env::current_exe().unwrap();
     let program = program.display();
-    format!("{name}=env DOES={does} PORT_OF_TEST_SERVER={{port}} '{program}' --exact as_server")
+    format!(
+        "{name}=env DOES={does} PORT_OF_TEST_SERVER={{port}} '{program}' --exact compare::as_server"
+    )
 }
 
 fn compare(flags: &[&str]) -> Command {
