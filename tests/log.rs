@@ -96,14 +96,21 @@ fn listening_port(pid: u32) -> Option<u16> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
     let targets = descriptors.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
     let names: Vec<String> = targets.map(|path| path.to_string_lossy().into_owned()).collect();
-    fs::read_to_string("/proc/net/tcp").unwrap().lines().find_map(|line| {
-        let columns: Vec<&str> = line.split_whitespace().collect();
-        let (listens, inode) = (*columns.get(3)? == "0A", columns.get(9)?);
-        if !listens || !names.contains(&format!("socket:[{inode}]")) {
-            return None;
-        }
-        u16::from_str_radix(columns[1].split_once(':')?.1, 16).ok()
-    })
+    let table = BufReader::new(File::open("/proc/net/tcp").unwrap());
+    // Listeners come first, and thousands that are in TIME_WAIT may follow.
+    table
+        .lines()
+        .map_while(Result::ok)
+        .skip(1)
+        .map_while(listener)
+        .find_map(|(inode, port)| names.contains(&format!("socket:[{inode}]")).then_some(port))
+}
+
+/// The inode and the port of a line of /proc/net/tcp, if it is a listener's.
+fn listener(line: String) -> Option<(String, u16)> {
+    let columns: Vec<&str> = line.split_whitespace().collect();
+    let port = columns[1].split_once(':')?.1;
+    (columns[3] == "0A").then(|| (columns[9].to_owned(), u16::from_str_radix(port, 16).unwrap()))
 }
 
 fn read_lines(from: impl Read + Send + 'static) -> Receiver<String> {
