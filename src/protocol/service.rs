@@ -346,7 +346,9 @@ mod tests {
         let (noting, mut scratch) = (Noting::default(), Scratch::default());
         let context = Context::datagram(([192, 0, 2, 1], 9).into(), ([192, 0, 2, 2], 7).into());
         let service = noting.clone();
-        assert_eq!(reply_to_datagram(service, b"x", &mut scratch, &context).unwrap().count(), 0);
+        let replies = reply_to_datagram(service, b"x", &mut scratch, &context).unwrap();
+        assert!(!replies.panicked_at_end());
+        assert_eq!(replies.count(), 0);
         assert_eq!(*noting.0.lock().unwrap(), ["open 192.0.2.1:9", "close, datagram: true"]);
         let panicking = service_fn(|_, replies, _| {
             replies.send(b"never sent");

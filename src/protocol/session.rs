@@ -300,7 +300,7 @@ pub(crate) fn reply_to_datagram<'a, V: Service>(
 mod tests {
     use super::*;
     use crate::protocol::oracle::context;
-    use crate::protocol::{Echo, service_fn};
+    use crate::protocol::{Echo, Upper, service_fn};
 
     const MIB: usize = 1 << 20;
     /// What a frame takes besides its bytes.
@@ -319,6 +319,27 @@ mod tests {
         let mut scratch = Scratch::default();
         let reply = session.receive(input, budget, &mut scratch, &context());
         (reply.verdict, reply.bytes.len())
+    }
+
+    #[test]
+    fn what_is_kept_until_more_comes_is_known() {
+        fn begun(
+            framing: Framing,
+            service: impl Service,
+            input: &[u8],
+        ) -> Option<(usize, Framing)> {
+            let mut session = Session::new(framed(framing), service);
+            receive(&mut session, input, MIB);
+            session.begun()
+        }
+        let lines = Framing::Lines;
+        assert_eq!(begun(lines, Echo, b"a\nbc"), Some((2, lines)));
+        assert_eq!(begun(lines, Echo, b"a\n"), None);
+        let raw = Framing::Raw;
+        assert_eq!(begun(raw, Echo, b"abc"), None);
+        let boxed: Box<dyn Service> = Box::new(Upper::default());
+        assert_eq!(begun(raw, boxed, "漢".as_bytes().split_at(2).0), Some((2, raw)));
+        assert_eq!(begun(raw, Upper::default(), "漢".as_bytes()), None);
     }
 
     #[test]
