@@ -447,14 +447,8 @@ fn a_source_address_of_another_machine_is_told() {
 /// Waits until a process has a handler for a signal.
 #[cfg(target_os = "linux")]
 fn wait_for_handler(pid: Pid, signal: Signal) {
-    let path = format!("/proc/{pid}/status");
-    let catches = || {
-        let status = std::fs::read_to_string(&path).unwrap();
-        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
-        u64::from_str_radix(caught.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1
-    };
     let start = Instant::now();
-    while !catches() {
+    while !tool::catches(pid.as_raw().cast_unsigned(), signal) {
         assert!(start.elapsed() < tool::DEADLINE, "{pid} does not catch {signal}");
         std::thread::sleep(Duration::from_millis(1));
     }

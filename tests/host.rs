@@ -237,17 +237,9 @@ fn a_hangup_is_ignored_where_it_was() {
     nohup.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(env::current_exe().unwrap());
     let process = Process::playing_under("runs", nohup);
     process.signal(Signal::SIGHUP);
-    assert!(!catches(process.child.id(), Signal::SIGHUP));
+    assert!(!common::catches(process.child.id(), Signal::SIGHUP));
     process.signal(Signal::SIGTERM);
     assert_eq!(process.ended().code(), Some(0));
-}
-
-/// Whether a process catches a signal (proc_pid_status(5)).
-#[cfg(target_os = "linux")]
-fn catches(pid: u32, signal: Signal) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
-    u64::from_str_radix(mask.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1
 }
 
 #[cfg(all(feature = "cli", target_os = "linux"))]

@@ -22,7 +22,7 @@ use nix::pty::openpty;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
-use tool::{Server, dead_host, evecho, finish, with_default_signals};
+use tool::{Server, catches, dead_host, evecho, finish, with_default_signals};
 
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
@@ -156,13 +156,6 @@ fn read_up_to(mut from: impl Read, words: &str) -> String {
         said.push(byte[0]);
     }
     String::from_utf8(said).unwrap()
-}
-
-/// Whether a handler for the signal is in place.
-fn catches(pid: u32, signal: Signal) -> bool {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
-    u64::from_str_radix(caught.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1
 }
 
 /// Whether a connection to the port is begun and not answered (SYN_SENT, proc_net(5)).

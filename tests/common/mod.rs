@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use evecho::{Config, RunningServer, Server, Service, Snapshot};
 use socket2::{Domain, SockRef, Socket, Type};
 
-pub(crate) use signals::with_default_signals;
+pub(crate) use signals::{catches, with_default_signals};
 pub use wait::{DEADLINE, wait_until};
 
 pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);

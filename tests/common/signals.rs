@@ -1,4 +1,4 @@
-//! Signals that a process finds ignored from the start.
+//! Signals that a process ignores or catches.
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 use std::fs;
@@ -9,9 +9,19 @@ use nix::sys::signal::Signal;
 /// Whether this process ignores the signal, and so each command that it starts (signal(7)): it does in the background
 /// of a shell, and under nohup(1).
 pub(crate) fn is_ignored(signal: Signal) -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap_or("0");
-    u64::from_str_radix(ignored.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1
+    is_in("SigIgn:", "self", signal)
+}
+
+/// Whether a process has a handler for the signal.
+pub(crate) fn catches(pid: u32, signal: Signal) -> bool {
+    is_in("SigCgt:", &pid.to_string(), signal)
+}
+
+/// Whether the signal is in a mask of a process (proc_pid_status(5)).
+fn is_in(mask: &str, process: &str, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let signals = status.lines().find_map(|line| line.strip_prefix(mask)).unwrap_or("0");
+    u64::from_str_radix(signals.trim(), 16).unwrap() >> (signal as i32 - 1) & 1 == 1
 }
 
 /// The same command, which signals end even where the tests run with some ignored.

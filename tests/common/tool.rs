@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockRef, Socket, Type};
 
-pub(crate) use signals::{is_ignored, with_default_signals};
+pub(crate) use signals::{catches, is_ignored, with_default_signals};
 
 /// When a test that hangs is ended.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
