@@ -818,6 +818,23 @@ fn a_lasting_error_of_accept_makes_nobody_spin() {
     }
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn an_error_of_receive_makes_nobody_spin() {
+    for design in DESIGNS {
+        let Some(mut command) = refusing(&[("recvmsg", None, Errno::EPERM)]) else { return };
+        command.args(["--port", "0", "--bind", "127.0.0.1", "--design", design]);
+        let mut daemon = Daemon::spawn(&mut command);
+        daemon.udp().send(b"hello").unwrap();
+        daemon.wait_for("cannot receive datagrams: EPERM");
+        // It tries again ten times a second.
+        daemon.assert_sleeps_for(Duration::from_millis(60));
+        assert_echo(&daemon.connect());
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.wait().code(), Some(0));
+    }
+}
+
 /// What is said of each option that the system refuses, and whether that is a broken promise.
 const OPTIONS: [(&str, &str); 13] = [
     ("IPV6_V6ONLY", "WARN"),

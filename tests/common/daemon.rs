@@ -180,16 +180,30 @@ impl Daemon {
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// Nanoseconds on a CPU so far.
+    /// Nanoseconds that its threads were on a CPU so far.
     pub(crate) fn cpu(&self) -> u64 {
-        self.proc("schedstat").split_whitespace().next().unwrap().parse().unwrap()
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let threads = threads.map(|thread| thread.unwrap().file_name().into_string().unwrap());
+        threads.map(|thread| self.cpu_of(&thread)).sum()
+    }
+
+    /// Those of one thread; 0 where it has ended.
+    fn cpu_of(&self, thread: &str) -> u64 {
+        let path = format!("/proc/{}/task/{thread}/schedstat", self.child.id());
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.split_whitespace().next().map_or(0, |time| time.parse().unwrap())
     }
 
     /// Waits until it uses no CPU at all for a while, as a server that spins never does.
     pub(crate) fn assert_sleeps(&self) {
+        self.assert_sleeps_for(Duration::from_millis(300));
+    }
+
+    /// The same for this long.
+    pub(crate) fn assert_sleeps_for(&self, time: Duration) {
         let end = Instant::now() + DEADLINE;
         let (mut cpu, mut since) = (self.cpu(), Instant::now());
-        while since.elapsed() < Duration::from_millis(300) {
+        while since.elapsed() < time {
             assert!(Instant::now() < end, "the server does not sleep");
             thread::sleep(Duration::from_millis(10));
             if self.cpu() != cpu {

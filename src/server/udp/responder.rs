@@ -182,9 +182,11 @@ impl<V: Service> Responder<V> {
                 break;
             }
             trace!(event = "waiting", what = "datagram"; "waits for a datagram");
-            let wake_at =
-                [self.next_at(), self.errors.resume_at.take()].into_iter().flatten().min();
-            let woken = until_readable(&[&socket], until_drain, wake_at.map(|at| at - now))?;
+            let resume_at = self.errors.resume_at.take();
+            let wake_at = [self.next_at(), resume_at].into_iter().flatten().min();
+            // What cannot be received stays readable.
+            let sockets = if resume_at.is_some() { &[][..] } else { &[&socket] };
+            let woken = until_readable(sockets, until_drain, wake_at.map(|at| at - now))?;
             draining = woken.stopped;
             if woken.shut_down {
                 self.errors.note_shut_down();
