@@ -220,6 +220,7 @@ mod tests {
             (max_connections, max_set_by)
         };
         assert_eq!(limit(Design::EventLoop, 0).1, MaxSetBy::OpenFiles);
+        assert!(limit(Design::EventLoop, 0).0 > 1);
         let threads = limit(Design::Threaded, 0);
         assert!(threads.0 <= limits::threads() && threads.1 != MaxSetBy::Config);
         assert_eq!(limit(Design::Iterative, 0), (1, MaxSetBy::Design));
@@ -227,6 +228,13 @@ mod tests {
         for design in [Design::EventLoop, Design::Threaded, Design::Iterative] {
             assert_eq!(limit(design, 1), (1, MaxSetBy::Config));
         }
+    }
+
+    #[test]
+    fn the_event_loop_alone_has_a_setting_for_memory() {
+        let setting = |design| Rules::of(&Config { design, ..Config::default() }).memory_setting;
+        assert_eq!(setting(Design::EventLoop), Some(Setting::MaxBuffered));
+        assert_eq!([Design::Threaded, Design::Iterative].map(setting), [None; 2]);
     }
 
     #[test]
@@ -239,6 +247,9 @@ mod tests {
         admission.leave(peer("192.0.2.1:1"));
         assert!(admission.admit(peer("192.0.2.1:5"), Moment::default()));
         assert_eq!(stats.snapshot().refused, 2);
+        // Sources are as many as the network likes: one without connections takes no memory.
+        admission.leave(peer("192.0.2.2:1"));
+        assert_eq!(Vec::from_iter(admission.by_source.values()), [&2]);
     }
 
     #[test]

@@ -240,21 +240,23 @@ fn a_newcomer_gets_the_place_of_the_idlest_where_it_comes_first() {
 
 #[test]
 fn newcomers_have_a_turn_before_their_place_is_taken() {
-    let mut settings = settings();
-    settings.rules.newcomers_first = true;
-    settings.rules.max_connections = 4;
-    let mut bench = bench(settings);
-    for _ in 0..10 {
-        bench.client(0, Habit::Silent, b"");
-    }
-    // All in one moment: then the oldest has to go.
-    for accepted in 1..=10_usize {
-        let first_open = accepted.saturating_sub(4);
-        assert!(bench.iterate());
-        let world = bench.world.borrow();
-        let is_open = |wire: &Wire| wire.accepted && !wire.dropped;
-        let open: Vec<usize> = (0..10).filter(|&wire| is_open(&world.wires[wire])).collect();
-        assert_eq!(open, (first_open..accepted).collect::<Vec<_>>());
+    for (max_connections, per_pass) in [(4, 1), (8, 2)] {
+        let mut settings = settings();
+        settings.rules.newcomers_first = true;
+        settings.rules.max_connections = max_connections;
+        let mut bench = bench(settings);
+        for _ in 0..20 {
+            bench.client(0, Habit::Silent, b"");
+        }
+        // All in one moment: then the oldest has to go.
+        for accepted in (per_pass..=20_usize).step_by(per_pass) {
+            let first_open = accepted.saturating_sub(max_connections);
+            assert!(bench.iterate());
+            let world = bench.world.borrow();
+            let is_open = |wire: &Wire| wire.accepted && !wire.dropped;
+            let open: Vec<usize> = (0..20).filter(|&wire| is_open(&world.wires[wire])).collect();
+            assert_eq!(open, (first_open..accepted).collect::<Vec<_>>());
+        }
     }
 }
 
