@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+#[cfg(target_os = "linux")]
+#[path = "common/sandbox.rs"]
+mod sandbox;
 #[path = "common/tool.rs"]
 mod tool;
 
@@ -574,4 +577,17 @@ fn a_run_can_be_cancelled_while_it_waits_for_input() {
         let tally = run.join().unwrap();
         assert!(tally.cancelled && tally.sent == 0, "{transport:?}: {tally:?}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_may_not_be_sent_is_not_blamed_on_the_server() {
+    let server = Server::evecho(&[]);
+    let refused = ("sendto", None, nix::errno::Errno::EPERM);
+    let Some(mut command) = sandbox::refusing(&[refused]) else { return };
+    command.args(["send", &server.address, "hello", "--timeout", "100ms"]);
+    let outcome = finish(tool::spawn(command));
+    assert_eq!(outcome.code, Some(1));
+    let parts = [" failed after 0 bytes were sent and 0 came back", "Operation not permitted"];
+    assert!(parts.iter().all(|part| outcome.stderr.contains(part)), "{outcome:?}");
 }

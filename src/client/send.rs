@@ -194,7 +194,8 @@ impl<R: Read + AsFd, W: Write + AsFd> Pump<R, W> {
             if !timed || before != (self.dialogue.sent, self.dialogue.received) {
                 since = Instant::now();
             } else if since.elapsed() >= timeout {
-                break Stop::Server(Cause::Silent(timeout));
+                let cause = self.failure.take().map_or(Cause::Silent(timeout), Cause::from);
+                break Stop::Server(cause);
             }
         };
         self.conclude(stop, cancel)
