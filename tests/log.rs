@@ -172,7 +172,8 @@ fn the_lines_that_were_dropped_are_counted() {
     let (lines, dropped) = until_the_gap_is_told(&server, &log);
     assert!(lines.iter().all(|line| line.starts_with('[')), "a line was cut: {lines:?}");
     let closed = lines.iter().filter(|line| line.contains("closed by")).count();
-    assert!(closed + dropped >= MANY, "{closed} lines were logged, {dropped} dropped");
+    // A client may have seen the end before its line is logged: the last one's then comes behind the gap.
+    assert!(closed + dropped >= MANY - 1, "{closed} lines were logged, {dropped} dropped");
     assert!(closed < MANY);
     server.serve(3);
     // Behind those of SIGUSR1, however many it took.
