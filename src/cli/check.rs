@@ -114,7 +114,7 @@ impl Args {
         config.only.clone_from(&self.only);
         config.skip.clone_from(&self.skip);
         config.timeout = self.timeout;
-        config.supervisor = supervise::words()?;
+        config.supervisor = supervise::words();
         Ok(Some(config))
     }
 }

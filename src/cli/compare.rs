@@ -134,7 +134,7 @@ fn config(mut args: Args) -> Result<Config, Box<dyn std::error::Error>> {
     config.upper = args.upper;
     config.depth = args.depth;
     config.timeout = args.timeout;
-    config.supervisor = supervise::words()?;
+    config.supervisor = supervise::words();
     Ok(config)
 }
 

@@ -123,7 +123,7 @@ pub(super) const OWN_NETWORK: &str = "__own-network";
 /// Moves this process into a network of its own, in which it sees segments. A process that has failed half-way
 /// would have no network at all, so another one tries it first.
 fn own_network() -> io::Result<()> {
-    let mut this = Command::new(std::env::current_exe()?);
+    let mut this = Command::new(supervise::this());
     let quiet = this.arg(OWN_NETWORK).stdin(Stdio::null()).stderr(Stdio::null());
     if !quiet.status()?.success() {
         return Err(io::ErrorKind::PermissionDenied.into());
@@ -193,7 +193,7 @@ impl Args {
         config.design = self.design.map(Design::from);
         config.framing = self.framing.into();
         config.timeout = self.timeout;
-        config.supervisor = supervise::words()?;
+        config.supervisor = supervise::words();
         Ok(config)
     }
 }

@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::Pid;
 use serde::{Serialize, Serializer};
@@ -92,7 +93,9 @@ impl ServerCommand {
         let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let wrong = |why| StartError { command: self.text.clone(), why };
         let port = port::free().map_err(|error| wrong(Why::Spawn(error)))?;
-        let supervised = tool::SUPERVISES && !start.supervisor.is_empty();
+        // The supervisor's children are the server: without /proc it would be taken for it.
+        let supervises = tool::SUPERVISES && tool::tells_of_processes().is_ok();
+        let supervised = supervises && !start.supervisor.is_empty();
         let mut words = if supervised { start.supervisor.clone() } else { Vec::new() };
         if let Some(limit) = start.descriptors {
             words.extend(["sh", "-c", LIMITED].map(OsString::from));
@@ -292,8 +295,11 @@ impl Drop for ServerProcess {
             let patience = if supervised { 4 * POLITE } else { POLITE };
             Cancel::default().within(patience).find(|| self.ended());
         }
-        let _ = signal::killpg(group, Signal::SIGKILL);
-        let _ = self.child.wait();
+        let _ = match signal::killpg(group, Signal::SIGKILL) {
+            // What this process may not end, such as a server that sudo(8) runs, is not waited for.
+            Err(Errno::EPERM) => self.child.try_wait(),
+            _ => self.child.wait().map(Some),
+        };
     }
 }
 

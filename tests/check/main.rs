@@ -9,6 +9,9 @@ mod double;
 mod network;
 #[path = "../common/programs.rs"]
 mod programs;
+#[cfg(target_os = "linux")]
+#[path = "../common/sandbox.rs"]
+mod sandbox;
 #[path = "../common/tool.rs"]
 mod tool;
 
@@ -592,6 +595,49 @@ fn wrong_use_ends_with_2_and_a_dead_server_with_1() {
         assert!(error.starts_with("evecho: ") && error.contains(why), "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
+}
+
+/// A sandbox may have none.
+#[cfg(target_os = "linux")]
+#[test]
+fn without_proc_all_is_graded_but_what_a_process_uses() {
+    let evecho = env!("CARGO_BIN_EXE_evecho");
+    let hide = "mount -t tmpfs none /proc && exec \"$@\"";
+    let server = format!("'{evecho}' --port {{port}} --bind 127.0.0.1");
+    let check = ["check", "--start", &server, "--format", "json", "--timeout", "120s"];
+    let only = "tcp-bytes,udp-bytes,process-memory,process-exhaustion,process-sigterm";
+    let without_proc = ["--map-root-user", "--mount", "sh", "-c", hide, "sh"];
+    let possible = Command::new("unshare").args(without_proc).arg("true").output();
+    if !possible.as_ref().is_ok_and(|output| output.status.success()) {
+        return println!("skipped, since it needs a mount namespace: {possible:?}");
+    }
+    let mut command = Command::new("unshare");
+    command.args(without_proc).arg(evecho).args(check).args(["--only", only]);
+    let output = command.output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let cases = report["cases"].as_array().unwrap();
+    let outcomes: Vec<_> = cases.iter().map(|case| case["outcome"].as_str().unwrap()).collect();
+    let expected = ["passed", "passed", "skipped", "skipped", "passed"];
+    assert_eq!((outcomes, output.status.code()), (expected.to_vec(), Some(0)), "{report:#}");
+}
+
+/// As one that sudo(8) runs.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_that_may_not_be_ended_is_not_waited_for() {
+    let file = |name: &str| format!("{}/unkillable.{name}", env!("CARGO_TARGET_TMPDIR"));
+    let (program, number) = (file("py"), file("pid"));
+    let tells = format!("import os; open('{number}', 'w').write(str(os.getpid()))\n");
+    std::fs::write(&program, tells + &programs::tcp("echo(c)")).unwrap();
+    let refused = ("kill", None, nix::errno::Errno::EPERM);
+    let Some(mut command) = sandbox::refusing(&[refused]) else { return };
+    let server = format!("python3 '{program}' {{port}}");
+    command.args(["check", "--start", &server, "--only", "tcp-bytes"]);
+    let outcome = tool::finish(tool::spawn(command));
+    let server = std::fs::read_to_string(number).unwrap().parse().unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(server), nix::sys::signal::Signal::SIGKILL)
+        .unwrap();
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
 }
 
 /// What keeps a server from being reached is told apart, over both transports.

@@ -15,7 +15,7 @@ import ctypes, os, struct, sys
 at = ["x86_64", "aarch64"].index(os.uname().machine)
 numbers = {"socket": (41, 198), "bind": (49, 200), "listen": (50, 201), "accept4": (288, 242),
     "epoll_create1": (291, 20), "epoll_ctl": (233, 21), "setsockopt": (54, 208),
-    "recvmsg": (47, 212), "sendto": (44, 206)}
+    "recvmsg": (47, 212), "sendto": (44, 206), "kill": (62, 129)}
 code, rules = [], sys.argv[1].split()
 for call, argument, error in zip(rules[0::3], rules[1::3], rules[2::3]):
     compare = []

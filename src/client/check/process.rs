@@ -96,7 +96,7 @@ pub(super) static CASES: &[Case] = &[
             goes_back(cx, before, |usage| usage.descriptors)?;
             stays_idle(cx)
         }),
-    case(Group::Process, "process-exhaustion", &[Tcp, Start, Several])
+    case(Group::Process, "process-exhaustion", &[Tcp, Start, Process, Several])
         .rule(
             "with 32 descriptors and 80 clients: those without room wait in the backlog at no CPU, \
              and are served when others leave, with no new client to wake the server",

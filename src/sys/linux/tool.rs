@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::libc::MSG_NOSIGNAL;
@@ -35,9 +36,11 @@ pub(crate) fn mend_timers() {
     }
 }
 
-/// Whether it tells what other processes use: by `/proc`.
+/// Whether it tells what other processes use: by `/proc`, which a sandbox may lack.
 pub(crate) fn tells_of_processes() -> io::Result<()> {
-    Ok(())
+    let is_told = Path::new("/proc/self").exists();
+    let reason = "what a process uses is known by /proc only, which is not mounted here";
+    is_told.then_some(()).ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, reason))
 }
 
 /// The CPU time of all threads of a process, those that have ended too.
