@@ -93,9 +93,8 @@ impl ServerCommand {
         let starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         let wrong = |why| StartError { command: self.text.clone(), why };
         let port = port::free().map_err(|error| wrong(Why::Spawn(error)))?;
-        // The supervisor's children are the server: without /proc it would be taken for it.
-        let supervises = tool::SUPERVISES && tool::tells_of_processes().is_ok();
-        let supervised = supervises && !start.supervisor.is_empty();
+        // A supervisor finds descendants, and we find the server behind it, by what the system tells of processes.
+        let supervised = tool::tells_of_processes().is_ok() && !start.supervisor.is_empty();
         let mut words = if supervised { start.supervisor.clone() } else { Vec::new() };
         if let Some(limit) = start.descriptors {
             words.extend(["sh", "-c", LIMITED].map(OsString::from));
@@ -186,7 +185,8 @@ pub struct Start {
     pub descriptors: Option<u64>,
     /// A program and its arguments that calls [`supervise()`] with the command whose words follow
     /// them. Default: empty, for none: then only dropping the [`ServerProcess`] ends the server, and
-    /// of its descendants those that are in its process group.
+    /// of its descendants those that are in its process group. So it is without `/proc`, and where the system is not
+    /// Linux.
     pub supervisor: Vec<OsString>,
     /// Ends every wait for the server early. Default: one that nothing cancels.
     pub cancel: Cancel,

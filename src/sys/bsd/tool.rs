@@ -10,10 +10,6 @@ use socket2::Socket;
 
 pub(crate) use super::own::SEND_FLAGS;
 
-/// Whether descendants of a child are found, in whatever process group, so that one can end them all: a tool that is
-/// killed leaves its server behind.
-pub(crate) const SUPERVISES: bool = false;
-
 /// Neither system has that for all of a process.
 pub(crate) fn adopt_orphans() -> nix::Result<()> {
     Err(Errno::ENOSYS)

@@ -17,9 +17,6 @@ use socket2::{SockFilter, Socket};
 /// Flags of send(2): a peer that is gone is an error, and no signal.
 pub(crate) const SEND_FLAGS: i32 = MSG_NOSIGNAL;
 
-/// Whether descendants of a child are found, in whatever process group, so that one can end them all.
-pub(crate) const SUPERVISES: bool = true;
-
 /// Becomes the parent of descendants whose own has ended (`PR_SET_CHILD_SUBREAPER`, prctl(2)).
 pub(crate) fn adopt_orphans() -> nix::Result<()> {
     set_child_subreaper(true)
@@ -38,9 +35,11 @@ pub(crate) fn mend_timers() {
 
 /// Whether it tells what other processes use: by `/proc`, which a sandbox may lack.
 pub(crate) fn tells_of_processes() -> io::Result<()> {
-    let is_told = Path::new("/proc/self").exists();
-    let reason = "what a process uses is known by /proc only, which is not mounted here";
-    is_told.then_some(()).ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, reason))
+    if !Path::new("/proc/self").exists() {
+        let reason = "what a process uses is known by /proc only, which is not mounted here";
+        return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+    }
+    Ok(())
 }
 
 /// The CPU time of all threads of a process, those that have ended too.
