@@ -5,6 +5,8 @@
 mod daemon;
 #[path = "common/monitored.rs"]
 mod monitored;
+#[path = "common/sandbox.rs"]
+mod sandbox;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -125,15 +127,7 @@ fn the_numbers_are_those_of_the_server() {
 
 #[test]
 fn what_is_not_known_without_proc_is_left_out() {
-    let hide = "mount -t tmpfs none /proc && exec \"$@\"";
-    let without_proc = ["--map-root-user", "--mount", "sh", "-c", hide, "sh"];
-    let possible = Command::new("unshare").args(without_proc).arg("true").output();
-    if !possible.as_ref().is_ok_and(|output| output.status.success()) {
-        println!("skipped, since it needs a mount namespace: {possible:?}");
-        return;
-    }
-    let mut command = Command::new("unshare");
-    command.args(without_proc).arg(env!("CARGO_BIN_EXE_evecho"));
+    let Some(mut command) = sandbox::without_proc() else { return };
     command.args(["-p", "0", "--bind", "127.0.0.1", "--metrics", "127.0.0.1:0"]);
     let text = Monitored::spawn(&mut command).metrics();
     let known: Vec<&str> = text.lines().filter(|line| line.starts_with("process_")).collect();

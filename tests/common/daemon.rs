@@ -183,15 +183,13 @@ impl Daemon {
     /// Nanoseconds that its threads were on a CPU so far.
     pub(crate) fn cpu(&self) -> u64 {
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let threads = threads.map(|thread| thread.unwrap().file_name().into_string().unwrap());
-        threads.map(|thread| self.cpu_of(&thread)).sum()
-    }
-
-    /// Those of one thread; 0 where it has ended.
-    fn cpu_of(&self, thread: &str) -> u64 {
-        let path = format!("/proc/{}/task/{thread}/schedstat", self.child.id());
-        let text = std::fs::read_to_string(path).unwrap_or_default();
-        text.split_whitespace().next().map_or(0, |time| time.parse().unwrap())
+        let times = threads.map(|thread| {
+            let path = thread.unwrap().path().join("schedstat");
+            // None, where the thread has ended meanwhile.
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            text.split_whitespace().next().map_or(0, |time| time.parse().unwrap())
+        });
+        times.sum()
     }
 
     /// Waits until it uses no CPU at all for a while, as a server that spins never does.
@@ -199,7 +197,7 @@ impl Daemon {
         self.assert_sleeps_for(Duration::from_millis(300));
     }
 
-    /// The same for this long.
+    /// Waits until it uses none for this long.
     pub(crate) fn assert_sleeps_for(&self, time: Duration) {
         let end = Instant::now() + DEADLINE;
         let (mut cpu, mut since) = (self.cpu(), Instant::now());

@@ -20,7 +20,7 @@ use evecho::{Config, RunningServer, Server, Service, Snapshot};
 use socket2::{Domain, SockRef, Socket, Type};
 
 pub(crate) use signals::{catches, with_default_signals};
-pub use wait::{DEADLINE, wait_until};
+pub use wait::{DEADLINE, wait_for, wait_until};
 
 pub const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 

@@ -1,4 +1,5 @@
-//! Commands in a sandbox: a filter (seccomp(2)) refuses some of their calls, by one of their arguments.
+//! Commands in a sandbox: a filter (seccomp(2)) refuses some of their calls, by one of their arguments, or there is no
+//! `/proc`.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
@@ -68,4 +69,20 @@ pub(crate) fn refusing(refused: &[Refused]) -> Option<Command> {
         return None;
     }
     Some(filter(env!("CARGO_BIN_EXE_evecho")))
+}
+
+/// The command, without `/proc`. `None`, with a word about it, where that cannot be had.
+pub(crate) fn without_proc() -> Option<Command> {
+    let hide = "mount -t tmpfs none /proc && exec \"$@\"";
+    let inside = |program: &str| {
+        let mut command = Command::new("unshare");
+        command.args(["--map-root-user", "--mount", "sh", "-c", hide, "sh", program]);
+        command
+    };
+    let possible = inside("true").output();
+    if !possible.as_ref().is_ok_and(|output| output.status.success()) {
+        println!("skipped, since it needs a mount namespace: {possible:?}");
+        return None;
+    }
+    Some(inside(env!("CARGO_BIN_EXE_evecho")))
 }

@@ -9,13 +9,14 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use crate::tool::{
-    self, Outcome, Server, evecho, finish, refused_port, run, tcp_session, udp_double,
-};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::tool::{
+    self, Outcome, Server, evecho, finish, refused_port, run, tcp_session, udp_double,
+};
 
 const REFERENCE: &str = include_str!("../../docs/reference.md");
 

@@ -1,7 +1,6 @@
 //! What needs a network: loops, routes, neighbours, broadcasts and links, in network namespaces of the
 //! tests' own. They need root; elsewhere each says why it is skipped.
 
-use crate::network;
 use std::env;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket};
@@ -15,6 +14,7 @@ use nix::unistd::Pid;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::daemon::{DEADLINE, wait_until};
+use crate::network;
 
 /// A loop between two servers takes much less for a round.
 const SILENCE: Duration = Duration::from_millis(500);

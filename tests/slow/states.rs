@@ -1,14 +1,15 @@
 //! `evecho states`: every scenario, against every design and against servers of others.
 
-use crate::programs;
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+use snapbox::{Data, assert_data_eq};
+
+use crate::programs;
 use crate::tool::{
     Outcome, Server, assert_wrong_usage, beside, evecho, finish, refused_port, run, spawn,
 };
-use serde_json::Value;
-use snapbox::{Data, assert_data_eq};
 
 const SCENARIOS: [&str; 16] = [
     "handshake",
